@@ -1,0 +1,208 @@
+package gateway
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+)
+
+// ownFields are the request fields that the gateway itself writes on what it sends to an upstream. What
+// it writes it also removes from what came in, in every spelling that a server could fold into the same
+// variable.
+type ownFields struct {
+	identity []identityField
+	initials [256]bool // of the folded names, both cases
+	names    []string
+}
+
+type identityField struct {
+	name  string // canonical
+	claim string
+}
+
+// forwardedFields are written on every request, or stand for what is.
+var forwardedFields = []string{
+	"Forwarded", "X-Real-Ip", "Client-Cert", "Client-Cert-Chain", "Traceparent", "Tracestate", "X-Trace-Id",
+}
+
+const xForwarded = "xforwarded" // how the folded names of a whole family begin
+
+// newOwnFields precomputes the fields for identity, a map from field to claim. nil means
+// {"X-User-ID": "sub"}. who is the exported function that a panic names.
+func newOwnFields(who string, identity map[string]string) *ownFields {
+	if identity == nil {
+		identity = map[string]string{"X-User-ID": "sub"}
+	}
+	f := &ownFields{names: append([]string(nil), forwardedFields...)}
+	for name, claim := range identity {
+		if !validToken(name) || claim == "" {
+			panic(fmt.Sprintf("gateway: %s: identity field %q from claim %q", who, name, claim))
+		}
+		name = http.CanonicalHeaderKey(name)
+		f.identity = append(f.identity, identityField{name, claim})
+		f.names = append(f.names, name)
+	}
+	f.initials['x'], f.initials['X'] = true, true
+	for _, name := range f.names {
+		for i := range len(name) {
+			if c := foldByte(name[i]); c != 0 {
+				f.initials[c] = true
+				if 'a' <= c && c <= 'z' {
+					f.initials[c-'a'+'A'] = true
+				}
+				break
+			}
+		}
+	}
+	return f
+}
+
+// owns reports whether name is one of the fields or an alias of one.
+func (f *ownFields) owns(name string) bool {
+	for i := 0; ; i++ {
+		if i == len(name) {
+			return false
+		}
+		if foldByte(name[i]) == 0 {
+			continue
+		}
+		if !f.initials[name[i]] {
+			return false
+		}
+		break
+	}
+	if hasFoldedPrefix(name, xForwarded) {
+		return true
+	}
+	for _, own := range f.names {
+		if sameField(name, own) {
+			return true
+		}
+	}
+	return false
+}
+
+// write sets the fields on h, from which everything that f owns is gone, for a request that goes out on
+// behalf of in. It fails when a claim is no field value.
+func (f *ownFields) write(h http.Header, in *http.Request) error {
+	ex := exchangeFrom(in.Context())
+	var (
+		traceID, traceHeader, traceParent, traceState string
+		via                                           bool
+		id                                            *Identity
+	)
+	if ex != nil {
+		ex.mu.Lock()
+		traceID, traceHeader, traceState = ex.traceID, ex.traceHeader, ex.traceState
+		via, id = ex.viaProxy, ex.identity
+		if ex.span.IsValid() {
+			traceParent = formatTraceparent(ex.span)
+		}
+		ex.mu.Unlock()
+	}
+
+	// One array for all the values: each field takes a slice of one.
+	values := make([]string, 0, 8+len(f.identity))
+	set := func(name, value string) {
+		values = append(values, value)
+		n := len(values)
+		h[name] = values[n-1 : n : n]
+	}
+
+	peer := remoteAddr(in)
+	if peer.IsValid() {
+		node := peer.String()
+		if client := ClientAddr(in); client == peer {
+			set("X-Real-Ip", node)
+		} else {
+			set("X-Real-Ip", client.String())
+		}
+		if before := in.Header["X-Forwarded-For"]; via && len(before) > 0 {
+			node = strings.Join(before, ", ") + ", " + node
+		}
+		set("X-Forwarded-For", node)
+	}
+	if via {
+		// A trusted proxy's word on how the client reached it stands; its aliases do not.
+		for name, came := range in.Header {
+			if name != "X-Forwarded-For" && strings.HasPrefix(name, "X-Forwarded-") {
+				h[name] = came
+			}
+		}
+		if before := in.Header["Forwarded"]; len(before) > 0 && peer.IsValid() {
+			node := peer.String()
+			if peer.Is6() {
+				node = `"[` + node + `]"`
+			}
+			set("Forwarded", strings.Join(before, ", ")+", for="+node)
+		}
+	}
+	if _, ok := h["X-Forwarded-Host"]; !ok && in.Host != "" {
+		set("X-Forwarded-Host", in.Host)
+	}
+	if _, ok := h["X-Forwarded-Proto"]; !ok {
+		if in.TLS != nil {
+			set("X-Forwarded-Proto", "https")
+		} else {
+			set("X-Forwarded-Proto", "http")
+		}
+	}
+	if traceID != "" {
+		set(traceHeader, traceID)
+	}
+	if traceParent != "" {
+		set("Traceparent", traceParent)
+		if traceState != "" {
+			set("Tracestate", traceState)
+		}
+	}
+	if id == nil {
+		return nil
+	}
+	for _, field := range f.identity {
+		value, ok := claimText(id, field.claim)
+		if !ok {
+			continue
+		}
+		set(field.name, value)
+	}
+	return nil
+}
+
+// foldByte returns c in lower case when it is a letter or digit, and 0 otherwise.
+func foldByte(c byte) byte {
+	switch {
+	case 'a' <= c && c <= 'z', '0' <= c && c <= '9':
+		return c
+	case 'A' <= c && c <= 'Z':
+		return c - 'A' + 'a'
+	}
+	return 0
+}
+
+// hasFoldedPrefix reports whether the letters and digits of name begin with prefix, which is folded.
+func hasFoldedPrefix(name, prefix string) bool {
+	n := 0
+	for i := 0; i < len(name) && n < len(prefix); i++ {
+		c := foldByte(name[i])
+		if c == 0 {
+			continue
+		}
+		if c != prefix[n] {
+			return false
+		}
+		n++
+	}
+	return n == len(prefix)
+}
+
+// validToken reports whether s is a token of RFC 9110 section 5.6.2, as field names are.
+func validToken(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if foldByte(c) == 0 && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
+			return false
+		}
+	}
+	return s != ""
+}
