@@ -458,4 +458,3 @@ func newSpanID() (id trace.SpanID) {
 	binary.NativeEndian.PutUint64(id[:], rand.Uint64()|1)
 	return id
 }
-

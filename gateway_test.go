@@ -1,0 +1,586 @@
+package gateway_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-96248d0c/gateway"
+)
+
+// serve runs h on a real listener.
+func serve(t *testing.T, h http.Handler) *httptest.Server {
+	t.Helper()
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	return s
+}
+
+// problem is the body of a refusal.
+type problem struct {
+	Type    string `json:"type"`
+	Title   string `json:"title"`
+	Status  int    `json:"status"`
+	Detail  string `json:"detail"`
+	TraceID string `json:"trace_id"`
+}
+
+// readProblem reads res as a problem and fails when it is none.
+func readProblem(t *testing.T, res *http.Response) problem {
+	t.Helper()
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatalf("body: %v", err)
+	}
+	if ct := res.Header.Get("Content-Type"); ct != "application/problem+json" {
+		t.Fatalf("Content-Type %q, body %q; want a problem", ct, body)
+	}
+	var p problem
+	if err := json.Unmarshal(body, &p); err != nil {
+		t.Fatalf("body %q: %v", body, err)
+	}
+	if p.Status != res.StatusCode {
+		t.Errorf("problem says %d, status line %d", p.Status, res.StatusCode)
+	}
+	return p
+}
+
+func get(t *testing.T, url string) *http.Response {
+	t.Helper()
+	res, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { res.Body.Close() })
+	return res
+}
+
+func text(s string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, s) })
+}
+
+func TestChain(t *testing.T) {
+	var order []string
+	mark := func(name string) gateway.Middleware {
+		return func(next http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				order = append(order, name)
+				next.ServeHTTP(w, r)
+			})
+		}
+	}
+	mw := []gateway.Middleware{mark("first"), mark("second"), mark("third")}
+	chain := gateway.Chain(mw...)
+	mw[0] = mark("replaced") // the chain has its own
+	chain(text("end")).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+	if got := strings.Join(order, " "); got != "first second third" {
+		t.Errorf("order: %s", got)
+	}
+	rec := httptest.NewRecorder()
+	gateway.Chain()(text("alone")).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+	if rec.Body.String() != "alone" {
+		t.Errorf("an empty chain answered %q", rec.Body)
+	}
+}
+
+func TestWriteError(t *testing.T) {
+	secret := errors.New("dial tcp 10.1.2.3:80: secret")
+	for _, tt := range []struct {
+		name   string
+		err    error
+		status int
+		title  string
+		detail string
+		header map[string]string
+	}{
+		{name: "nil", err: nil, status: 500, title: "Internal Server Error"},
+		{name: "unknown", err: secret, status: 500, title: "Internal Server Error"},
+		{name: "unauthenticated", err: gateway.ErrUnauthenticated, status: 401, title: "Unauthorized", header: map[string]string{"Www-Authenticate": "Bearer"}},
+		{name: "no credentials", err: gateway.ErrNoCredentials, status: 401, title: "Unauthorized"},
+		{name: "forbidden", err: gateway.ErrForbidden, status: 403, title: "Forbidden"},
+		{name: "no route", err: gateway.ErrNoRoute, status: 404, title: "Not Found"},
+		{name: "body", err: fmt.Errorf("%w: %w", gateway.ErrBodyTooLarge, secret), status: 413, title: "Request Entity Too Large"},
+		{name: "body of net/http", err: &http.MaxBytesError{Limit: 1}, status: 413, title: "Request Entity Too Large"},
+		{name: "rate", err: gateway.ErrRateLimited, status: 429, title: "Too Many Requests"},
+		{name: "upstream", err: fmt.Errorf("%w: %w", gateway.ErrBadGateway, secret), status: 502, title: "Bad Gateway"},
+		{name: "circuit", err: gateway.ErrCircuitOpen, status: 503, title: "Service Unavailable"},
+		{name: "no target", err: gateway.ErrNoTarget, status: 503, title: "Service Unavailable"},
+		{name: "overloaded", err: gateway.ErrOverloaded, status: 503, title: "Service Unavailable"},
+		{name: "timeout", err: gateway.ErrTimeout, status: 504, title: "Gateway Timeout"},
+		{name: "deadline", err: context.DeadlineExceeded, status: 504, title: "Gateway Timeout"},
+		{name: "canceled", err: context.Canceled, status: 499, title: "Client Closed Request"},
+		{name: "own", err: &gateway.Error{Status: 418, Type: "https://x.example/t", Title: "Tea", Detail: "short and stout <\"", Header: http.Header{"X-Pot": {"1"}}, Err: secret},
+			status: 418, title: "Tea", detail: "short and stout <\"", header: map[string]string{"X-Pot": "1"}},
+		{name: "own wrapped", err: fmt.Errorf("%w: %w", secret, &gateway.Error{Status: 409}), status: 409, title: "Conflict"},
+		{name: "own without status", err: &gateway.Error{}, status: 500, title: "Internal Server Error"},
+		{name: "own with an impossible status", err: &gateway.Error{Status: 99}, status: 500, title: "Internal Server Error"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			rec := httptest.NewRecorder()
+			// What was meant for another answer.
+			rec.Header().Set("Content-Length", "3")
+			rec.Header().Set("Etag", `"x"`)
+			rec.Header().Set("Content-Encoding", "gzip")
+			gateway.WriteError(rec, httptest.NewRequest("GET", "/", nil), tt.err)
+			res := rec.Result()
+			raw := rec.Body.String()
+			if strings.Contains(raw, "secret") || strings.Contains(raw, "10.1.2.3") {
+				t.Errorf("the cause was sent: %s", raw)
+			}
+			p := readProblem(t, res)
+			if p.Status != tt.status || p.Title != tt.title || p.Detail != tt.detail {
+				t.Errorf("got %d %q %q, want %d %q %q", p.Status, p.Title, p.Detail, tt.status, tt.title, tt.detail)
+			}
+			if p.Type == "" {
+				t.Error("no type")
+			}
+			for k, v := range tt.header {
+				if got := res.Header.Get(k); got != v {
+					t.Errorf("%s: %q, want %q", k, got, v)
+				}
+			}
+			if res.Header.Get("Etag") != "" || res.Header.Get("Content-Encoding") != "" {
+				t.Errorf("fields of another answer stand: %v", res.Header)
+			}
+			if got := res.Header.Get("Content-Length"); got != fmt.Sprint(len(raw)) {
+				t.Errorf("Content-Length %s of %d bytes", got, len(raw))
+			}
+		})
+	}
+}
+
+func TestWriteErrorLeavesTheErrorAsItIs(t *testing.T) {
+	e := &gateway.Error{Status: 401}
+	gateway.WriteError(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil), e)
+	if e.Title != "" || e.Header != nil {
+		t.Errorf("changed: %+v", e)
+	}
+}
+
+func TestWriteErrorAfterTheAnswerBegan(t *testing.T) {
+	h := gateway.Timeout(time.Hour)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "begun")
+		gateway.WriteError(w, r, gateway.ErrBadGateway)
+	}))
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+	if rec.Code != 200 || rec.Body.String() != "begun" {
+		t.Errorf("got %d %q", rec.Code, rec.Body)
+	}
+}
+
+func TestErrorIsForLogs(t *testing.T) {
+	cause := errors.New("cause")
+	err := error(&gateway.Error{Status: 409, Detail: "detail", Err: cause})
+	if got := err.Error(); got != "gateway: 409 Conflict: detail: cause" {
+		t.Errorf("got %q", got)
+	}
+	if !errors.Is(err, cause) {
+		t.Error("the cause is lost")
+	}
+}
+
+func TestHandleErrors(t *testing.T) {
+	var seen error
+	html := gateway.HandleErrors(func(w http.ResponseWriter, r *http.Request, e *gateway.Error) {
+		seen = gateway.ErrorFrom(r.Context())
+		if e.Status == 404 {
+			gateway.WriteError(w, r, e) // the problem as it would have been
+			return
+		}
+		w.Header().Set("Content-Type", "text/html")
+		w.WriteHeader(e.Status)
+		fmt.Fprintf(w, "<h1>%s</h1>", e.Title)
+	})
+	var after error = errors.New("not asked")
+	fail := func(err error) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			gateway.WriteError(w, r, err)
+			after = gateway.ErrorFrom(r.Context())
+		})
+	}
+	rec := httptest.NewRecorder()
+	html(fail(gateway.ErrUnauthenticated)).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+	if rec.Code != 401 || rec.Body.String() != "<h1>Unauthorized</h1>" || rec.Header().Get("WWW-Authenticate") == "" {
+		t.Errorf("got %d %q %v", rec.Code, rec.Body, rec.Header())
+	}
+	if !errors.Is(seen, gateway.ErrUnauthenticated) || after != nil {
+		t.Errorf("ErrorFrom: inside %v, after %v", seen, after)
+	}
+	rec = httptest.NewRecorder()
+	html(fail(gateway.ErrNoRoute)).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+	if p := readProblem(t, rec.Result()); p.Status != 404 {
+		t.Errorf("got %+v", p)
+	}
+	// The inner of two is asked; outside them the problem is back.
+	outer := gateway.HandleErrors(func(w http.ResponseWriter, r *http.Request, e *gateway.Error) { w.WriteHeader(299) })
+	rec = httptest.NewRecorder()
+	outer(html(fail(gateway.ErrForbidden))).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+	if rec.Code != 403 {
+		t.Errorf("got %d from the outer handler", rec.Code)
+	}
+	rec = httptest.NewRecorder()
+	outer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		html(text("")).ServeHTTP(w, r)
+	})).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+	if rec.Code != 200 {
+		t.Errorf("got %d", rec.Code)
+	}
+}
+
+func TestClientAddr(t *testing.T) {
+	trust := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8"), netip.MustParsePrefix("::ffff:192.168.0.0/112")}
+	for _, tt := range []struct {
+		name, remote string
+		xff, fwd     []string
+		plain, want  string // without and with TrustProxies
+	}{
+		{name: "no proxy", remote: "203.0.113.9:1234", plain: "203.0.113.9", want: "203.0.113.9"},
+		{name: "IPv6 with port", remote: "[2001:db8::1]:1234", plain: "2001:db8::1", want: "2001:db8::1"},
+		{name: "IPv6 with zone", remote: "[fe80::1%eth0]:1", plain: "fe80::1", want: "fe80::1"},
+		{name: "IPv4 in IPv6", remote: "[::ffff:203.0.113.9]:1", plain: "203.0.113.9", want: "203.0.113.9"},
+		{name: "Unix socket", remote: "@", plain: "invalid IP", want: "invalid IP"},
+		{name: "not a proxy of ours", remote: "203.0.113.9:1", xff: []string{"1.2.3.4"}, plain: "203.0.113.9", want: "203.0.113.9"},
+		{name: "one proxy", remote: "10.0.0.1:1", xff: []string{"1.2.3.4"}, plain: "10.0.0.1", want: "1.2.3.4"},
+		{name: "the leftmost is the client's word", remote: "10.0.0.1:1", xff: []string{"6.6.6.6, 1.2.3.4"}, plain: "10.0.0.1", want: "1.2.3.4"},
+		{name: "two proxies", remote: "10.0.0.1:1", xff: []string{"6.6.6.6, 1.2.3.4, 10.0.0.2"}, plain: "10.0.0.1", want: "1.2.3.4"},
+		{name: "two lines", remote: "10.0.0.1:1", xff: []string{"6.6.6.6, 1.2.3.4", " 10.0.0.2"}, plain: "10.0.0.1", want: "1.2.3.4"},
+		{name: "all trusted", remote: "10.0.0.1:1", xff: []string{"10.0.0.3, 10.0.0.2"}, plain: "10.0.0.1", want: "10.0.0.3"},
+		{name: "garbage ends the walk", remote: "10.0.0.1:1", xff: []string{"1.2.3.4, unknown, 10.0.0.2"}, plain: "10.0.0.1", want: "10.0.0.2"},
+		{name: "empty", remote: "10.0.0.1:1", xff: []string{""}, plain: "10.0.0.1", want: "10.0.0.1"},
+		{name: "with ports", remote: "10.0.0.1:1", xff: []string{"1.2.3.4:5678"}, plain: "10.0.0.1", want: "1.2.3.4"},
+		{name: "IPv6 client", remote: "[fd00::1]:1", xff: []string{"2001:db8::7, [fd00::2]:99"}, plain: "fd00::1", want: "2001:db8::7"},
+		{name: "mapped prefix", remote: "192.168.1.1:1", xff: []string{"1.2.3.4"}, plain: "192.168.1.1", want: "1.2.3.4"},
+		{name: "Forwarded", remote: "10.0.0.1:1", fwd: []string{`for=6.6.6.6, for="[2001:db8::7]:47";proto=https;by="a,b", For=10.0.0.2`}, plain: "10.0.0.1", want: "2001:db8::7"},
+		{name: "Forwarded with a hidden node", remote: "10.0.0.1:1", fwd: []string{`for=1.2.3.4, for=_hidden`}, plain: "10.0.0.1", want: "10.0.0.1"},
+		{name: "both", remote: "10.0.0.1:1", xff: []string{"1.2.3.4"}, fwd: []string{"for=6.6.6.6"}, plain: "10.0.0.1", want: "1.2.3.4"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := httptest.NewRequest("GET", "/", nil)
+			r.RemoteAddr = tt.remote
+			r.Header["X-Forwarded-For"] = tt.xff
+			r.Header["Forwarded"] = tt.fwd
+			if got := gateway.ClientAddr(r).String(); got != tt.plain {
+				t.Errorf("trusting nobody: %s, want %s", got, tt.plain)
+			}
+			gateway.TrustProxies(trust...)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if got := gateway.ClientAddr(r).String(); got != tt.want {
+					t.Errorf("trusting: %s, want %s", got, tt.want)
+				}
+			})).ServeHTTP(httptest.NewRecorder(), r)
+		})
+	}
+}
+
+func TestTimeout(t *testing.T) {
+	silent := make(chan struct{})
+	h := gateway.Timeout(10 * time.Millisecond)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/begun" {
+			io.WriteString(w, "begun")
+		}
+		select {
+		case <-r.Context().Done():
+		case <-silent:
+		}
+	}))
+	s := serve(t, h)
+	if p := readProblem(t, get(t, s.URL+"/")); p.Status != 504 {
+		t.Errorf("got %+v", p)
+	}
+	res := get(t, s.URL+"/begun")
+	if body, _ := io.ReadAll(res.Body); res.StatusCode != 200 || string(body) != "begun" {
+		t.Errorf("got %d %q", res.StatusCode, body)
+	}
+	close(silent)
+	rec := httptest.NewRecorder()
+	gateway.Timeout(time.Hour)(text("in time")).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+	if rec.Code != 200 {
+		t.Errorf("got %d", rec.Code)
+	}
+}
+
+// start runs gateway.Serve and returns its address, the way to stop it and what it returned.
+func start(t *testing.T, srv *http.Server, opts *gateway.ServeOptions) (addr string, stop func(), done chan error) {
+	t.Helper()
+	if opts == nil {
+		opts = &gateway.ServeOptions{}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts.Listener = l
+	ctx, cancel := context.WithCancel(context.Background())
+	done = make(chan error, 1)
+	go func() { done <- gateway.Serve(ctx, srv, opts) }()
+	t.Cleanup(func() { cancel(); srv.Close() })
+	return l.Addr().String(), cancel, done
+}
+
+func TestServeDrainsRequests(t *testing.T) {
+	entered, release := make(chan bool), make(chan bool)
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		entered <- true
+		<-release
+		if r.Context().Err() != nil {
+			t.Error("the request's context ended with Serve's")
+		}
+		io.WriteString(w, "whole")
+	})}
+	addr, stop, done := start(t, srv, nil)
+	got := make(chan string, 1)
+	go func() {
+		res, err := http.Get("http://" + addr)
+		if err != nil {
+			got <- err.Error()
+			return
+		}
+		defer res.Body.Close()
+		body, _ := io.ReadAll(res.Body)
+		got <- string(body)
+	}()
+	<-entered
+	stop()
+	select {
+	case err := <-done:
+		t.Fatalf("returned with a request in flight: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	close(release)
+	if err := <-done; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+	if body := <-got; body != "whole" {
+		t.Errorf("got %q", body)
+	}
+}
+
+func TestServeClosesWhatIsLeft(t *testing.T) {
+	entered, left := make(chan bool), make(chan bool)
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/upgrade" {
+			conn, rw, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+			rw.Flush()
+			entered <- true
+			io.Copy(io.Discard, conn)
+			conn.Close()
+			left <- true
+			return
+		}
+		entered <- true
+		<-r.Context().Done()
+		left <- true
+	})}
+	addr, stop, done := start(t, srv, &gateway.ServeOptions{Drain: 20 * time.Millisecond})
+	go func() {
+		if res, err := http.Get("http://" + addr); err == nil {
+			res.Body.Close()
+		}
+	}()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, "GET /upgrade HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+	<-entered
+	<-entered
+	stop()
+	<-left
+	<-left
+	if err := <-done; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
+func TestServeWaitsForUpgradedConnections(t *testing.T) {
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		go func() { // as WebSocket libraries may: the handler has returned
+			io.WriteString(conn, "hello")
+			io.Copy(conn, conn)
+			conn.Close()
+		}()
+	})}
+	addr, stop, done := start(t, srv, nil)
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	echo := make([]byte, 1)
+	if _, err := io.ReadFull(conn, make([]byte, len("hello"))); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	select {
+	case err := <-done:
+		t.Fatalf("returned before the connection was closed: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	if _, err := io.WriteString(conn, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(conn, echo); err != nil {
+		t.Errorf("the connection was cut: %v", err)
+	}
+	conn.Close()
+	if err := <-done; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
+func TestServeReady(t *testing.T) {
+	srv := &http.Server{Handler: text("app")}
+	addr, stop, done := start(t, srv, &gateway.ServeOptions{Ready: "/ready", Delay: time.Second})
+	if res := get(t, "http://"+addr+"/ready"); res.StatusCode != 200 {
+		t.Errorf("ready: %d", res.StatusCode)
+	}
+	if res := get(t, "http://"+addr+"/x"); res.StatusCode != 200 {
+		t.Errorf("app: %d", res.StatusCode)
+	}
+	stop()
+	// Within Delay it still serves, and says that it is going.
+	if res := get(t, "http://"+addr+"/ready"); res.StatusCode != 503 {
+		t.Errorf("after the end of the context: %d", res.StatusCode)
+	}
+	if res := get(t, "http://"+addr+"/x"); res.StatusCode != 200 {
+		t.Errorf("app after the end of the context: %d", res.StatusCode)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
+func TestServePortInUse(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	err = gateway.Serve(context.Background(), &http.Server{Addr: l.Addr().String()}, nil)
+	if err == nil || !strings.Contains(err.Error(), l.Addr().String()) || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestServeTLS(t *testing.T) {
+	borrowed := httptest.NewUnstartedServer(nil) // for its certificate
+	borrowed.StartTLS()
+	defer borrowed.Close()
+	srv := &http.Server{Handler: text("secret"), TLSConfig: &tls.Config{Certificates: borrowed.TLS.Certificates}}
+	addr, stop, done := start(t, srv, nil)
+	client := borrowed.Client()
+	res, err := client.Get("https://" + addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(res.Body)
+	res.Body.Close()
+	if string(body) != "secret" {
+		t.Errorf("got %q", body)
+	}
+	client.CloseIdleConnections()
+	stop()
+	if err := <-done; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
+// foreign is a wrapper of somebody else's, without any of the optional methods but Unwrap.
+type foreign struct{ http.ResponseWriter }
+
+func (f foreign) Unwrap() http.ResponseWriter { return f.ResponseWriter }
+
+func TestWriterKeepsWhatIsBelow(t *testing.T) {
+	inside := func(h http.HandlerFunc) http.Handler {
+		wrap := func(next http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(foreign{w}, r) })
+		}
+		return gateway.Chain(gateway.Timeout(time.Hour), wrap, gateway.Timeout(time.Hour))(h)
+	}
+	t.Run("flush", func(t *testing.T) {
+		release := make(chan bool)
+		s := serve(t, inside(func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, "now")
+			w.(http.Flusher).Flush()
+			<-release
+		}))
+		res := get(t, s.URL)
+		buf := make([]byte, 3)
+		if _, err := io.ReadFull(res.Body, buf); err != nil || string(buf) != "now" {
+			t.Errorf("got %q, %v", buf, err)
+		}
+		close(release)
+	})
+	t.Run("hijack by assertion", func(t *testing.T) {
+		s := serve(t, inside(func(w http.ResponseWriter, r *http.Request) {
+			conn, rw, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			rw.WriteString("HTTP/1.1 101 Switching Protocols\r\n\r\nraw")
+			rw.Flush()
+			conn.Close()
+		}))
+		conn, err := net.Dial("tcp", s.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		all, _ := io.ReadAll(conn)
+		if !bytes.HasSuffix(all, []byte("raw")) {
+			t.Errorf("got %q", all)
+		}
+	})
+	t.Run("early hints", func(t *testing.T) {
+		s := serve(t, inside(func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusEarlyHints)
+			w.WriteHeader(http.StatusTeapot)
+		}))
+		conn, err := net.Dial("tcp", s.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+		br := bufio.NewReader(conn)
+		first, _ := br.ReadString('\n')
+		rest, _ := io.ReadAll(br)
+		if !strings.Contains(first, "103") || !strings.Contains(string(rest), "HTTP/1.1 418") {
+			t.Errorf("got %q and %q", first, rest)
+		}
+	})
+	t.Run("deadlines", func(t *testing.T) {
+		s := serve(t, inside(func(w http.ResponseWriter, r *http.Request) {
+			if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Hour)); err != nil {
+				t.Error(err)
+			}
+		}))
+		get(t, s.URL)
+	})
+}
