@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/http/httputil"
@@ -79,8 +80,11 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	early := &informational{w: rw, over: !r.ProtoAtLeast(1, 1)}
-	ctx := httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{Got1xxResponse: early.pass})
-	out := r.WithContext(ctx)
+	trace := &httptrace.ClientTrace{Got1xxResponse: early.pass}
+	if upgradeType(r.Header) != "" {
+		trace.GotConn = early.gotConn
+	}
+	out := r.WithContext(httptrace.WithClientTrace(r.Context(), trace))
 	if err := p.outgoing(ex, r, out); err != nil {
 		refuse(rw, r, err)
 		return
@@ -121,7 +125,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer res.Body.Close()
 	if res.StatusCode == http.StatusSwitchingProtocols {
-		p.upgrade(rw, r, out, res)
+		p.upgrade(rw, r, out, res, early.conn)
 		return
 	}
 
@@ -270,6 +274,7 @@ func (p *proxy) answer(ex *exchange, rw *responseWriter, r *http.Request, res *h
 	case readErr != nil:
 		e := ending{err: readErr, began: true, gone: leftEarly(r.Context())}
 		ex.note(e.outcome(), fmt.Errorf("%w: body of the response: %w", ErrBadGateway, readErr))
+		_ = rw.FlushError() // the client gets what came
 		panic(http.ErrAbortHandler)
 	}
 
@@ -288,8 +293,9 @@ func (p *proxy) answer(ex *exchange, rw *responseWriter, r *http.Request, res *h
 	}
 }
 
-// upgrade joins the two connections after both ends agreed to switch protocols.
-func (p *proxy) upgrade(rw *responseWriter, r, out *http.Request, res *http.Response) {
+// upgrade joins the two connections after both ends agreed to switch protocols. wire is the connection
+// below the response's body, which alone can be closed by half.
+func (p *proxy) upgrade(rw *responseWriter, r, out *http.Request, res *http.Response, wire net.Conn) {
 	asked, got := upgradeType(out.Header), upgradeType(res.Header)
 	target, ok := res.Body.(io.ReadWriteCloser)
 	if !ok || !strings.EqualFold(asked, got) {
@@ -318,19 +324,18 @@ func (p *proxy) upgrade(rw *responseWriter, r, out *http.Request, res *http.Resp
 		return
 	}
 	finished := make(chan bool, 2)
-	join := func(dst io.Writer, src io.Reader) {
+	join := func(dst io.Writer, src io.Reader, wire net.Conn) {
 		_, err := io.Copy(dst, src)
-		if err == nil {
+		if cw, ok := wire.(interface{ CloseWrite() error }); ok && err == nil {
 			// One direction has ended well; the other may go on.
-			if cw, ok := dst.(interface{ CloseWrite() error }); ok && cw.CloseWrite() == nil {
-				finished <- true
-				return
-			}
+			err = cw.CloseWrite()
+		} else if err == nil {
+			err = errors.ErrUnsupported
 		}
-		finished <- false
+		finished <- err == nil
 	}
-	go join(target, buf.Reader)
-	go join(conn, target)
+	go join(target, buf.Reader, wire)
+	go join(conn, target, conn)
 	if wellEnded := <-finished; !wellEnded {
 		target.Close()
 		conn.Close()
@@ -338,11 +343,19 @@ func (p *proxy) upgrade(rw *responseWriter, r, out *http.Request, res *http.Resp
 	<-finished
 }
 
-// informational passes 1xx answers on, until the final one is here.
+// informational passes 1xx answers on, until the final one is here, and remembers the connection that
+// they come by.
 type informational struct {
 	mu   sync.Mutex
 	w    *responseWriter
+	conn net.Conn
 	over bool
+}
+
+func (i *informational) gotConn(info httptrace.GotConnInfo) {
+	i.mu.Lock()
+	i.conn = info.Conn
+	i.mu.Unlock()
 }
 
 func (i *informational) pass(code int, header textproto.MIMEHeader) error {

@@ -259,14 +259,6 @@ type attemptConn struct {
 
 func (c *attemptConn) Write(p []byte) (int, error) { return c.conn.Write(p) }
 
-// CloseWrite passes half of a close on.
-func (c *attemptConn) CloseWrite() error {
-	if cw, ok := c.conn.(interface{ CloseWrite() error }); ok {
-		return cw.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
-
 // leftEarly reports whether the one who asked has gone, rather than run out of time.
 func leftEarly(ctx context.Context) bool {
 	return errors.Is(ctx.Err(), context.Canceled)
