@@ -2,15 +2,222 @@ package gateway
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
 )
 
-// Identity is what an Authenticator learned. Treat it as read-only.
+// Identity is what an Authenticator learned. Treat it as read-only: a cached one is shared by requests.
+//
+// A Subject is somebody only together with its Issuer where several issuers are trusted.
 type Identity struct {
 	Subject, Issuer  string
 	Audience, Scopes []string
 	Expiry           time.Time      // zero: none
-	Claims           map[string]any // everything, numbers as json.Number
+	Claims           map[string]any // everything, numbers as json.Number; nil where there are no claims
+}
+
+// Authenticator says who sent r. It returns ErrNoCredentials when r has none of its kind, an error that
+// wraps ErrUnauthenticated when they are bad, and an *Error with its own status when it cannot tell (503:
+// the key set or the introspection endpoint is away). A nil Identity without an error is refused. It must
+// be safe for concurrent use.
+type Authenticator interface {
+	Authenticate(r *http.Request) (*Identity, error)
+}
+
+// AuthenticatorFunc is a function as an Authenticator.
+type AuthenticatorFunc func(r *http.Request) (*Identity, error)
+
+// Authenticate calls f.
+func (f AuthenticatorFunc) Authenticate(r *http.Request) (*Identity, error) { return f(r) }
+
+// AuthOptions say what Auth does with those whom it cannot place. The zero value refuses them.
+type AuthOptions struct {
+	Optional   bool   // no credentials pass as anonymous; bad ones are still refused
+	Realm      string // told in the challenge; "" tells none. What is no visible ASCII panics
+	ReportOnly bool   // log and count what would be refused, refuse nothing
+}
+
+// Auth refuses requests that a cannot place: 401 with WWW-Authenticate (RFC 6750 section 3), which says
+// error="invalid_token" when there were credentials and they were bad. What is inside finds the caller by
+// IdentityFrom and in the field X-User-ID (the subject). Every field whose name has the letters and digits of
+// X-User-ID, which some servers take for the same, is removed first, from anonymous requests too. Proxy has
+// its own ProxyOptions.Identity.
+//
+// A subject that is empty or no field value (with CR, LF, NUL or another control character, blanks at
+// either end) is refused with 401: it would be another subject to those who read it there.
+//
+// With ReportOnly, what would be refused goes on as anonymous, or as whom an Auth further out found. It is
+// told by a warning in slog.Default and counted by gateway.report_only, with policy="auth", in the global
+// MeterProvider.
+//
+// Auth panics when a is nil.
+func Auth(a Authenticator, opts *AuthOptions) Middleware {
+	if a == nil {
+		panic("gateway: Auth: nil Authenticator")
+	}
+	var o AuthOptions
+	if opts != nil {
+		o = *opts
+	}
+	c := newChallenges("Auth", o.Realm)
+	var report *reporter
+	if o.ReportOnly {
+		report = newReporter("auth")
+	}
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			ex, rw, r := enter(w, r)
+			id, err := identify(a, r)
+			switch {
+			case err == nil:
+			case o.Optional && errors.Is(err, ErrNoCredentials):
+			case report != nil:
+				report.add(ex, r, err)
+			case r.Context().Err() != nil:
+				WriteError(rw, r, err) // the client has left, or its time is up: nobody was refused
+				return
+			default:
+				refuse(rw, r, c.refusal(err))
+				return
+			}
+			next.ServeHTTP(rw, present(ex, r, id))
+		})
+	}
+}
+
+// identify asks a and holds it to its word.
+func identify(a Authenticator, r *http.Request) (*Identity, error) {
+	id, err := a.Authenticate(r)
+	switch {
+	case err != nil:
+		return nil, err
+	case id == nil:
+		return nil, badCredentials("nobody, and no error")
+	case !isFieldValue(id.Subject):
+		return nil, badCredentials("the subject is empty or no field value")
+	}
+	return id, nil
+}
+
+// present puts id into the record, and its subject where a local handler looks for it. A nil id leaves
+// whom an outer Auth found.
+func present(ex *exchange, r *http.Request, id *Identity) *http.Request {
+	ex.mu.Lock()
+	if id != nil {
+		ex.identity = id
+	} else {
+		id = ex.identity
+	}
+	ex.mu.Unlock()
+
+	forged := false
+	for name := range r.Header {
+		if sameField(name, userField) {
+			forged = true
+			break
+		}
+	}
+	if id == nil && !forged {
+		return r
+	}
+	r = ex.headerOf(r)
+	if forged {
+		for name := range r.Header {
+			if sameField(name, userField) {
+				delete(r.Header, name)
+			}
+		}
+	}
+	if id != nil && isFieldValue(id.Subject) {
+		r.Header[userField] = []string{id.Subject}
+	}
+	return r
+}
+
+// userField is X-User-ID as it stands in an http.Header.
+const userField = "X-User-Id"
+
+// badCredentials is why a caller is refused, for the log. It never holds a word of the caller's.
+type badCredentials string
+
+func (e badCredentials) Error() string { return ErrUnauthenticated.Error() + ": " + string(e) }
+func (e badCredentials) Unwrap() error { return ErrUnauthenticated }
+
+// challenges are the values of WWW-Authenticate that one Auth sends.
+type challenges struct {
+	none, invalid http.Header
+}
+
+func newChallenges(who, realm string) challenges {
+	none, invalid := "Bearer", `Bearer error="invalid_token"`
+	if realm != "" {
+		for _, c := range []byte(realm) {
+			if c < ' ' || c > '~' {
+				panic("gateway: " + who + ": realm must be visible ASCII")
+			}
+		}
+		quoted := `Bearer realm="` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(realm) + `"`
+		none, invalid = quoted, quoted+`, error="invalid_token"`
+	}
+	return challenges{http.Header{"Www-Authenticate": {none}}, http.Header{"Www-Authenticate": {invalid}}}
+}
+
+// refusal gives a 401 its challenge. An *Error keeps its own status and fields.
+func (c challenges) refusal(err error) error {
+	var e *Error
+	switch {
+	case errors.As(err, &e) && (e.status() != http.StatusUnauthorized || e.Header.Get("WWW-Authenticate") != ""):
+		return err
+	case errors.Is(err, ErrNoCredentials):
+		return &Error{Status: http.StatusUnauthorized, Header: c.none, Err: err}
+	case errors.Is(err, ErrUnauthenticated), e != nil:
+		return &Error{Status: http.StatusUnauthorized, Header: c.invalid, Err: err}
+	}
+	return err
+}
+
+// reporter tells what a policy with ReportOnly would have refused.
+type reporter struct {
+	policy  string
+	refused metric.Int64Counter
+	attrs   metric.MeasurementOption
+}
+
+func newReporter(policy string) *reporter {
+	refused, err := otel.GetMeterProvider().Meter(scope).Int64Counter("gateway.report_only",
+		metric.WithDescription("Requests that a policy would have refused, had it not been told to report only."),
+		metric.WithUnit("{request}"))
+	if err != nil {
+		otel.Handle(err)
+	}
+	return &reporter{policy, refused, metric.WithAttributeSet(attribute.NewSet(attribute.String("policy", policy)))}
+}
+
+func (p *reporter) add(ex *exchange, r *http.Request, err error) {
+	ex.mu.Lock()
+	traceID, route := ex.traceID, ex.route
+	ex.mu.Unlock()
+	ctx := r.Context()
+	p.refused.Add(ctx, 1, p.attrs)
+	slog.Default().LogAttrs(ctx, slog.LevelWarn, "gateway: would refuse",
+		slog.String("policy", p.policy),
+		slog.Int("status", finish(err).Status),
+		slog.String("error", err.Error()),
+		slog.String("route", route),
+		slog.String("trace_id", traceID))
 }
 
 // IdentityFrom returns who sent the request, as Auth or WithIdentity found it.
@@ -30,4 +237,199 @@ func WithIdentity(ctx context.Context, id *Identity) context.Context {
 	v := exchangeFrom(ctx).variant(ctx)
 	v.identity = id
 	return v
+}
+
+// Require lets pass whom allow allows. Others get 403, and 401 when nobody is authenticated: Require stands
+// inside Auth. The name is for the log. allow is called with an Identity that is not nil; it must be safe
+// for concurrent use. Require panics without a name or a function.
+func Require(name string, allow func(id *Identity, r *http.Request) bool) Middleware {
+	if name == "" {
+		panic("gateway: Require: empty name")
+	}
+	if allow == nil {
+		panic("gateway: Require: nil function")
+	}
+	return require(allow, &Error{
+		Status: http.StatusForbidden,
+		Err:    fmt.Errorf("%w: %s", ErrForbidden, name),
+	})
+}
+
+// RequireScopes lets pass who has every one of scopes. Others get 403 and the challenge
+// error="insufficient_scope" with all of them (RFC 6750 section 3.1), and 401 when nobody is authenticated. It
+// panics without scopes, and on one that is no scope-token (RFC 6749 section 3.3).
+func RequireScopes(scopes ...string) Middleware {
+	if len(scopes) == 0 {
+		panic("gateway: RequireScopes: no scopes")
+	}
+	for _, s := range scopes {
+		if !isScope(s) {
+			panic("gateway: RequireScopes: malformed scope " + strconv.Quote(s))
+		}
+	}
+	scopes = slices.Clone(scopes)
+	list := strings.Join(scopes, " ")
+	return require(func(id *Identity, _ *http.Request) bool {
+		for _, s := range scopes {
+			if !slices.Contains(id.Scopes, s) {
+				return false
+			}
+		}
+		return true
+	}, &Error{
+		Status: http.StatusForbidden,
+		Header: http.Header{"Www-Authenticate": {`Bearer error="insufficient_scope", scope="` + list + `"`}},
+		Err:    fmt.Errorf("%w: needs the scopes %s", ErrForbidden, list),
+	})
+}
+
+// RequireClaim lets pass whose claim is one of anyOf, or a list that holds one of them. Others get 403, and
+// 401 when nobody is authenticated. "sub", "iss", "aud" and "scope" are looked up in the Identity's own
+// fields, all others in its Claims. Only strings count. It panics without a name or values.
+func RequireClaim(name string, anyOf ...string) Middleware {
+	if name == "" {
+		panic("gateway: RequireClaim: empty name")
+	}
+	if len(anyOf) == 0 {
+		panic("gateway: RequireClaim: no values")
+	}
+	anyOf = slices.Clone(anyOf)
+	return require(func(id *Identity, _ *http.Request) bool {
+		switch v := claimOf(id, name).(type) {
+		case string:
+			return v != "" && slices.Contains(anyOf, v)
+		case []string:
+			return slices.ContainsFunc(v, func(s string) bool { return slices.Contains(anyOf, s) })
+		case []any:
+			return slices.ContainsFunc(v, func(e any) bool {
+				s, ok := e.(string)
+				return ok && slices.Contains(anyOf, s)
+			})
+		}
+		return false
+	}, &Error{
+		Status: http.StatusForbidden,
+		Err:    fmt.Errorf("%w: claim %s", ErrForbidden, name),
+	})
+}
+
+func require(allow func(*Identity, *http.Request) bool, forbidden *Error) Middleware {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, rw, r := enter(w, r)
+			id, ok := IdentityFrom(r.Context())
+			switch {
+			case !ok:
+				refuse(rw, r, ErrNoCredentials)
+			case !allow(id, r):
+				refuse(rw, r, forbidden)
+			default:
+				next.ServeHTTP(rw, r)
+			}
+		})
+	}
+}
+
+// isScope reports whether s is a scope-token: visible ASCII without quote and backslash.
+func isScope(s string) bool {
+	for _, c := range []byte(s) {
+		if c <= ' ' || c > '~' || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// claimOf returns a claim, from the Identity's own field where it has one; nil when it has none.
+func claimOf(id *Identity, claim string) any {
+	switch claim {
+	case "sub":
+		return id.Subject
+	case "iss":
+		return id.Issuer
+	case "aud":
+		return id.Audience
+	case "scope":
+		return id.Scopes
+	}
+	return id.Claims[claim]
+}
+
+// claimText writes a claim as a field value: a string as it is, a number as the token has it, true or
+// false, a list of strings joined by spaces. It returns false for a claim that is absent, empty, an object,
+// or no field value, and for a list in which an element could be taken for two.
+func claimText(id *Identity, claim string) (string, bool) {
+	var text string
+	switch v := claimOf(id, claim).(type) {
+	case string:
+		text = v
+	case json.Number:
+		text = v.String()
+	case bool:
+		text = strconv.FormatBool(v)
+	case []string:
+		for _, s := range v {
+			if s == "" || strings.Contains(s, " ") {
+				return "", false
+			}
+		}
+		text = strings.Join(v, " ")
+	case []any:
+		list := make([]string, len(v))
+		for i, e := range v {
+			s, ok := e.(string)
+			if !ok || s == "" || strings.Contains(s, " ") {
+				return "", false
+			}
+			list[i] = s
+		}
+		text = strings.Join(list, " ")
+	}
+	return text, isFieldValue(text)
+}
+
+// isFieldValue reports whether s arrives in a header field as it left (RFC 9110 section 5.5): not empty,
+// without control characters, and without blanks at either end, which a reader would cut off.
+func isFieldValue(s string) bool {
+	if s == "" || s[0] == ' ' || s[len(s)-1] == ' ' {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c == 0x7f {
+			return false
+		} else if c >= utf8.RuneSelf {
+			return isUnicodeFieldValue(s)
+		}
+	}
+	return true
+}
+
+// isUnicodeFieldValue is isFieldValue for what is not ASCII alone. Readers that know Unicode cut its blanks
+// off too.
+func isUnicodeFieldValue(s string) bool {
+	if !utf8.ValidString(s) || strings.TrimSpace(s) != s {
+		return false
+	}
+	return !strings.ContainsFunc(s, unicode.IsControl)
+}
+
+// sameField reports whether two field names have the same letters and digits, whatever their case. Some
+// servers fold X_User_Id, x.user.id and X-User-ID into one variable.
+func sameField(a, b string) bool {
+	i, j := 0, 0
+	for {
+		var x, y byte
+		for ; i < len(a) && x == 0; i++ {
+			x = foldByte(a[i])
+		}
+		for ; j < len(b) && y == 0; j++ {
+			y = foldByte(b[j])
+		}
+		if x != y {
+			return false
+		}
+		if x == 0 {
+			return true
+		}
+	}
 }

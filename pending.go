@@ -25,25 +25,3 @@ func RoutePattern(ctx context.Context) string {
 	}
 	return ex.pattern
 }
-
-func sameField(a, b string) bool {
-	i, j := 0, 0
-	for {
-		for i < len(a) && foldByte(a[i]) == 0 {
-			i++
-		}
-		for j < len(b) && foldByte(b[j]) == 0 {
-			j++
-		}
-		if i == len(a) || j == len(b) {
-			return i == len(a) && j == len(b)
-		}
-		if foldByte(a[i]) != foldByte(b[j]) {
-			return false
-		}
-		i++
-		j++
-	}
-}
-
-func claimText(id *Identity, claim string) (string, bool) { return id.Subject, id.Subject != "" }

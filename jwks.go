@@ -1,0 +1,533 @@
+package gateway
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+)
+
+// KeySource finds the key for a token header. kid is the attacker's word until the signature holds; alg is
+// one of JWTOptions.Algorithms. It is asked on every request, cached tokens too, so that a withdrawn key ends
+// its tokens; it must be cheap when it has the key, and safe for concurrent use.
+//
+// A key is an *rsa.PublicKey, an *ecdsa.PublicKey, an ed25519.PublicKey or a []byte, and is not changed once
+// it has been returned. An error that wraps ErrUnauthenticated says that there is no such key; any other says
+// that the source cannot tell, which answers 503 unless it is an *Error.
+type KeySource interface {
+	Key(ctx context.Context, kid, alg string) (any, error)
+}
+
+// errNoKey does not name the kid: it is as long, as strange and as frequent as the attacker likes.
+const errNoKey = badCredentials("no such key")
+
+// keyFrom asks a source and gives its errors a status.
+func keyFrom(ctx context.Context, keys KeySource, kid, alg string) (any, error) {
+	key, err := keys.Key(ctx, kid, alg)
+	if err == nil {
+		return key, nil
+	}
+	var e *Error
+	if errors.Is(err, ErrUnauthenticated) || errors.As(err, &e) || ctx.Err() != nil {
+		return nil, err
+	}
+	return nil, &Error{Status: http.StatusServiceUnavailable, Err: err}
+}
+
+// algorithm ties a name in a token's header to the one kind of key that it may be used with. Otherwise an
+// RSA public key, which everybody has, would serve as the secret of an HMAC (RFC 8725 section 3.1).
+type algorithm struct {
+	signing jwt.SigningMethod
+	kind    keyKind
+	curve   elliptic.Curve // of an elliptic key
+	secret  int            // shortest secret in bytes: the hash's length (RFC 7518 section 3.2)
+}
+
+type keyKind int
+
+const (
+	rsaKind keyKind = iota
+	ecKind
+	edKind
+	secretKind
+)
+
+var algorithms = map[string]*algorithm{
+	"RS256": {signing: jwt.SigningMethodRS256, kind: rsaKind},
+	"RS384": {signing: jwt.SigningMethodRS384, kind: rsaKind},
+	"RS512": {signing: jwt.SigningMethodRS512, kind: rsaKind},
+	"PS256": {signing: jwt.SigningMethodPS256, kind: rsaKind},
+	"PS384": {signing: jwt.SigningMethodPS384, kind: rsaKind},
+	"PS512": {signing: jwt.SigningMethodPS512, kind: rsaKind},
+	"ES256": {signing: jwt.SigningMethodES256, kind: ecKind, curve: elliptic.P256()},
+	"ES384": {signing: jwt.SigningMethodES384, kind: ecKind, curve: elliptic.P384()},
+	"ES512": {signing: jwt.SigningMethodES512, kind: ecKind, curve: elliptic.P521()},
+	"EdDSA": {signing: jwt.SigningMethodEdDSA, kind: edKind},
+	"HS256": {signing: jwt.SigningMethodHS256, kind: secretKind, secret: 32},
+	"HS384": {signing: jwt.SigningMethodHS384, kind: secretKind, secret: 48},
+	"HS512": {signing: jwt.SigningMethodHS512, kind: secretKind, secret: 64},
+}
+
+// The bounds of an RSA key. A longer one makes every signature dear to check.
+const (
+	minRSABits = 2048
+	maxRSABits = 8192
+)
+
+// accepts reports whether key is of a's kind and strong enough.
+func (a *algorithm) accepts(key any) bool {
+	switch k := key.(type) {
+	case *rsa.PublicKey:
+		if a.kind != rsaKind || k == nil || k.N == nil {
+			return false
+		}
+		bits := k.N.BitLen()
+		return minRSABits <= bits && bits <= maxRSABits && k.E > 2 && k.E&1 == 1
+	case *ecdsa.PublicKey:
+		return a.kind == ecKind && k != nil && k.Curve == a.curve
+	case ed25519.PublicKey:
+		return a.kind == edKind && len(k) == ed25519.PublicKeySize
+	case []byte:
+		return a.kind == secretKind && len(k) >= a.secret
+	}
+	return false
+}
+
+// isUsableKey reports whether there is an algorithm for key.
+func isUsableKey(key any) bool {
+	for _, a := range algorithms {
+		if a.accepts(key) {
+			return true
+		}
+	}
+	return false
+}
+
+// staticKeys are keys that never change.
+type staticKeys struct {
+	one   any // for every kid, if not nil
+	byKid map[string]any
+}
+
+// StaticKey is one key for every kid, and for tokens without one. It panics on a key that no algorithm can
+// use: one of another type than KeySource names, an RSA key under 2048 bits or over 8192, another curve than
+// P-256, P-384 and P-521, a secret under 32 bytes.
+func StaticKey(key any) KeySource {
+	return &staticKeys{one: staticKey("StaticKey", key)}
+}
+
+// StaticKeys are keys by kid; a token must name its own. It panics as StaticKey does, and without keys.
+func StaticKeys(keys map[string]any) KeySource {
+	if len(keys) == 0 {
+		panic("gateway: StaticKeys: no keys")
+	}
+	s := &staticKeys{byKid: make(map[string]any, len(keys))}
+	for kid, key := range keys {
+		s.byKid[kid] = staticKey("StaticKeys", key)
+	}
+	return s
+}
+
+func staticKey(who string, key any) any {
+	if !isUsableKey(key) {
+		panic(fmt.Sprintf("gateway: %s: no algorithm can use this %T", who, key))
+	}
+	switch k := key.(type) {
+	case []byte:
+		return slices.Clone(k)
+	case ed25519.PublicKey:
+		return slices.Clone(k)
+	}
+	return key
+}
+
+// Key returns the key for kid, if alg can use it.
+func (s *staticKeys) Key(_ context.Context, kid, alg string) (any, error) {
+	key := s.one
+	if key == nil {
+		key = s.byKid[kid]
+	}
+	if a := algorithms[alg]; a == nil || !a.accepts(key) {
+		return nil, errNoKey
+	}
+	return key, nil
+}
+
+// serve reports whether there is a key for any of methods.
+func (s *staticKeys) serve(methods map[string]*algorithm) bool {
+	for _, a := range methods {
+		if s.one != nil && a.accepts(s.one) {
+			return true
+		}
+		for _, key := range s.byKid {
+			if a.accepts(key) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// JWKSOptions say how a key set is fetched and kept.
+type JWKSOptions struct {
+	Client      *http.Client  // nil: one with a 5s timeout
+	MaxAge      time.Duration // 0 means the response's Cache-Control, at most 1h, or 15m
+	MinInterval time.Duration // 0 means 10s
+	MaxBytes    int64         // 0 means 1 MiB
+}
+
+// JWKS is a KeySource over a URL (RFC 7517). It fetches on first use, refreshes when three quarters of the
+// set's age are over and on an unknown kid, never more often than MinInterval however many requests ask,
+// serves the last good set while the URL fails or sends an empty or unreadable one, and blocks no request
+// whose key it already has: a refresh runs in one goroutine, started by a request and bounded by Client's
+// timeout, 5s where it has none. A request with an unknown kid waits for a refresh that runs or may run, and
+// is refused at once when none may. Without any set yet, and the URL down, it answers 503 with Retry-After.
+//
+// A key that cannot be used is skipped: symmetric keys and those published with their private half always,
+// others than for signatures (use, key_ops), of an unknown type, curve or algorithm, malformed or too weak. A
+// key with an alg serves that algorithm alone. A token without a kid is verified only if one key alone could
+// be meant.
+//
+// Redirects to another host or scheme are not followed. A refresh that fails is told by a warning in
+// slog.Default; gateway.jwks.refreshes in the global MeterProvider counts all, by outcome "ok" or "error".
+//
+// It is safe for concurrent use and holds at most two sets, one of them while a refresh reads it.
+type JWKS struct {
+	fetcher     *fetcher
+	url         *url.URL
+	maxAge      time.Duration
+	minInterval time.Duration
+
+	set atomic.Pointer[keySet] // the last good one
+
+	mu      sync.Mutex
+	running chan struct{} // closed when the running refresh is over; nil when none runs
+	last    time.Time     // when the last refresh began
+	err     error         // how it failed
+
+	refreshes  metric.Int64Counter
+	good, fail metric.MeasurementOption
+}
+
+// NewJWKS returns the keys at rawURL without asking for them yet. It refuses a URL that is not https, unless
+// it is on loopback, and a negative option.
+func NewJWKS(rawURL string, opts *JWKSOptions) (*JWKS, error) {
+	u, err := parseSecureURL(rawURL)
+	if err != nil {
+		return nil, fmt.Errorf("gateway: NewJWKS: %w", err)
+	}
+	var o JWKSOptions
+	if opts != nil {
+		o = *opts
+	}
+	if o.MaxAge < 0 || o.MinInterval < 0 || o.MaxBytes < 0 {
+		return nil, errors.New("gateway: NewJWKS: negative option")
+	}
+	if o.MinInterval == 0 {
+		o.MinInterval = 10 * time.Second
+	}
+	if o.MaxBytes == 0 {
+		o.MaxBytes = 1 << 20
+	}
+	k := &JWKS{
+		fetcher:     newFetcher(o.Client, o.MaxBytes),
+		url:         u,
+		maxAge:      o.MaxAge,
+		minInterval: o.MinInterval,
+		good:        metric.WithAttributeSet(attribute.NewSet(attribute.String("outcome", "ok"))),
+		fail:        metric.WithAttributeSet(attribute.NewSet(attribute.String("outcome", "error"))),
+	}
+	k.refreshes, err = otel.GetMeterProvider().Meter(scope).Int64Counter("gateway.jwks.refreshes",
+		metric.WithDescription("Attempts to fetch a key set, by outcome."),
+		metric.WithUnit("{refresh}"))
+	if err != nil {
+		otel.Handle(err)
+	}
+	return k, nil
+}
+
+// Key returns the key that kid and alg mean.
+func (k *JWKS) Key(ctx context.Context, kid, alg string) (any, error) {
+	now := time.Now()
+	if set := k.set.Load(); set != nil {
+		if key := set.find(kid, alg); key != nil {
+			if now.After(set.refresh) {
+				k.refresh(ctx, now)
+			}
+			return key, nil
+		}
+	}
+	if running := k.refresh(ctx, now); running != nil {
+		select {
+		case <-running:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	set := k.set.Load()
+	if set == nil {
+		return nil, k.unavailable()
+	}
+	if key := set.find(kid, alg); key != nil {
+		return key, nil
+	}
+	return nil, errNoKey
+}
+
+// unavailable is why there is no key set at all.
+func (k *JWKS) unavailable() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return &Error{
+		Status: http.StatusServiceUnavailable,
+		Header: http.Header{"Retry-After": {seconds(k.minInterval - time.Since(k.last))}},
+		Err:    fmt.Errorf("gateway: no key set yet: %w", k.err),
+	}
+}
+
+// refresh returns what is closed when the running refresh is over, after it has begun one if none runs and
+// one may; nil when none may.
+func (k *JWKS) refresh(ctx context.Context, now time.Time) <-chan struct{} {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.running != nil {
+		return k.running
+	}
+	if !k.last.IsZero() && now.Sub(k.last) < k.minInterval {
+		return nil
+	}
+	k.last = now
+	done := make(chan struct{})
+	k.running = done
+	// Others wait for this refresh too: it outlives the request that began it.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.fetcher.timeout)
+	go func() {
+		defer cancel()
+		set, err := k.fetch(ctx, now)
+		if err == nil {
+			k.set.Store(set)
+			k.refreshes.Add(ctx, 1, k.good)
+		} else {
+			k.refreshes.Add(ctx, 1, k.fail)
+			slog.Default().LogAttrs(ctx, slog.LevelWarn, "gateway: key set not refreshed",
+				slog.String("url", k.url.Redacted()),
+				slog.Bool("serving_last_good", k.set.Load() != nil),
+				slog.String("error", err.Error()))
+		}
+		k.mu.Lock()
+		k.running, k.err = nil, err
+		k.mu.Unlock()
+		close(done)
+	}()
+	return done
+}
+
+func (k *JWKS) fetch(ctx context.Context, now time.Time) (*keySet, error) {
+	body, header, err := k.fetcher.get(ctx, k.url)
+	if err != nil {
+		return nil, err
+	}
+	set, err := parseKeySet(body)
+	if err != nil {
+		return nil, err
+	}
+	age := k.maxAge
+	if age == 0 {
+		age = cacheAge(header)
+	}
+	set.refresh = now.Add(max(age*3/4, k.minInterval))
+	return set, nil
+}
+
+// cacheAge is how long the response may be used (RFC 9111 section 5.2.2), at most an hour; 15 minutes where
+// it does not say.
+func cacheAge(h http.Header) time.Duration {
+	age := 15 * time.Minute
+	for _, line := range h["Cache-Control"] {
+		for directive := range strings.SplitSeq(line, ",") {
+			name, value, _ := strings.Cut(strings.TrimSpace(directive), "=")
+			switch strings.ToLower(name) {
+			case "no-store", "no-cache":
+				return 0
+			case "max-age":
+				if n, err := strconv.ParseUint(strings.Trim(value, `"`), 10, 31); err == nil {
+					age = time.Duration(n) * time.Second
+				}
+			}
+		}
+	}
+	return min(age, time.Hour)
+}
+
+// keySet is what a JWK Set said. It does not change.
+type keySet struct {
+	keys    []publicKey
+	byKid   map[string][]publicKey
+	refresh time.Time // when to ask again
+}
+
+// publicKey is a key with the one algorithm that it is for; "" means every one of its kind.
+type publicKey struct {
+	key any
+	kid string
+	alg string
+}
+
+func (p publicKey) serves(alg string) bool {
+	if p.alg != "" && p.alg != alg {
+		return false
+	}
+	a := algorithms[alg]
+	return a != nil && a.accepts(p.key)
+}
+
+// find returns the key for kid and alg, nil when there is none. Without a kid it must be the only one that
+// could be meant.
+func (s *keySet) find(kid, alg string) any {
+	if kid != "" {
+		for _, p := range s.byKid[kid] {
+			if p.serves(alg) {
+				return p.key
+			}
+		}
+		return nil
+	}
+	var found any
+	for _, p := range s.keys {
+		if p.serves(alg) {
+			if found != nil {
+				return nil
+			}
+			found = p.key
+		}
+	}
+	return found
+}
+
+// parseKeySet reads a JWK Set (RFC 7517 section 5). One without a usable key is an error.
+func parseKeySet(body []byte) (*keySet, error) {
+	top, err := decodeObject(string(body), len(body))
+	if err != nil {
+		return nil, fmt.Errorf("key set: %w", err)
+	}
+	list, ok := top["keys"].([]any)
+	if !ok {
+		return nil, errors.New("key set without keys")
+	}
+	set := &keySet{byKid: make(map[string][]publicKey)}
+	for _, e := range list {
+		jwk, _ := e.(map[string]any)
+		if p, ok := parseKey(jwk); ok {
+			set.keys = append(set.keys, p)
+			set.byKid[p.kid] = append(set.byKid[p.kid], p)
+		}
+	}
+	if len(set.keys) == 0 {
+		return nil, fmt.Errorf("key set without a usable key among %d", len(list))
+	}
+	return set, nil
+}
+
+// parseKey reads a JSON Web Key (RFC 7517 section 4, RFC 7518 section 6, RFC 8037 section 2) that is of use.
+func parseKey(jwk map[string]any) (p publicKey, ok bool) {
+	text := func(name string) string {
+		s, _ := jwk[name].(string)
+		return s
+	}
+	if _, private := jwk["d"]; private {
+		return p, false // whoever reads the set can sign with it
+	}
+	if use, there := jwk["use"]; there && use != "sig" {
+		return p, false
+	}
+	if ops, there := jwk["key_ops"]; there {
+		list, _ := ops.([]any)
+		if !slices.Contains(list, any("verify")) {
+			return p, false
+		}
+	}
+	if p.kid = text("kid"); p.kid == "" && jwk["kid"] != nil {
+		return p, false
+	}
+
+	switch text("kty") {
+	case "RSA":
+		n, e := octets(text("n")), octets(text("e"))
+		if len(e) == 0 || len(e) > 4 || len(n) > maxRSABits/8+1 {
+			return p, false
+		}
+		exponent := new(big.Int).SetBytes(e).Int64()
+		if exponent > 1<<31-1 {
+			return p, false
+		}
+		p.key = &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(exponent)}
+	case "EC":
+		key, err := parsePoint(text("crv"), octets(text("x")), octets(text("y")))
+		if err != nil {
+			return p, false
+		}
+		p.key = key
+	case "OKP":
+		if text("crv") != "Ed25519" {
+			return p, false
+		}
+		p.key = ed25519.PublicKey(octets(text("x")))
+	default:
+		return p, false
+	}
+
+	if alg, there := jwk["alg"]; there {
+		p.alg, _ = alg.(string)
+		if p.alg == "Ed25519" {
+			p.alg = "EdDSA" // its newer name (RFC 9864)
+		}
+		return p, algorithms[p.alg] != nil && p.serves(p.alg)
+	}
+	return p, isUsableKey(p.key)
+}
+
+// parsePoint reads a point of one of the three curves, at its full length, and checks that it is on it.
+func parsePoint(crv string, x, y []byte) (*ecdsa.PublicKey, error) {
+	var curve elliptic.Curve
+	switch crv {
+	case "P-256":
+		curve = elliptic.P256()
+	case "P-384":
+		curve = elliptic.P384()
+	case "P-521":
+		curve = elliptic.P521()
+	default:
+		return nil, errors.New("unknown curve")
+	}
+	if size := (curve.Params().BitSize + 7) / 8; len(x) != size || len(y) != size {
+		return nil, errors.New("coordinate of a wrong length")
+	}
+	return ecdsa.ParseUncompressedPublicKey(curve, slices.Concat([]byte{4}, x, y))
+}
+
+// octets decodes base64url; nil when it is none.
+func octets(s string) []byte {
+	b, err := segments.DecodeString(s)
+	if err != nil {
+		return nil
+	}
+	return b
+}

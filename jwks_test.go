@@ -1,0 +1,448 @@
+package gateway_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-96248d0c/gateway"
+)
+
+// jwk writes a public key as a JSON Web Key, with more members or others.
+func jwk(kid string, key any, members map[string]any) map[string]any {
+	m := map[string]any{"kid": kid}
+	switch k := key.(type) {
+	case *rsa.PublicKey:
+		m["kty"], m["n"], m["e"] = "RSA", segment(k.N.Bytes()), segment(big.NewInt(int64(k.E)).Bytes())
+	case *ecdsa.PublicKey:
+		point := must(k.Bytes())
+		size := (len(point) - 1) / 2
+		m["kty"], m["crv"] = "EC", k.Curve.Params().Name
+		m["x"], m["y"] = segment(point[1:1+size]), segment(point[1+size:])
+	case ed25519.PublicKey:
+		m["kty"], m["crv"], m["x"] = "OKP", "Ed25519", segment(k)
+	case []byte:
+		m["kty"], m["k"] = "oct", segment(k)
+	}
+	for name, v := range members {
+		m[name] = v
+	}
+	return m
+}
+
+func keySet(keys ...map[string]any) string {
+	return string(must(json.Marshal(map[string]any{"keys": keys})))
+}
+
+// jwksOver returns a JWKS whose URL is answered by answer, without a socket, for use in a bubble.
+func jwksOver(t *testing.T, o gateway.JWKSOptions, answer func(*http.Request) (*http.Response, error)) *gateway.JWKS {
+	t.Helper()
+	o.Client = &http.Client{Transport: roundTrip(answer), Timeout: 5 * time.Second}
+	k, err := gateway.NewJWKS("https://id.example/keys", &o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func answer(r *http.Request, status int, body string, header http.Header) *http.Response {
+	if header == nil {
+		header = make(http.Header)
+	}
+	return &http.Response{
+		StatusCode: status, Header: header, Request: r, ProtoMajor: 1, ProtoMinor: 1,
+		Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body)),
+	}
+}
+
+func edPublic() ed25519.PublicKey { return testEd().Public().(ed25519.PublicKey) }
+
+func TestNewJWKSURL(t *testing.T) {
+	for rawURL, ok := range map[string]bool{
+		"https://id.example/keys":     true,
+		"http://127.0.0.1:8080/keys":  true,
+		"http://[::1]/keys":           true,
+		"http://localhost:1/keys":     true,
+		"http://id.example/keys":      false,
+		"http://127.0.0.1.evil.test/": false,
+		"http://localhost.evil.test/": false,
+		"http://10.0.0.1/keys":        false,
+		"file:///etc/passwd":          false,
+		"/keys":                       false,
+		"":                            false,
+		"https:///keys":               false,
+		"https://id.example:x/keys":   false,
+	} {
+		if _, err := gateway.NewJWKS(rawURL, nil); (err == nil) != ok {
+			t.Errorf("%q: error %v", rawURL, err)
+		}
+	}
+	for name, o := range map[string]gateway.JWKSOptions{
+		"MaxAge": {MaxAge: -1}, "MinInterval": {MinInterval: -1}, "MaxBytes": {MaxBytes: -1},
+	} {
+		if _, err := gateway.NewJWKS("https://id.example/keys", &o); err == nil {
+			t.Errorf("negative %s is taken", name)
+		}
+	}
+}
+
+func TestJWKSKeys(t *testing.T) {
+	weak := must(rsa.GenerateKey(rand.Reader, 1024))
+	p224 := must(ecdsa.GenerateKey(elliptic.P224(), rand.Reader))
+	rs, ec := &testRSA().PublicKey, &testEC().PublicKey
+	with := func(key any, members map[string]any) map[string]any { return jwk("k", key, members) }
+	for name, tt := range map[string]struct {
+		jwk any
+		alg string
+		ok  bool
+	}{
+		"RSA":                       {with(rs, nil), "RS256", true},
+		"RSA for PS":                {with(rs, nil), "PS512", true},
+		"RSA for an HMAC":           {with(rs, nil), "HS256", false},
+		"RSA with alg":              {with(rs, map[string]any{"alg": "RS512"}), "RS512", true},
+		"RSA with another alg":      {with(rs, map[string]any{"alg": "RS512"}), "RS256", false},
+		"RSA with an EC alg":        {with(rs, map[string]any{"alg": "ES256"}), "RS256", false},
+		"RSA for encryption":        {with(rs, map[string]any{"use": "enc"}), "RS256", false},
+		"RSA with an enc alg":       {with(rs, map[string]any{"alg": "RSA-OAEP"}), "RS256", false},
+		"alg of a wrong type":       {with(rs, map[string]any{"alg": 1}), "RS256", false},
+		"use sig":                   {with(rs, map[string]any{"use": "sig"}), "RS256", true},
+		"use of a wrong type":       {with(rs, map[string]any{"use": []string{"sig"}}), "RS256", false},
+		"key_ops verify":            {with(rs, map[string]any{"key_ops": []string{"verify"}}), "RS256", true},
+		"key_ops encrypt":           {with(rs, map[string]any{"key_ops": []string{"encrypt"}}), "RS256", false},
+		"private half":              {with(rs, map[string]any{"d": "AQ"}), "RS256", false},
+		"RSA of 1024 bits":          {with(&weak.PublicKey, nil), "RS256", false},
+		"RSA of 16384 bits":         {with(rs, map[string]any{"n": strings.Repeat("_", 2732)}), "RS256", false},
+		"RSA with e = 1":            {with(rs, map[string]any{"e": "AQ"}), "RS256", false},
+		"RSA with even e":           {with(rs, map[string]any{"e": "BA"}), "RS256", false},
+		"RSA with huge e":           {with(rs, map[string]any{"e": "AQAAAAAB"}), "RS256", false},
+		"RSA with padding":          {with(rs, map[string]any{"e": "AQAB="}), "RS256", false},
+		"RSA without n":             {with(rs, map[string]any{"n": nil}), "RS256", false},
+		"P-256":                     {with(ec, nil), "ES256", true},
+		"P-256 for ES384":           {with(ec, nil), "ES384", false},
+		"P-224":                     {with(&p224.PublicKey, nil), "ES256", false},
+		"point off the curve":       {with(ec, map[string]any{"x": segment(make([]byte, 32))}), "ES256", false},
+		"short coordinate":          {with(ec, map[string]any{"x": "AQ"}), "ES256", false},
+		"Ed25519":                   {with(edPublic(), nil), "EdDSA", true},
+		"Ed25519 by its newer name": {with(edPublic(), map[string]any{"alg": "Ed25519"}), "EdDSA", true},
+		"Ed448":                     {with(edPublic(), map[string]any{"crv": "Ed448"}), "EdDSA", false},
+		"X25519":                    {with(edPublic(), map[string]any{"crv": "X25519"}), "EdDSA", false},
+		"short Ed25519":             {with(edPublic(), map[string]any{"x": "AQ"}), "EdDSA", false},
+		"symmetric":                 {with(testSecret, map[string]any{"alg": "HS256"}), "HS256", false},
+		"unknown kty":               {with(rs, map[string]any{"kty": "AKP"}), "RS256", false},
+		"kid of a wrong type":       {with(rs, map[string]any{"kid": 7}), "RS256", false},
+		"no object":                 {"RSA", "RS256", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			good := jwk("other", edPublic(), nil) // so that the set is one in every case
+			body := string(must(json.Marshal(map[string]any{"keys": []any{tt.jwk, good}})))
+			k := jwksOver(t, gateway.JWKSOptions{}, func(r *http.Request) (*http.Response, error) {
+				return answer(r, 200, body, nil), nil
+			})
+			key, err := k.Key(t.Context(), "k", tt.alg)
+			if (err == nil) != tt.ok || (key != nil) != tt.ok || err != nil && !errors.Is(err, gateway.ErrUnauthenticated) {
+				t.Errorf("key %v, error %v", key, err)
+			}
+			if _, err := k.Key(t.Context(), "other", "EdDSA"); err != nil {
+				t.Errorf("the good key beside it: %v", err)
+			}
+		})
+	}
+}
+
+func TestJWKSWithoutKid(t *testing.T) {
+	one := keySet(jwk("a", edPublic(), nil), jwk("b", &testRSA().PublicKey, nil))
+	two := keySet(jwk("a", &testRSA().PublicKey, nil), jwk("b", &testRSA().PublicKey, nil))
+	same := keySet(jwk("a", &testEC().PublicKey, nil), jwk("a", &testRSA().PublicKey, nil))
+	for name, tt := range map[string]struct {
+		set, kid, alg string
+		ok            bool
+	}{
+		"the only one of its kind": {one, "", "RS256", true},
+		"one of two":               {two, "", "RS256", false},
+		"a kid for two kinds":      {same, "a", "RS256", true},
+	} {
+		k := jwksOver(t, gateway.JWKSOptions{}, func(r *http.Request) (*http.Response, error) {
+			return answer(r, 200, tt.set, nil), nil
+		})
+		if _, err := k.Key(t.Context(), tt.kid, tt.alg); (err == nil) != tt.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestJWKSAge checks when a set is asked for again. Its key is there all the time, so no request waits.
+func TestJWKSAge(t *testing.T) {
+	for name, tt := range map[string]struct {
+		maxAge       time.Duration
+		cacheControl string
+		want         time.Duration // before which nothing is asked
+	}{
+		"nothing said":    {0, "", 15 * time.Minute * 3 / 4},
+		"max-age":         {0, "public, max-age=600", 450 * time.Second},
+		"quoted":          {0, `max-age="600"`, 450 * time.Second},
+		"at most an hour": {0, "max-age=86400", 45 * time.Minute},
+		"no-store":        {0, "no-store", 10 * time.Second},
+		"zero":            {0, "max-age=0", 10 * time.Second},
+		"nonsense":        {0, "max-age=soon", 15 * time.Minute * 3 / 4},
+		"own":             {time.Minute, "max-age=600", 45 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				fetches := 0
+				k := jwksOver(t, gateway.JWKSOptions{MaxAge: tt.maxAge}, func(r *http.Request) (*http.Response, error) {
+					fetches++
+					return answer(r, 200, keySet(jwk("k", edPublic(), nil)), http.Header{"Cache-Control": {tt.cacheControl}}), nil
+				})
+				ask := func() {
+					if _, err := k.Key(t.Context(), "k", "EdDSA"); err != nil {
+						t.Fatal(err)
+					}
+					synctest.Wait()
+				}
+				ask()
+				time.Sleep(tt.want)
+				ask()
+				if fetches != 1 {
+					t.Errorf("%d fetches within %v", fetches, tt.want)
+				}
+				time.Sleep(time.Nanosecond)
+				ask()
+				if fetches != 2 {
+					t.Errorf("%d fetches after %v", fetches, tt.want)
+				}
+			})
+		})
+	}
+}
+
+func TestJWKSRotation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, second, _ := ed25519.GenerateKey(rand.Reader)
+		old, next := jwk("old", edPublic(), nil), jwk("new", second.Public(), nil)
+		set := keySet(old)
+		k := jwksOver(t, gateway.JWKSOptions{MaxAge: time.Minute}, func(r *http.Request) (*http.Response, error) {
+			return answer(r, 200, set, nil), nil
+		})
+		j := gateway.NewJWT(k, gateway.JWTOptions{Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}})
+		oldToken := sign("EdDSA", testEd(), map[string]any{"kid": "old"}, claimSet(nil))
+		newToken := sign("EdDSA", second, map[string]any{"kid": "new"}, claimSet(nil))
+		check := func(what, token string, ok bool) {
+			t.Helper()
+			_, err := j.Verify(t.Context(), token)
+			if (err == nil) != ok || err != nil && !errors.Is(err, gateway.ErrUnauthenticated) {
+				t.Errorf("%s: %v", what, err)
+			}
+			synctest.Wait()
+		}
+		check("the first key", oldToken, true)
+		time.Sleep(11 * time.Second)
+		set = keySet(old, next)
+		check("a key that was published since", newToken, true)
+		check("the key beside it", oldToken, true)
+		set = keySet(next)
+		time.Sleep(time.Minute)
+		check("the new key, whose request begins the refresh", newToken, true)
+		check("a key that was withdrawn", oldToken, false)
+		check("the new key", newToken, true)
+	})
+}
+
+func TestJWKSFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var fetches atomic.Int64
+		k := jwksOver(t, gateway.JWKSOptions{}, func(r *http.Request) (*http.Response, error) {
+			fetches.Add(1)
+			time.Sleep(time.Second)
+			return answer(r, 200, keySet(jwk("k", edPublic(), nil)), nil), nil
+		})
+		if _, err := k.Key(t.Context(), "k", "EdDSA"); err != nil {
+			t.Fatal(err)
+		}
+		flood := func() {
+			var wg sync.WaitGroup
+			for i := range 1000 {
+				wg.Go(func() {
+					if _, err := k.Key(t.Context(), fmt.Sprint("unknown", i), "EdDSA"); !errors.Is(err, gateway.ErrUnauthenticated) {
+						t.Errorf("unknown kid: %v", err)
+					}
+				})
+			}
+			start := time.Now()
+			if _, err := k.Key(t.Context(), "k", "EdDSA"); err != nil || time.Since(start) != 0 {
+				t.Errorf("a known kid waited %v, error %v", time.Since(start), err)
+			}
+			wg.Wait()
+		}
+		for range 5 {
+			flood()
+		}
+		if n := fetches.Load(); n != 1 {
+			t.Errorf("%d fetches before MinInterval is over", n)
+		}
+		time.Sleep(10 * time.Second)
+		for range 5 {
+			flood()
+		}
+		if n := fetches.Load(); n != 2 {
+			t.Errorf("%d fetches, want one for each MinInterval", n)
+		}
+	})
+}
+
+// TestJWKSFailures has the provider fail in each way, before there is a set and after.
+func TestJWKSFailures(t *testing.T) {
+	for name, fail := range map[string]func(r *http.Request) (*http.Response, error){
+		"down":       func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") },
+		"status 500": func(r *http.Request) (*http.Response, error) { return answer(r, 500, keySet(), nil), nil },
+		"status 204": func(r *http.Request) (*http.Response, error) { return answer(r, 204, "", nil), nil },
+		"garbage":    func(r *http.Request) (*http.Response, error) { return answer(r, 200, "<html>", nil), nil },
+		"no keys":    func(r *http.Request) (*http.Response, error) { return answer(r, 200, `{"keys":[]}`, nil), nil },
+		"no set":     func(r *http.Request) (*http.Response, error) { return answer(r, 200, `[]`, nil), nil },
+		"unusable keys": func(r *http.Request) (*http.Response, error) {
+			return answer(r, 200, keySet(jwk("k", testSecret, nil)), nil), nil
+		},
+		"100 MB": func(r *http.Request) (*http.Response, error) {
+			resp := answer(r, 200, "", nil)
+			resp.Body = io.NopCloser(io.LimitReader(endless{}, 100<<20))
+			return resp, nil
+		},
+		"hung": func(r *http.Request) (*http.Response, error) {
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		},
+		"hung in its body": func(r *http.Request) (*http.Response, error) {
+			resp := answer(r, 200, "", nil)
+			resp.Body = io.NopCloser(hung{r.Context()})
+			return resp, nil
+		},
+		"cut off": func(r *http.Request) (*http.Response, error) {
+			resp := answer(r, 200, "", nil)
+			resp.Body = io.NopCloser(io.MultiReader(strings.NewReader(`{"keys"`), broken{}))
+			return resp, nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				good := false
+				k := jwksOver(t, gateway.JWKSOptions{}, func(r *http.Request) (*http.Response, error) {
+					if good {
+						return answer(r, 200, keySet(jwk("k", edPublic(), nil)), nil), nil
+					}
+					return fail(r)
+				})
+				start := time.Now()
+				_, err := k.Key(t.Context(), "k", "EdDSA")
+				var e *gateway.Error
+				if !errors.As(err, &e) || e.Status != http.StatusServiceUnavailable || e.Header.Get("Retry-After") == "" {
+					t.Fatalf("without a set: %v", err)
+				}
+				if took := time.Since(start); took > 5*time.Second {
+					t.Errorf("waited %v", took)
+				}
+				good = true
+				if _, err := k.Key(t.Context(), "k", "EdDSA"); err == nil {
+					t.Error("asked again before MinInterval is over")
+				}
+				time.Sleep(10 * time.Second)
+				if _, err := k.Key(t.Context(), "k", "EdDSA"); err != nil {
+					t.Fatalf("provider is well again: %v", err)
+				}
+				good = false
+				for range 5 {
+					time.Sleep(time.Hour)
+					start = time.Now()
+					if _, err := k.Key(t.Context(), "k", "EdDSA"); err != nil || time.Since(start) != 0 {
+						t.Errorf("the last good set: %v after %v", err, time.Since(start))
+					}
+				}
+				time.Sleep(10 * time.Second) // the last refresh is over before the bubble is
+			})
+		})
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = ' '
+	}
+	return len(p), nil
+}
+
+type hung struct{ ctx context.Context }
+
+func (h hung) Read([]byte) (int, error) {
+	<-h.ctx.Done()
+	return 0, h.ctx.Err()
+}
+
+type broken struct{}
+
+func (broken) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
+
+// TestJWKSWaitEndsWithContext: a caller that leaves waits no longer, and the refresh that it began goes on
+// for the others.
+func TestJWKSWaitEndsWithContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := jwksOver(t, gateway.JWKSOptions{}, func(r *http.Request) (*http.Response, error) {
+			select {
+			case <-time.After(3 * time.Second):
+				return answer(r, 200, keySet(jwk("k", edPublic(), nil)), nil), nil
+			case <-r.Context().Done():
+				return nil, r.Context().Err()
+			}
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := k.Key(ctx, "k", "EdDSA"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+		start := time.Now()
+		if _, err := k.Key(t.Context(), "k", "EdDSA"); err != nil || time.Since(start) != 2*time.Second {
+			t.Errorf("error %v after %v", err, time.Since(start))
+		}
+	})
+}
+
+// TestJWKSOverHTTP uses real listeners: a provider that redirects within itself and to another.
+func TestJWKSOverHTTP(t *testing.T) {
+	set := keySet(jwk("k", edPublic(), nil))
+	serve := func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, set) }
+	other := httptest.NewServer(http.HandlerFunc(serve))
+	defer other.Close()
+	mux := http.NewServeMux()
+	mux.HandleFunc("/keys", serve)
+	mux.Handle("/within", http.RedirectHandler("/keys", http.StatusFound))
+	mux.Handle("/away", http.RedirectHandler(other.URL, http.StatusFound))
+	mux.Handle("/circle", http.RedirectHandler("/circle", http.StatusFound))
+	provider := httptest.NewServer(mux)
+	defer provider.Close()
+	for path, ok := range map[string]bool{"/keys": true, "/within": true, "/away": false, "/circle": false, "/nothing": false} {
+		k := must(gateway.NewJWKS(provider.URL+path, nil))
+		_, err := k.Key(t.Context(), "k", "EdDSA")
+		if (err == nil) != ok {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}

@@ -1,0 +1,410 @@
+package gateway
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// JWTOptions say which tokens are believed. Issuer, Audience and Algorithms are required.
+type JWTOptions struct {
+	Issuer, Audience string                     // required: the token's iss, and one of its aud
+	Algorithms       []string                   // required: of RS, PS, ES and HS with 256, 384 or 512, and EdDSA; "none" panics
+	Type             string                     // required "typ", such as "at+jwt" (RFC 9068); "" accepts any
+	Leeway           time.Duration              // for exp, nbf and iat; 0 means none
+	Token            func(*http.Request) string // nil: the Authorization bearer; see CookieToken, HeaderToken
+	MaxBytes         int                        // of a token, checked before any work; 0 means 16 KiB
+}
+
+// JWT authenticates bearer tokens (RFC 7519, under RFC 8725's rules). It is safe for concurrent use.
+//
+// A token is refused unless all of this holds. Its size is within MaxBytes. It is three parts of base64url
+// without padding or bits to spare. Header and claims are JSON objects that can be read in one way only: no
+// member stands twice. The algorithm is one of Algorithms, and the key is of the kind that the algorithm asks
+// for: RSA of 2048 bits at least, the curve of ES256, ES384 or ES512, Ed25519, or a secret as long as the hash.
+// There is no crit. The signature holds. The issuer is Issuer, aud is or holds Audience, exp is there and
+// ahead, nbf and iat are not ahead where they are there, and all three are numbers.
+//
+// Scopes are those of the claim "scope", a string of them with spaces between or a list; without it those
+// of "scp". The header's jwk, jku, x5c and x5u are never looked at.
+type JWT struct {
+	keys      KeySource
+	methods   map[string]*algorithm // allowed ones by name
+	typ       string                // as bareType writes it; "" accepts any
+	token     func(*http.Request) string
+	maxBytes  int
+	issuer    string
+	validator *jwt.Validator
+}
+
+// NewJWT returns a JWT that verifies with keys. It panics without keys, Issuer, Audience and Algorithms, on
+// an algorithm that it does not know, "none" first of all, on a negative Leeway or MaxBytes, and when keys are
+// static and none of them serves any of Algorithms.
+func NewJWT(keys KeySource, opts JWTOptions) *JWT {
+	switch {
+	case keys == nil:
+		panic("gateway: NewJWT: nil KeySource")
+	case opts.Issuer == "":
+		panic("gateway: NewJWT: no Issuer")
+	case opts.Audience == "":
+		panic("gateway: NewJWT: no Audience")
+	case len(opts.Algorithms) == 0:
+		panic("gateway: NewJWT: no Algorithms")
+	case opts.Leeway < 0:
+		panic("gateway: NewJWT: negative Leeway")
+	case opts.MaxBytes < 0:
+		panic("gateway: NewJWT: negative MaxBytes")
+	}
+	j := &JWT{
+		keys:     keys,
+		methods:  make(map[string]*algorithm, len(opts.Algorithms)),
+		typ:      bareType(opts.Type),
+		token:    opts.Token,
+		maxBytes: opts.MaxBytes,
+		issuer:   opts.Issuer,
+		validator: jwt.NewValidator(
+			jwt.WithIssuer(opts.Issuer),
+			jwt.WithAudience(opts.Audience),
+			jwt.WithExpirationRequired(),
+			jwt.WithIssuedAt(),
+			jwt.WithLeeway(opts.Leeway),
+		),
+	}
+	for _, name := range opts.Algorithms {
+		if j.methods[name] = algorithms[name]; j.methods[name] == nil {
+			panic("gateway: NewJWT: algorithm " + name + " is not supported")
+		}
+	}
+	if s, ok := keys.(*staticKeys); ok && !s.serve(j.methods) {
+		panic("gateway: NewJWT: no key is of the kind that Algorithms ask for")
+	}
+	if j.maxBytes == 0 {
+		j.maxBytes = 16 << 10
+	}
+	return j
+}
+
+// Authenticate verifies the token that r carries.
+func (j *JWT) Authenticate(r *http.Request) (*Identity, error) {
+	var token string
+	if j.token != nil {
+		token = j.token(r)
+	} else {
+		var err error
+		if token, err = bearer(r.Header); err != nil {
+			return nil, err
+		}
+	}
+	if token == "" {
+		return nil, ErrNoCredentials
+	}
+	return j.Verify(r.Context(), token)
+}
+
+// Verify says whom a token speaks of. The error wraps ErrUnauthenticated when the token is bad; it is an
+// *Error with status 503 when the keys are out of reach, and ctx's own when that ended first.
+func (j *JWT) Verify(ctx context.Context, token string) (*Identity, error) {
+	if len(token) > j.maxBytes {
+		return nil, badCredentials("token too long")
+	}
+	return j.verify(ctx, token)
+}
+
+// verify does the work, the cheap parts first: what has no good signature costs no more than its header.
+func (j *JWT) verify(ctx context.Context, token string) (*Identity, error) {
+	head, payload, sig, ok := splitToken(token)
+	if !ok {
+		return nil, badCredentials("malformed token")
+	}
+	alg, kid, err := j.readHeader(head)
+	if err != nil {
+		return nil, err
+	}
+	method := j.methods[alg]
+	signature, err := segments.DecodeString(sig)
+	if err != nil {
+		return nil, badCredentials("malformed signature")
+	}
+	key, err := keyFrom(ctx, j.keys, kid, alg)
+	if err != nil {
+		return nil, err
+	}
+	if !method.accepts(key) {
+		return nil, badCredentials("the key is not of the kind that the algorithm asks for")
+	}
+	if method.signing.Verify(token[:len(head)+1+len(payload)], signature, key) != nil {
+		return nil, badCredentials("wrong signature")
+	}
+
+	text, err := segments.DecodeString(payload)
+	if err != nil {
+		return nil, badCredentials("malformed claims")
+	}
+	c, err := decodeObject(string(text), len(text))
+	if err != nil {
+		return nil, fmt.Errorf("%w: claims: %w", ErrUnauthenticated, err)
+	}
+	if err := j.validator.Validate(claims(c)); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnauthenticated, err)
+	}
+	return claims(c).identity(), nil
+}
+
+// The bounds of a header. Certificates (x5c) fit; a member more than anybody has does not.
+const (
+	maxHeaderValues = 64
+	maxKeyID        = 512
+)
+
+// readHeader reads the JOSE header (RFC 7515 section 4) as far as it counts.
+func (j *JWT) readHeader(segment string) (alg, kid string, err error) {
+	text, err := segments.DecodeString(segment)
+	if err != nil {
+		return "", "", badCredentials("malformed header")
+	}
+	header, err := decodeObject(string(text), maxHeaderValues)
+	if err != nil {
+		return "", "", fmt.Errorf("%w: header: %w", ErrUnauthenticated, err)
+	}
+	alg, _ = header["alg"].(string)
+	if j.methods[alg] == nil {
+		return "", "", badCredentials("the algorithm is not allowed")
+	}
+	// No extension is understood here, and crit says that one must be (RFC 7515 section 4.1.11).
+	if _, ok := header["crit"]; ok {
+		return "", "", badCredentials("the header has crit")
+	}
+	if v, ok := header["kid"]; ok {
+		if kid, ok = v.(string); !ok || len(kid) > maxKeyID {
+			return "", "", badCredentials("malformed kid")
+		}
+	}
+	if j.typ != "" {
+		if typ, _ := header["typ"].(string); !strings.EqualFold(bareType(typ), j.typ) {
+			return "", "", badCredentials("wrong typ")
+		}
+	}
+	return alg, kid, nil
+}
+
+// bareType leaves out "application/", as RFC 7515 section 4.1.9 says.
+func bareType(typ string) string {
+	const prefix = "application/"
+	if len(typ) > len(prefix) && strings.EqualFold(typ[:len(prefix)], prefix) {
+		return typ[len(prefix):]
+	}
+	return typ
+}
+
+// segments is base64url as RFC 7515 has it. Strict refuses bits to spare, but Go passes over line ends:
+// splitToken does not.
+var segments = base64.RawURLEncoding.Strict()
+
+// splitToken cuts a token at its two dots, and refuses what is not base64url between them. The signature
+// must be there.
+func splitToken(token string) (header, payload, signature string, ok bool) {
+	dots := [2]int{}
+	n := 0
+	for i := range len(token) {
+		switch c := token[i]; {
+		case c == '.':
+			if n == len(dots) {
+				return "", "", "", false
+			}
+			dots[n] = i
+			n++
+		case !isBase64URL[c]:
+			return "", "", "", false
+		}
+	}
+	if n != len(dots) || dots[1] == len(token)-1 {
+		return "", "", "", false
+	}
+	return token[:dots[0]], token[dots[0]+1 : dots[1]], token[dots[1]+1:], true
+}
+
+var isBase64URL = func() (set [256]bool) {
+	for _, c := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_") {
+		set[c] = true
+	}
+	return set
+}()
+
+// claims are a token's, as the validator asks for them. What is there but of a wrong type is an error.
+type claims map[string]any
+
+var errClaimType = errors.New("claim of a wrong type")
+
+func (c claims) GetExpirationTime() (*jwt.NumericDate, error) { return c.date("exp") }
+func (c claims) GetIssuedAt() (*jwt.NumericDate, error)       { return c.date("iat") }
+func (c claims) GetNotBefore() (*jwt.NumericDate, error)      { return c.date("nbf") }
+func (c claims) GetIssuer() (string, error)                   { return c.text("iss") }
+func (c claims) GetSubject() (string, error)                  { return c.text("sub") }
+
+// GetAudience reads a string or a list of them (RFC 7519 section 4.1.3).
+func (c claims) GetAudience() (jwt.ClaimStrings, error) {
+	switch v := c["aud"].(type) {
+	case string:
+		return jwt.ClaimStrings{v}, nil
+	case []any:
+		list := make(jwt.ClaimStrings, len(v))
+		for i, e := range v {
+			var ok bool
+			if list[i], ok = e.(string); !ok {
+				return nil, errClaimType
+			}
+		}
+		return list, nil
+	}
+	return nil, errClaimType
+}
+
+func (c claims) text(name string) (string, error) {
+	v, there := c[name]
+	s, ok := v.(string)
+	if there && !ok {
+		return "", errClaimType
+	}
+	return s, nil
+}
+
+// date reads a NumericDate (RFC 7519 section 2) between the years 1970 and 9999.
+func (c claims) date(name string) (*jwt.NumericDate, error) {
+	v, there := c[name]
+	if !there {
+		return nil, nil
+	}
+	n, ok := v.(json.Number)
+	if !ok {
+		return nil, errClaimType
+	}
+	const year10000 = 253402300800
+	f, err := n.Float64()
+	if err != nil || f < 0 || f >= year10000 {
+		return nil, errClaimType
+	}
+	sec, frac := math.Modf(f)
+	return &jwt.NumericDate{Time: time.Unix(int64(sec), int64(frac*1e9))}, nil
+}
+
+// Validate is asked by the validator after its own questions.
+func (c claims) Validate() error {
+	_, err := c.text("sub")
+	return err
+}
+
+// identity is what valid claims say.
+func (c claims) identity() *Identity {
+	id := &Identity{Claims: c}
+	id.Subject, _ = c.text("sub")
+	id.Issuer, _ = c.text("iss")
+	aud, _ := c.GetAudience()
+	id.Audience = []string(aud)
+	if exp, _ := c.date("exp"); exp != nil {
+		id.Expiry = exp.Time
+	}
+	if id.Scopes = scopesOf(c["scope"]); id.Scopes == nil {
+		id.Scopes = scopesOf(c["scp"])
+	}
+	return id
+}
+
+// scopesOf reads a string of scopes (RFC 8693 section 4.2) or a list of them, which some issuers send.
+func scopesOf(v any) []string {
+	var list []string
+	switch v := v.(type) {
+	case string:
+		for s := range strings.SplitSeq(v, " ") {
+			if isScope(s) {
+				list = append(list, s)
+			}
+		}
+	case []any:
+		for _, e := range v {
+			if s, ok := e.(string); ok && isScope(s) {
+				list = append(list, s)
+			}
+		}
+	}
+	return list
+}
+
+// bearer finds the token in Authorization (RFC 6750 section 2.1). Another scheme there is none of its kind;
+// two fields, or a scheme without one token after it, are bad.
+func bearer(h http.Header) (string, error) {
+	values := h["Authorization"]
+	if len(values) == 0 {
+		return "", ErrNoCredentials
+	}
+	if len(values) > 1 {
+		return "", badCredentials("two Authorization fields")
+	}
+	const scheme = "Bearer"
+	v := values[0]
+	if len(v) < len(scheme) || !strings.EqualFold(v[:len(scheme)], scheme) {
+		return "", ErrNoCredentials
+	}
+	v = v[len(scheme):]
+	if v != "" && validToken(v[:1]) {
+		return "", ErrNoCredentials // a longer name of a scheme
+	}
+	token := strings.TrimLeft(v, " ")
+	if token == "" || len(token) == len(v) {
+		return "", badCredentials("no token after Bearer")
+	}
+	return token, nil
+}
+
+// CookieToken finds the token in a cookie, for JWTOptions.Token. Of two cookies of one name neither is
+// believed. It panics on an empty name.
+//
+// A cookie is sent by any page that makes the browser ask: guard what changes state with
+// http.CrossOriginProtection, too.
+func CookieToken(name string) func(*http.Request) string {
+	if name == "" {
+		panic("gateway: CookieToken: empty name")
+	}
+	return func(r *http.Request) string {
+		switch cookies := r.CookiesNamed(name); len(cookies) {
+		case 0:
+			return ""
+		case 1:
+			return cookies[0].Value
+		}
+		return ambiguous
+	}
+}
+
+// HeaderToken finds the token in a header field, which holds nothing else, for JWTOptions.Token. Of two
+// fields of one name neither is believed. It panics on a name that is none.
+func HeaderToken(name string) func(*http.Request) string {
+	key := fieldName("HeaderToken", name)
+	return func(r *http.Request) string {
+		switch values := r.Header[key]; len(values) {
+		case 0:
+			return ""
+		case 1:
+			return values[0]
+		}
+		return ambiguous
+	}
+}
+
+// ambiguous is what no verifier takes for a token.
+const ambiguous = ","
+
+// fieldName returns the canonical form of a field name, and panics on what is none.
+func fieldName(who, name string) string {
+	if !validToken(name) {
+		panic("gateway: " + who + ": malformed field name")
+	}
+	return http.CanonicalHeaderKey(name)
+}
