@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -334,7 +335,10 @@ func (p *proxy) upgrade(rw *responseWriter, r, out *http.Request, res *http.Resp
 		}
 		finished <- err == nil
 	}
-	go join(target, buf.Reader, wire)
+	// The server's reader would take a half-closed connection for a client that left: only what it has
+	// already is read from it.
+	early, _ := buf.Reader.Peek(buf.Reader.Buffered())
+	go join(target, io.MultiReader(bytes.NewReader(early), conn), wire)
 	go join(conn, target, conn)
 	if wellEnded := <-finished; !wellEnded {
 		target.Close()
