@@ -1,0 +1,729 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"maps"
+	"net/http"
+	"net/url"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+)
+
+// Route is a handler and what a request must be to reach it.
+type Route struct {
+	Name       string  // for logs, Stats and Explain; "" means Pattern. http.route stays the path template
+	Pattern    string  // ServeMux syntax: [METHOD ][HOST]/[PATH], {name}, {name...}, {$}
+	Match      []Match // all must hold
+	Handler    http.Handler
+	Middleware []Middleware // inside Router.Use's, first outermost
+}
+
+// Match is a named predicate; the name is what Explain prints, and two of one name are the same one.
+//
+// Func sees the request as it came to the Router, before Use's middleware: nobody is authenticated yet. It
+// must be safe for concurrent use, answer the same for the same request, and leave the body alone.
+type Match struct {
+	Name string
+	Func func(*http.Request) bool
+
+	kind matchKind
+}
+
+// matchKind is what precedence counts.
+type matchKind uint8
+
+const (
+	matchOther matchKind = iota
+	matchHeader
+	matchQuery
+)
+
+// MatchHeader holds when one line of the header field is value, letter by letter; when value is "", when
+// the field is there at all. It panics when name is no field name, and for Host, which is part of the
+// pattern.
+func MatchHeader(name, value string) Match {
+	name = matchedField("MatchHeader", name)
+	m := Match{Name: "header " + name, kind: matchHeader}
+	if value == "" {
+		m.Func = func(r *http.Request) bool { return len(r.Header[name]) > 0 }
+		return m
+	}
+	m.Name += " = " + strconv.Quote(value)
+	m.Func = func(r *http.Request) bool { return slices.Contains(r.Header[name], value) }
+	return m
+}
+
+// MatchHeaderRegexp holds when expr matches one line of the header field, anywhere in it unless expr is
+// anchored. It panics when name is no field name or Host, and on a bad expression.
+func MatchHeaderRegexp(name, expr string) Match {
+	name = matchedField("MatchHeaderRegexp", name)
+	re, err := regexp.Compile(expr)
+	if err != nil {
+		panic("gateway: MatchHeaderRegexp: " + err.Error())
+	}
+	return Match{
+		Name: "header " + name + " ~ " + strconv.Quote(expr),
+		kind: matchHeader,
+		Func: func(r *http.Request) bool { return slices.ContainsFunc(r.Header[name], re.MatchString) },
+	}
+}
+
+func matchedField(caller, name string) string {
+	if !isToken(name) {
+		panic("gateway: " + caller + ": " + strconv.Quote(name) + " is no header field name")
+	}
+	if name = http.CanonicalHeaderKey(name); name == "Host" {
+		panic("gateway: " + caller + ": Host is no header field in net/http; put the host in the pattern")
+	}
+	return name
+}
+
+// MatchQuery holds when one of the query's values for name is value; when value is "", when the query has
+// name at all.
+func MatchQuery(name, value string) Match {
+	m := Match{Name: "query " + url.QueryEscape(name), kind: matchQuery}
+	if value != "" {
+		m.Name += " = " + strconv.Quote(value)
+	}
+	m.Func = func(r *http.Request) bool { return queryHas(r.URL.RawQuery, name, value) }
+	return m
+}
+
+// queryHas looks for a pair in a query as url.ParseQuery would find it, without building the map.
+func queryHas(query, name, value string) bool {
+	for query != "" {
+		var pair string
+		pair, query, _ = strings.Cut(query, "&")
+		if pair == "" || strings.IndexByte(pair, ';') >= 0 {
+			continue
+		}
+		k, v, _ := strings.Cut(pair, "=")
+		k, err := queryUnescape(k)
+		if err != nil || k != name {
+			continue
+		}
+		if v, err = queryUnescape(v); err == nil && (value == "" || v == value) {
+			return true
+		}
+	}
+	return false
+}
+
+func queryUnescape(s string) (string, error) {
+	if strings.IndexByte(s, '%') < 0 && strings.IndexByte(s, '+') < 0 {
+		return s, nil
+	}
+	return url.QueryUnescape(s)
+}
+
+// Router matches by host and path as net/http.ServeMux does, then by method, then by predicates. The
+// zero value is usable. It is safe for concurrent use once built: register every route before it
+// serves, and to change routes later, build another Router and hand it to a Live.
+//
+// Of the routes that match a request it takes the first by this order, which is the Kubernetes Gateway
+// API's:
+//
+//  1. one with the request's host before one without a host;
+//  2. the more specific path: a literal segment before {name}, before {name...} or a trailing slash;
+//  3. the request's method; for HEAD then GET; then no method;
+//  4. most header predicates;
+//  5. most query predicates;
+//  6. registered first.
+//
+// What loses on method or predicates leaves the request to the next. So unlike in ServeMux, "GET /" can
+// stand beside "/foo", which takes all of its path.
+//
+// Hosts match without regard to case, port and a final dot. The path is matched segment by segment, each
+// decoded for itself, so "%2F" is part of its segment. A path that servers read differently from each
+// other gets 400: one with a dot segment, encoded or not, beside an encoded slash too, with a backslash or
+// NUL. A row of slashes gets 308 to the path without, method and query kept, and so does a path that
+// lacks only its final slash. When only the method does not match, the answer is 405 with Allow, or for
+// OPTIONS 204 with Allow; otherwise it is 404. All of these are given inside Use's middleware.
+//
+// A handler finds the pattern in Request.Pattern and wildcards by Request.PathValue, as under ServeMux.
+type Router struct {
+	use     []Middleware
+	entries []*routeEntry // in order of registration
+	anyHost routeTree
+	hosts   map[string]*routeTree
+
+	once   sync.Once
+	answer http.Handler // Use's middleware around what no route answers
+}
+
+// routeEntry is a registered route.
+type routeEntry struct {
+	Route
+	pattern          *pathPattern
+	params           []routeParam
+	headers, queries int          // predicates
+	handler          http.Handler // with all middleware around it
+	order            int
+	location         string // file:line of its registration
+}
+
+// routeParam is a named wildcard of a pattern.
+type routeParam struct {
+	name string
+	at   int // segments before it
+	rest bool
+}
+
+// precedes reports whether e is asked before other, whose host, path and method are the same.
+func (e *routeEntry) precedes(other *routeEntry) bool {
+	switch {
+	case e.headers != other.headers:
+		return e.headers > other.headers
+	case e.queries != other.queries:
+		return e.queries > other.queries
+	}
+	return e.order < other.order
+}
+
+// failed returns the name of the first predicate that does not hold; "" when all do.
+func (e *routeEntry) failed(r *http.Request) string {
+	for i := range e.Match {
+		if !e.Match[i].Func(r) {
+			return e.Match[i].Name
+		}
+	}
+	return ""
+}
+
+// covers reports whether every request that other's predicates let through is let through by e's.
+func (e *routeEntry) covers(other *routeEntry) bool {
+	for _, m := range e.Match {
+		if !slices.ContainsFunc(other.Match, func(o Match) bool { return o.Name == m.Name }) {
+			return false
+		}
+	}
+	return true
+}
+
+// setPathValues gives r the wildcards' values. The path is one that e's pattern matches.
+func (e *routeEntry) setPathValues(r *http.Request, path string, escaped bool) {
+	segment, start := 0, 1
+	for i := range e.params {
+		p := &e.params[i]
+		for ; segment < p.at; segment++ {
+			start += strings.IndexByte(path[start:], '/') + 1
+		}
+		value := path[start:]
+		if !p.rest {
+			if end := strings.IndexByte(value, '/'); end >= 0 {
+				value = value[:end]
+			}
+		}
+		if escaped {
+			value = unescape(value)
+		}
+		r.SetPathValue(p.name, value)
+	}
+}
+
+// Use adds middleware around every route and around what the Router answers itself: 404, 405 and the
+// others. The first is outermost. It panics after Handle or Add, and on a nil middleware.
+func (rt *Router) Use(mw ...Middleware) {
+	if len(rt.entries) > 0 {
+		panic("gateway: Router.Use: called after Handle or Add")
+	}
+	rt.use = append(rt.use, checkMiddleware("Router.Use", mw)...)
+}
+
+// Handle registers a route. It panics, with both registrations' file:line, when the pattern is malformed,
+// when the paths of two routes overlap without one being more specific, or when host, path, method and
+// predicates are another's. "GET /" beside "/foo" is no collision.
+func (rt *Router) Handle(pattern string, h http.Handler, mw ...Middleware) {
+	rt.register("Router.Handle", Route{Pattern: pattern, Handler: h, Middleware: mw})
+}
+
+// Add registers a route, as Handle does. It also panics when a route can never match, because one with
+// the same host, path and method that is asked before it takes every request that its predicates let
+// through.
+func (rt *Router) Add(r Route) { rt.register("Router.Add", r) }
+
+// With returns a group of routes that share more middleware, inside Use's: the public ones, the
+// authenticated ones. It panics on a nil middleware.
+func (rt *Router) With(mw ...Middleware) *Group {
+	return &Group{router: rt, mw: checkMiddleware("Router.With", mw)}
+}
+
+// Group registers routes in its Router, which made it by With.
+type Group struct {
+	router *Router
+	mw     []Middleware
+}
+
+// With returns a group whose middleware stands inside this one's.
+func (g *Group) With(mw ...Middleware) *Group {
+	return &Group{router: g.router, mw: slices.Concat(g.mw, checkMiddleware("Group.With", mw))}
+}
+
+// Handle registers a route as Router.Handle does; mw stands inside the group's middleware.
+func (g *Group) Handle(pattern string, h http.Handler, mw ...Middleware) {
+	g.router.register("Group.Handle", Route{Pattern: pattern, Handler: h, Middleware: slices.Concat(g.mw, mw)})
+}
+
+// Add registers a route as Router.Add does; its Middleware stands inside the group's.
+func (g *Group) Add(r Route) {
+	r.Middleware = slices.Concat(g.mw, r.Middleware)
+	g.router.register("Group.Add", r)
+}
+
+func checkMiddleware(caller string, mw []Middleware) []Middleware {
+	for _, m := range mw {
+		if m == nil {
+			panic("gateway: " + caller + ": nil middleware")
+		}
+	}
+	return slices.Clone(mw)
+}
+
+func (rt *Router) register(caller string, r Route) {
+	e := &routeEntry{Route: r, order: len(rt.entries), location: callerLocation()}
+	fail := func(format string, args ...any) {
+		panic(fmt.Sprintf("gateway: %s: pattern %q (registered at %s) ", caller, r.Pattern, e.location) +
+			fmt.Sprintf(format, args...))
+	}
+	var err error
+	if e.pattern, err = parsePattern(r.Pattern); err != nil {
+		fail("is malformed: %v", err)
+	}
+	if r.Handler == nil {
+		fail("has no handler")
+	}
+	e.Middleware = checkMiddleware(caller, r.Middleware)
+	if e.Name == "" {
+		e.Name = r.Pattern
+	}
+	e.Match = nil
+	for _, m := range r.Match {
+		if m.Name == "" || m.Func == nil {
+			fail("has a predicate without name or function")
+		}
+		if slices.ContainsFunc(e.Match, func(o Match) bool { return o.Name == m.Name }) {
+			continue
+		}
+		e.Match = append(e.Match, m)
+		switch m.kind {
+		case matchHeader:
+			e.headers++
+		case matchQuery:
+			e.queries++
+		}
+	}
+	for i, s := range e.pattern.segments {
+		if s.kind >= wildSegment && s.text != "" {
+			e.params = append(e.params, routeParam{name: s.text, at: i, rest: s.kind == restSegment})
+		}
+	}
+
+	tree := &rt.anyHost
+	if host := e.pattern.host; host != "" {
+		if tree = rt.hosts[host]; tree == nil {
+			tree = new(routeTree)
+		}
+	}
+	if other := tree.conflict(e); other != nil {
+		fail(`conflicts with pattern %q (registered at %s): both match some paths, like %q, but neither is more specific.
+%[1]q matches %[4]q, but %[5]q does not.
+%[5]q matches %[6]q, but %[1]q does not.`,
+			other.Pattern, other.location, samePath(e.pattern, other.pattern),
+			onlyPath(other.pattern, e.pattern), e.Pattern, onlyPath(e.pattern, other.pattern))
+	}
+	for _, other := range tree.sameAs(e.pattern) {
+		switch {
+		case other.precedes(e) && other.covers(e) && e.covers(other):
+			fail("matches the same requests as pattern %q (registered at %s)", other.Pattern, other.location)
+		case other.precedes(e) && other.covers(e):
+			fail("can never match: pattern %q (registered at %s) comes before it and takes every such request; register that one later",
+				other.Pattern, other.location)
+		}
+	}
+
+	e.handler = compose(caller, rt.use, compose(caller, e.Middleware, r.Handler))
+	if host := e.pattern.host; host != "" {
+		if rt.hosts == nil {
+			rt.hosts = make(map[string]*routeTree)
+		}
+		rt.hosts[host] = tree
+	}
+	tree.add(e)
+	rt.entries = append(rt.entries, e)
+}
+
+func compose(caller string, mw []Middleware, h http.Handler) http.Handler {
+	if h = Chain(mw...)(h); h == nil {
+		panic("gateway: " + caller + ": a middleware returned nil")
+	}
+	return h
+}
+
+// callerLocation is the file:line from which this package was called.
+func callerLocation() string {
+	var pcs [16]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
+	for {
+		f, more := frames.Next()
+		if !strings.HasPrefix(f.Function, ownPackage) || strings.HasSuffix(f.File, "_test.go") {
+			return f.File + ":" + strconv.Itoa(f.Line)
+		}
+		if !more {
+			return "unknown location"
+		}
+	}
+}
+
+// ownPackage begins the name of every function of this package.
+var ownPackage = func() string {
+	pc, _, _, _ := runtime.Caller(0)
+	name := runtime.FuncForPC(pc).Name()
+	dir := strings.LastIndexByte(name, '/') + 1
+	return name[:dir+strings.IndexByte(name[dir:], '.')+1]
+}()
+
+// Routes yields the routes by precedence: of two that match the same request, the one that is taken comes
+// first. Those of a host come before those without, hosts in alphabetical order. Name is filled in, and
+// Middleware holds the groups' too. The slices are not to be changed.
+func (rt *Router) Routes() iter.Seq[Route] {
+	return func(yield func(Route) bool) {
+		rt.all(func(e *routeEntry) bool { return yield(e.Route) })
+	}
+}
+
+func (rt *Router) all(yield func(*routeEntry) bool) {
+	for _, host := range slices.Sorted(maps.Keys(rt.hosts)) {
+		if !rt.hosts[host].root.all(yield) {
+			return
+		}
+	}
+	rt.anyHost.root.all(yield)
+}
+
+// ServeHTTP hands the request to the route that matches it. The match is made before Use's middleware
+// runs, so that this knows the route.
+func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	d := rt.decide(r, false)
+	if d.route == nil {
+		_, rw, r := enter(w, r)
+		rt.once.Do(func() { rt.answer = compose("Router", rt.use, http.HandlerFunc(answerUnrouted)) })
+		rt.answer.ServeHTTP(rw, r.WithContext(&unrouted{Context: r.Context(), decision: d}))
+		return
+	}
+	// As ServeMux does, on the request that came: what stands outside may look at it afterwards.
+	r.Pattern = d.route.Pattern
+	d.route.setPathValues(r, d.path, d.escaped)
+	ex, rw, r := enter(w, r)
+	ex.routed(d.route.Name, d.route.Pattern)
+	d.route.handler.ServeHTTP(rw, r)
+}
+
+// routed notes the route, if no Router outside has.
+func (ex *exchange) routed(name, pattern string) {
+	for ; ex != nil; ex = ex.whole {
+		ex.mu.Lock()
+		if ex.pattern == "" {
+			ex.route, ex.pattern = name, pattern
+		}
+		ex.mu.Unlock()
+	}
+}
+
+// routeDecision is what is to be done with a request.
+type routeDecision struct {
+	status  int // 200, 204, 308, 400, 404 or 405
+	route   *routeEntry
+	path    string // as splittablePath gives it
+	escaped bool
+
+	reason   string         // of a 400
+	allow    string         // of 204 and 405
+	location string         // of a 308
+	tried    []routeVerdict // when asked to explain
+}
+
+// decide is the one place where a request finds its route, for ServeHTTP and Explain alike.
+func (rt *Router) decide(r *http.Request, explain bool) (d routeDecision) {
+	d.path, d.escaped = splittablePath(r.URL)
+	s := routeSearch{req: r, method: r.Method, path: d.path, escaped: d.escaped, survey: explain, trace: explain}
+	if s.method == "" {
+		s.method = http.MethodGet // as in net/http's client
+	}
+	host := rt.hostTree(r)
+	first := host
+	if first == nil {
+		first = &rt.anyHost
+	}
+	switch {
+	case r.URL.Path == "" && (r.Method == http.MethodConnect || r.URL.Opaque != ""):
+		d.status = http.StatusNotFound // no path at all, not even an empty one
+		return d
+	case d.escaped || explain:
+	default:
+		// A path that a pattern spells out needs no look at its cleanliness.
+		if end := first.fixed[d.path]; end != nil && s.try(end, true) {
+			d.status, d.route = http.StatusOK, s.found
+			return d
+		}
+	}
+
+	if d.path == "*" && r.Method == http.MethodOptions {
+		d.status = http.StatusNoContent
+		return d
+	}
+	if d.path[0] != '/' {
+		d.reason = "no slash at its beginning"
+	} else {
+		d.reason = hostile(r.URL.Path)
+	}
+	if d.reason != "" {
+		d.status = http.StatusBadRequest
+		return d
+	}
+	if strings.Contains(d.path, "//") {
+		if r.Method == http.MethodConnect {
+			d.status, d.reason = http.StatusBadRequest, "an empty segment"
+			return d
+		}
+		d.redirect(r, collapse(escapedPath(r.URL)))
+		return d
+	}
+
+	if !s.in(host) {
+		s.in(&rt.anyHost)
+	}
+	d.tried = s.tried
+	slashed := s
+	slashed.found, slashed.slash, slashed.trace = nil, true, false
+	if !s.exact && !strings.HasSuffix(d.path, "/") && (first.slashes || rt.anyHost.slashes) {
+		if !slashed.in(host) {
+			slashed.in(&rt.anyHost)
+		}
+		if slashed.found != nil && slashed.exact {
+			d.redirect(r, escapedPath(r.URL)+"/")
+			return d
+		}
+	}
+	if s.found != nil {
+		d.status, d.route = http.StatusOK, s.found
+		return d
+	}
+
+	allow := rt.otherMethods(s, host)
+	switch {
+	case len(allow) == 0:
+		d.status = http.StatusNotFound
+	case r.Method == http.MethodOptions:
+		d.status = http.StatusNoContent
+	default:
+		d.status = http.StatusMethodNotAllowed
+	}
+	d.allow = strings.Join(allow, ", ")
+	return d
+}
+
+// hostTree returns the routes of the request's host; nil when it has none of its own.
+func (rt *Router) hostTree(r *http.Request) *routeTree {
+	if len(rt.hosts) == 0 {
+		return nil
+	}
+	host := r.Host
+	if host == "" {
+		host = r.URL.Host
+	}
+	return rt.hosts[canonicalHost(host)]
+}
+
+// otherMethods lists the methods with which the request that s looked for would be taken, or redirected
+// for its final slash.
+func (rt *Router) otherMethods(s routeSearch, host *routeTree) []string {
+	s.survey, s.trace = true, false
+	for _, s.slash = range []bool{false, true} {
+		s.in(host)
+		s.in(&rt.anyHost)
+	}
+	if len(s.allow) == 0 {
+		return nil
+	}
+	if slices.Contains(s.allow, http.MethodGet) {
+		s.allow = append(s.allow, http.MethodHead)
+	}
+	s.allow = append(s.allow, http.MethodOptions)
+	slices.Sort(s.allow)
+	return slices.Compact(s.allow)
+}
+
+// redirect decides for path, which begins with one slash and so is on this site.
+func (d *routeDecision) redirect(r *http.Request, path string) {
+	d.status = http.StatusPermanentRedirect
+	if r.URL.RawQuery != "" || r.URL.ForceQuery {
+		path += "?" + r.URL.RawQuery
+	}
+	d.location = path
+}
+
+// unrouted is the context of a request that no route takes. It carries the decision through Use's
+// middleware.
+type unrouted struct {
+	context.Context
+	decision routeDecision
+}
+
+type unroutedKey struct{}
+
+func (u *unrouted) Value(key any) any {
+	if _, ok := key.(unroutedKey); ok {
+		return u
+	}
+	return u.Context.Value(key)
+}
+
+// answerUnrouted answers what no route does.
+func answerUnrouted(w http.ResponseWriter, r *http.Request) {
+	u, ok := r.Context().Value(unroutedKey{}).(*unrouted)
+	if !ok { // a middleware replaced the context
+		refuse(w, r, ErrNoRoute)
+		return
+	}
+	switch d := &u.decision; d.status {
+	case http.StatusNoContent:
+		if d.allow != "" {
+			w.Header().Set("Allow", d.allow)
+		}
+		w.WriteHeader(d.status)
+	case http.StatusPermanentRedirect:
+		w.Header().Set("Location", d.location)
+		w.WriteHeader(d.status)
+	case http.StatusMethodNotAllowed:
+		refuse(w, r, &Error{Status: d.status, Header: http.Header{"Allow": {d.allow}}, Err: ErrNoRoute})
+	case http.StatusBadRequest:
+		refuse(w, r, &Error{Status: d.status, Detail: "The path has " + d.reason + ".", Err: ErrNoRoute})
+	default:
+		refuse(w, r, ErrNoRoute)
+	}
+}
+
+// Explanation is what ServeHTTP would do with a request, and why.
+type Explanation struct {
+	Route      *Route // nil when none matched
+	Status     int    // 200, or 204, 308, 400, 404, 405 as ServeHTTP would answer
+	PathValues map[string]string
+	Candidates []Candidate // in the order tried
+}
+
+// Candidate is a route and why it was not taken, if it was not.
+type Candidate struct {
+	Route   Route
+	Matched bool
+	Reason  string // "path", "method", "host", or the predicate's name; "precedence" when it only came too late
+}
+
+// Explain says which route r would take, the path values, and why each other candidate lost. It makes
+// the decision that ServeHTTP makes, by the same code, and changes nothing in r. Candidates has every
+// route: those whose path matches in the order tried, then the others by precedence. Of a path that is
+// refused or redirected for its form none was tried.
+func (rt *Router) Explain(r *http.Request) Explanation {
+	d := rt.decide(r, true)
+	x := Explanation{Status: d.status}
+	if d.route != nil {
+		route := d.route.Route
+		x.Route = &route
+		if len(d.route.params) > 0 {
+			var values http.Request
+			d.route.setPathValues(&values, d.path, d.escaped)
+			x.PathValues = make(map[string]string, len(d.route.params))
+			for _, p := range d.route.params {
+				x.PathValues[p.name] = values.PathValue(p.name)
+			}
+		}
+	}
+	if d.tried == nil && (d.status == http.StatusBadRequest || d.status == http.StatusPermanentRedirect) {
+		return x
+	}
+	tried := make(map[*routeEntry]bool, len(d.tried))
+	for _, v := range d.tried {
+		tried[v.route] = true
+		c := Candidate{Route: v.route.Route, Matched: v.route == d.route}
+		switch {
+		case c.Matched:
+		case !v.method:
+			c.Reason = "method"
+		case v.failed != "":
+			c.Reason = v.failed
+		default:
+			c.Reason = "precedence"
+		}
+		x.Candidates = append(x.Candidates, c)
+	}
+	host := rt.hostTree(r)
+	rt.all(func(e *routeEntry) bool {
+		if tried[e] {
+			return true
+		}
+		c := Candidate{Route: e.Route, Reason: "path"}
+		if e.pattern.host != "" && rt.hosts[e.pattern.host] != host {
+			c.Reason = "host"
+		}
+		x.Candidates = append(x.Candidates, c)
+		return true
+	})
+	return x
+}
+
+// RoutePattern returns the matched pattern; to middleware outside the Router after next has returned,
+// when a middleware of this package stands outside it. The outermost Router's where Routers nest; under a
+// foreign mux that sets it, r.Pattern. "" when there is none.
+func RoutePattern(ctx context.Context) string {
+	for ex := exchangeFrom(ctx); ex != nil; ex = ex.whole {
+		ex.mu.Lock()
+		pattern := ex.pattern
+		if pattern == "" && ex.req != nil {
+			pattern = ex.req.Pattern
+		}
+		ex.mu.Unlock()
+		if pattern != "" {
+			return pattern
+		}
+	}
+	return ""
+}
+
+// Live is a handler that can be replaced while it serves: build a new Router, Store it; requests
+// in flight finish on the old one. Limiters, circuits and upstreams are the caller's values, so
+// their state survives a swap. The zero value answers 503. It is safe for concurrent use.
+type Live struct {
+	current atomic.Pointer[http.Handler]
+}
+
+// Store makes h the handler of every request from now on; nil answers 503 again.
+func (l *Live) Store(h http.Handler) {
+	if h == nil {
+		l.current.Store(nil)
+		return
+	}
+	l.current.Store(&h)
+}
+
+// Load returns the handler that was stored last; nil when there is none.
+func (l *Live) Load() http.Handler {
+	if h := l.current.Load(); h != nil {
+		return *h
+	}
+	return nil
+}
+
+// ServeHTTP hands the request to the handler that was stored last.
+func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h := l.current.Load(); h != nil {
+		(*h).ServeHTTP(w, r)
+		return
+	}
+	refuse(w, r, &Error{Status: http.StatusServiceUnavailable})
+}
