@@ -51,7 +51,8 @@ type exchange struct {
 	pattern   string // its pattern
 	identity  *Identity
 	onError   func(http.ResponseWriter, *http.Request, *Error)
-	answering *Error // while onError or a fallback runs
+	answering *Error   // while onError or a fallback runs
+	overLimit []string // names of the ReportOnly limits that would have refused; for the log
 
 	noted   bool    // outcome and err are set; the first word stands
 	outcome Outcome // how it ended, as noted by who ended it
@@ -154,6 +155,22 @@ func (ex *exchange) note(o Outcome, err error) {
 		if !ex.noted {
 			ex.noted, ex.outcome, ex.err = true, o, err
 		}
+		ex.mu.Unlock()
+	}
+}
+
+// rejected reports whether it is known already that the gateway refused.
+func (ex *exchange) rejected() bool {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	return ex.noted && ex.outcome == OutcomeRejected
+}
+
+// exceed notes that a limit which only reports would have refused.
+func (ex *exchange) exceed(limit string) {
+	for ; ex != nil; ex = ex.whole {
+		ex.mu.Lock()
+		ex.overLimit = append(ex.overLimit, limit)
 		ex.mu.Unlock()
 	}
 }
