@@ -109,9 +109,9 @@ const (
 	sweepKeys      = 64 // looked at once in sweepEvery, and when there is no room
 )
 
-// algorithm is the arithmetic on the state S of one key. Its methods are called with the state's lock
+// arithmetic is the algorithm on the state S of one key. Its methods are called with the state's lock
 // held and with a time that never goes back.
-type algorithm[S any] interface {
+type arithmetic[S any] interface {
 	begin(s *S, now time.Time) // makes a zero S the state of a new key
 	take(s *S, now time.Time, n int) Decision
 	give(s *S, now time.Time, n int, ref int64)
@@ -120,10 +120,10 @@ type algorithm[S any] interface {
 
 // table holds the state of every key that is not at rest.
 type table[S any] struct {
-	algorithm algorithm[S]
-	seed      maphash.Seed
-	maxKeys   int64
-	shards    [shardCount]shard[S]
+	rule    arithmetic[S]
+	seed    maphash.Seed
+	maxKeys int64
+	shards  [shardCount]shard[S]
 
 	overflow struct {
 		mu    sync.Mutex
@@ -163,7 +163,7 @@ func (c *clock) advance(now time.Time) time.Time {
 	return now
 }
 
-func newTable[S any](caller string, a algorithm[S], opts *LimiterOptions) *table[S] {
+func newTable[S any](caller string, a arithmetic[S], opts *LimiterOptions) *table[S] {
 	maxKeys := defaultMaxKeys
 	if opts != nil {
 		if opts.MaxKeys < 0 {
@@ -173,7 +173,7 @@ func newTable[S any](caller string, a algorithm[S], opts *LimiterOptions) *table
 			maxKeys = opts.MaxKeys
 		}
 	}
-	return &table[S]{algorithm: a, seed: maphash.MakeSeed(), maxKeys: int64(maxKeys)}
+	return &table[S]{rule: a, seed: maphash.MakeSeed(), maxKeys: int64(maxKeys)}
 }
 
 // size leaves out those who count themselves and are about to find no room.
@@ -206,9 +206,9 @@ func (t *table[S]) takeFrom(s *shard[S], k *keyName, now time.Time, n int) (Deci
 			return Decision{}, false
 		}
 		e = s.add(k)
-		t.algorithm.begin(&e.state, now)
+		t.rule.begin(&e.state, now)
 	}
-	return t.algorithm.take(&e.state, now, n), true
+	return t.rule.take(&e.state, now, n), true
 }
 
 // takeOverflow marks its decisions by a negative Ref, so that they are given back where they were taken
@@ -219,10 +219,10 @@ func (t *table[S]) takeOverflow(now time.Time, n int) Decision {
 	defer o.mu.Unlock()
 	now = o.clock.advance(now)
 	if !o.begun {
-		t.algorithm.begin(&o.state, now)
+		t.rule.begin(&o.state, now)
 		o.begun = true
 	}
-	d := t.algorithm.take(&o.state, now, n)
+	d := t.rule.take(&o.state, now, n)
 	d.Ref = ^d.Ref
 	return d
 }
@@ -233,7 +233,7 @@ func (t *table[S]) give(now time.Time, key string, n int, ref int64) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		if o.begun {
-			t.algorithm.give(&o.state, o.clock.advance(now), n, ^ref)
+			t.rule.give(&o.state, o.clock.advance(now), n, ^ref)
 		}
 		return
 	}
@@ -243,7 +243,7 @@ func (t *table[S]) give(now time.Time, key string, n int, ref int64) {
 	defer s.mu.Unlock()
 	// A key that is not held is at rest: it has everything already.
 	if e := s.find(&k); e != nil {
-		t.algorithm.give(&e.state, s.clock.advance(now), n, ref)
+		t.rule.give(&e.state, s.clock.advance(now), n, ref)
 	}
 }
 
@@ -273,7 +273,7 @@ func (t *table[S]) sweep(now time.Time) {
 				if s.pos >= len(s.entries) {
 					s.pos = 0
 				}
-				if t.algorithm.rested(&s.entries[s.pos].state, at) {
+				if t.rule.rested(&s.entries[s.pos].state, at) {
 					s.remove(s.pos)
 					t.held.Add(-1)
 				} else {

@@ -97,6 +97,10 @@ func KeyByHeader(name string) KeyFunc {
 	}
 }
 
+// KeyByRoute is the matched pattern; "" where none is known. One key for all callers: join it with another by
+// Keys to limit each caller on each route.
+func KeyByRoute(r *http.Request) (string, error) { return RoutePattern(r.Context()), nil }
+
 // Keys joins several keys into one, without ambiguity: each is preceded by its length in bytes and a colon.
 // The first error ends it. It panics without keys or when one is nil.
 func Keys(ks ...KeyFunc) KeyFunc {
