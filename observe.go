@@ -186,11 +186,11 @@ func (o *observer) trace(ex *exchange, r *http.Request) (*http.Request, trace.Sp
 func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, span trace.Span, start time.Time, panicked any) {
 	took := time.Since(start)
 	outcome, status, err := ex.end(rw, panicked)
-	pattern := RoutePattern(r.Context())
-	route := pattern
-	if i := strings.IndexByte(pattern, '/'); i >= 0 {
-		route = pattern[i:]
+	route := RoutePattern(r.Context())
+	if route == "" {
+		route = r.Pattern // of a foreign mux, when r is a copy that the record does not know
 	}
+	route = route[max(0, strings.IndexByte(route, '/')):] // neither method nor host
 
 	ctx := r.Context()
 	if o.duration.Enabled(ctx) {

@@ -1,0 +1,322 @@
+package gateway_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/seed-96248d0c/gateway"
+)
+
+// telemetry is a real SDK whose spans and measures a test can read.
+type telemetry struct {
+	spans  *tracetest.InMemoryExporter
+	tracer *sdktrace.TracerProvider
+	reader *sdkmetric.ManualReader
+	meter  *sdkmetric.MeterProvider
+}
+
+func newTelemetry(t *testing.T) *telemetry {
+	tel := &telemetry{spans: tracetest.NewInMemoryExporter(), reader: sdkmetric.NewManualReader()}
+	tel.tracer = sdktrace.NewTracerProvider(sdktrace.WithSyncer(tel.spans))
+	tel.meter = sdkmetric.NewMeterProvider(sdkmetric.WithReader(tel.reader))
+	t.Cleanup(func() {
+		tel.tracer.Shutdown(context.Background())
+		tel.meter.Shutdown(context.Background())
+	})
+	return tel
+}
+
+// durations returns the counts of http.server.request.duration by attribute set.
+func (tel *telemetry) durations(t *testing.T) map[attribute.Distinct]metricdata.HistogramDataPoint[float64] {
+	t.Helper()
+	var rm metricdata.ResourceMetrics
+	if err := tel.reader.Collect(context.Background(), &rm); err != nil {
+		t.Fatal(err)
+	}
+	points := make(map[attribute.Distinct]metricdata.HistogramDataPoint[float64])
+	for _, sm := range rm.ScopeMetrics {
+		for _, m := range sm.Metrics {
+			if m.Name != "http.server.request.duration" {
+				continue
+			}
+			if m.Unit != "s" {
+				t.Errorf("unit %q", m.Unit)
+			}
+			for _, p := range m.Data.(metricdata.Histogram[float64]).DataPoints {
+				points[p.Attributes.Equivalent()] = p
+			}
+		}
+	}
+	return points
+}
+
+func TestObserveMeasures(t *testing.T) {
+	tel := newTelemetry(t)
+	var rt gateway.Router
+	rt.Use(gateway.Observe(&gateway.ObserveOptions{Meter: tel.meter, Tracer: tel.tracer}))
+	rt.Handle("GET /users/{id}", text("user"))
+	rt.Handle("POST shop.example/fail", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(503)
+	}))
+	rt.Handle("GET /panic", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { panic("bug") }))
+	ask := func(method, url string) {
+		defer func() { recover() }()
+		rt.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(method, url, nil))
+	}
+	for n := range 3 {
+		ask("GET", fmt.Sprintf("/users/%d", n))
+	}
+	ask("POST", "http://shop.example/fail")
+	ask("GET", "/panic")
+	for n := range 50 {
+		ask(fmt.Sprintf("M%d", n), "/users/1") // no label of its own
+	}
+	ask("GET", "/nowhere")
+
+	base := func(method, route string, status int, outcome string, more ...attribute.KeyValue) attribute.Set {
+		attrs := append([]attribute.KeyValue{
+			attribute.String("http.request.method", method), attribute.String("url.scheme", "http"),
+			attribute.String("network.protocol.version", "1.1"), attribute.Int("http.response.status_code", status),
+			attribute.String("gateway.outcome", outcome),
+		}, more...)
+		if route != "" {
+			attrs = append(attrs, attribute.String("http.route", route))
+		}
+		return attribute.NewSet(attrs...)
+	}
+	got := tel.durations(t)
+	for _, tt := range []struct {
+		name  string
+		set   attribute.Set
+		count uint64
+	}{
+		{"route", base("GET", "/users/{id}", 200, "ok"), 3},
+		{"answer of a failing handler", base("POST", "/fail", 503, "upstream_error", attribute.String("error.type", "503")), 1},
+		{"panic", base("GET", "/panic", 500, "internal", attribute.String("error.type", "internal")), 1},
+		{"unknown methods", base("_OTHER", "", 405, "rejected"), 50},
+		{"no route", base("GET", "", 404, "rejected"), 1},
+	} {
+		p, ok := got[tt.set.Equivalent()]
+		if !ok || p.Count != tt.count {
+			t.Errorf("%s: count %d, want %d", tt.name, p.Count, tt.count)
+		}
+		if p.Bounds != nil && (p.Bounds[0] != 0.005 || p.Bounds[len(p.Bounds)-1] != 10) {
+			t.Errorf("bounds %v", p.Bounds)
+		}
+		delete(got, tt.set.Equivalent())
+	}
+	for _, p := range got {
+		t.Errorf("more than expected: %v", p.Attributes.Encoded(attribute.DefaultEncoder()))
+	}
+}
+
+func TestObserveSpans(t *testing.T) {
+	tel := newTelemetry(t)
+	var rt gateway.Router
+	rt.Use(gateway.Observe(&gateway.ObserveOptions{Tracer: tel.tracer, Meter: tel.meter}))
+	var inside trace.SpanContext
+	rt.Handle("GET /users/{id}", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		inside = trace.SpanContextFromContext(r.Context())
+		gateway.WriteError(w, r, fmt.Errorf("%w: secret cause", gateway.ErrBadGateway))
+	}))
+	rec := httptest.NewRecorder()
+	rt.ServeHTTP(rec, httptest.NewRequest("GET", "/users/7", nil))
+	spans := tel.spans.GetSpans()
+	if len(spans) != 1 {
+		t.Fatalf("%d spans", len(spans))
+	}
+	s := spans[0]
+	if s.Name != "GET /users/{id}" || s.SpanKind != trace.SpanKindServer || s.Status.Code != codes.Error || s.Parent.IsValid() {
+		t.Errorf("got %q %v %v %v", s.Name, s.SpanKind, s.Status, s.Parent)
+	}
+	if s.SpanContext.SpanID() != inside.SpanID() || rec.Header().Get("X-Trace-Id") != s.SpanContext.TraceID().String() {
+		t.Errorf("span %v, inside %v, answer %q", s.SpanContext, inside, rec.Header().Get("X-Trace-Id"))
+	}
+	attrs := fmt.Sprint(s.Attributes)
+	for _, want := range []string{"http.request.method", "GET", "http.route", "/users/{id}", "http.response.status_code", "502", "url.path", "/users/7"} {
+		if !strings.Contains(attrs, want) {
+			t.Errorf("attributes lack %s: %s", want, attrs)
+		}
+	}
+	if len(s.Events) != 1 || !strings.Contains(fmt.Sprint(s.Events), "secret cause") {
+		t.Errorf("events %v", s.Events)
+	}
+}
+
+func TestObserveTraceOfTheCaller(t *testing.T) {
+	const id, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+	for _, tt := range []struct {
+		name      string
+		header    http.Header
+		trust     bool
+		continued bool
+		linked    bool
+	}{
+		{"none", nil, true, false, false},
+		{"trusted", http.Header{"Traceparent": {"00-" + id + "-" + span + "-01"}}, true, true, false},
+		{"not sampled", http.Header{"Traceparent": {"00-" + id + "-" + span + "-00"}}, true, true, false},
+		{"a later version", http.Header{"Traceparent": {"01-" + id + "-" + span + "-01-more"}}, true, true, false},
+		{"untrusted", http.Header{"Traceparent": {"00-" + id + "-" + span + "-01"}}, false, false, true},
+		{"upper case", http.Header{"Traceparent": {"00-" + strings.ToUpper(id) + "-" + span + "-01"}}, true, false, false},
+		{"version 00 with more", http.Header{"Traceparent": {"00-" + id + "-" + span + "-01-x"}}, true, false, false},
+		{"version ff", http.Header{"Traceparent": {"ff-" + id + "-" + span + "-01"}}, true, false, false},
+		{"zero trace", http.Header{"Traceparent": {"00-00000000000000000000000000000000-" + span + "-01"}}, true, false, false},
+		{"zero span", http.Header{"Traceparent": {"00-" + id + "-0000000000000000-01"}}, true, false, false},
+		{"two", http.Header{"Traceparent": {"00-" + id + "-" + span + "-01", "00-" + id + "-" + span + "-01"}}, true, false, false},
+		{"short", http.Header{"Traceparent": {"00-" + id}}, true, false, false},
+		{"trace header trusted", http.Header{"X-Trace-Id": {id}}, true, true, false},
+		{"trace header untrusted", http.Header{"X-Trace-Id": {id}}, false, false, false},
+		{"trace header malformed", http.Header{"X-Trace-Id": {"../../etc/passwd\n0af7651916cd43"}}, true, false, false},
+	} {
+		for _, sdk := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/sdk %v", tt.name, sdk), func(t *testing.T) {
+				tel := newTelemetry(t)
+				opts := &gateway.ObserveOptions{Meter: tel.meter}
+				if sdk {
+					opts.Tracer = tel.tracer
+				}
+				if tt.trust {
+					opts.TrustTrace = func(*http.Request) bool { return true }
+				}
+				var seen http.Header
+				backend := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { seen = r.Header }))
+				h := gateway.Observe(opts)(gateway.Proxy(gateway.NewUpstream("x", gateway.MustTargets(backend.URL), nil), nil))
+				r := httptest.NewRequest("GET", "/", nil)
+				for name, values := range tt.header {
+					r.Header[name] = values
+				}
+				r.Header.Set("Tracestate", "vendor=1")
+				rec := httptest.NewRecorder()
+				h.ServeHTTP(rec, r)
+				got := rec.Header().Get("X-Trace-Id")
+				if len(got) != 32 || strings.Trim(got, "0123456789abcdef") != "" {
+					t.Fatalf("trace id %q", got)
+				}
+				if (got == id) != tt.continued {
+					t.Errorf("trace id %q", got)
+				}
+				if seen.Get("X-Trace-Id") != got || !strings.HasPrefix(seen.Get("Traceparent"), "00-"+got+"-") {
+					t.Errorf("backend got %q and %q", seen.Get("X-Trace-Id"), seen.Get("Traceparent"))
+				}
+				wantState := ""
+				if tt.continued && tt.header.Get("Traceparent") != "" {
+					wantState = "vendor=1"
+				}
+				if seen.Get("Tracestate") != wantState {
+					t.Errorf("tracestate %q, want %q", seen.Get("Tracestate"), wantState)
+				}
+				if sdk && tt.header.Get("Traceparent") != "" && strings.HasSuffix(tt.header.Get("Traceparent"), "-00") == false {
+					spans := tel.spans.GetSpans()
+					if len(spans) != 1 || (len(spans[0].Links) == 1) != tt.linked {
+						t.Errorf("%d spans, links %v", len(spans), spans)
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestObserveLogs(t *testing.T) {
+	j := make(journal, 10)
+	var rt gateway.Router
+	rt.Use(gateway.Observe(&gateway.ObserveOptions{
+		Logger:      slog.New(j),
+		TraceHeader: "x-request-id",
+		Quiet:       func(r *http.Request) bool { return r.URL.Path == "/healthz" },
+	}))
+	rt.Handle("GET /users/{id}", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if got := gateway.TraceID(r.Context()); got == "" || got != w.Header().Get("X-Request-Id") {
+			t.Errorf("TraceID %q, answer %q", got, w.Header().Get("X-Request-Id"))
+		}
+		io.WriteString(w, "hello")
+	}))
+	rt.Handle("GET /healthz", text("ok"))
+	rt.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/healthz", nil))
+	rec := httptest.NewRecorder()
+	rt.ServeHTTP(rec, httptest.NewRequest("GET", "/users/7?token=secret", nil))
+	line := j.next(t)
+	for key, want := range map[string]string{
+		"message": "request", "level": "INFO", "method": "GET", "path": "/users/7", "route": "/users/{id}", "status": "200",
+		"outcome": "ok", "bytes": "5", "client": "192.0.2.1", "trace_id": rec.Header().Get("X-Request-Id"),
+	} {
+		if line[key] != want {
+			t.Errorf("%s: %q, want %q", key, line[key], want)
+		}
+	}
+	if strings.Contains(fmt.Sprint(line), "secret") {
+		t.Errorf("the query was logged: %v", line)
+	}
+	if len(j) > 0 {
+		t.Errorf("logged too: %v", <-j)
+	}
+	// What a client makes as long as it likes is cut.
+	rt.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/"+strings.Repeat("x", 100_000), nil))
+	if line := j.next(t); len(line["path"]) > 600 {
+		t.Errorf("%d bytes of path", len(line["path"]))
+	}
+}
+
+func TestObserveTwice(t *testing.T) {
+	tel := newTelemetry(t)
+	j := make(journal, 10)
+	observe := gateway.Observe(&gateway.ObserveOptions{Meter: tel.meter, Tracer: tel.tracer, Logger: slog.New(j)})
+	observe(observe(text("once"))).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+	if len(j) != 1 || len(tel.spans.GetSpans()) != 1 {
+		t.Errorf("%d lines, %d spans", len(j), len(tel.spans.GetSpans()))
+	}
+	for _, p := range tel.durations(t) {
+		if p.Count != 1 {
+			t.Errorf("count %d", p.Count)
+		}
+	}
+}
+
+// TestObserveUnderForeignMiddleware holds that Observe sees what is decided inside, also when it is not the
+// first that a request meets and somebody else's wrapper and context stand between.
+func TestObserveUnderForeignMiddleware(t *testing.T) {
+	tel := newTelemetry(t)
+	j := make(journal, 10)
+	type key struct{}
+	between := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			next.ServeHTTP(foreign{w}, r.WithContext(context.WithValue(r.Context(), key{}, 1)))
+		})
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /users/{id}", gateway.Chain(between, gateway.HandleErrors(func(w http.ResponseWriter, r *http.Request, e *gateway.Error) {
+		w.WriteHeader(e.Status)
+	}), between)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !trace.SpanContextFromContext(r.Context()).IsValid() || gateway.TraceID(r.Context()) == "" || r.PathValue("id") != "7" {
+			t.Error("something is lost")
+		}
+		gateway.WriteError(w, r, gateway.ErrForbidden)
+	})))
+	h := gateway.Chain(gateway.TrustProxies(), between, gateway.Observe(&gateway.ObserveOptions{Meter: tel.meter, Tracer: tel.tracer, Logger: slog.New(j)}))(mux)
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/users/7", nil))
+	if line := j.next(t); line["status"] != "403" || line["outcome"] != "rejected" || line["route"] != "/users/{id}" {
+		t.Errorf("logged %v", line)
+	}
+}
+
+func TestObservePanicsAtSetup(t *testing.T) {
+	defer func() {
+		if got, _ := recover().(string); !strings.HasPrefix(got, "gateway: Observe: ") {
+			t.Errorf("recovered %q", got)
+		}
+	}()
+	gateway.Observe(&gateway.ObserveOptions{TraceHeader: "X Trace"})
+}
