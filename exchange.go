@@ -181,6 +181,19 @@ func (ex *exchange) end(w *responseWriter, panicked any) (Outcome, int, error) {
 	left := ex.Context.Err()
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
+	e := w.ending(left, panicked)
+	if !ex.noted {
+		ex.noted, ex.outcome, ex.err = true, e.outcome(), e.err
+	}
+	if ex.outcome == OutcomeClientCanceled {
+		e.status = statusClientClosed
+	}
+	return ex.outcome, e.status, ex.err
+}
+
+// ending returns what the writer knows of how a handler ended. left is its context's error, panicked what
+// recover returned. The caller holds ex.mu.
+func (w *responseWriter) ending(left error, panicked any) ending {
 	e := ending{status: w.status, began: w.status != 0}
 	switch {
 	case panicked == nil:
@@ -201,13 +214,7 @@ func (ex *exchange) end(w *responseWriter, panicked any) (Outcome, int, error) {
 			e.err, e.panicked = fmt.Errorf("panic: %v", panicked), true
 		}
 	}
-	if !ex.noted {
-		ex.noted, ex.outcome, ex.err = true, e.outcome(), e.err
-	}
-	if ex.outcome == OutcomeClientCanceled {
-		e.status = statusClientClosed
-	}
-	return ex.outcome, e.status, ex.err
+	return e
 }
 
 // ending is all that is known of how an attempt at a target or an exchange ended.
@@ -268,15 +275,20 @@ type responseWriter struct {
 	written  int64 // bytes of body
 	failed   bool  // a write failed
 	hijacked bool
+	guard    *guard // of the innermost Breaker, which is told the final status before it goes out
 }
 
-// start notes the final status, if none stands, and reports whether the connection was taken over.
+// start notes the final status, if none stands.
 func (w *responseWriter) start(code int) {
 	w.ex.mu.Lock()
+	var g *guard
 	if w.status == 0 {
-		w.status = code
+		w.status, g = code, w.guard
 	}
 	w.ex.mu.Unlock()
+	for ; g != nil; g = g.outer {
+		g.starting(code)
+	}
 }
 
 func (w *responseWriter) wrote(n int64, err error) {
