@@ -223,6 +223,10 @@ func (p *proxy) fail(rw *responseWriter, r *http.Request, body *requestBody, err
 		if cause := body.cause(); cause != nil && !leftEarly(r.Context()) {
 			err = cause // whatever the transport made of it
 		}
+		if !body.ended.Load() && r.ProtoMajor == 1 {
+			// The server will not read the rest, which a client must know that would send another request.
+			rw.Header().Set("Connection", "close")
+		}
 	}
 	WriteError(rw, r, err)
 }
@@ -400,6 +404,7 @@ type requestBody struct {
 	limit   int64       // negative: none
 	read    int64
 	closed  atomic.Bool
+	ended   atomic.Bool // read to its end
 	failed  atomic.Pointer[error]
 }
 
@@ -421,6 +426,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	}
 	switch {
 	case err == io.EOF:
+		b.ended.Store(true)
 		for name := range b.trailer {
 			b.trailer[name] = b.from.Trailer[name]
 		}

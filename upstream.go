@@ -137,7 +137,7 @@ func (u *Upstream) send(r *http.Request) (*http.Response, error) {
 	t := &attempt{}
 	if c := u.opts.Circuit; c != nil {
 		var err error
-		if t.circuit, err = c.Allow(); err != nil {
+		if t.circuit, err = c.allow(); err != nil {
 			closeBody(r)
 			return nil, err
 		}
@@ -186,7 +186,7 @@ type attempt struct {
 	client   context.Context // ends when the one who asked leaves
 	timer    *time.Timer
 	cancel   context.CancelCauseFunc
-	circuit  func(Outcome, int)
+	circuit  ticket
 	picked   func(Outcome)
 	status   int
 	answered bool
@@ -197,9 +197,7 @@ type attempt struct {
 func (t *attempt) answer(res *http.Response) {
 	t.answered = true
 	t.status = res.StatusCode
-	if t.circuit != nil {
-		t.circuit(ending{status: t.status}.outcome(), t.status)
-	}
+	t.circuit.done(ending{status: t.status}.outcome(), t.status)
 	t.ReadCloser = res.Body
 	if conn, ok := res.Body.(io.ReadWriteCloser); ok {
 		res.Body = &attemptConn{attempt: t, conn: conn} // switched protocols
@@ -217,8 +215,8 @@ func (t *attempt) Read(p []byte) (int, error) {
 		t.end(ending{status: t.status}.outcome(), t.status)
 	default:
 		o := ending{err: err, began: true, gone: leftEarly(t.client)}.outcome()
-		if t.end(o, t.status) && t.circuit != nil && o == OutcomeAborted && t.status < 500 {
-			t.circuit(o, t.status)
+		if t.end(o, t.status) && o == OutcomeAborted {
+			t.circuit.done(o, t.status)
 		}
 	}
 	return n, err
@@ -242,8 +240,8 @@ func (t *attempt) end(o Outcome, status int) bool {
 	if t.cancel != nil {
 		t.cancel(nil)
 	}
-	if !t.answered && t.circuit != nil {
-		t.circuit(o, status)
+	if !t.answered {
+		t.circuit.done(o, status)
 	}
 	if t.picked != nil {
 		t.picked(o)
