@@ -158,6 +158,13 @@ func (ex *exchange) note(o Outcome, err error) {
 	}
 }
 
+// rejected reports whether it is known already that the gateway refused.
+func (ex *exchange) rejected() bool {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	return ex.noted && ex.outcome == OutcomeRejected
+}
+
 // end decides how the exchange ended and with which status, for the one who stands outermost with the
 // writer w. panicked is what recover returned.
 func (ex *exchange) end(w *responseWriter, panicked any) (Outcome, int, error) {
