@@ -51,8 +51,7 @@ type exchange struct {
 	pattern   string // its pattern
 	identity  *Identity
 	onError   func(http.ResponseWriter, *http.Request, *Error)
-	answering *Error   // while onError or a fallback runs
-	overLimit []string // names of the ReportOnly limits that would have refused; for the log
+	answering *Error // while onError or a fallback runs
 
 	noted   bool    // outcome and err are set; the first word stands
 	outcome Outcome // how it ended, as noted by who ended it
@@ -164,15 +163,6 @@ func (ex *exchange) rejected() bool {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
 	return ex.noted && ex.outcome == OutcomeRejected
-}
-
-// exceed notes that a limit which only reports would have refused.
-func (ex *exchange) exceed(limit string) {
-	for ; ex != nil; ex = ex.whole {
-		ex.mu.Lock()
-		ex.overLimit = append(ex.overLimit, limit)
-		ex.mu.Unlock()
-	}
 }
 
 // end decides how the exchange ended and with which status, for the one who stands outermost with the

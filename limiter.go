@@ -52,7 +52,7 @@ func NewTokenBucket(perSecond float64, burst int, opts *LimiterOptions) *MemoryL
 	if burst < 1 {
 		panic("gateway: NewTokenBucket: burst must be at least 1")
 	}
-	return &MemoryLimiter{newTable("NewTokenBucket", newBucket("NewTokenBucket", perSecond, burst, false), opts)}
+	return &MemoryLimiter{newTable("NewTokenBucket", newRateBucket("NewTokenBucket", perSecond, burst, false), opts)}
 }
 
 // NewLeakyBucket lets one pass every 1/perSecond: one at once, queue more with a Wait, the rest refused.
@@ -64,7 +64,7 @@ func NewLeakyBucket(perSecond float64, queue int, opts *LimiterOptions) *MemoryL
 	if queue < 0 {
 		panic("gateway: NewLeakyBucket: queue must not be negative")
 	}
-	return &MemoryLimiter{newTable("NewLeakyBucket", newBucket("NewLeakyBucket", perSecond, min(queue, math.MaxInt-1)+1, true), opts)}
+	return &MemoryLimiter{newTable("NewLeakyBucket", newRateBucket("NewLeakyBucket", perSecond, min(queue, math.MaxInt-1)+1, true), opts)}
 }
 
 // NewFixedWindow lets limit pass in each window, aligned to the Unix epoch: a window of 24 hours begins at
@@ -109,9 +109,9 @@ const (
 	sweepKeys      = 64 // looked at once in sweepEvery, and when there is no room
 )
 
-// arithmetic is the algorithm on the state S of one key. Its methods are called with the state's lock
+// limitAlgorithm is the arithmetic on the state S of one key. Its methods are called with the state's lock
 // held and with a time that never goes back.
-type arithmetic[S any] interface {
+type limitAlgorithm[S any] interface {
 	begin(s *S, now time.Time) // makes a zero S the state of a new key
 	take(s *S, now time.Time, n int) Decision
 	give(s *S, now time.Time, n int, ref int64)
@@ -120,14 +120,14 @@ type arithmetic[S any] interface {
 
 // table holds the state of every key that is not at rest.
 type table[S any] struct {
-	rule    arithmetic[S]
-	seed    maphash.Seed
-	maxKeys int64
-	shards  [shardCount]shard[S]
+	algorithm limitAlgorithm[S]
+	seed      maphash.Seed
+	maxKeys   int64
+	shards    [shardCount]shard[S]
 
 	overflow struct {
 		mu    sync.Mutex
-		clock clock
+		clock forwardClock
 		begun bool
 		state S
 	}
@@ -140,22 +140,22 @@ type table[S any] struct {
 // shard is the part of a table under one lock.
 type shard[S any] struct {
 	mu      sync.Mutex
-	clock   clock
-	keys    map[string]*entry[S]
-	entries []*entry[S] // the same, for the sweep
-	pos     int         // where in entries the sweep goes on
-	_       [64]byte    // no two shards' locks in one cache line
+	clock   forwardClock
+	keys    map[string]*keyState[S]
+	entries []*keyState[S] // the same, for the sweep
+	pos     int            // where in entries the sweep goes on
+	_       [64]byte       // no two shards' locks in one cache line
 }
 
-type entry[S any] struct {
+type keyState[S any] struct {
 	key   string
 	state S
 }
 
-// clock turns times that were read before a lock was taken into times that never go back.
-type clock struct{ last time.Time }
+// forwardClock turns times that were read before a lock was taken into times that never go back.
+type forwardClock struct{ last time.Time }
 
-func (c *clock) advance(now time.Time) time.Time {
+func (c *forwardClock) advance(now time.Time) time.Time {
 	if now.Before(c.last) {
 		return c.last
 	}
@@ -163,7 +163,7 @@ func (c *clock) advance(now time.Time) time.Time {
 	return now
 }
 
-func newTable[S any](caller string, a arithmetic[S], opts *LimiterOptions) *table[S] {
+func newTable[S any](caller string, a limitAlgorithm[S], opts *LimiterOptions) *table[S] {
 	maxKeys := defaultMaxKeys
 	if opts != nil {
 		if opts.MaxKeys < 0 {
@@ -173,7 +173,7 @@ func newTable[S any](caller string, a arithmetic[S], opts *LimiterOptions) *tabl
 			maxKeys = opts.MaxKeys
 		}
 	}
-	return &table[S]{rule: a, seed: maphash.MakeSeed(), maxKeys: int64(maxKeys)}
+	return &table[S]{algorithm: a, seed: maphash.MakeSeed(), maxKeys: int64(maxKeys)}
 }
 
 // size leaves out those who count themselves and are about to find no room.
@@ -206,9 +206,9 @@ func (t *table[S]) takeFrom(s *shard[S], k *keyName, now time.Time, n int) (Deci
 			return Decision{}, false
 		}
 		e = s.add(k)
-		t.rule.begin(&e.state, now)
+		t.algorithm.begin(&e.state, now)
 	}
-	return t.rule.take(&e.state, now, n), true
+	return t.algorithm.take(&e.state, now, n), true
 }
 
 // takeOverflow marks its decisions by a negative Ref, so that they are given back where they were taken
@@ -219,10 +219,10 @@ func (t *table[S]) takeOverflow(now time.Time, n int) Decision {
 	defer o.mu.Unlock()
 	now = o.clock.advance(now)
 	if !o.begun {
-		t.rule.begin(&o.state, now)
+		t.algorithm.begin(&o.state, now)
 		o.begun = true
 	}
-	d := t.rule.take(&o.state, now, n)
+	d := t.algorithm.take(&o.state, now, n)
 	d.Ref = ^d.Ref
 	return d
 }
@@ -233,7 +233,7 @@ func (t *table[S]) give(now time.Time, key string, n int, ref int64) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		if o.begun {
-			t.rule.give(&o.state, o.clock.advance(now), n, ^ref)
+			t.algorithm.give(&o.state, o.clock.advance(now), n, ^ref)
 		}
 		return
 	}
@@ -243,7 +243,7 @@ func (t *table[S]) give(now time.Time, key string, n int, ref int64) {
 	defer s.mu.Unlock()
 	// A key that is not held is at rest: it has everything already.
 	if e := s.find(&k); e != nil {
-		t.rule.give(&e.state, s.clock.advance(now), n, ref)
+		t.algorithm.give(&e.state, s.clock.advance(now), n, ref)
 	}
 }
 
@@ -273,7 +273,7 @@ func (t *table[S]) sweep(now time.Time) {
 				if s.pos >= len(s.entries) {
 					s.pos = 0
 				}
-				if t.rule.rested(&s.entries[s.pos].state, at) {
+				if t.algorithm.rested(&s.entries[s.pos].state, at) {
 					s.remove(s.pos)
 					t.held.Add(-1)
 				} else {
@@ -289,17 +289,17 @@ func (t *table[S]) shardOf(k *keyName) *shard[S] {
 	return &t.shards[k.hash(t.seed)%shardCount]
 }
 
-func (s *shard[S]) find(k *keyName) *entry[S] {
+func (s *shard[S]) find(k *keyName) *keyState[S] {
 	if k.hashed {
 		return s.keys[string(k.sum[:])]
 	}
 	return s.keys[k.plain]
 }
 
-func (s *shard[S]) add(k *keyName) *entry[S] {
-	e := &entry[S]{key: k.own()}
+func (s *shard[S]) add(k *keyName) *keyState[S] {
+	e := &keyState[S]{key: k.own()}
 	if s.keys == nil {
-		s.keys = make(map[string]*entry[S])
+		s.keys = make(map[string]*keyState[S])
 	}
 	s.keys[e.key] = e
 	s.entries = append(s.entries, e)
@@ -348,20 +348,20 @@ func (k *keyName) own() string {
 	return strings.Clone(k.plain)
 }
 
-// bucket is the token bucket and, with queued set, the leaky bucket: a token bucket in which a unit
+// rateBucket is the token bucket and, with queued set, the leaky bucket: a token bucket in which a unit
 // waits until those that were taken before it have come back.
-type bucket struct {
+type rateBucket struct {
 	rate   float64
 	burst  int
 	window time.Duration
 	queued bool
 }
 
-func newBucket(caller string, perSecond float64, burst int, queued bool) *bucket {
+func newRateBucket(caller string, perSecond float64, burst int, queued bool) *rateBucket {
 	if !(perSecond > 0) {
 		panic("gateway: " + caller + ": perSecond must be positive")
 	}
-	b := &bucket{rate: min(perSecond, 1e9), burst: burst, queued: queued}
+	b := &rateBucket{rate: min(perSecond, 1e9), burst: burst, queued: queued}
 	// The subtraction is for quotients such as 10.000000000000002.
 	const most = math.MaxInt64 / int64(time.Second)
 	if s := math.Ceil(float64(burst)/b.rate - 1e-9); s < float64(most) {
@@ -373,13 +373,13 @@ func newBucket(caller string, perSecond float64, burst int, queued bool) *bucket
 }
 
 // begin fills the limiter: a zero one starts empty.
-func (b *bucket) begin(s *rate.Limiter, now time.Time) {
+func (b *rateBucket) begin(s *rate.Limiter, now time.Time) {
 	s.SetBurstAt(now, b.burst)
 	s.SetLimitAt(now, rate.Limit(b.rate))
 	s.AllowN(now, -b.burst)
 }
 
-func (b *bucket) take(s *rate.Limiter, now time.Time, n int) Decision {
+func (b *rateBucket) take(s *rate.Limiter, now time.Time, n int) Decision {
 	d := Decision{OK: s.AllowN(now, n), Limit: b.burst, Window: b.window}
 	tokens := s.TokensAt(now)
 	spent := float64(b.burst) - tokens
@@ -388,7 +388,7 @@ func (b *bucket) take(s *rate.Limiter, now time.Time, n int) Decision {
 	switch {
 	case d.OK && b.queued:
 		d.Wait = b.timeFor(spent - float64(n))
-		d.Ref = tail(now, d.ResetAfter)
+		d.Ref = queueEnd(now, d.ResetAfter)
 	case !d.OK && n <= b.burst:
 		d.RetryAfter = b.timeFor(float64(n) - tokens)
 	}
@@ -397,9 +397,9 @@ func (b *bucket) take(s *rate.Limiter, now time.Time, n int) Decision {
 
 // give gives a leaky bucket's slot back only while the queue ends with it, for who came later has been
 // told to wait until it is over.
-func (b *bucket) give(s *rate.Limiter, now time.Time, n int, ref int64) {
+func (b *rateBucket) give(s *rate.Limiter, now time.Time, n int, ref int64) {
 	if b.queued {
-		end := tail(now, b.timeFor(float64(b.burst)-s.TokensAt(now)))
+		end := queueEnd(now, b.timeFor(float64(b.burst)-s.TokensAt(now)))
 		if halfSlot := 0.5e9 / b.rate; math.Abs(float64(end-ref)) > halfSlot {
 			return
 		}
@@ -407,12 +407,12 @@ func (b *bucket) give(s *rate.Limiter, now time.Time, n int, ref int64) {
 	s.AllowN(now, -min(n, b.burst)) // the next look at it cuts the tokens at the burst
 }
 
-func (b *bucket) rested(s *rate.Limiter, now time.Time) bool {
+func (b *rateBucket) rested(s *rate.Limiter, now time.Time) bool {
 	return s.TokensAt(now) >= float64(b.burst)
 }
 
 // units is how many could be taken at once. rate.Limiter lets pass what lacks less than a nanosecond.
-func (b *bucket) units(tokens float64) int {
+func (b *rateBucket) units(tokens float64) int {
 	tokens += b.rate * 0.999e-9
 	switch {
 	case tokens < 1:
@@ -425,7 +425,7 @@ func (b *bucket) units(tokens float64) int {
 
 // timeFor is how long that many tokens take to come, in whole nanoseconds. It rounds up, but not for the
 // last digits of a quotient.
-func (b *bucket) timeFor(tokens float64) time.Duration {
+func (b *rateBucket) timeFor(tokens float64) time.Duration {
 	switch ns := tokens / b.rate * 1e9; {
 	case ns < 1:
 		return 0
@@ -436,8 +436,8 @@ func (b *bucket) timeFor(tokens float64) time.Duration {
 	}
 }
 
-// tail is the Unix time, in nanoseconds, at which a queue that takes so long is over.
-func tail(now time.Time, after time.Duration) int64 {
+// queueEnd is the Unix time, in nanoseconds, at which a queue that takes so long is over.
+func queueEnd(now time.Time, after time.Duration) int64 {
 	at := max(now.UnixNano(), 0)
 	if int64(after) > math.MaxInt64-at {
 		return math.MaxInt64

@@ -1,8 +1,6 @@
 package gateway
 
 import (
-	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -71,21 +69,6 @@ func TestSweepTimeGoesBack(t *testing.T) {
 				t.Error("forgotten")
 			}
 		})
-	}
-}
-
-// A limit that only reports leaves its name for the log, in the whole request's record too.
-func TestReportOnlyIsNoted(t *testing.T) {
-	l := NewTokenBucket(1e-9, 1, nil)
-	key := func(*http.Request) (string, error) { return "k", nil }
-	h := RateLimit(l, key, &RateLimitOptions{Name: "trial", ReportOnly: true})(http.NotFoundHandler())
-	for i, want := range []string{"", "trial"} {
-		w := httptest.NewRecorder()
-		ex, rw, r := enter(w, httptest.NewRequest("GET", "/", nil))
-		h.ServeHTTP(rw, r.WithContext(WithIdentity(r.Context(), nil)))
-		if got := strings.Join(ex.overLimit, ","); got != want || w.Code != 404 {
-			t.Errorf("%d: %q, status %d; want %q", i, got, w.Code, want)
-		}
 	}
 }
 

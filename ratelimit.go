@@ -169,8 +169,8 @@ type RateLimitOptions struct {
 	// has no lists, the one with the least remaining is told.
 	Headers RateLimitHeaders
 
-	// ReportOnly takes and tells, but refuses nobody and lets nobody wait. A request without a key is not
-	// counted.
+	// ReportOnly takes and tells, but refuses nobody and lets nobody wait. What would have been refused is
+	// counted in the metric gateway.report_only and logged by slog.Default as a warning.
 	ReportOnly bool
 }
 
@@ -190,6 +190,9 @@ func RateLimit(l Limiter, key KeyFunc, opts *RateLimitOptions) Middleware {
 	}
 	proto.opts.withDefaults()
 	proto.quoted = quoteString(proto.opts.Name)
+	if proto.opts.ReportOnly {
+		proto.report = newReporter("ratelimit " + proto.opts.Name)
+	}
 	return func(next http.Handler) http.Handler {
 		h := proto
 		h.next = next
@@ -219,7 +222,8 @@ type rateLimit struct {
 	limiter Limiter
 	key     KeyFunc
 	opts    RateLimitOptions
-	quoted  string // Name as a structured field's String
+	quoted  string    // Name as a structured field's String
+	report  *reporter // nil: refuse
 	next    http.Handler
 }
 
@@ -240,11 +244,7 @@ func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	var err error
 	if c.key, err = h.key(r); err != nil {
-		if h.opts.ReportOnly {
-			h.next.ServeHTTP(rw, r)
-			return
-		}
-		refuse(rw, r, err)
+		h.deny(ex, rw, r, err)
 		return
 	}
 	ctx := r.Context()
@@ -252,15 +252,15 @@ func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case ctx.Err() == context.Canceled:
 			WriteError(rw, r, context.Canceled)
-		case h.opts.FailOpen || h.opts.ReportOnly:
+		case h.opts.FailOpen:
 			h.next.ServeHTTP(rw, r)
 		default:
-			refuse(rw, r, &Error{Status: http.StatusServiceUnavailable, Err: fmt.Errorf("gateway: rate limiter: %w", err)})
+			h.deny(ex, rw, r, &Error{Status: http.StatusServiceUnavailable, Err: fmt.Errorf("gateway: rate limiter: %w", err)})
 		}
 		return
 	}
 
-	if !h.opts.ReportOnly && c.OK && c.Wait > 0 {
+	if c.OK && c.Wait > 0 {
 		h.wait(ctx, &c)
 		if !c.OK && ctx.Err() == context.Canceled {
 			WriteError(rw, r, context.Canceled)
@@ -270,19 +270,27 @@ func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.tell(rw.Header(), &c.Decision)
 	switch {
 	case c.OK:
-	case h.opts.ReportOnly:
-		ex.exceed(h.opts.Name)
 	case c.RetryAfter > 0:
-		refuse(rw, r, limited(c.RetryAfter))
+		h.deny(ex, rw, r, limited(c.RetryAfter))
 		return
 	default:
-		refuse(rw, r, ErrRateLimited)
+		h.deny(ex, rw, r, ErrRateLimited)
 		return
 	}
-	if h.opts.Refund && c.OK {
+	if h.opts.Refund {
 		defer c.refund(ctx, ex)
 	}
 	h.next.ServeHTTP(rw, r)
+}
+
+// deny refuses, or tells what it would have refused and lets it pass.
+func (h *rateLimit) deny(ex *exchange, w http.ResponseWriter, r *http.Request, err error) {
+	if h.report == nil {
+		refuse(w, r, err)
+		return
+	}
+	h.report.add(ex, r, err)
+	h.next.ServeHTTP(w, r)
 }
 
 // wait serves the pause that c was granted. When that is too long, or the client does not wait for its end,
@@ -293,6 +301,9 @@ func (h *rateLimit) wait(ctx context.Context, c *charge) {
 		longest = min(longest, max(time.Until(deadline), 0))
 	}
 	if c.Wait <= longest {
+		if h.report != nil {
+			return
+		}
 		t := time.NewTimer(c.Wait)
 		defer t.Stop()
 		select {
@@ -301,7 +312,9 @@ func (h *rateLimit) wait(ctx context.Context, c *charge) {
 		case <-ctx.Done():
 		}
 	}
-	c.giveBack(ctx)
+	if h.report == nil { // else it passes all the same
+		c.giveBack(ctx)
+	}
 	c.OK, c.Remaining = false, 0
 	c.RetryAfter = max(c.Wait-longest, 1)
 }

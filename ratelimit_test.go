@@ -1,10 +1,12 @@
 package gateway_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -311,6 +313,49 @@ func serveLimited(ctx context.Context, h http.Handler) *httptest.ResponseRecorde
 	return w
 }
 
+// captureLog keeps what slog.Default is told until the test ends.
+func captureLog(t *testing.T) *bytes.Buffer {
+	var b bytes.Buffer
+	before := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(&b, nil)))
+	t.Cleanup(func() { slog.SetDefault(before) })
+	return &b
+}
+
+func TestRateLimitReportOnly(t *testing.T) {
+	type D = gateway.Decision
+	noKey := func(*http.Request) (string, error) { return "", gateway.ErrUnauthenticated }
+	for _, tt := range []struct {
+		name string
+		l    *scriptLimiter
+		key  gateway.KeyFunc
+		want string // in the log
+	}{
+		{"admitted", &scriptLimiter{d: D{OK: true}}, byName("k"), ""},
+		{"admitted after a pause", &scriptLimiter{d: D{OK: true, Wait: time.Second}}, byName("k"), ""},
+		{"refused", &scriptLimiter{d: D{RetryAfter: 1}}, byName("k"), "status=429"},
+		{"refused for ever", &scriptLimiter{}, byName("k"), "status=429"},
+		{"too long a pause", &scriptLimiter{d: D{OK: true, Wait: time.Second + 1}}, byName("k"), "status=429"},
+		{"no key", &scriptLimiter{}, noKey, "status=401"},
+		{"limiter errs", &scriptLimiter{err: errors.New("away")}, byName("k"), "status=503"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			log := captureLog(t)
+			w := serveLimited(t.Context(), gateway.RateLimit(tt.l, tt.key, &gateway.RateLimitOptions{Name: "trial", ReportOnly: true})(helloLimited))
+			if w.Code != 200 || w.Body.String() != "hello" || w.Header().Get("Retry-After") != "" {
+				t.Errorf("%d %q %v", w.Code, w.Body, w.Header())
+			}
+			if strings.Contains(tt.l.asked(), "return") {
+				t.Errorf("given back though it passed: %s", tt.l.asked())
+			}
+			got := log.String()
+			if tt.want == "" && got != "" || !strings.Contains(got, tt.want) || tt.want != "" && !strings.Contains(got, `policy="ratelimit trial"`) {
+				t.Errorf("log %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestRateLimitWait(t *testing.T) {
 	// statuses writes down what error was answered, 499 too.
 	statuses := func(to *[]int) gateway.Middleware {
@@ -379,6 +424,7 @@ func TestRateLimitWait(t *testing.T) {
 			}
 		}},
 		{"report only", func(t *testing.T) {
+			captureLog(t)
 			l := &scriptLimiter{d: D{OK: true, Limit: 9, Wait: time.Hour, Window: time.Second}}
 			start := time.Now()
 			w := serveLimited(t.Context(), gateway.RateLimit(l, byName("k"), &gateway.RateLimitOptions{ReportOnly: true})(helloLimited))
