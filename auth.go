@@ -2,6 +2,8 @@ package gateway
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -218,6 +220,93 @@ func (p *reporter) add(ex *exchange, r *http.Request, err error) {
 		slog.String("error", err.Error()),
 		slog.String("route", route),
 		slog.String("trace_id", traceID))
+}
+
+// FirstOf asks each Authenticator in turn; the first that finds its kind of credentials decides, good or bad.
+// ErrNoCredentials when none does. It panics without any, and on a nil one.
+func FirstOf(as ...Authenticator) Authenticator {
+	if len(as) == 0 || slices.Contains(as, nil) {
+		panic("gateway: FirstOf: nil Authenticator")
+	}
+	as = slices.Clone(as)
+	return AuthenticatorFunc(func(r *http.Request) (*Identity, error) {
+		for _, a := range as {
+			if id, err := a.Authenticate(r); !errors.Is(err, ErrNoCredentials) {
+				return id, err
+			}
+		}
+		return nil, ErrNoCredentials
+	})
+}
+
+// maxAPIKey bounds what is hashed.
+const maxAPIKey = 4 << 10
+
+// APIKeys authenticates by a key in a header field, which holds nothing else. lookup is given the key's SHA-256
+// and never the key itself: keep hashes, and a lost table gives no key away. Whoever guesses keys knows no
+// hash beforehand, so it does not matter in what time a map or a database finds one; to compare with a
+// single hash, use subtle.ConstantTimeCompare.
+//
+// lookup returns a nil Identity, or an error that wraps ErrUnauthenticated, for a key that it does not know; an
+// *Error as it is; any other error says that it cannot tell and answers 503. It must be safe for concurrent
+// use. Two fields, and a key over 4 KiB, are refused. APIKeys panics on a malformed field name and a nil
+// lookup. Keys ought to be random, of 128 bits at least: a hash hides no password.
+func APIKeys(header string, lookup func(ctx context.Context, sha256 [32]byte) (*Identity, error)) Authenticator {
+	name := fieldName("APIKeys", header)
+	if lookup == nil {
+		panic("gateway: APIKeys: nil lookup")
+	}
+	return AuthenticatorFunc(func(r *http.Request) (*Identity, error) {
+		values := r.Header[name]
+		switch {
+		case len(values) == 0 || len(values) == 1 && values[0] == "":
+			return nil, ErrNoCredentials
+		case len(values) > 1:
+			return nil, badCredentials("two API keys")
+		case len(values[0]) > maxAPIKey:
+			return nil, badCredentials("API key too long")
+		}
+		id, err := lookup(r.Context(), sha256.Sum256([]byte(values[0])))
+		return found(r, id, err)
+	})
+}
+
+// ClientCert authenticates by the verified TLS client certificate. The server's TLSConfig must verify:
+// ClientAuth is tls.VerifyClientCertIfGiven or tls.RequireAndVerifyClientCert, and ClientCAs names who may
+// issue. identify is asked about connections with such a certificate alone, cs.VerifiedChains[0][0]; what it
+// returns is taken as APIKeys takes what lookup does. A certificate that nobody verified, or that has expired
+// since the handshake, is refused. A connection without one has no credentials, nor has one without TLS, so
+// behind a balancer that ends TLS this finds nobody. ClientCert panics when identify is nil.
+func ClientCert(identify func(cs *tls.ConnectionState) (*Identity, error)) Authenticator {
+	if identify == nil {
+		panic("gateway: ClientCert: nil function")
+	}
+	return AuthenticatorFunc(func(r *http.Request) (*Identity, error) {
+		switch {
+		case r.TLS == nil || len(r.TLS.PeerCertificates) == 0:
+			return nil, ErrNoCredentials
+		case len(r.TLS.VerifiedChains) == 0 || len(r.TLS.VerifiedChains[0]) == 0:
+			return nil, badCredentials("the certificate is not verified")
+		case time.Now().After(r.TLS.VerifiedChains[0][0].NotAfter):
+			return nil, badCredentials("the certificate has expired")
+		}
+		id, err := identify(r.TLS)
+		return found(r, id, err)
+	})
+}
+
+// found gives what a caller's function says of r the meaning that an Authenticator's answer has.
+func found(r *http.Request, id *Identity, err error) (*Identity, error) {
+	var e *Error
+	switch {
+	case err == nil && id != nil:
+		return id, nil
+	case err == nil, errors.Is(err, ErrNoCredentials):
+		return nil, badCredentials("unknown credentials") // there were some
+	case errors.Is(err, ErrUnauthenticated), errors.As(err, &e), r.Context().Err() != nil:
+		return nil, err
+	}
+	return nil, &Error{Status: http.StatusServiceUnavailable, Err: err}
 }
 
 // IdentityFrom returns who sent the request, as Auth or WithIdentity found it.

@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -107,6 +108,36 @@ func (a *algorithm) accepts(key any) bool {
 		return a.kind == edKind && len(k) == ed25519.PublicKeySize
 	case []byte:
 		return a.kind == secretKind && len(k) >= a.secret
+	}
+	return false
+}
+
+// verify checks a signature over input with key, whatever key is.
+func (a *algorithm) verify(input string, signature []byte, key any) error {
+	if !a.accepts(key) {
+		return badCredentials("the key is not of the kind that the algorithm asks for")
+	}
+	if a.signing.Verify(input, signature, key) != nil {
+		return badCredentials("wrong signature")
+	}
+	return nil
+}
+
+// sameKey compares two keys. Interfaces that hold slices cannot be compared by ==.
+func sameKey(a, b any) bool {
+	switch a := a.(type) {
+	case *rsa.PublicKey:
+		b, ok := b.(*rsa.PublicKey)
+		return ok && b != nil && (a == b || a.Equal(b))
+	case *ecdsa.PublicKey:
+		b, ok := b.(*ecdsa.PublicKey)
+		return ok && b != nil && (a == b || a.Equal(b))
+	case ed25519.PublicKey:
+		b, ok := b.(ed25519.PublicKey)
+		return ok && a.Equal(b)
+	case []byte:
+		b, ok := b.([]byte)
+		return ok && subtle.ConstantTimeCompare(a, b) == 1
 	}
 	return false
 }

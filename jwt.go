@@ -6,8 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,7 +24,9 @@ type JWTOptions struct {
 	Type             string                     // required "typ", such as "at+jwt" (RFC 9068); "" accepts any
 	Leeway           time.Duration              // for exp, nbf and iat; 0 means none
 	Token            func(*http.Request) string // nil: the Authorization bearer; see CookieToken, HeaderToken
+	CacheSize        int                        // verified tokens remembered until they expire; 0 means 10,000, negative none
 	MaxBytes         int                        // of a token, checked before any work; 0 means 16 KiB
+	Revoked          func(*Identity) bool       // asked on every request, cache hits too; nil: none
 }
 
 // JWT authenticates bearer tokens (RFC 7519, under RFC 8725's rules). It is safe for concurrent use.
@@ -35,6 +40,11 @@ type JWTOptions struct {
 //
 // Scopes are those of the claim "scope", a string of them with spaces between or a list; without it those
 // of "scp". The header's jwk, jku, x5c and x5u are never looked at.
+//
+// A token that was verified is remembered until it expires, until its key is no longer what the KeySource
+// returns, or until Revoked says so, and is not verified again; requests with one token at the same time
+// verify it once. Of CacheSize tokens the least used go first. They cost about four times their length, at
+// most 2 KiB of token for each of CacheSize: with the defaults 20 MiB of tokens and 60 MiB of what they say.
 type JWT struct {
 	keys      KeySource
 	methods   map[string]*algorithm // allowed ones by name
@@ -43,26 +53,19 @@ type JWT struct {
 	maxBytes  int
 	issuer    string
 	validator *jwt.Validator
+	revoked   func(*Identity) bool
+	leeway    time.Duration
+	cache     *tokenCache // nil: none
 }
 
 // NewJWT returns a JWT that verifies with keys. It panics without keys, Issuer, Audience and Algorithms, on
 // an algorithm that it does not know, "none" first of all, on a negative Leeway or MaxBytes, and when keys are
 // static and none of them serves any of Algorithms.
 func NewJWT(keys KeySource, opts JWTOptions) *JWT {
-	switch {
-	case keys == nil:
+	if keys == nil {
 		panic("gateway: NewJWT: nil KeySource")
-	case opts.Issuer == "":
-		panic("gateway: NewJWT: no Issuer")
-	case opts.Audience == "":
-		panic("gateway: NewJWT: no Audience")
-	case len(opts.Algorithms) == 0:
-		panic("gateway: NewJWT: no Algorithms")
-	case opts.Leeway < 0:
-		panic("gateway: NewJWT: negative Leeway")
-	case opts.MaxBytes < 0:
-		panic("gateway: NewJWT: negative MaxBytes")
 	}
+	opts.check("NewJWT")
 	j := &JWT{
 		keys:     keys,
 		methods:  make(map[string]*algorithm, len(opts.Algorithms)),
@@ -70,6 +73,8 @@ func NewJWT(keys KeySource, opts JWTOptions) *JWT {
 		token:    opts.Token,
 		maxBytes: opts.MaxBytes,
 		issuer:   opts.Issuer,
+		revoked:  opts.Revoked,
+		leeway:   opts.Leeway,
 		validator: jwt.NewValidator(
 			jwt.WithIssuer(opts.Issuer),
 			jwt.WithAudience(opts.Audience),
@@ -79,9 +84,7 @@ func NewJWT(keys KeySource, opts JWTOptions) *JWT {
 		),
 	}
 	for _, name := range opts.Algorithms {
-		if j.methods[name] = algorithms[name]; j.methods[name] == nil {
-			panic("gateway: NewJWT: algorithm " + name + " is not supported")
-		}
+		j.methods[name] = algorithms[name]
 	}
 	if s, ok := keys.(*staticKeys); ok && !s.serve(j.methods) {
 		panic("gateway: NewJWT: no key is of the kind that Algorithms ask for")
@@ -89,24 +92,50 @@ func NewJWT(keys KeySource, opts JWTOptions) *JWT {
 	if j.maxBytes == 0 {
 		j.maxBytes = 16 << 10
 	}
+	j.cache = newTokenCache(opts.CacheSize, j.verify)
 	return j
+}
+
+// check panics on options that cannot be meant.
+func (o *JWTOptions) check(who string) {
+	switch {
+	case o.Issuer == "":
+		panic("gateway: " + who + ": no Issuer")
+	case o.Audience == "":
+		panic("gateway: " + who + ": no Audience")
+	case len(o.Algorithms) == 0:
+		panic("gateway: " + who + ": no Algorithms")
+	case o.Leeway < 0:
+		panic("gateway: " + who + ": negative Leeway")
+	case o.MaxBytes < 0:
+		panic("gateway: " + who + ": negative MaxBytes")
+	}
+	for _, name := range o.Algorithms {
+		if algorithms[name] == nil {
+			panic("gateway: " + who + ": algorithm " + strconv.Quote(name) + " is not supported")
+		}
+	}
 }
 
 // Authenticate verifies the token that r carries.
 func (j *JWT) Authenticate(r *http.Request) (*Identity, error) {
-	var token string
-	if j.token != nil {
-		token = j.token(r)
-	} else {
-		var err error
-		if token, err = bearer(r.Header); err != nil {
-			return nil, err
-		}
-	}
-	if token == "" {
-		return nil, ErrNoCredentials
+	token, err := j.tokenOf(r)
+	if err != nil {
+		return nil, err
 	}
 	return j.Verify(r.Context(), token)
+}
+
+// tokenOf finds the token that r carries, which is not empty.
+func (j *JWT) tokenOf(r *http.Request) (string, error) {
+	if j.token == nil {
+		return bearer(r.Header)
+	}
+	token := j.token(r)
+	if token == "" {
+		return "", ErrNoCredentials
+	}
+	return token, nil
 }
 
 // Verify says whom a token speaks of. The error wraps ErrUnauthenticated when the token is bad; it is an
@@ -115,11 +144,44 @@ func (j *JWT) Verify(ctx context.Context, token string) (*Identity, error) {
 	if len(token) > j.maxBytes {
 		return nil, badCredentials("token too long")
 	}
-	return j.verify(ctx, token)
+	var v *verified
+	var hit bool
+	var err error
+	if j.cache != nil {
+		v, hit, err = j.cache.lookup(ctx, token)
+	} else {
+		v, err = j.verify(ctx, token)
+	}
+	if hit {
+		v, err = j.recheck(ctx, v)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if j.revoked != nil && j.revoked(v.id) {
+		return nil, badCredentials("the token is revoked")
+	}
+	return v.id, nil
+}
+
+// recheck asks whether the key that verified v still stands.
+func (j *JWT) recheck(ctx context.Context, v *verified) (*verified, error) {
+	key, err := keyFrom(ctx, j.keys, v.kid, v.alg)
+	if err != nil {
+		if errors.Is(err, ErrUnauthenticated) {
+			j.cache.forget(v)
+		}
+		return nil, err
+	}
+	if !sameKey(key, v.key) {
+		j.cache.forget(v)
+		return j.verify(ctx, v.token)
+	}
+	return v, nil
 }
 
 // verify does the work, the cheap parts first: what has no good signature costs no more than its header.
-func (j *JWT) verify(ctx context.Context, token string) (*Identity, error) {
+func (j *JWT) verify(ctx context.Context, token string) (*verified, error) {
 	head, payload, sig, ok := splitToken(token)
 	if !ok {
 		return nil, badCredentials("malformed token")
@@ -128,7 +190,6 @@ func (j *JWT) verify(ctx context.Context, token string) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	method := j.methods[alg]
 	signature, err := segments.DecodeString(sig)
 	if err != nil {
 		return nil, badCredentials("malformed signature")
@@ -137,25 +198,24 @@ func (j *JWT) verify(ctx context.Context, token string) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !method.accepts(key) {
-		return nil, badCredentials("the key is not of the kind that the algorithm asks for")
-	}
-	if method.signing.Verify(token[:len(head)+1+len(payload)], signature, key) != nil {
-		return nil, badCredentials("wrong signature")
+	if err := j.methods[alg].verify(token[:len(head)+1+len(payload)], signature, key); err != nil {
+		return nil, err
 	}
 
 	text, err := segments.DecodeString(payload)
 	if err != nil {
 		return nil, badCredentials("malformed claims")
 	}
-	c, err := decodeObject(string(text), len(text))
+	object, err := decodeObject(string(text), len(text))
 	if err != nil {
 		return nil, fmt.Errorf("%w: claims: %w", ErrUnauthenticated, err)
 	}
-	if err := j.validator.Validate(claims(c)); err != nil {
+	c := claims(object)
+	if err := j.validator.Validate(c); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnauthenticated, err)
 	}
-	return claims(c).identity(), nil
+	id := c.identity()
+	return &verified{token: token, id: id, until: id.Expiry.Add(j.leeway), key: key, kid: kid, alg: alg}, nil
 }
 
 // The bounds of a header. Certificates (x5c) fit; a member more than anybody has does not.
@@ -335,6 +395,77 @@ func scopesOf(v any) []string {
 		}
 	}
 	return list
+}
+
+// Issuers picks by the token's own "iss", which nobody has verified yet, the JWT that then verifies it or not: each
+// issuer has its own keys, audience, algorithms and way to carry a token. A token of any other issuer is
+// refused. Together with KeyBySubject and the Identity's Issuer, equal subjects of two issuers stay two. It
+// panics without any, and on a JWT that is nil or stands under another name than its own JWTOptions.Issuer.
+func Issuers(byIssuer map[string]*JWT) Authenticator {
+	if len(byIssuer) == 0 {
+		panic("gateway: Issuers: no issuers")
+	}
+	m := &issuers{byIssuer: maps.Clone(byIssuer)}
+	for _, issuer := range slices.Sorted(maps.Keys(byIssuer)) {
+		j := byIssuer[issuer]
+		if j == nil || j.issuer != issuer {
+			panic("gateway: Issuers: the JWT under " + strconv.Quote(issuer) + " is not that issuer's")
+		}
+		m.list = append(m.list, j)
+		m.maxBytes = max(m.maxBytes, j.maxBytes)
+	}
+	return m
+}
+
+type issuers struct {
+	byIssuer map[string]*JWT
+	list     []*JWT // by name
+	maxBytes int
+}
+
+// Authenticate lets the first token that is found decide.
+func (m *issuers) Authenticate(r *http.Request) (*Identity, error) {
+	for _, finder := range m.list {
+		token, err := finder.tokenOf(r)
+		if errors.Is(err, ErrNoCredentials) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		j := m.byIssuer[m.issuerOf(token)]
+		if j == nil {
+			return nil, badCredentials("unknown issuer")
+		}
+		if j != finder {
+			// Found where one issuer's tokens are, it must be where its own issuer's are, too.
+			if own, err := j.tokenOf(r); err != nil || own != token {
+				return nil, badCredentials("not where this issuer's tokens are")
+			}
+		}
+		return j.Verify(r.Context(), token)
+	}
+	return nil, ErrNoCredentials
+}
+
+// issuerOf reads iss from a token that may be anything; "" when it has none.
+func (m *issuers) issuerOf(token string) string {
+	if len(token) > m.maxBytes {
+		return ""
+	}
+	_, payload, _, ok := splitToken(token)
+	if !ok {
+		return ""
+	}
+	text, err := segments.DecodeString(payload)
+	if err != nil {
+		return ""
+	}
+	issuer, err := memberOf(string(text), "iss")
+	if err != nil {
+		return ""
+	}
+	return issuer
 }
 
 // bearer finds the token in Authorization (RFC 6750 section 2.1). Another scheme there is none of its kind;

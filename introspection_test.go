@@ -1,0 +1,214 @@
+package gateway_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-96248d0c/gateway"
+)
+
+// introspect returns an Authenticator whose endpoint is answered by answer, without a socket.
+func introspect(o gateway.IntrospectionOptions, answer func(*http.Request) (*http.Response, error)) gateway.Authenticator {
+	o.Client = &http.Client{Transport: roundTrip(answer), Timeout: 5 * time.Second}
+	return must(gateway.NewIntrospection("https://id.example/introspect", o))
+}
+
+func withBearer(token string) *http.Request {
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header.Set("Authorization", "Bearer "+token)
+	return r
+}
+
+func TestIntrospectionAnswers(t *testing.T) {
+	now := time.Now().Unix()
+	bad := gateway.ErrUnauthenticated
+	away := errors.New("503")
+	for name, tt := range map[string]struct {
+		status int
+		body   string
+		want   error
+	}{
+		"active":                      {200, `{"active":true,"sub":"u","aud":"api"}`, nil},
+		"active, with more":           {200, fmt.Sprintf(`{"active":true,"sub":"u","aud":["x","api"],"exp":%d,"nbf":%d}`, now+60, now-60), nil},
+		"not active":                  {200, `{"active":false}`, bad},
+		"not active, with more":       {200, `{"active":false,"sub":"u","aud":"api"}`, bad},
+		"expired":                     {200, fmt.Sprintf(`{"active":true,"sub":"u","aud":"api","exp":%d}`, now-1), bad},
+		"not yet":                     {200, fmt.Sprintf(`{"active":true,"sub":"u","aud":"api","nbf":%d}`, now+60), bad},
+		"another audience":            {200, `{"active":true,"sub":"u","aud":"other"}`, bad},
+		"no audience":                 {200, `{"active":true,"sub":"u"}`, bad},
+		"active a string":             {200, `{"active":"true","sub":"u","aud":"api"}`, away},
+		"active a number":             {200, `{"active":1,"sub":"u","aud":"api"}`, away},
+		"active missing":              {200, `{"sub":"u","aud":"api"}`, away},
+		"active in other case":        {200, `{"Active":true,"sub":"u","aud":"api"}`, away},
+		"active twice":                {200, `{"active":false,"active":true,"sub":"u","aud":"api"}`, away},
+		"exp a string":                {200, `{"active":true,"sub":"u","aud":"api","exp":"99999999999"}`, away},
+		"aud a number":                {200, `{"active":true,"sub":"u","aud":1}`, away},
+		"garbage":                     {200, `<html>`, away},
+		"empty":                       {200, ``, away},
+		"too large":                   {200, `{"active":true,"sub":"` + strings.Repeat("u", 1<<20) + `","aud":"api"}`, away},
+		"our credentials are bad":     {401, `{"error":"invalid_client"}`, away},
+		"status 500 with a good body": {500, `{"active":true,"sub":"u","aud":"api"}`, away},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := introspect(gateway.IntrospectionOptions{Audience: "api"}, func(r *http.Request) (*http.Response, error) {
+				return answer(r, tt.status, tt.body, nil), nil
+			})
+			id, err := a.Authenticate(withBearer("opaque"))
+			var e *gateway.Error
+			switch {
+			case tt.want == away:
+				if !errors.As(err, &e) || e.Status != 503 {
+					t.Errorf("error %v", err)
+				}
+			case !errors.Is(err, tt.want):
+				t.Errorf("error %v, want %v", err, tt.want)
+			case err == nil && id.Subject != "u":
+				t.Errorf("identity %+v", id)
+			}
+		})
+	}
+}
+
+// TestIntrospectionRequest is over a real listener: what the endpoint is sent, and what the client gets.
+func TestIntrospectionRequest(t *testing.T) {
+	endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id, secret, ok := r.BasicAuth()
+		if r.Method != "POST" || r.FormValue("token") != "a+/b==" || !ok || id != "gate%3Away" || secret != "s%26cret" {
+			t.Errorf("%s %v %q %q", r.Method, r.Form, id, secret)
+		}
+		io.WriteString(w, `{"active":true,"sub":"u","scope":"read pay","iss":"https://id.example"}`)
+	}))
+	defer endpoint.Close()
+	a := must(gateway.NewIntrospection(endpoint.URL, gateway.IntrospectionOptions{
+		ClientID: "gate:way", ClientSecret: "s&cret", Client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
+	}))
+	id, err := a.Authenticate(withBearer("a+/b=="))
+	if err != nil || id.Issuer != "https://id.example" || !slices.Equal(id.Scopes, []string{"read", "pay"}) {
+		t.Errorf("identity %+v, error %v", id, err)
+	}
+	resp, _ := asks(t, gateway.Auth(a, nil)(caller), http.Header{"Authorization": {"Bearer a+/b=="}})
+	if resp.StatusCode != 200 {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+	endpoint.Close()
+	resp, body := asks(t, gateway.Auth(a, nil)(caller), http.Header{"Authorization": {"Bearer other"}})
+	if resp.StatusCode != 503 || strings.Contains(body, "127.0.0.1") {
+		t.Errorf("endpoint away: status %d, %s", resp.StatusCode, body)
+	}
+}
+
+func TestIntrospectionCredentials(t *testing.T) {
+	a := introspect(gateway.IntrospectionOptions{}, func(r *http.Request) (*http.Response, error) {
+		t.Error("asked")
+		return answer(r, 200, `{"active":true,"sub":"u"}`, nil), nil
+	})
+	for value, want := range map[string]error{
+		"": gateway.ErrNoCredentials, "Basic dTpw": gateway.ErrNoCredentials, "Bearer": gateway.ErrUnauthenticated,
+		"Bearer a b": gateway.ErrUnauthenticated, "Bearer a\x00": gateway.ErrUnauthenticated, "Bearer ä": gateway.ErrUnauthenticated,
+		"Bearer =": gateway.ErrUnauthenticated, "Bearer a=b": gateway.ErrUnauthenticated,
+		"Bearer " + strings.Repeat("a", 16<<10+1): gateway.ErrUnauthenticated,
+	} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header["Authorization"] = []string{value}
+		if _, err := a.Authenticate(r); !errors.Is(err, want) {
+			t.Errorf("%.20q: %v", value, err)
+		}
+	}
+}
+
+func TestIntrospectionCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		for name, tt := range map[string]struct {
+			cacheFor time.Duration
+			exp      time.Duration // from now; 0: none
+			want     time.Duration // for which it is not asked again
+		}{
+			"default":       {0, 0, 30 * time.Second},
+			"own":           {time.Minute, 0, time.Minute},
+			"capped by exp": {time.Minute, 10 * time.Second, 10 * time.Second},
+			"none":          {-1, 0, 0},
+		} {
+			var asked atomic.Int64
+			a := introspect(gateway.IntrospectionOptions{CacheFor: tt.cacheFor}, func(r *http.Request) (*http.Response, error) {
+				asked.Add(1)
+				body := `{"active":true,"sub":"u"}`
+				if tt.exp > 0 {
+					body = fmt.Sprintf(`{"active":true,"sub":"u","exp":%d}`, time.Now().Add(tt.exp).Unix())
+				}
+				return answer(r, 200, body, nil), nil
+			})
+			ask := func(want int64) {
+				t.Helper()
+				if _, err := a.Authenticate(withBearer("opaque")); err != nil || asked.Load() != want {
+					t.Errorf("%s: asked %d times, want %d, error %v, after %v", name, asked.Load(), want, err, time.Since(start))
+				}
+			}
+			ask(1)
+			if tt.want > 0 {
+				time.Sleep(tt.want - time.Nanosecond)
+				ask(1)
+				time.Sleep(time.Nanosecond)
+			}
+			ask(2)
+			time.Sleep(time.Second - time.Duration(time.Now().Nanosecond())) // exp has whole seconds
+		}
+	})
+}
+
+func TestIntrospectionOnceAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int64
+		a := introspect(gateway.IntrospectionOptions{}, func(r *http.Request) (*http.Response, error) {
+			asked.Add(1)
+			time.Sleep(time.Second)
+			return answer(r, 200, `{"active":true,"sub":"u"}`, nil), nil
+		})
+		var wg sync.WaitGroup
+		for range 100 {
+			wg.Go(func() {
+				if _, err := a.Authenticate(withBearer("opaque")); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if asked.Load() != 1 {
+			t.Errorf("asked %d times", asked.Load())
+		}
+	})
+}
+
+func TestIntrospectionHung(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := introspect(gateway.IntrospectionOptions{}, func(r *http.Request) (*http.Response, error) {
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		})
+		start := time.Now()
+		_, err := a.Authenticate(withBearer("opaque"))
+		var e *gateway.Error
+		if !errors.As(err, &e) || e.Status != 503 || time.Since(start) != 5*time.Second {
+			t.Errorf("error %v after %v", err, time.Since(start))
+		}
+	})
+}
+
+func TestNewIntrospectionErrors(t *testing.T) {
+	if _, err := gateway.NewIntrospection("http://id.example/", gateway.IntrospectionOptions{}); err == nil {
+		t.Error("plain http is taken")
+	}
+	if _, err := gateway.NewIntrospection("https://id.example/", gateway.IntrospectionOptions{CacheSize: -1}); err == nil {
+		t.Error("negative CacheSize is taken")
+	}
+}

@@ -1,0 +1,61 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// NewOIDC reads issuer's /.well-known/openid-configuration, within ctx and within 5s, and authenticates its
+// tokens with the keys that are named there (OpenID Connect Discovery 1.0 section 4). opts.Issuer is left "".
+//
+// It returns an error when issuer is not https, unless it is on loopback, when the document cannot be had or
+// read, when it speaks of another issuer, and when its key set is at a URL that NewJWKS refuses, or at one
+// without https while issuer has it. Algorithms stay required: those of the document are the provider's, and
+// they can be more than you meant to believe. It panics as NewJWT does, and when opts.Issuer is set.
+func NewOIDC(ctx context.Context, issuer string, opts JWTOptions) (*JWT, error) {
+	if opts.Issuer != "" {
+		panic("gateway: NewOIDC: Issuer is set twice")
+	}
+	opts.Issuer = issuer
+	opts.check("NewOIDC")
+	keys, err := discover(ctx, issuer)
+	if err != nil {
+		return nil, fmt.Errorf("gateway: NewOIDC: %w", err)
+	}
+	return NewJWT(keys, opts), nil
+}
+
+// discover finds issuer's key set.
+func discover(ctx context.Context, issuer string) (*JWKS, error) {
+	u, err := parseSecureURL(issuer)
+	if err != nil {
+		return nil, err
+	}
+	if u.RawQuery != "" || u.Fragment != "" || u.ForceQuery {
+		return nil, errors.New("the issuer has a query or a fragment")
+	}
+	u.Path = strings.TrimSuffix(u.Path, "/") + "/.well-known/openid-configuration"
+	u.RawPath = ""
+	f := newFetcher(nil, 1<<20)
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	body, _, err := f.get(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := decodeObject(string(body), len(body))
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	// Whoever answers for the issuer must say that it is the issuer (section 4.3).
+	if doc["issuer"] != issuer {
+		return nil, errors.New("the configuration is another issuer's")
+	}
+	rawURL, _ := doc["jwks_uri"].(string)
+	if strings.HasPrefix(rawURL, "http://") && u.Scheme == "https" {
+		return nil, errors.New("the key set is not at an https URL")
+	}
+	return NewJWKS(rawURL, nil)
+}

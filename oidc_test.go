@@ -1,0 +1,103 @@
+package gateway_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/seed-96248d0c/gateway"
+)
+
+func TestNewOIDC(t *testing.T) {
+	set := keySet(jwk("k", edPublic(), nil))
+	opts := gateway.JWTOptions{Audience: testAudience, Algorithms: []string{"EdDSA"}}
+	for name, tt := range map[string]struct {
+		path   string // of the issuer
+		config func(issuer, base string) string
+		ok     bool
+	}{
+		"good": {"", func(issuer, base string) string {
+			return fmt.Sprintf(`{"issuer":%q,"jwks_uri":"%s/keys"}`, issuer, base)
+		}, true},
+		"with a path": {"/tenant", func(issuer, base string) string {
+			return fmt.Sprintf(`{"issuer":%q,"jwks_uri":"%s/keys"}`, issuer, base)
+		}, true},
+		"with a slash": {"/tenant/", func(issuer, base string) string {
+			return fmt.Sprintf(`{"issuer":%q,"jwks_uri":"%s/keys"}`, issuer, base)
+		}, true},
+		"with a query": {"/?a=b", func(issuer, base string) string {
+			return fmt.Sprintf(`{"issuer":%q,"jwks_uri":"%s/keys"}`, issuer, base)
+		}, false},
+		"other issuer": {"", func(issuer, base string) string {
+			return fmt.Sprintf(`{"issuer":"%s/","jwks_uri":"%s/keys"}`, issuer, base)
+		}, false},
+		"no issuer": {"", func(_, base string) string { return fmt.Sprintf(`{"jwks_uri":"%s/keys"}`, base) }, false},
+		"no keys":   {"", func(issuer, _ string) string { return fmt.Sprintf(`{"issuer":%q}`, issuer) }, false},
+		"keys by http": {"", func(issuer, _ string) string {
+			return fmt.Sprintf(`{"issuer":%q,"jwks_uri":"http://keys.example/"}`, issuer)
+		}, false},
+		"issuer twice": {"", func(issuer, base string) string {
+			return fmt.Sprintf(`{"issuer":"x","issuer":%q,"jwks_uri":"%s/keys"}`, issuer, base)
+		}, false},
+		"garbage":       {"", func(string, string) string { return "<html>" }, false},
+		"far too large": {"", func(string, string) string { return "{" + strings.Repeat(" ", 2<<20) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var issuer, base string
+			mux := http.NewServeMux()
+			mux.HandleFunc("/keys", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, set) })
+			mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+				if strings.HasSuffix(r.URL.Path, "/.well-known/openid-configuration") && !strings.Contains(r.URL.Path, "//") {
+					io.WriteString(w, tt.config(issuer, base))
+				} else {
+					http.NotFound(w, r)
+				}
+			})
+			s := httptest.NewServer(mux)
+			defer s.Close()
+			base = s.URL
+			issuer = base + tt.path
+			j, err := gateway.NewOIDC(t.Context(), issuer, opts)
+			if (err == nil) != tt.ok {
+				t.Fatalf("error %v", err)
+			}
+			if err != nil {
+				if !strings.HasPrefix(err.Error(), "gateway: NewOIDC: ") {
+					t.Errorf("error %v", err)
+				}
+				return
+			}
+			token := sign("EdDSA", testEd(), map[string]any{"kid": "k"}, claimSet(map[string]any{"iss": issuer}))
+			if _, err := j.Verify(t.Context(), token); err != nil {
+				t.Error(err)
+			}
+			if _, err := j.Verify(t.Context(), sign("EdDSA", testEd(), map[string]any{"kid": "k"}, claimSet(nil))); err == nil {
+				t.Error("another issuer's token is taken")
+			}
+		})
+	}
+
+	if _, err := gateway.NewOIDC(t.Context(), "http://id.example", opts); err == nil {
+		t.Error("plain http is taken")
+	}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	defer s.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := gateway.NewOIDC(ctx, s.URL, opts); err == nil {
+		t.Error("no error after its context")
+	}
+	for name, o := range map[string]gateway.JWTOptions{
+		"no audience":   {Algorithms: []string{"EdDSA"}},
+		"no algorithms": {Audience: testAudience},
+		"issuer twice":  {Issuer: s.URL, Audience: testAudience, Algorithms: []string{"EdDSA"}},
+	} {
+		if v, _ := panics(func() { _, _ = gateway.NewOIDC(t.Context(), s.URL, o) }).(string); !strings.HasPrefix(v, "gateway: NewOIDC: ") {
+			t.Errorf("%s: panic %q", name, v)
+		}
+	}
+}

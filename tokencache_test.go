@@ -1,0 +1,335 @@
+package gateway_test
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-96248d0c/gateway"
+)
+
+// countingJWT counts how often a token is verified: each time asks the source for a key for "EdDSA", and
+// only a verification does so under the kid that the test has not seen before.
+type countingKeys struct {
+	asked atomic.Int64
+	key   atomic.Value // keyBox
+}
+
+type keyBox struct {
+	key any
+	err error
+}
+
+func (k *countingKeys) Key(context.Context, string, string) (any, error) {
+	k.asked.Add(1)
+	b := k.key.Load().(keyBox)
+	return b.key, b.err
+}
+
+func newCountingKeys(key any) *countingKeys {
+	k := new(countingKeys)
+	k.key.Store(keyBox{key, nil})
+	return k
+}
+
+func cachingJWT(keys gateway.KeySource, change func(*gateway.JWTOptions)) *gateway.JWT {
+	o := gateway.JWTOptions{Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}}
+	if change != nil {
+		change(&o)
+	}
+	return gateway.NewJWT(keys, o)
+}
+
+// TestCacheHit: a cached token gives the very Identity that it gave before, so nothing was verified again.
+func TestCacheHit(t *testing.T) {
+	keys := newCountingKeys(testEd().Public())
+	for size, want := range map[int]bool{0: true, 1: true, 100: true, -1: false} {
+		j := cachingJWT(keys, func(o *gateway.JWTOptions) { o.CacheSize = size })
+		token := edToken(nil)
+		first := must(j.Verify(t.Context(), token))
+		asked := keys.asked.Load()
+		second := must(j.Verify(t.Context(), token))
+		if (first == second) != want {
+			t.Errorf("CacheSize %d: same Identity %v", size, first == second)
+		}
+		if keys.asked.Load() != asked+1 {
+			t.Errorf("CacheSize %d: the key source was not asked", size)
+		}
+	}
+}
+
+func TestCacheExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, leeway := range []time.Duration{0, 5 * time.Second} {
+			j := edJWT(func(o *gateway.JWTOptions) { o.Leeway = leeway })
+			token := edToken(map[string]any{"exp": time.Now().Add(10 * time.Second).Unix()})
+			for range 2 {
+				if _, err := j.Verify(t.Context(), token); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(10*time.Second + leeway - time.Nanosecond)
+			if _, err := j.Verify(t.Context(), token); err != nil {
+				t.Errorf("leeway %v, before its end: %v", leeway, err)
+			}
+			time.Sleep(time.Nanosecond)
+			if _, err := j.Verify(t.Context(), token); !errors.Is(err, gateway.ErrUnauthenticated) {
+				t.Errorf("leeway %v, at its end: %v", leeway, err)
+			}
+		}
+	})
+}
+
+// TestCacheKeyWithdrawn: what the source says of the key counts at once, for tokens that are cached too.
+func TestCacheKeyWithdrawn(t *testing.T) {
+	_, other, _ := ed25519.GenerateKey(rand.Reader)
+	keys := newCountingKeys(testEd().Public())
+	j := cachingJWT(keys, nil)
+	token := edToken(nil)
+	away := &gateway.Error{Status: 503}
+	for _, step := range []struct {
+		name string
+		now  keyBox
+		want error
+	}{
+		{"there", keyBox{testEd().Public(), nil}, nil},
+		{"cannot tell", keyBox{nil, away}, away},
+		{"there again", keyBox{testEd().Public(), nil}, nil},
+		{"withdrawn", keyBox{nil, gateway.ErrUnauthenticated}, gateway.ErrUnauthenticated},
+		{"published again", keyBox{testEd().Public(), nil}, nil},
+		{"another under its name", keyBox{other.Public(), nil}, gateway.ErrUnauthenticated},
+		{"of another kind", keyBox{&testRSA().PublicKey, nil}, gateway.ErrUnauthenticated},
+		{"the old one again", keyBox{testEd().Public(), nil}, nil},
+	} {
+		keys.key.Store(step.now)
+		for range 2 {
+			if _, err := j.Verify(t.Context(), token); !errors.Is(err, step.want) {
+				t.Errorf("%s: %v", step.name, err)
+			}
+		}
+	}
+}
+
+// TestCacheSameKeyAnew: a refreshed key set holds equal keys that are other values.
+func TestCacheSameKeyAnew(t *testing.T) {
+	for alg, key := range map[string][2]any{
+		"RS256": {testRSA(), func() any { k := testRSA().PublicKey; return &k }},
+		"ES256": {testEC(), func() any { k := testEC().PublicKey; return &k }},
+		"EdDSA": {testEd(), func() any { return append(ed25519.PublicKey(nil), edPublic()...) }},
+		"HS256": {testSecret, func() any { return append([]byte(nil), testSecret...) }},
+	} {
+		j := cachingJWT(keyFunc(func(context.Context, string, string) (any, error) {
+			return key[1].(func() any)(), nil
+		}), func(o *gateway.JWTOptions) { o.Algorithms = []string{alg} })
+		token := sign(alg, key[0], nil, claimSet(nil))
+		if must(j.Verify(t.Context(), token)) != must(j.Verify(t.Context(), token)) {
+			t.Errorf("%s: verified again", alg)
+		}
+	}
+}
+
+func TestRevoked(t *testing.T) {
+	var revoked atomic.Bool
+	asked := 0
+	j := edJWT(func(o *gateway.JWTOptions) {
+		o.Revoked = func(id *gateway.Identity) bool {
+			asked++
+			return revoked.Load() && id.Claims["jti"] == "1"
+		}
+	})
+	one, two := edToken(map[string]any{"jti": "1"}), edToken(map[string]any{"jti": "2"})
+	check := func(token string, want error) {
+		t.Helper()
+		if _, err := j.Verify(t.Context(), token); !errors.Is(err, want) {
+			t.Errorf("error %v, want %v", err, want)
+		}
+	}
+	check(one, nil)
+	check(one, nil)
+	check(two, nil)
+	revoked.Store(true)
+	check(one, gateway.ErrUnauthenticated)
+	check(two, nil)
+	revoked.Store(false)
+	check(one, nil)
+	if asked != 6 {
+		t.Errorf("asked %d times for 6 requests", asked)
+	}
+}
+
+// TestCacheOneVerification: a thousand requests with one token that nobody has seen ask for its key once,
+// and get one Identity.
+func TestCacheOneVerification(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int64
+		j := cachingJWT(keyFunc(func(ctx context.Context, _, _ string) (any, error) {
+			asked.Add(1)
+			time.Sleep(time.Second)
+			return testEd().Public(), ctx.Err()
+		}), nil)
+		token := edToken(nil)
+		ids := make([]*gateway.Identity, 1000)
+		var wg sync.WaitGroup
+		for i := range ids {
+			wg.Go(func() { ids[i], _ = j.Verify(t.Context(), token) })
+		}
+		wg.Wait()
+		for _, id := range ids {
+			if id == nil || id != ids[0] {
+				t.Fatal("not one verification")
+			}
+		}
+		if asked.Load() != 1 {
+			t.Errorf("asked %d times", asked.Load())
+		}
+
+		// Bad tokens are judged once while they come together, and are not remembered.
+		asked.Store(0)
+		bad := edToken(map[string]any{"aud": "other"})
+		for range 100 {
+			wg.Go(func() {
+				if _, err := j.Verify(t.Context(), bad); !errors.Is(err, gateway.ErrUnauthenticated) {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		_, _ = j.Verify(t.Context(), bad)
+		if asked.Load() != 2 {
+			t.Errorf("bad token: asked %d times", asked.Load())
+		}
+	})
+}
+
+// TestCacheLeaderLeaves: the request that verifies for the others goes away; they do not fail with it.
+func TestCacheLeaderLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := cachingJWT(keyFunc(func(ctx context.Context, _, _ string) (any, error) {
+			select {
+			case <-time.After(time.Second):
+				return testEd().Public(), nil
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}), nil)
+		token := edToken(nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := j.Verify(ctx, token); !errors.Is(err, context.Canceled) {
+				t.Errorf("leader: %v", err)
+			}
+		})
+		synctest.Wait()
+		short, stop := context.WithTimeout(t.Context(), time.Millisecond)
+		defer stop()
+		for range 10 {
+			wg.Go(func() {
+				if _, err := j.Verify(t.Context(), token); err != nil {
+					t.Errorf("follower: %v", err)
+				}
+			})
+		}
+		wg.Go(func() {
+			if _, err := j.Verify(short, token); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("impatient follower: %v", err)
+			}
+		})
+		synctest.Wait()
+		time.Sleep(2 * time.Millisecond)
+		cancel()
+		wg.Wait()
+	})
+}
+
+// TestCacheBound: more tokens than there is room for all pass, and those in use are kept.
+func TestCacheBound(t *testing.T) {
+	for name, tt := range map[string]struct{ size, tokens, pad int }{
+		"many":  {64, 500, 0},
+		"large": {64, 100, 8 << 10},
+		"one":   {1, 20, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			j := edJWT(func(o *gateway.JWTOptions) { o.CacheSize = tt.size })
+			first := make([]*gateway.Identity, tt.tokens)
+			tokens := make([]string, tt.tokens)
+			for i := range tokens {
+				tokens[i] = edToken(map[string]any{"sub": fmt.Sprint("user-", i), "pad": strings.Repeat("p", tt.pad)})
+				first[i] = must(j.Verify(t.Context(), tokens[i]))
+			}
+			kept := 0
+			for i := len(tokens) - 1; i >= 0; i-- {
+				id := must(j.Verify(t.Context(), tokens[i]))
+				if id.Subject != fmt.Sprint("user-", i) {
+					t.Fatalf("token %d is taken for %s", i, id.Subject)
+				}
+				if id == first[i] {
+					kept++
+				}
+			}
+			limit := tt.size
+			if tt.pad > 0 {
+				limit = tt.size * 2048 / tt.pad
+			}
+			if kept == 0 || kept > limit {
+				t.Errorf("%d tokens are kept, at most %d", kept, limit)
+			}
+		})
+	}
+}
+
+// TestCacheRace has requests, rotations and revocations at once, for the race detector.
+func TestCacheRace(t *testing.T) {
+	keys := newCountingKeys(testEd().Public())
+	_, other, _ := ed25519.GenerateKey(rand.Reader)
+	j := cachingJWT(keys, func(o *gateway.JWTOptions) { o.CacheSize = 4 })
+	var tokens []string
+	for i := range 16 {
+		tokens = append(tokens, edToken(map[string]any{"sub": fmt.Sprint(i)}))
+	}
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			for i := range 100 {
+				n := (i*7 + g) % len(tokens)
+				id, err := j.Verify(t.Context(), tokens[n])
+				if err == nil && id.Subject != fmt.Sprint(n) {
+					t.Errorf("token %d is taken for %s", n, id.Subject)
+				}
+				if err != nil && !errors.Is(err, gateway.ErrUnauthenticated) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Go(func() {
+		for i := range 100 {
+			keys.key.Store([]keyBox{{testEd().Public(), nil}, {other.Public(), nil}, {nil, gateway.ErrUnauthenticated}}[i%3])
+		}
+		keys.key.Store(keyBox{testEd().Public(), nil})
+	})
+	wg.Wait()
+}
+
+// TestAuthHitAllocations holds the number that the hot path is allowed: the copy of the header (its map and
+// one group of it) and the field.
+func TestAuthHitAllocations(t *testing.T) {
+	r := benchRequest(edToken(nil))
+	w := nowhere{make(http.Header)}
+	measure := func(h http.Handler) float64 {
+		h.ServeHTTP(w, r)
+		return testing.AllocsPerRun(100, func() { h.ServeHTTP(w, r) })
+	}
+	if n := measure(outside(gateway.Auth(edJWT(nil), nil)(silent))) - measure(outside(silent)); n > 4 {
+		t.Errorf("%v allocations", n)
+	}
+}
