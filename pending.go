@@ -1,11 +1,7 @@
 package gateway
 
-import "net/http"
-
 // Stands in for what is being built.
 
 type Circuit struct{}
 
 func (c *Circuit) Allow() (done func(Outcome, int), err error) { return func(Outcome, int) {}, nil }
-
-type KeyFunc func(*http.Request) (string, error)

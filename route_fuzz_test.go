@@ -118,10 +118,6 @@ func FuzzRouterPath(f *testing.F) {
 	})
 }
 
-type roundTrip func(*http.Request) (*http.Response, error)
-
-func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
 // FuzzRouterServeMux holds the Router against http.ServeMux: what ServeMux takes the Router takes, what it
 // refuses the Router does too, but for what only the Router can order; and where both take the patterns,
 // they choose alike. The bytes pick patterns and requests from a small alphabet, so that most tables
