@@ -146,6 +146,18 @@ func (ex *exchange) headerOf(r *http.Request) *http.Request {
 	return r
 }
 
+// derived says that to, a shallow copy of from, is handed on in its place, so that the record goes on
+// seeing what is set on the request further in.
+func (ex *exchange) derived(from, to *http.Request) {
+	if ex == nil {
+		return
+	}
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	ex.ownHeader = ex.ownHeader && ex.req == from
+	ex.req = to
+}
+
 // note says how the exchange ended and why. The first word stands: what refused a request or failed
 // it knows better than what answers it afterwards.
 func (ex *exchange) note(o Outcome, err error) {

@@ -288,10 +288,12 @@ func Timeout(d time.Duration) Middleware {
 	}
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			_, rw, r := enter(w, r)
+			ex, rw, r := enter(w, r)
 			ctx, cancel := context.WithTimeout(r.Context(), d)
 			defer cancel()
-			next.ServeHTTP(rw, r.WithContext(ctx))
+			limited := r.WithContext(ctx)
+			ex.derived(r, limited)
+			next.ServeHTTP(rw, limited)
 			if ctx.Err() == context.DeadlineExceeded && r.Context().Err() == nil && !rw.started() {
 				WriteError(rw, r, ErrTimeout)
 			}

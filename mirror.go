@@ -1,0 +1,196 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// MirrorOptions bound what Mirror does beside the requests. At most MaxInFlight times MaxBodyBytes of
+// bodies are held in memory.
+type MirrorOptions struct {
+	Fraction     float64       // of requests; 0 means 1: all; negative none
+	MaxBodyBytes int64         // larger bodies are not mirrored; 0 means 64 KiB, negative mirrors no bodies
+	MaxInFlight  int           // 0 means 64; more are dropped
+	Timeout      time.Duration // for one shadow request; 0 means 30s
+}
+
+// Mirror copies a share of requests to shadow, whose answers are thrown away and whose failures
+// are never seen by the client.
+//
+// A request without a body goes to shadow at once, on a goroutine of its own; one with a body as soon as
+// next has read all of it, and not at all when next does not. So shadow never keeps a client waiting. The
+// copy has what the request had when it came to Mirror: its fields, path values and identity, under a
+// context that ends by Timeout alone. Upgrades and CONNECT are not mirrored. A panic of shadow ends its
+// request only; to see how shadow fares, put Observe around it.
+//
+// It panics when shadow is nil, when Fraction is above 1 or no number, and on a negative MaxInFlight
+// or Timeout.
+func Mirror(shadow http.Handler, opts *MirrorOptions) Middleware {
+	m := &mirror{shadow: shadow}
+	if opts != nil {
+		m.MirrorOptions = *opts
+	}
+	switch {
+	case shadow == nil:
+		panic("gateway: Mirror: nil handler")
+	case !(m.Fraction <= 1):
+		panic("gateway: Mirror: Fraction must be at most 1")
+	case m.MaxInFlight < 0:
+		panic("gateway: Mirror: negative MaxInFlight")
+	case m.Timeout < 0:
+		panic("gateway: Mirror: negative Timeout")
+	}
+	if m.Fraction == 0 {
+		m.Fraction = 1
+	}
+	if m.MaxBodyBytes == 0 {
+		m.MaxBodyBytes = 64 << 10
+	}
+	if m.MaxInFlight == 0 {
+		m.MaxInFlight = 64
+	}
+	if m.Timeout == 0 {
+		m.Timeout = 30 * time.Second
+	}
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !m.wants(r) {
+				next.ServeHTTP(w, r)
+				return
+			}
+			c := m.copy(r)
+			if r.Body == nil || r.Body == http.NoBody {
+				go c.run(nil)
+				next.ServeHTTP(w, r)
+				return
+			}
+			tee := &mirrorBody{ReadCloser: r.Body, copy: c, declared: r.ContentLength}
+			defer tee.abandon()
+			teed := r.WithContext(r.Context())
+			teed.Body = tee
+			exchangeFrom(r.Context()).derived(r, teed)
+			next.ServeHTTP(w, teed)
+		})
+	}
+}
+
+type mirror struct {
+	MirrorOptions
+	shadow   http.Handler
+	inFlight atomic.Int64
+}
+
+// wants reports whether r is to be mirrored, and if so, has taken a place for it.
+func (m *mirror) wants(r *http.Request) bool {
+	switch {
+	case r.Method == http.MethodConnect || len(r.Header["Upgrade"]) > 0,
+		r.Body != nil && r.Body != http.NoBody && r.ContentLength > max(m.MaxBodyBytes, 0),
+		r.ContentLength < 0 && m.MaxBodyBytes < 0,
+		m.Fraction < 1 && rand.Float64() >= m.Fraction:
+		return false
+	}
+	if m.inFlight.Add(1) > int64(m.MaxInFlight) {
+		m.inFlight.Add(-1)
+		return false
+	}
+	return true
+}
+
+// mirrorCopy is a request for the shadow, which holds a place until it has run or is let go.
+type mirrorCopy struct {
+	m   *mirror
+	req *http.Request
+	ex  *exchange
+}
+
+// copy takes everything from r that next may change, but not the body.
+func (m *mirror) copy(r *http.Request) *mirrorCopy {
+	ex := exchangeFrom(r.Context()).child(context.WithoutCancel(r.Context()))
+	req := r.Clone(ex)
+	req.Body = http.NoBody
+	ex.req, ex.ownHeader = req, true
+	ex.w = responseWriter{ResponseWriter: discard{header: make(http.Header)}, ex: ex}
+	return &mirrorCopy{m: m, req: req, ex: ex}
+}
+
+// run sends the copy to the shadow. It is to be called once, on a goroutine of its own, unless letGo is.
+func (c *mirrorCopy) run(body []byte) {
+	defer c.letGo()
+	defer func() { _ = recover() }() // the client must not see it, and the process must live
+	ctx, cancel := context.WithTimeout(c.ex.Context, c.m.Timeout)
+	defer cancel()
+	c.ex.Context = ctx
+	if len(body) > 0 {
+		c.req.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	c.req.ContentLength, c.req.TransferEncoding = int64(len(body)), nil
+	c.m.shadow.ServeHTTP(&c.ex.w, c.req)
+}
+
+func (c *mirrorCopy) letGo() { c.m.inFlight.Add(-1) }
+
+// mirrorBody copies a body as it is read. The reader may be another goroutine than the handler's, as
+// that of a transport.
+type mirrorBody struct {
+	io.ReadCloser
+	declared int64 // -1 when it is not known
+
+	mu   sync.Mutex
+	copy *mirrorCopy // nil once it is on its way, or let go
+	data []byte
+}
+
+func (b *mirrorBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.copy == nil {
+		return n, err
+	}
+	most := b.copy.m.MaxBodyBytes
+	if int64(len(b.data)+n) > most || err != nil && err != io.EOF {
+		b.drop()
+		return n, err
+	}
+	if need := len(b.data) + n; need > cap(b.data) {
+		room := max(need, min(2*cap(b.data), int(most)), 512)
+		if b.declared > 0 {
+			room = max(need, int(b.declared))
+		}
+		b.data = append(make([]byte, 0, room), b.data...)
+	}
+	b.data = append(b.data, p[:n]...)
+	if err == io.EOF || int64(len(b.data)) == b.declared {
+		go b.copy.run(b.data)
+		b.copy, b.data = nil, nil
+	}
+	return n, err
+}
+
+// abandon lets the copy go, if the body was not read to its end.
+func (b *mirrorBody) abandon() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.copy != nil {
+		b.drop()
+	}
+}
+
+func (b *mirrorBody) drop() {
+	b.copy.letGo()
+	b.copy, b.data = nil, nil
+}
+
+// discard is a ResponseWriter to nowhere.
+type discard struct{ header http.Header }
+
+func (d discard) Header() http.Header         { return d.header }
+func (d discard) WriteHeader(int)             {}
+func (d discard) Write(p []byte) (int, error) { return len(p), nil }
+func (d discard) Flush()                      {}
