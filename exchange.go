@@ -234,7 +234,7 @@ func (e ending) outcome() Outcome {
 	switch {
 	case e.refused:
 		return OutcomeRejected
-	case e.panicked:
+	case e.panicked, isPanic(e.err):
 		return OutcomeInternal
 	case e.gone:
 		return OutcomeClientCanceled
