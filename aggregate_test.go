@@ -43,8 +43,8 @@ var echoes = gateway.HandlerTransport(http.HandlerFunc(func(w http.ResponseWrite
 	fmt.Fprintf(w, "%q", r.RequestURI)
 }))
 
-// answer is what h answers to GET /, without a wire.
-func answer(h http.Handler, r *http.Request) *httptest.ResponseRecorder {
+// recorded is what h answers to GET /, without a wire.
+func recorded(h http.Handler, r *http.Request) *httptest.ResponseRecorder {
 	if r == nil {
 		r = httptest.NewRequest("GET", "/", nil)
 	}
@@ -63,7 +63,7 @@ func TestAggregateStitchesByteForByte(t *testing.T) {
 		{Name: "gone", From: says(404, `{"no":1}`), Path: "/", NotFoundNull: true},
 		{Name: "picked", From: says(200, odd), Path: "/", Pick: "/l/1"},
 	}, nil)
-	w := answer(h, nil)
+	w := recorded(h, nil)
 	want := `{"odd":` + odd + `,"scalar":0.10,"say \"\u003cé\u003e\"":"x","none":null,"gone":null,"picked":2}` + "\n"
 	if w.Code != 200 || w.Body.String() != want {
 		t.Errorf("got %d %s\nwant %s", w.Code, w.Body, want)
@@ -97,7 +97,7 @@ func TestAggregateOrder(t *testing.T) {
 				close(done[i])
 			}))}
 		}
-		if got := answer(gateway.Aggregate(parts, nil), nil).Body.String(); got != `{"a":0,"b":1,"c":2,"d":3,"e":4}`+"\n" {
+		if got := recorded(gateway.Aggregate(parts, nil), nil).Body.String(); got != `{"a":0,"b":1,"c":2,"d":3,"e":4}`+"\n" {
 			t.Errorf("got %s", got)
 		}
 	}
@@ -178,7 +178,7 @@ func TestAggregateHostileBodies(t *testing.T) {
 				part := gateway.Part{Name: "bad", From: from.rt, Path: from.base + c.path, Pick: c.pick, Optional: true, Default: json.RawMessage(" [1] ")}
 				good := gateway.Part{Name: "good", From: from.rt, Path: from.base + "/good"}
 				opts := &gateway.AggregateOptions{MaxBytes: 48 << 10}
-				w := answer(gateway.Aggregate([]gateway.Part{part, good}, opts), nil)
+				w := recorded(gateway.Aggregate([]gateway.Part{part, good}, opts), nil)
 				want := fmt.Sprintf(`{"bad":[1],"good":{"ok":true},"errors":[{"name":"bad","status":%d,"outcome":"%s"}]}`+"\n", c.status, c.outcome)
 				if w.Code != 200 || w.Body.String() != want {
 					t.Errorf("got %d %s\nwant %s", w.Code, w.Body, want)
@@ -249,7 +249,7 @@ func TestAggregateRequiredFailure(t *testing.T) {
 			part := gateway.Part{Name: "part", From: c.from, Path: "/"}
 			h := gateway.Observe(&gateway.ObserveOptions{Logger: logged.logger()})(gateway.Aggregate([]gateway.Part{part}, nil))
 			r := httptest.NewRequestWithContext(quiet, "GET", "/", nil)
-			w := answer(h, r)
+			w := recorded(h, r)
 			if w.Code != c.status {
 				t.Errorf("got %d, want %d", w.Code, c.status)
 			}
@@ -268,7 +268,7 @@ func TestAggregateRequiredFailure(t *testing.T) {
 
 			part.Optional = true
 			want := fmt.Sprintf(`{"part":null,"errors":[{"name":"part","status":%d,"outcome":"%s"}]}`+"\n", c.status, c.outcome)
-			if w := answer(gateway.Aggregate([]gateway.Part{part}, nil), r); w.Code != 200 || w.Body.String() != want {
+			if w := recorded(gateway.Aggregate([]gateway.Part{part}, nil), r); w.Code != 200 || w.Body.String() != want {
 				t.Errorf("optional: got %d %s, want %s", w.Code, w.Body, want)
 			}
 		})
@@ -304,7 +304,7 @@ func TestAggregateFieldsOfOtherParts(t *testing.T) {
 			if c.want == "" {
 				want = `{"orders":null,"user":` + user + `,"errors":[{"name":"orders","status":502,"outcome":"upstream_error"}]}` + "\n"
 			}
-			if got := answer(h, r).Body.String(); got != want {
+			if got := recorded(h, r).Body.String(); got != want {
 				t.Errorf("got %swant %s", got, want)
 			}
 		})
@@ -316,7 +316,7 @@ func TestAggregateFieldsOfOtherParts(t *testing.T) {
 			{Name: "orders", From: echoes, Path: "/{user.id}"},
 		}, nil)
 		want := `{"user":{"id":"nobody"},"orders":"/nobody","errors":[{"name":"user","status":502,"outcome":"upstream_error"}]}` + "\n"
-		if got := answer(h, nil).Body.String(); got != want {
+		if got := recorded(h, nil).Body.String(); got != want {
 			t.Errorf("got %s", got)
 		}
 	})
@@ -328,7 +328,7 @@ func TestAggregateFieldsOfOtherParts(t *testing.T) {
 			{Name: "items", From: says(200, `["x"]`), Path: "/{orders.0}", Optional: true},
 		}, nil)
 		want := `{"user":{"id":3},"orders":"/3","more":"/33/3","items":null,"errors":[{"name":"items","status":502,"outcome":"upstream_error"}]}` + "\n"
-		if got := answer(h, nil).Body.String(); got != want {
+		if got := recorded(h, nil).Body.String(); got != want {
 			t.Errorf("got %s", got)
 		}
 	})
@@ -340,7 +340,7 @@ func TestAggregateFieldsOfOtherParts(t *testing.T) {
 		}, nil)
 		want := `{"user":null,"orders":null,"items":null,"errors":[{"name":"user","status":503,"outcome":"rejected"},` +
 			`{"name":"orders","status":503,"outcome":"rejected"},{"name":"items","status":503,"outcome":"rejected"}]}` + "\n"
-		if got := answer(h, nil).Body.String(); got != want {
+		if got := recorded(h, nil).Body.String(); got != want {
 			t.Errorf("got %s", got)
 		}
 	})
@@ -357,7 +357,7 @@ func TestAggregateFieldsOfOtherParts(t *testing.T) {
 				io.WriteString(w, "2")
 			}))},
 		}, nil)
-		if got := answer(h, nil).Body.String(); got != `{"slow":1,"user":{"id":1},"orders":2}`+"\n" {
+		if got := recorded(h, nil).Body.String(); got != `{"slow":1,"user":{"id":1},"orders":2}`+"\n" {
 			t.Errorf("got %s", got)
 		}
 	})
@@ -396,7 +396,7 @@ func TestAggregateCancelsOthers(t *testing.T) {
 		}))},
 		{Name: "d", Path: "/{c.id}", From: tripper(func(*http.Request) (*http.Response, error) { asked = true; return nil, nil })},
 	}, nil)
-	if w := answer(h, nil); w.Code != http.StatusGone {
+	if w := recorded(h, nil); w.Code != http.StatusGone {
 		t.Errorf("got %d %s", w.Code, w.Body)
 	}
 	for range 2 {
@@ -487,7 +487,7 @@ func TestAggregateTimeouts(t *testing.T) {
 				}
 				h := gateway.Aggregate(c.parts, &c.opts)
 				began := time.Now()
-				w := answer(h, nil)
+				w := recorded(h, nil)
 				if took := time.Since(began); took != c.took {
 					t.Errorf("took %v, want %v", took, c.took)
 				}
@@ -506,13 +506,13 @@ func TestAggregateBounds(t *testing.T) {
 		return gateway.Part{Name: name, From: says(200, body), Path: "/", Optional: true}
 	}
 	count := func(w *httptest.ResponseRecorder) int { return strings.Count(w.Body.String(), `"status":502`) }
-	if w := answer(gateway.Aggregate([]gateway.Part{part("a", exact), part("b", exact+" ")}, &gateway.AggregateOptions{MaxBytes: 1000}), nil); count(w) != 1 || strings.Contains(w.Body.String(), `"b":"`) {
+	if w := recorded(gateway.Aggregate([]gateway.Part{part("a", exact), part("b", exact+" ")}, &gateway.AggregateOptions{MaxBytes: 1000}), nil); count(w) != 1 || strings.Contains(w.Body.String(), `"b":"`) {
 		t.Errorf("MaxBytes: got %s", w.Body)
 	}
-	if w := answer(gateway.Aggregate([]gateway.Part{part("a", exact), part("b", exact)}, &gateway.AggregateOptions{MaxTotalBytes: 2000}), nil); count(w) != 0 {
+	if w := recorded(gateway.Aggregate([]gateway.Part{part("a", exact), part("b", exact)}, &gateway.AggregateOptions{MaxTotalBytes: 2000}), nil); count(w) != 0 {
 		t.Errorf("MaxTotalBytes: got %s", w.Body)
 	}
-	if w := answer(gateway.Aggregate([]gateway.Part{part("a", exact), part("b", exact), part("c", exact)}, &gateway.AggregateOptions{MaxTotalBytes: 2999}), nil); count(w) < 1 {
+	if w := recorded(gateway.Aggregate([]gateway.Part{part("a", exact), part("b", exact), part("c", exact)}, &gateway.AggregateOptions{MaxTotalBytes: 2999}), nil); count(w) < 1 {
 		t.Errorf("MaxTotalBytes: got %s", w.Body)
 	}
 
@@ -532,7 +532,7 @@ func TestAggregateBounds(t *testing.T) {
 			io.WriteString(w, "1")
 		}))})
 	}
-	if w := answer(gateway.Aggregate(parts, &gateway.AggregateOptions{MaxInFlight: 2}), nil); w.Code != 200 || most.Load() != 2 {
+	if w := recorded(gateway.Aggregate(parts, &gateway.AggregateOptions{MaxInFlight: 2}), nil); w.Code != 200 || most.Load() != 2 {
 		t.Errorf("MaxInFlight: %d at once, %d", most.Load(), w.Code)
 	}
 }
@@ -564,17 +564,17 @@ func TestAggregateMerge(t *testing.T) {
 				{Name: "a", From: says(200, c.a), Path: "/"},
 				{Name: "b", From: says(200, c.b), Path: "/", Optional: true},
 			}, merge)
-			if got := answer(h, nil).Body.String(); got != c.want+"\n" {
+			if got := recorded(h, nil).Body.String(); got != c.want+"\n" {
 				t.Errorf("got %swant %s", got, c.want)
 			}
 		})
 	}
 	h := gateway.Aggregate([]gateway.Part{{Name: "a", From: says(200, many(9_999)), Path: "/"}}, merge)
-	if got := answer(h, nil).Body.String(); got != many(9_999)+"\n" {
+	if got := recorded(h, nil).Body.String(); got != many(9_999)+"\n" {
 		t.Errorf("got %.100s", got)
 	}
 	h = gateway.Aggregate([]gateway.Part{{Name: "a", From: says(500, ""), Path: "/", Optional: true, Default: json.RawMessage(`{"x":0}`)}}, merge)
-	if got := answer(h, nil).Body.String(); got != `{"x":0,"errors":[{"name":"a","status":502,"outcome":"upstream_error"}]}`+"\n" {
+	if got := recorded(h, nil).Body.String(); got != `{"x":0,"errors":[{"name":"a","status":502,"outcome":"upstream_error"}]}`+"\n" {
 		t.Errorf("Default: got %s", got)
 	}
 }
@@ -593,11 +593,11 @@ func TestAggregateServerTiming(t *testing.T) {
 			{Name: "a b,é", From: after(200, 1500*time.Microsecond), Path: "/"},
 			{Name: "c", From: after(500, 2*time.Millisecond), Path: "/", Optional: true},
 		}, timing)
-		if got := answer(h, nil).Header().Get("Server-Timing"); got != "a_b__;dur=1.500, c;dur=2.000" {
+		if got := recorded(h, nil).Header().Get("Server-Timing"); got != "a_b__;dur=1.500, c;dur=2.000" {
 			t.Errorf("got %q", got)
 		}
 		h = gateway.Aggregate([]gateway.Part{{Name: "a", From: after(404, time.Millisecond), Path: "/"}}, timing)
-		if got := answer(h, nil).Header().Get("Server-Timing"); got != "a;dur=1.000" {
+		if got := recorded(h, nil).Header().Get("Server-Timing"); got != "a;dur=1.000" {
 			t.Errorf("problem: got %q", got)
 		}
 	})
@@ -653,7 +653,7 @@ func TestAggregateHeaders(t *testing.T) {
 			}(h)))
 			r := httptest.NewRequest("GET", "/", nil)
 			r.Header = incoming.Clone()
-			w := answer(h, r)
+			w := recorded(h, r)
 			if w.Code != 200 || !strings.HasPrefix(w.Body.String(), `{"path":"GET / example.com ","request":"POST /x?y example.com body"`) {
 				t.Errorf("got %d %s", w.Code, w.Body)
 			}
@@ -685,7 +685,7 @@ func TestAggregateHeaders(t *testing.T) {
 	r := httptest.NewRequest("GET", "/", nil)
 	r.Header.Set("X-Account", "forged")
 	r.Header["X_account"] = []string{"forged"}
-	answer(h, r)
+	recorded(h, r)
 	if own["X-Account"] != nil || own["X_account"] != nil {
 		t.Errorf("Identity: %v", own)
 	}
@@ -711,7 +711,7 @@ func TestAggregateRequestErrors(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := gateway.Aggregate([]gateway.Part{{Name: "a", From: echoes, Request: c.f}}, nil)
-			w := answer(h, httptest.NewRequest("POST", "/in", strings.NewReader("body")))
+			w := recorded(h, httptest.NewRequest("POST", "/in", strings.NewReader("body")))
 			if w.Code != c.status {
 				t.Fatalf("got %d %s", w.Code, w.Body)
 			}
@@ -748,7 +748,7 @@ func TestAggregatePanicGoesUp(t *testing.T) {
 					t.Errorf("got %v", got)
 				}
 			}()
-			answer(h, nil)
+			recorded(h, nil)
 			t.Error("no panic")
 		}()
 	}
@@ -780,7 +780,7 @@ func TestAggregateReusesConnections(t *testing.T) {
 	null := gateway.Aggregate([]gateway.Part{{Name: "a", From: transport, Path: backend.URL, NotFoundNull: true}}, nil)
 	fails := gateway.Aggregate([]gateway.Part{{Name: "a", From: transport, Path: backend.URL}}, nil)
 	for _, h := range []http.Handler{null, fails, null, null} {
-		answer(h, nil)
+		recorded(h, nil)
 	}
 	first := <-peers
 	for range 3 {
@@ -851,7 +851,7 @@ func FuzzAggregate(f *testing.F) {
 			{Name: "b", From: says(200, `{"z":"{a.x}"}`), Path: "/", Optional: true},
 			{Name: "c", From: echoes, Path: "/{a.a}?{a.b}=1", Optional: true},
 		}, &gateway.AggregateOptions{Merge: merge})
-		w := answer(h, nil)
+		w := recorded(h, nil)
 		got := w.Body.Bytes()
 		if w.Code != 200 || !json.Valid(got) {
 			t.Fatalf("got %d %q", w.Code, got)

@@ -19,8 +19,8 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// roundTrip asks h for target and returns the response and its body.
-func roundTrip(t *testing.T, h http.HandlerFunc, req *http.Request) (*http.Response, string, error) {
+// askHandler asks h for target and returns the response and its body.
+func askHandler(t *testing.T, h http.HandlerFunc, req *http.Request) (*http.Response, string, error) {
 	t.Helper()
 	res, err := gateway.HandlerTransport(h).RoundTrip(req)
 	if err != nil {
@@ -256,7 +256,7 @@ func TestHandlerTransportPanics(t *testing.T) {
 	var logged bytes.Buffer
 	ctx := context.WithValue(t.Context(), http.ServerContextKey, &http.Server{ErrorLog: log.New(&logged, "", 0)})
 	boom := func(http.ResponseWriter, *http.Request) { panic("boom") }
-	_, _, err := roundTrip(t, boom, clientRequest(t, "GET", "/", nil).WithContext(ctx))
+	_, _, err := askHandler(t, boom, clientRequest(t, "GET", "/", nil).WithContext(ctx))
 	if err == nil || !strings.Contains(err.Error(), "boom") {
 		t.Errorf("got %v", err)
 	}
@@ -264,12 +264,12 @@ func TestHandlerTransportPanics(t *testing.T) {
 		t.Errorf("log: %s", &logged)
 	}
 	begun := func(w http.ResponseWriter, _ *http.Request) { w.(http.Flusher).Flush(); panic("boom") }
-	_, _, err = roundTrip(t, begun, clientRequest(t, "GET", "/", nil).WithContext(ctx))
+	_, _, err = askHandler(t, begun, clientRequest(t, "GET", "/", nil).WithContext(ctx))
 	if err == nil || !strings.Contains(err.Error(), "boom") {
 		t.Errorf("after the header: got %v", err)
 	}
 	goexit := func(http.ResponseWriter, *http.Request) { runtime.Goexit() }
-	if _, _, err = roundTrip(t, goexit, clientRequest(t, "GET", "/", nil)); err == nil {
+	if _, _, err = askHandler(t, goexit, clientRequest(t, "GET", "/", nil)); err == nil {
 		t.Error("Goexit is an answer")
 	}
 	defer func() {
@@ -285,7 +285,7 @@ func TestHandlerTransportRequest(t *testing.T) {
 	req.Method = ""
 	req.Header = nil
 	req.SetPathValue("id", "outer's")
-	_, body, err := roundTrip(t, func(w http.ResponseWriter, r *http.Request) {
+	_, body, err := askHandler(t, func(w http.ResponseWriter, r *http.Request) {
 		r.Header.Set("X", "changed")
 		r.URL.Path = "changed"
 		io.WriteString(w, strings.Join([]string{r.Method, r.Host, r.RequestURI, r.URL.RawQuery, r.PathValue("id")}, "|"))
@@ -301,7 +301,7 @@ func TestHandlerTransportRequest(t *testing.T) {
 	req.Trailer = http.Header{"X-End": {"1"}}
 	closed := make(chan bool, 1)
 	req.Body = &closing{req.Body, closed}
-	_, body, err = roundTrip(t, func(w http.ResponseWriter, r *http.Request) {
+	_, body, err = askHandler(t, func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
 		if r.ContentLength != -1 || r.Trailer.Get("X-End") != "1" {
 			t.Errorf("length %d, trailer %v", r.ContentLength, r.Trailer)
@@ -315,7 +315,7 @@ func TestHandlerTransportRequest(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, _, err := roundTrip(t, func(http.ResponseWriter, *http.Request) { t.Error("asked") }, req.WithContext(ctx)); !errors.Is(err, context.Canceled) {
+	if _, _, err := askHandler(t, func(http.ResponseWriter, *http.Request) { t.Error("asked") }, req.WithContext(ctx)); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -338,7 +338,7 @@ func TestHandlerTransportInformational(t *testing.T) {
 			return nil
 		},
 	})
-	res, body, err := roundTrip(t, func(w http.ResponseWriter, _ *http.Request) {
+	res, body, err := askHandler(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Link", "</style.css>")
 		w.WriteHeader(http.StatusEarlyHints)
 		w.WriteHeader(http.StatusCreated)

@@ -115,7 +115,7 @@ func (m *mirror) copy(r *http.Request) *mirrorCopy {
 	req := r.Clone(ex)
 	req.Body = http.NoBody
 	ex.req, ex.ownHeader = req, true
-	ex.w = responseWriter{ResponseWriter: discard{header: make(http.Header)}, ex: ex}
+	ex.w = responseWriter{ResponseWriter: discardWriter{header: make(http.Header)}, ex: ex}
 	return &mirrorCopy{m: m, req: req, ex: ex}
 }
 
@@ -187,10 +187,10 @@ func (b *mirrorBody) drop() {
 	b.copy, b.data = nil, nil
 }
 
-// discard is a ResponseWriter to nowhere.
-type discard struct{ header http.Header }
+// discardWriter is a ResponseWriter to nowhere.
+type discardWriter struct{ header http.Header }
 
-func (d discard) Header() http.Header         { return d.header }
-func (d discard) WriteHeader(int)             {}
-func (d discard) Write(p []byte) (int, error) { return len(p), nil }
-func (d discard) Flush()                      {}
+func (d discardWriter) Header() http.Header         { return d.header }
+func (d discardWriter) WriteHeader(int)             {}
+func (d discardWriter) Write(p []byte) (int, error) { return len(p), nil }
+func (d discardWriter) Flush()                      {}

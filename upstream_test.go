@@ -19,11 +19,6 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// tripFunc is a RoundTripper of one function.
-type tripFunc func(*http.Request) (*http.Response, error)
-
-func (f tripFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
 func answered(r *http.Request, status int, body io.ReadCloser) *http.Response {
 	return &http.Response{StatusCode: status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: make(http.Header), Body: body, Request: r, ContentLength: -1}
 }
@@ -55,7 +50,7 @@ func TestParseTargets(t *testing.T) {
 
 func TestUpstreamSends(t *testing.T) {
 	var got *http.Request
-	transport := tripFunc(func(r *http.Request) (*http.Response, error) {
+	transport := roundTrip(func(r *http.Request) (*http.Response, error) {
 		got = r
 		return answered(r, 200, http.NoBody), nil
 	})
@@ -89,11 +84,11 @@ func TestUpstreamSends(t *testing.T) {
 
 func TestUpstreamErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hang := tripFunc(func(r *http.Request) (*http.Response, error) {
+		hang := roundTrip(func(r *http.Request) (*http.Response, error) {
 			<-r.Context().Done()
 			return nil, r.Context().Err()
 		})
-		fail := func(err error) tripFunc {
+		fail := func(err error) roundTrip {
 			return func(*http.Request) (*http.Response, error) { return nil, err }
 		}
 		for _, tt := range []struct {
@@ -146,7 +141,7 @@ func TestUpstreamCircuit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked, status = 0, 500
 		c := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 2, OpenFor: time.Minute})
-		u := gateway.NewUpstream("u", gateway.MustTargets("http://x"), &gateway.UpstreamOptions{Circuit: c, Transport: tripFunc(func(r *http.Request) (*http.Response, error) {
+		u := gateway.NewUpstream("u", gateway.MustTargets("http://x"), &gateway.UpstreamOptions{Circuit: c, Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 			asked++
 			return answered(r, status, http.NoBody), nil
 		})})
@@ -219,7 +214,7 @@ func TestUpstreamCountsBodies(t *testing.T) {
 			u := gateway.NewUpstream("u", gateway.MustTargets("http://x"), &gateway.UpstreamOptions{
 				Circuit:  c,
 				Balancer: pick(func(gateway.Outcome) func(gateway.Outcome) { return func(o gateway.Outcome) { told = append(told, o) } }),
-				Transport: tripFunc(func(r *http.Request) (*http.Response, error) {
+				Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 					return answered(r, tt.started, tt.body(cancel)), nil
 				}),
 			})
@@ -256,7 +251,7 @@ func TestUpstreamSurvivesAPanic(t *testing.T) {
 	u := gateway.NewUpstream("u", gateway.MustTargets("http://x"), &gateway.UpstreamOptions{
 		Circuit:   c,
 		Balancer:  pick(func(gateway.Outcome) func(gateway.Outcome) { return func(o gateway.Outcome) { told = int(o) } }),
-		Transport: tripFunc(func(*http.Request) (*http.Response, error) { panic("bug") }),
+		Transport: roundTrip(func(*http.Request) (*http.Response, error) { panic("bug") }),
 	})
 	func() {
 		defer func() {
@@ -275,7 +270,7 @@ func TestUpstreamTimeoutIsToHeaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := gateway.NewUpstream("u", gateway.MustTargets("http://x"), &gateway.UpstreamOptions{
 			Timeout: time.Second,
-			Transport: tripFunc(func(r *http.Request) (*http.Response, error) {
+			Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 				ctx := r.Context()
 				pr, pw := io.Pipe()
 				go func() {
