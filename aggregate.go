@@ -489,13 +489,7 @@ func (g *gathering) fetch(ctx context.Context, p *part) ([]byte, *partFailure) {
 	if failed != nil {
 		return nil, failed
 	}
-	var res *http.Response
-	var err error
-	if p.upstream != nil {
-		res, err = p.upstream.send(req)
-	} else {
-		res, err = p.From.RoundTrip(req)
-	}
+	res, err := p.From.RoundTrip(req)
 	if err == nil && res == nil {
 		err = errors.New("neither a response nor an error")
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -18,6 +19,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
 )
 
@@ -69,14 +71,7 @@ func Observe(opts *ObserveOptions) Middleware {
 	}
 	o.opts.TraceHeader = http.CanonicalHeaderKey(o.opts.TraceHeader)
 	o.tracer = o.opts.Tracer.Tracer(scope)
-	var err error
-	o.duration, err = o.opts.Meter.Meter(scope).Float64Histogram("http.server.request.duration",
-		metric.WithUnit("s"),
-		metric.WithDescription("Duration of HTTP server requests."),
-		metric.WithExplicitBucketBoundaries(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10))
-	if err != nil {
-		otel.Handle(err)
-	}
+	o.duration = durationHistogram(o.opts.Meter, "http.server.request.duration", "Duration of HTTP server requests.")
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			o.serve(next, w, r)
@@ -99,7 +94,7 @@ type observer struct {
 	opts     ObserveOptions
 	tracer   trace.Tracer
 	duration metric.Float64Histogram
-	labels   labelCache
+	labels   labelCache[label]
 }
 
 func (o *observer) serve(next http.Handler, w http.ResponseWriter, r *http.Request) {
@@ -211,7 +206,7 @@ func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, spa
 		)
 		if failed {
 			span.SetStatus(codes.Error, outcome.String())
-			span.SetAttributes(attribute.String("error.type", outcome.String()))
+			span.SetAttributes(attribute.String("error.type", errorType(outcome, status)))
 			if err != nil {
 				span.RecordError(err)
 			}
@@ -288,17 +283,34 @@ type label struct {
 	outcome                        Outcome
 }
 
+// durationHistogram makes a histogram of seconds with the buckets that the conventions advise.
+func durationHistogram(provider metric.MeterProvider, name, description string) metric.Float64Histogram {
+	h, err := provider.Meter(scope).Float64Histogram(name, metric.WithUnit("s"), metric.WithDescription(description),
+		metric.WithExplicitBucketBoundaries(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10))
+	if err != nil {
+		otel.Handle(err)
+		return noop.Float64Histogram{}
+	}
+	return h
+}
+
+// labels is what a histogram tells apart, and how it is told.
+type labels interface {
+	comparable
+	set() attribute.Set
+}
+
 // labelCache keeps the attribute set of each label that was seen, at most maxLabels, so that none is built
 // on the way of a request. Readers take no lock.
-type labelCache struct {
-	known atomic.Pointer[map[label][]metric.RecordOption]
+type labelCache[L labels] struct {
+	known atomic.Pointer[map[L][]metric.RecordOption]
 	mu    sync.Mutex // one writer at a time
 }
 
-// maxLabels bounds the cache: at 1 KiB each, 4 MiB. Labels past it are built for each request.
+// maxLabels bounds the cache: at 1 KiB each, 4 MiB. When it is full it begins anew.
 const maxLabels = 4096
 
-func (c *labelCache) get(l label) []metric.RecordOption {
+func (c *labelCache[L]) get(l L) []metric.RecordOption {
 	if known := c.known.Load(); known != nil {
 		if options, ok := (*known)[l]; ok {
 			return options
@@ -307,14 +319,9 @@ func (c *labelCache) get(l label) []metric.RecordOption {
 	options := []metric.RecordOption{metric.WithAttributeSet(l.set())}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	grown := make(map[label][]metric.RecordOption)
-	if known := c.known.Load(); known != nil {
-		if len(*known) >= maxLabels {
-			return options
-		}
-		for k, v := range *known {
-			grown[k] = v
-		}
+	grown := make(map[L][]metric.RecordOption)
+	if known := c.known.Load(); known != nil && len(*known) < maxLabels {
+		maps.Copy(grown, *known)
 	}
 	grown[l] = options
 	c.known.Store(&grown)
@@ -333,14 +340,22 @@ func (l label) set() attribute.Set {
 	if l.route != "" {
 		attrs = append(attrs, attribute.String("http.route", l.route))
 	}
-	if isFailure(l.outcome) {
-		kind := l.outcome.String()
-		if l.outcome == OutcomeUpstreamError && l.status >= 500 {
-			kind = strconv.Itoa(l.status) // as the conventions say of an answer that is an error
-		}
+	if kind := errorType(l.outcome, l.status); kind != "" {
 		attrs = append(attrs, attribute.String("error.type", kind))
 	}
 	return attribute.NewSet(attrs...)
+}
+
+// errorType is the conventions' error.type: the status of an answer that is an error, or else what went
+// wrong; "" when nothing did.
+func errorType(o Outcome, status int) string {
+	switch {
+	case !isFailure(o):
+		return ""
+	case o == OutcomeUpstreamError && status >= 500:
+		return strconv.Itoa(status)
+	}
+	return o.String()
 }
 
 // knownMethod keeps labels and span names bounded, as the conventions ask.

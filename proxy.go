@@ -48,7 +48,6 @@ func Proxy(to http.RoundTripper, opts *ProxyOptions) http.Handler {
 		panic("gateway: Proxy: nil RoundTripper")
 	}
 	p := &proxy{to: to}
-	p.upstream, _ = to.(*Upstream)
 	if opts != nil {
 		p.opts = *opts
 	}
@@ -68,7 +67,6 @@ func Proxy(to http.RoundTripper, opts *ProxyOptions) http.Handler {
 
 type proxy struct {
 	to       http.RoundTripper
-	upstream *Upstream // to, when it is one
 	opts     ProxyOptions
 	own      *ownFields
 	template []templatePart
@@ -110,15 +108,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		out = pr.Out
 	}
 
-	var (
-		res *http.Response
-		err error
-	)
-	if p.upstream != nil {
-		res, err = p.upstream.send(out)
-	} else {
-		res, err = p.to.RoundTrip(out)
-	}
+	res, err := p.to.RoundTrip(out)
 	early.stop()
 	if err != nil {
 		p.fail(rw, r, body, attemptError(out, err))

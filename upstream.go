@@ -5,14 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Target is one server of an Upstream. Its URL may have a path, which goes before the request's.
@@ -61,33 +66,41 @@ func checkTarget(u *url.URL) error {
 	return nil
 }
 
-// Balancer picks a target. Pick is called with healthy targets only, at least one, and must be safe for
-// concurrent use. done is called once, when the exchange ends; it may be nil.
-type Balancer interface {
-	Pick(r *http.Request, targets []Target) (index int, done func(Outcome))
-}
-
-// UpstreamOptions say how an Upstream chooses and waits.
+// UpstreamOptions say how an Upstream chooses, waits and tries again.
 type UpstreamOptions struct {
-	Balancer  Balancer          // nil: LeastPending
-	Transport http.RoundTripper // nil: NewTransport(nil), shared by the process
-	Timeout   time.Duration     // to response headers, each try; 0 means 30s, negative none
-	Circuit   *Circuit          // nil: none
+	Balancer  Balancer             // nil: LeastPending
+	Transport http.RoundTripper    // nil: NewTransport(nil), shared by the process
+	Timeout   time.Duration        // to response headers, each try; 0 means 30s, negative none
+	Circuit   *Circuit             // nil: none
+	Meter     metric.MeterProvider // nil: otel.GetMeterProvider()
+	Retry     RetryOptions
+	Health    HealthOptions
 }
 
 // Upstream is a RoundTripper over its targets. It is safe for concurrent use.
 //
 // The errors of RoundTrip can be told apart with errors.Is: ErrNoTarget, ErrCircuitOpen, ErrTimeout,
 // ErrBodyTooLarge, context.Canceled, and ErrBadGateway for all else.
+//
+// Each try is measured by the histogram http.client.request.duration of OpenTelemetry's semantic conventions,
+// to the response headers, with gateway.upstream.name and the target as server.address and server.port. When
+// a request was sent again, the span that its context carries gets http.request.resend_count.
+//
+// It keeps about 1 KiB a target, and of each request's body what RetryOptions.MaxBodyBytes says, until the
+// response headers are here.
 type Upstream struct {
-	name    string
-	opts    UpstreamOptions
-	targets []Target
+	name     string
+	opts     UpstreamOptions
+	probe    *url.URL // path and query of the health check; nil for none
+	budget   *retryBudget
+	duration metric.Float64Histogram
+	labels   labelCache[tryLabel]
+	pool     pool
 }
 
 // NewUpstream returns an Upstream of targets. Its name is for logs and metrics. It panics when a target's
-// URL is not one that ParseTargets takes, or its Weight is negative. Without targets every request gets
-// ErrNoTarget.
+// URL is not one that ParseTargets takes, or its Weight is negative, or when Health.Path is no path. Without
+// targets every request gets ErrNoTarget.
 func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream {
 	u := &Upstream{name: name}
 	if opts != nil {
@@ -102,88 +115,165 @@ func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream
 	if u.opts.Timeout == 0 {
 		u.opts.Timeout = 30 * time.Second
 	}
-	u.targets = make([]Target, len(targets))
-	for i, t := range targets {
-		if err := checkTarget(t.URL); err != nil {
-			panic("gateway: NewUpstream: " + err.Error())
-		}
-		if t.Weight < 0 {
-			panic("gateway: NewUpstream: negative weight")
-		}
-		own := *t.URL
-		u.targets[i] = Target{URL: &own, Weight: max(1, t.Weight)}
+	if u.opts.Meter == nil {
+		u.opts.Meter = otel.GetMeterProvider()
 	}
+	u.opts.Retry = u.opts.Retry.withDefaults()
+	u.opts.Health = u.opts.Health.withDefaults()
+	if path := u.opts.Health.Path; path != "" {
+		var err error
+		if u.probe, err = parseProbe(path); err != nil {
+			panic("gateway: NewUpstream: Health.Path: " + err.Error())
+		}
+	}
+	u.budget = newRetryBudget(u.opts.Retry.Budget)
+	u.duration = durationHistogram(u.opts.Meter, "http.client.request.duration", "Duration of HTTP client requests.")
+	u.pool.health = u.opts.Health
+	u.set("NewUpstream", targets)
 	return u
 }
 
 // Name returns the name given to NewUpstream.
 func (u *Upstream) Name() string { return u.name }
 
+// SetTargets replaces the pool; requests in flight finish. It is the hook for service discovery. A target
+// that stays, by its URL, keeps its connections, its health and its count of pending requests. It panics as
+// NewUpstream does, and changes nothing then.
+func (u *Upstream) SetTargets(targets []Target) { u.set("SetTargets", targets) }
+
+func (u *Upstream) set(caller string, targets []Target) {
+	for _, t := range targets {
+		if err := checkTarget(t.URL); err != nil {
+			panic("gateway: " + caller + ": " + err.Error())
+		}
+		if t.Weight < 0 {
+			panic("gateway: " + caller + ": negative weight")
+		}
+	}
+	u.pool.replace(targets)
+}
+
 // RoundTrip sends r to one of the targets: r's URL needs only path and query; an empty r.Host becomes the
 // target's. Whoever gets a response must close its Body: until then the request counts as pending.
 func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
-	out := *r
-	link := *r.URL
-	out.URL = &link
-	return u.send(&out)
+	body := newReplay(r, u.opts.Retry.MaxBodyBytes)
+	defer body.settle()
+	if u.opts.Retry.Attempts > 1 {
+		u.budget.request()
+	}
+	var tried []*member
+	for n := 1; ; n++ {
+		res, m, err := u.try(r, body, n, tried)
+		status := 0
+		if res != nil {
+			status = res.StatusCode
+		}
+		if m == nil || !u.mayRetry(r, body, n, status, err) {
+			if n > 1 {
+				trace.SpanFromContext(r.Context()).SetAttributes(attribute.Int("http.request.resend_count", n-1))
+			}
+			return res, err
+		}
+		tried = append(tried, m)
+		if res != nil {
+			_, _ = io.CopyN(io.Discard, res.Body, 4<<10) // so that the connection can be used again
+			res.Body.Close()
+		}
+		if !u.opts.Retry.pause(r.Context(), n) {
+			return nil, attemptError(r, r.Context().Err())
+		}
+	}
 }
 
-// send is RoundTrip for a request that it may change.
-func (u *Upstream) send(r *http.Request) (*http.Response, error) {
-	if len(u.targets) == 0 {
-		closeBody(r)
-		return nil, fmt.Errorf("%w: upstream %s", ErrNoTarget, u.name)
+// try makes one attempt. The member is nil when none was asked.
+func (u *Upstream) try(r *http.Request, body *replay, n int, tried []*member) (*http.Response, *member, error) {
+	choice := u.pool.choice()
+	if len(choice.members) == 0 {
+		return nil, nil, fmt.Errorf("%w: upstream %s", ErrNoTarget, u.name)
 	}
-	t := &attempt{}
+	t := &attempt{upstream: u, client: r.Context(), start: time.Now()}
 	if c := u.opts.Circuit; c != nil {
 		var err error
 		if t.circuit, err = c.allow(); err != nil {
-			closeBody(r)
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	// A panic in a balancer or a transport leaves nothing pending.
 	defer func() {
 		if !t.answered {
-			t.end(OutcomeInternal, 0)
+			t.end(OutcomeInternal)
 		}
 	}()
 
-	i, done := u.opts.Balancer.Pick(r, u.targets)
-	t.picked = done
-	target := u.targets[i].URL
-	r.URL.Scheme, r.URL.Host = target.Scheme, target.Host
-	if target.Path != "" && target.Path != "/" {
-		joinPath(r.URL, target)
+	if len(tried) > 0 {
+		choice = choice.without(tried)
 	}
+	i, done := u.opts.Balancer.Pick(r, choice.targets)
+	t.picked = done
+	t.member = choice.members[i]
+	t.member.pending.Add(1)
 
-	t.client = r.Context()
+	ctx := t.client
 	if d := u.opts.Timeout; d > 0 {
-		ctx, cancel := context.WithCancelCause(t.client)
+		var cancel context.CancelCauseFunc
+		ctx, cancel = context.WithCancelCause(ctx)
 		t.cancel = cancel
 		t.timer = time.AfterFunc(d, func() { cancel(ErrTimeout) })
-		r = r.WithContext(ctx)
 	}
-	res, err := u.opts.Transport.RoundTrip(r)
-	if t.timer != nil && !t.timer.Stop() && err == nil && context.Cause(r.Context()) == ErrTimeout {
+	out := r.WithContext(ctx)
+	t.link = *r.URL
+	out.URL = &t.link
+	aim(out.URL, t.member.URL)
+	if body != nil {
+		view, err := body.view()
+		if err != nil {
+			return nil, nil, attemptError(r, err)
+		}
+		out.Body = view
+		out.GetBody = body.view
+	}
+	if (body == nil || out.GetBody != nil) && resendable(r) {
+		out.Header = maps.Clone(out.Header)
+		out.Header["X-Idempotency-Key"] = nil
+	}
+
+	res, err := u.opts.Transport.RoundTrip(out)
+	if t.timer != nil && !t.timer.Stop() && err == nil && context.Cause(ctx) == ErrTimeout {
 		// The time ran out just as the headers came: the body is cancelled already.
 		res.Body.Close()
 		res, err = nil, ErrTimeout
 	}
 	if err != nil {
-		err = attemptError(r, err)
-		t.end(ending{err: err, gone: leftEarly(t.client)}.outcome(), 0)
-		return nil, err
+		err = attemptError(out, err)
+		t.end(ending{err: err, gone: leftEarly(t.client)}.outcome())
+		return nil, t.member, err
 	}
 	t.answer(res)
-	return res, nil
+	return res, t.member, nil
+}
+
+// resendable reports whether net/http's transport has to be told that r may be sent again on another
+// connection, when the one from the pool turns out dead. It knows only the safe methods by itself; of a
+// field without value it takes the hint and does not send it.
+func resendable(r *http.Request) bool {
+	return (r.Method == http.MethodPut || r.Method == http.MethodDelete) &&
+		!has(r.Header, "Idempotency-Key") && !has(r.Header, "X-Idempotency-Key")
+}
+
+func has(h http.Header, name string) bool {
+	_, ok := h[name]
+	return ok
 }
 
 // attempt is one try at one target.
 type attempt struct {
 	io.ReadCloser // the response's body
 
+	upstream *Upstream
+	member   *member
+	link     url.URL         // that was asked
 	client   context.Context // ends when the one who asked leaves
+	start    time.Time
 	timer    *time.Timer
 	cancel   context.CancelCauseFunc
 	circuit  ticket
@@ -197,7 +287,7 @@ type attempt struct {
 func (t *attempt) answer(res *http.Response) {
 	t.answered = true
 	t.status = res.StatusCode
-	t.circuit.done(ending{status: t.status}.outcome(), t.status)
+	t.tell(ending{status: t.status}.outcome())
 	t.ReadCloser = res.Body
 	if conn, ok := res.Body.(io.ReadWriteCloser); ok {
 		res.Body = &attemptConn{attempt: t, conn: conn} // switched protocols
@@ -212,11 +302,12 @@ func (t *attempt) Read(p []byte) (int, error) {
 	switch {
 	case err == nil:
 	case err == io.EOF:
-		t.end(ending{status: t.status}.outcome(), t.status)
+		t.end(ending{status: t.status}.outcome())
 	default:
 		o := ending{err: err, began: true, gone: leftEarly(t.client)}.outcome()
-		if t.end(o, t.status) && o == OutcomeAborted {
+		if t.end(o) {
 			t.circuit.done(o, t.status)
+			t.upstream.pool.saw(t.member, o)
 		}
 	}
 	return n, err
@@ -225,12 +316,23 @@ func (t *attempt) Read(p []byte) (int, error) {
 // Close before the end is the caller's choice and nobody's failure.
 func (t *attempt) Close() error {
 	err := t.ReadCloser.Close()
-	t.end(ending{status: t.status, gone: leftEarly(t.client)}.outcome(), t.status)
+	t.end(ending{status: t.status, gone: leftEarly(t.client)}.outcome())
 	return err
 }
 
-// end tells everybody, once, and reports whether this was the time.
-func (t *attempt) end(o Outcome, status int) bool {
+// tell says how it went up to the response headers, or that there were none.
+func (t *attempt) tell(o Outcome) {
+	t.circuit.done(o, t.status)
+	t.upstream.pool.saw(t.member, o)
+	if u := t.upstream; u.duration.Enabled(t.client) {
+		u.duration.Record(t.client, time.Since(t.start).Seconds(), u.labels.get(tryLabel{
+			upstream: u.name, target: t.member.URL, status: t.status, outcome: o,
+		})...)
+	}
+}
+
+// end gives back what the attempt held, once, and reports whether this was the time.
+func (t *attempt) end(o Outcome) bool {
 	if !t.ended.CompareAndSwap(false, true) {
 		return false
 	}
@@ -240,9 +342,14 @@ func (t *attempt) end(o Outcome, status int) bool {
 	if t.cancel != nil {
 		t.cancel(nil)
 	}
-	if !t.answered {
-		t.circuit.done(o, status)
+	if t.member == nil { // it did not come as far as a target
+		t.circuit.done(o, 0)
+		return true
 	}
+	if !t.answered {
+		t.tell(o)
+	}
+	t.member.pending.Add(-1)
 	if t.picked != nil {
 		t.picked(o)
 	}
@@ -256,6 +363,33 @@ type attemptConn struct {
 }
 
 func (c *attemptConn) Write(p []byte) (int, error) { return c.conn.Write(p) }
+
+// tryLabel is what http.client.request.duration tells apart.
+type tryLabel struct {
+	upstream string
+	target   *url.URL
+	status   int // 0 without a response
+	outcome  Outcome
+}
+
+func (l tryLabel) set() attribute.Set {
+	attrs := make([]attribute.KeyValue, 0, 6)
+	attrs = append(attrs,
+		attribute.String("gateway.upstream.name", l.upstream),
+		attribute.String("gateway.outcome", l.outcome.String()),
+		attribute.String("server.address", l.target.Hostname()),
+	)
+	if port, err := strconv.Atoi(l.target.Port()); err == nil {
+		attrs = append(attrs, attribute.Int("server.port", port))
+	}
+	if l.status != 0 {
+		attrs = append(attrs, attribute.Int("http.response.status_code", l.status))
+	}
+	if kind := errorType(l.outcome, l.status); kind != "" {
+		attrs = append(attrs, attribute.String("error.type", kind))
+	}
+	return attribute.NewSet(attrs...)
+}
 
 // leftEarly reports whether the one who asked has gone, rather than run out of time.
 func leftEarly(ctx context.Context) bool {
@@ -289,14 +423,13 @@ type hideCanceled struct{ err error }
 
 func (h hideCanceled) Error() string { return h.err.Error() }
 
-func closeBody(r *http.Request) {
-	if r.Body != nil {
-		r.Body.Close()
+// aim makes u, a path and a query, a URL of target: the target's path goes before u's, with one slash between
+// them, and both keep their escaping.
+func aim(u, target *url.URL) {
+	u.Scheme, u.Host = target.Scheme, target.Host
+	if target.Path == "" || target.Path == "/" {
+		return
 	}
-}
-
-// joinPath puts the target's path before u's, with one slash between them, and keeps both escapings.
-func joinPath(u, target *url.URL) {
 	base, rest := target.EscapedPath(), u.EscapedPath()
 	u.Path = joinSlash(target.Path, u.Path)
 	u.RawPath = joinSlash(base, rest)
@@ -306,110 +439,8 @@ func joinSlash(base, rest string) string {
 	return strings.TrimSuffix(base, "/") + "/" + strings.TrimPrefix(rest, "/")
 }
 
-// RoundRobin picks the targets in turn, by weight, with the turns of a heavy one spread over the round
-// (the smooth weighted round-robin of nginx). It keeps 100 bytes a target.
-func RoundRobin() Balancer { return &roundRobin{} }
-
-type roundRobin struct {
-	mu     sync.Mutex
-	credit map[*url.URL]int // what each target has saved up
-}
-
-func (b *roundRobin) Pick(_ *http.Request, targets []Target) (int, func(Outcome)) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.credit == nil || len(b.credit) > 2*len(targets)+64 {
-		b.credit = make(map[*url.URL]int, len(targets)) // forget targets that are gone
+func closeBody(r *http.Request) {
+	if r.Body != nil {
+		r.Body.Close()
 	}
-	best, most, total := 0, 0, 0
-	for i, t := range targets {
-		weight := max(1, t.Weight)
-		total += weight
-		credit := b.credit[t.URL] + weight
-		b.credit[t.URL] = credit
-		if i == 0 || credit > most {
-			best, most = i, credit
-		}
-	}
-	b.credit[targets[best].URL] -= total
-	return best, nil
-}
-
-// LeastPending picks two targets by chance and of these the one with fewer requests in flight for its
-// weight (the power of two choices; Mitzenmacher, IEEE TPDS 12(10), 2001). It keeps 200 bytes a target.
-func LeastPending() Balancer { return &leastPending{} }
-
-type leastPending struct {
-	loads sync.Map // *url.URL to *load
-	known atomic.Int64
-}
-
-// load is what one target has in flight.
-type load struct {
-	pending atomic.Int64
-	done    func(Outcome) // made once, not once a request
-}
-
-func (b *leastPending) Pick(_ *http.Request, targets []Target) (int, func(Outcome)) {
-	i := byWeight(targets)
-	l := b.load(targets, i)
-	if n := len(targets); n > 1 {
-		j := byWeight(targets)
-		if j == i {
-			j = (i + 1 + rand.IntN(n-1)) % n
-		}
-		other := b.load(targets, j)
-		// Compares pending/weight without dividing. At rest the first choice stands, and it was by weight.
-		if other.pending.Load()*int64(max(1, targets[i].Weight)) < l.pending.Load()*int64(max(1, targets[j].Weight)) {
-			i, l = j, other
-		}
-	}
-	l.pending.Add(1)
-	return i, l.done
-}
-
-// byWeight picks a target by chance, each as often as its weight says.
-func byWeight(targets []Target) int {
-	total := 0
-	for _, t := range targets {
-		total += max(1, t.Weight)
-	}
-	n := rand.IntN(total)
-	for i, t := range targets {
-		if n -= max(1, t.Weight); n < 0 {
-			return i
-		}
-	}
-	return 0
-}
-
-func (b *leastPending) load(targets []Target, i int) *load {
-	if l, ok := b.loads.Load(targets[i].URL); ok {
-		return l.(*load)
-	}
-	if b.known.Load() > int64(2*len(targets)+64) {
-		b.forget(targets)
-	}
-	l := &load{}
-	l.done = func(Outcome) { l.pending.Add(-1) }
-	if stands, ok := b.loads.LoadOrStore(targets[i].URL, l); ok {
-		return stands.(*load)
-	}
-	b.known.Add(1)
-	return l
-}
-
-// forget drops targets that are gone.
-func (b *leastPending) forget(targets []Target) {
-	stay := make(map[*url.URL]bool, len(targets))
-	for _, t := range targets {
-		stay[t.URL] = true
-	}
-	b.loads.Range(func(key, _ any) bool {
-		if !stay[key.(*url.URL)] {
-			b.loads.Delete(key)
-			b.known.Add(-1)
-		}
-		return true
-	})
 }
