@@ -229,8 +229,9 @@ type JWKSOptions struct {
 // set's age are over and on an unknown kid, never more often than MinInterval however many requests ask,
 // serves the last good set while the URL fails or sends an empty or unreadable one, and blocks no request
 // whose key it already has: a refresh runs in one goroutine, started by a request and bounded by Client's
-// timeout, 5s where it has none. A request with an unknown kid waits for a refresh that runs or may run, and
-// is refused at once when none may. Without any set yet, and the URL down, it answers 503 with Retry-After.
+// timeout, 5s where it has none. A request with an unknown kid waits for a refresh that begins after it came, so
+// that a key may be used as soon as it is published; when MinInterval puts that off by more than a second, the
+// request is refused at once. Without any set yet, and the URL down, it answers 503 with Retry-After.
 //
 // A key that cannot be used is skipped: symmetric keys and those published with their private half always,
 // others than for signatures (use, key_ops), of an unknown type, curve or algorithm, malformed or too weak. A
@@ -295,7 +296,11 @@ func NewJWKS(rawURL string, opts *JWKSOptions) (*JWKS, error) {
 	return k, nil
 }
 
-// Key returns the key that kid and alg mean.
+// maxKeyWait is how long a request with an unknown kid waits for MinInterval to pass.
+const maxKeyWait = time.Second
+
+// Key returns the key that kid and alg mean. The error wraps ErrUnauthenticated when there is none, is an
+// *Error with status 503 when there is no key set, and ctx's own when that ended first.
 func (k *JWKS) Key(ctx context.Context, kid, alg string) (any, error) {
 	now := time.Now()
 	if set := k.set.Load(); set != nil {
@@ -306,21 +311,41 @@ func (k *JWKS) Key(ctx context.Context, kid, alg string) (any, error) {
 			return key, nil
 		}
 	}
-	if running := k.refresh(ctx, now); running != nil {
-		select {
-		case <-running:
-		case <-ctx.Done():
-			return nil, ctx.Err()
+	// A refresh that began before the request came may have missed a key that was published between.
+	for arrived := now; ; now = time.Now() {
+		running, began, wait := k.refresh(ctx, now)
+		late := began.Before(arrived)
+		if running == nil && late && wait <= maxKeyWait {
+			soon := time.NewTimer(wait)
+			select {
+			case <-soon.C:
+				continue
+			case <-ctx.Done():
+				soon.Stop()
+				return nil, ctx.Err()
+			}
+		}
+		if running != nil {
+			select {
+			case <-running:
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+		set := k.set.Load()
+		if set != nil {
+			if key := set.find(kid, alg); key != nil {
+				return key, nil
+			}
+		}
+		switch {
+		case running != nil && late:
+		case set == nil:
+			return nil, k.unavailable()
+		default:
+			return nil, errNoKey
 		}
 	}
-	set := k.set.Load()
-	if set == nil {
-		return nil, k.unavailable()
-	}
-	if key := set.find(kid, alg); key != nil {
-		return key, nil
-	}
-	return nil, errNoKey
 }
 
 // unavailable is why there is no key set at all.
@@ -334,16 +359,16 @@ func (k *JWKS) unavailable() error {
 	}
 }
 
-// refresh returns what is closed when the running refresh is over, after it has begun one if none runs and
-// one may; nil when none may.
-func (k *JWKS) refresh(ctx context.Context, now time.Time) <-chan struct{} {
+// refresh begins a refresh, if none runs and one may. It returns what is closed when the running one is
+// over, nil when none runs; when the last one began; and in how long another may.
+func (k *JWKS) refresh(ctx context.Context, now time.Time) (running <-chan struct{}, began time.Time, wait time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.running != nil {
-		return k.running
+		return k.running, k.last, 0
 	}
-	if !k.last.IsZero() && now.Sub(k.last) < k.minInterval {
-		return nil
+	if wait := k.minInterval - now.Sub(k.last); wait > 0 && !k.last.IsZero() {
+		return nil, k.last, wait
 	}
 	k.last = now
 	done := make(chan struct{})
@@ -368,7 +393,7 @@ func (k *JWKS) refresh(ctx context.Context, now time.Time) <-chan struct{} {
 		k.mu.Unlock()
 		close(done)
 	}()
-	return done
+	return done, now, 0
 }
 
 func (k *JWKS) fetch(ctx context.Context, now time.Time) (*keySet, error) {

@@ -267,6 +267,38 @@ func TestJWKSRotation(t *testing.T) {
 	})
 }
 
+// TestJWKSUsedAtOnce: a provider uses each new key as soon as it is published, more often than it is asked.
+func TestJWKSUsedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var version, fetches atomic.Int64
+		start := time.Now()
+		k := jwksOver(t, gateway.JWKSOptions{MinInterval: 500 * time.Millisecond}, func(r *http.Request) (*http.Response, error) {
+			fetches.Add(1)
+			body := keySet(jwk(fmt.Sprint("k", version.Load()), edPublic(), nil))
+			time.Sleep(100 * time.Millisecond) // the key that is published meanwhile is not in the answer
+			return answer(r, 200, body, nil), nil
+		})
+		for range 20 {
+			if _, err := k.Key(t.Context(), fmt.Sprint("k", version.Load()), "EdDSA"); err != nil {
+				t.Errorf("key %d, after %v: %v", version.Load(), time.Since(start), err)
+			}
+			go func() { _, _ = k.Key(t.Context(), "unknown", "EdDSA") }() // begins a refresh when one may
+			time.Sleep(170 * time.Millisecond)
+			version.Add(1)
+		}
+		time.Sleep(5 * time.Second)
+		if most := int64(time.Since(start)/(500*time.Millisecond)) + 1; fetches.Load() > most {
+			t.Errorf("%d fetches, at most %d", fetches.Load(), most)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		_, _ = k.Key(t.Context(), "unknown", "EdDSA")
+		if _, err := k.Key(ctx, "unknown", "EdDSA"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
 func TestJWKSFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var fetches atomic.Int64
@@ -323,7 +355,9 @@ func TestJWKSFailures(t *testing.T) {
 		},
 		"100 MB": func(r *http.Request) (*http.Response, error) {
 			resp := answer(r, 200, "", nil)
-			resp.Body = io.NopCloser(io.LimitReader(endless{}, 100<<20))
+			// Good but for its size: a JSON set may have blanks after it.
+			body := keySet(jwk("k", edPublic(), nil)) + strings.Repeat(" ", 1<<20)
+			resp.Body = io.NopCloser(io.MultiReader(strings.NewReader(body), io.LimitReader(endless{t}, 100<<20)))
 			return resp, nil
 		},
 		"hung": func(r *http.Request) (*http.Response, error) {
@@ -381,13 +415,12 @@ func TestJWKSFailures(t *testing.T) {
 	}
 }
 
-type endless struct{}
+// endless is what nobody must read.
+type endless struct{ t *testing.T }
 
-func (endless) Read(p []byte) (int, error) {
-	for i := range p {
-		p[i] = ' '
-	}
-	return len(p), nil
+func (e endless) Read(p []byte) (int, error) {
+	e.t.Error("read on beyond MaxBytes")
+	return 0, io.ErrUnexpectedEOF
 }
 
 type hung struct{ ctx context.Context }

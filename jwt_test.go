@@ -310,6 +310,16 @@ func TestJWTMaxBytes(t *testing.T) {
 	}
 }
 
+// TestJWTKid: one key serves every kid, but not one without end.
+func TestJWTKid(t *testing.T) {
+	for n, ok := range map[int]bool{0: true, 1: true, 512: true, 513: false} {
+		token := sign("EdDSA", testEd(), map[string]any{"kid": strings.Repeat("k", n)}, claimSet(nil))
+		if _, err := edJWT(nil).Verify(context.Background(), token); (err == nil) != ok {
+			t.Errorf("a kid of %d bytes: %v", n, err)
+		}
+	}
+}
+
 type keyFunc func(ctx context.Context, kid, alg string) (any, error)
 
 func (f keyFunc) Key(ctx context.Context, kid, alg string) (any, error) { return f(ctx, kid, alg) }

@@ -1,0 +1,98 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"hash/maphash"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+)
+
+// TestAuthOutcome: a refusal is the gateway's, a client that leaves while it is being identified is nobody's.
+func TestAuthOutcome(t *testing.T) {
+	for name, tt := range map[string]struct {
+		err  error
+		left bool
+		want Outcome
+	}{
+		"bad":                      {ErrUnauthenticated, false, OutcomeRejected},
+		"cannot tell":              {&Error{Status: 503}, false, OutcomeRejected},
+		"the client left":          {context.Canceled, true, OutcomeClientCanceled},
+		"left, and nobody can say": {&Error{Status: 503, Err: errors.New("away")}, true, OutcomeClientCanceled},
+	} {
+		ctx, cancel := context.WithCancel(context.Background())
+		h := Auth(AuthenticatorFunc(func(*http.Request) (*Identity, error) {
+			if tt.left {
+				cancel()
+			}
+			return nil, tt.err
+		}), nil)(http.NotFoundHandler())
+		ex, w, r := enter(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/", nil))
+		h.ServeHTTP(w, r)
+		if !ex.noted || ex.outcome != tt.want {
+			t.Errorf("%s: %v", name, ex.outcome)
+		}
+		cancel()
+	}
+}
+
+// TestCacheComparesWhole: two tokens of one hash stay two.
+func TestCacheComparesWhole(t *testing.T) {
+	c := newTokenCache(2, func(_ context.Context, token string) (*verified, error) {
+		return &verified{token: token, id: &Identity{Subject: token}, until: time.Now().Add(time.Hour)}, nil
+	})
+	other := &verified{token: "a", id: &Identity{Subject: "a"}, until: time.Now().Add(time.Hour)}
+	c.shards[0].add(maphash.String(c.seed, "b"), other, time.Now())
+	for range 2 {
+		if v, _, err := c.lookup(t.Context(), "b"); err != nil || v.id.Subject != "b" {
+			t.Errorf("%+v, %v", v, err)
+		}
+	}
+	if s := &c.shards[0]; len(s.tokens) != 1 || s.bytes != 1 {
+		t.Errorf("%d tokens of %d bytes", len(s.tokens), s.bytes)
+	}
+}
+
+func TestSameField(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		want bool
+	}{
+		{"X-User-ID", "x_user_id", true}, {"X-User-ID", "xuserid", true}, {"X-User-ID", "--x.USER~id--", true},
+		{"X-User-ID", "X-User-IDs", false}, {"X-User-IDs", "X-User-ID", false}, {"X-User-ID", "X-User-1D", false},
+		{"a1", "A_1", true}, {"", "", true}, {"-", "_", true}, {"", "a", false}, {"ä", "ö", true},
+	} {
+		if got := sameField(tt.a, tt.b); got != tt.want {
+			t.Errorf("sameField(%q, %q) = %v", tt.a, tt.b, got)
+		}
+	}
+	if n := testing.AllocsPerRun(10, func() { _ = sameField("X-User-ID", "x_user_id") }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestClaimText(t *testing.T) {
+	id := &Identity{
+		Subject: "u", Audience: []string{"a", "b"}, Scopes: []string{"read", "pay"},
+		Claims: map[string]any{
+			"sub": "other", "email": "a@b", "n": json.Number("12345678901234567890"), "yes": true, "no": false, "null": nil,
+			"roles": []any{"x", "y"}, "forged": []any{"x admin"}, "mixed": []any{"x", 1}, "none": []any{},
+			"crlf": "a\r\nb", "blank": " a", "empty": "", "object": map[string]any{"a": "b"},
+		},
+	}
+	for claim, want := range map[string]string{
+		"sub": "u", "iss": "", "aud": "a b", "scope": "read pay", "email": "a@b", "n": "12345678901234567890",
+		"yes": "true", "no": "false", "null": "", "roles": "x y", "forged": "", "mixed": "", "none": "",
+		"crlf": "", "blank": "", "empty": "", "object": "", "absent": "",
+	} {
+		if got, ok := claimText(id, claim); ok != (want != "") || ok && got != want {
+			t.Errorf("%s: %q, %v", claim, got, ok)
+		}
+	}
+	if got, ok := claimText(&Identity{Subject: "u"}, "sub"); got != "u" || !ok {
+		t.Errorf("without claims: %q, %v", got, ok)
+	}
+}
