@@ -248,7 +248,7 @@ func (p *part) set(from Part, index map[string]int) error {
 	if from.Default != nil {
 		text, ok := jsonText(slices.Clone(from.Default))
 		if !ok {
-			return errors.New("Default is not JSON")
+			return errors.New("the Default is not JSON")
 		}
 		p.Default = text
 	}
@@ -267,14 +267,14 @@ func (p *part) set(from Part, index map[string]int) error {
 func (p *part) setPath(index map[string]int) error {
 	absolute := p.Path[0] != '/'
 	if _, plain := p.From.(*http.Transport); plain && !absolute {
-		return errors.New("Path must be an absolute URL, for From is a plain transport")
+		return errors.New("its Path must be an absolute URL, for From is a plain transport")
 	}
 	if (p.upstream != nil || p.local) && absolute {
-		return errors.New("Path must begin with a slash, for the host is not its to say")
+		return errors.New("its Path must begin with a slash, for the host is not its to say")
 	}
 	var err error
 	if p.path, err = parsePartPath(p.Path); err != nil {
-		return fmt.Errorf("Path %q: %w", p.Path, err)
+		return fmt.Errorf("path %q: %w", p.Path, err)
 	}
 	for i := range p.path.pieces {
 		hole := &p.path.pieces[i]
@@ -284,7 +284,7 @@ func (p *part) setPath(index map[string]int) error {
 		j, ok := index[hole.part]
 		hole.index = j
 		if !ok {
-			return fmt.Errorf("Path %q: no part is named %q", p.Path, hole.part)
+			return fmt.Errorf("path %q: no part is named %q", p.Path, hole.part)
 		}
 		if !slices.Contains(p.needs, j) {
 			p.needs = append(p.needs, j)
@@ -335,7 +335,6 @@ type partFailure struct {
 
 func (a *aggregate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ex, rw, r := enter(w, r)
-	ClientAddr(r) // so that the parts' records know it
 	ctx, cancel := context.WithTimeout(r.Context(), a.opts.Timeout)
 	defer cancel()
 	g := &gathering{
@@ -502,10 +501,10 @@ func (g *gathering) fetch(ctx context.Context, p *part) ([]byte, *partFailure) {
 
 	switch code := res.StatusCode; {
 	case code == http.StatusNoContent, code == http.StatusNotFound && p.NotFoundNull:
-		discard(res)
+		readRest(res)
 		return jsonNull, nil
 	case code < 200 || code > 299:
-		discard(res)
+		readRest(res)
 		return nil, p.refused(res)
 	}
 	body, err := g.read(res)
@@ -530,8 +529,8 @@ func (g *gathering) fetch(ctx context.Context, p *part) ([]byte, *partFailure) {
 	return value, nil
 }
 
-// discard reads the rest of a short answer that is not wanted, so that its connection can be used again.
-func discard(res *http.Response) {
+// readRest reads the rest of a short answer that is not wanted, so that its connection can be used again.
+func readRest(res *http.Response) {
 	_, _ = io.CopyN(io.Discard, res.Body, 4<<10)
 	res.Body.Close()
 }
@@ -562,7 +561,7 @@ func (g *gathering) request(ctx context.Context, p *part) (*http.Request, *partF
 
 	req, err := p.Request(g.in.WithContext(ctx))
 	if err == nil && (req == nil || req.URL == nil) {
-		err = errors.New("Request returned no request or one without URL")
+		err = errors.New("no request was made, or one without URL")
 	}
 	if err != nil {
 		return nil, p.fail(ending{err: err, gone: leftEarly(ctx)})

@@ -516,6 +516,21 @@ func TestAggregateBounds(t *testing.T) {
 		t.Errorf("MaxTotalBytes: got %s", w.Body)
 	}
 
+	// An endless body is not read for long.
+	endless := gateway.Part{Name: "a", Path: "/", Optional: true, From: gateway.HandlerTransport(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for n := 0; ; n++ {
+			if _, err := w.Write(make([]byte, 1<<10)); err != nil {
+				return
+			} else if n > 1<<10 {
+				t.Error("the body was read to no end")
+				return
+			}
+		}
+	}))}
+	if w := recorded(gateway.Aggregate([]gateway.Part{endless}, &gateway.AggregateOptions{MaxBytes: 1 << 30, MaxTotalBytes: 1000}), nil); count(w) != 1 {
+		t.Errorf("endless: got %s", w.Body)
+	}
+
 	var running, most atomic.Int32
 	var parts []gateway.Part
 	gate := make(chan bool)
@@ -612,11 +627,18 @@ func seen(to *http.Header) http.RoundTripper {
 	}))
 }
 
+// has reports whether h has a field of exactly this spelling.
+func has(h http.Header, name string) bool {
+	_, ok := h[name]
+	return ok
+}
+
 func TestAggregateHeaders(t *testing.T) {
+	const alias = "x.user.id"
 	incoming := http.Header{
 		"Accept-Language": {"de", "en"}, "Authorization": {"Bearer x"}, "Cookie": {"a=b"}, "Accept-Encoding": {"gzip"}, "X-Plan": {"gold"},
 		"If-None-Match": {"*"}, "Range": {"bytes=0-1"}, "X-User-Id": {"root"}, "X_user_id": {"root"}, "X-Forwarded-For": {"6.6.6.6"},
-		"Connection": {"keep-alive"}, "Content-Type": {"text/plain"}, "Accept": {"text/html"}, "X-Trace": {"forged"},
+		"Connection": {"keep-alive"}, "Content-Type": {"text/plain"}, "Accept": {"text/html"}, "X-Trace": {"forged"}, "X_trace": {"forged"},
 	}
 	for _, c := range []struct {
 		name    string
@@ -627,8 +649,8 @@ func TestAggregateHeaders(t *testing.T) {
 			"X-User-Id": "ann", "X_user_id": "", "X-Forwarded-For": "192.0.2.1", "X-Forwarded-Host": "example.com", "Connection": "", "Accept": "application/json", "Content-Type": ""}},
 		{"none", []string{}, map[string]string{"Accept-Language": "", "Authorization": "", "X-User-Id": "ann"}},
 		{"named", []string{"cookie", "x-plan", "accept"}, map[string]string{"Cookie": "a=b", "X-Plan": "gold", "Authorization": "", "Accept": "text/html"}},
-		{"named in vain", []string{"X-User-ID", "X_User_ID", "X-Forwarded-For", "Accept-Encoding", "If-None-Match", "Range", "Connection", "Content-Type", "X-Trace"},
-			map[string]string{"X-User-Id": "ann", "X_user_id": "", "X-Forwarded-For": "192.0.2.1", "Accept-Encoding": "", "If-None-Match": "", "Range": "", "Connection": "", "Content-Type": "", "X-Trace": "id"}},
+		{"named in vain", []string{"X-User-ID", "X_User_ID", "X-Forwarded-For", "Accept-Encoding", "If-None-Match", "Range", "Connection", "Content-Type", "X-Trace", "x_trace"},
+			map[string]string{"X-User-Id": "ann", "X_user_id": "", "X-Forwarded-For": "192.0.2.1", "Accept-Encoding": "", "If-None-Match": "", "Range": "", "Connection": "", "Content-Type": "", "X-Trace": "id", "X_trace": ""}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var byPath, byRequest http.Header
@@ -637,7 +659,7 @@ func TestAggregateHeaders(t *testing.T) {
 				{Name: "request", From: seen(&byRequest), Request: func(in *http.Request) (*http.Request, error) {
 					out, err := http.NewRequest("POST", "/x?y", strings.NewReader("body"))
 					out.Header.Set("X-User-Id", "forged")
-					out.Header["x.user.id"] = []string{"forged"}
+					out.Header[alias] = []string{"forged"}
 					out.Header.Set("Accept-Encoding", "br")
 					out.Header.Set("Upgrade", "h2c")
 					out.Header.Set("X-Own", "1")
@@ -667,7 +689,7 @@ func TestAggregateHeaders(t *testing.T) {
 					}
 				}
 			}
-			if byRequest.Get("X-Own") != "1" || byRequest["x.user.id"] != nil || byRequest.Get("Upgrade") != "" {
+			if byRequest.Get("X-Own") != "1" || has(byRequest, alias) || byRequest.Get("Upgrade") != "" {
 				t.Errorf("request: %v", byRequest)
 			}
 			for name, values := range incoming {
@@ -722,6 +744,41 @@ func TestAggregateRequestErrors(t *testing.T) {
 				t.Errorf("got %s", w.Body)
 			}
 		})
+	}
+}
+
+// The target of an Upstream's part is told its own name, whatever the client called the gateway.
+func TestAggregateRequestToUpstream(t *testing.T) {
+	backend := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%q", r.Method+" "+r.RequestURI+" "+r.Host+" "+r.Header.Get("X-Forwarded-Host")+" "+string(body))
+	}))
+	users := gateway.NewUpstream("users", gateway.MustTargets(backend.URL), nil)
+	h := gateway.Aggregate([]gateway.Part{
+		{Name: "a", From: users, Request: func(in *http.Request) (*http.Request, error) { return in.Clone(in.Context()), nil }},
+		{Name: "b", From: users, Path: "/b%2F?c"},
+	}, nil)
+	got := recorded(h, httptest.NewRequest("PUT", "/in?q", strings.NewReader("body"))).Body.String()
+	host := strings.TrimPrefix(backend.URL, "http://")
+	if want := `{"a":"PUT /in?q ` + host + ` example.com body","b":"GET /b%2F?c ` + host + ` example.com "}` + "\n"; got != want {
+		t.Errorf("got %s want %s", got, want)
+	}
+}
+
+// An open circuit refuses its part at once, and says when to come back.
+func TestAggregateOpenCircuit(t *testing.T) {
+	circuit := gateway.NewCircuit("payments", nil)
+	circuit.Trip(time.Minute)
+	payments := gateway.NewUpstream("payments", gateway.MustTargets("http://127.0.0.1:1"), &gateway.UpstreamOptions{Circuit: circuit})
+	part := gateway.Part{Name: "orders", From: payments, Path: "/", Optional: true}
+	want := `{"orders":null,"errors":[{"name":"orders","status":503,"outcome":"rejected"}]}` + "\n"
+	if got := recorded(gateway.Aggregate([]gateway.Part{part}, nil), nil).Body.String(); got != want {
+		t.Errorf("got %s", got)
+	}
+	part.Optional = false
+	w := recorded(gateway.Aggregate([]gateway.Part{part}, nil), nil)
+	if wait := w.Header().Get("Retry-After"); w.Code != 503 || wait == "" || wait == "0" {
+		t.Errorf("required: got %d, Retry-After %q", w.Code, wait)
 	}
 }
 

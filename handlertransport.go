@@ -92,11 +92,15 @@ func inbound(req *http.Request, ex *exchange) *http.Request {
 	if link.Path == "" {
 		link.Path = "/"
 	}
+	target := escapedPath(link)
+	if link.RawQuery != "" || link.ForceQuery {
+		target += "?" + link.RawQuery
+	}
 	// Not a copy of req, which may carry the path values of the route that it came by.
 	in := (&http.Request{
 		Method:        req.Method,
 		URL:           link,
-		RequestURI:    link.RequestURI(),
+		RequestURI:    target,
 		Proto:         "HTTP/1.1",
 		ProtoMajor:    1,
 		ProtoMinor:    1,

@@ -252,6 +252,27 @@ func TestHandlerTransportDeafHandler(t *testing.T) {
 	}
 }
 
+// What a handler leaves unfinished because its context ended is not taken for the whole.
+func TestHandlerTransportGivesUp(t *testing.T) {
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "[1")
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	})
+	for range 200 {
+		ctx, cancel := context.WithCancel(t.Context())
+		res, err := gateway.HandlerTransport(h).RoundTrip(clientRequest(t, "GET", "/", nil).WithContext(ctx))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		if _, err := io.ReadAll(res.Body); !errors.Is(err, context.Canceled) {
+			t.Fatalf("got %v", err)
+		}
+		res.Body.Close()
+	}
+}
+
 func TestHandlerTransportPanics(t *testing.T) {
 	var logged bytes.Buffer
 	ctx := context.WithValue(t.Context(), http.ServerContextKey, &http.Server{ErrorLog: log.New(&logged, "", 0)})

@@ -51,10 +51,10 @@ func parsePartPath(s string) (partPath, error) {
 		if i < 0 {
 			i = len(rest)
 		}
-		literal, err := escapeLiteral(rest[:i], query)
-		if err != nil {
+		if _, err := url.PathUnescape(rest[:i]); err != nil {
 			return t, err
 		}
+		literal := escapeRaw(rest[:i])
 		if rest = rest[i:]; rest == "" {
 			t.pieces = append(t.pieces, pathPiece{literal: literal})
 			break
@@ -110,32 +110,6 @@ func parseHole(name string) (pathPiece, error) {
 	return pathPiece{part: steps[0], field: steps[1:]}, nil
 }
 
-// escapeLiteral percent-encodes what may not stand in a path or a query (RFC 3986 section 3.3), and leaves
-// what is encoded.
-func escapeLiteral(s string, query bool) (string, error) {
-	keep := "-._~!$&'()*+,;=:@/"
-	if query {
-		keep += "?[]"
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		switch {
-		case c == '%':
-			if i+2 >= len(s) || !isHex(s[i+1]) || !isHex(s[i+2]) {
-				return "", errors.New("a percent sign without two hex digits")
-			}
-			b.WriteByte(c)
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', strings.IndexByte(keep, c) >= 0:
-			b.WriteByte(c)
-		default:
-			const hex = "0123456789ABCDEF"
-			b.WriteString(string([]byte{'%', hex[c>>4], hex[c&15]}))
-		}
-	}
-	return b.String(), nil
-}
-
 // expand fills the holes with what value says, each percent-encoded so that it stays one segment or one
 // query value. A value that could make the path another one than the template's is an error.
 func (t *partPath) expand(value func(*pathPiece) (string, error)) (string, error) {
@@ -161,21 +135,8 @@ func (t *partPath) expand(value func(*pathPiece) (string, error)) (string, error
 	}
 	target := b.String()
 	path, _, _ := strings.Cut(target, "?")
-	for segment := range strings.SplitSeq(path, "/") {
-		// Many servers decode first and look for dot segments then, so an encoded slash or a backslash
-		// must not bring any.
-		plain, err := url.PathUnescape(segment)
-		if err != nil {
-			return "", err
-		}
-		if strings.ContainsAny(plain, "\\\x00") {
-			return "", errors.New("a backslash or NUL in the path")
-		}
-		for step := range strings.SplitSeq(plain, "/") {
-			if step == "." || step == ".." {
-				return "", errors.New("a dot segment in the path")
-			}
-		}
+	if why := hostile(unescape(path)); why != "" {
+		return "", errors.New(why + " in the path")
 	}
 	return target, nil
 }

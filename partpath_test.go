@@ -38,6 +38,7 @@ func TestPartPathExpand(t *testing.T) {
 		{"dots behind an encoded slash", "/{id}/x", "../admin", ""},
 		{"dots before", "/{id}/x", "a/..", ""},
 		{"dots that the template completes", "/.{id}", "./x", ""},
+		{"dots with a parameter", "/{id}", "..;x", ""},
 		{"backslash", "/{id}", `..\admin`, ""},
 		{"NUL", "/{id}", "a\x00", ""},
 		{"encoded dots are text", "/{id}", "%2e%2e", "/%252e%252e"},
