@@ -62,13 +62,13 @@ const maxDoubling = 6
 // member is a target in a pool, and how it does.
 type member struct {
 	Target
-	pending  atomic.Int64
-	failures atomic.Int32 // of traffic, in a row
+	pending   atomic.Int64
+	failures  atomic.Int32 // of traffic, in a row
+	ejections atomic.Int32 // in a row
 
 	// Guarded by pool.mu.
 	passed, failed int       // probes in a row
 	sick           bool      // by probes
-	ejections      int       // in a row
 	ejectedUntil   time.Time // by traffic
 	reason         string
 }
@@ -176,13 +176,12 @@ func (p *pool) saw(m *member, o Outcome) {
 	}
 	switch {
 	case o == OutcomeOK:
-		if m.failures.Load() == 0 {
-			return
+		if m.failures.Load() != 0 {
+			m.failures.Store(0)
 		}
-		m.failures.Store(0)
-		p.mu.Lock()
-		m.ejections = 0
-		p.mu.Unlock()
+		if m.ejections.Load() != 0 {
+			m.ejections.Store(0)
+		}
 	case isFailure(o) && o != OutcomeInternal:
 		if int(m.failures.Add(1)) < p.health.Unhealthy {
 			return
@@ -207,8 +206,7 @@ func (p *pool) eject(m *member, o Outcome) {
 	if float64(ejected) > p.health.MaxEjected*float64(len(p.members)) {
 		return
 	}
-	m.ejectedUntil = now.Add(p.health.EjectFor << min(m.ejections, maxDoubling))
-	m.ejections++
+	m.ejectedUntil = now.Add(p.health.EjectFor << min(m.ejections.Add(1)-1, maxDoubling))
 	m.reason = fmt.Sprintf("ejected: %d failures in a row, the last: %s", m.failures.Swap(0), o)
 	p.choose()
 }

@@ -17,8 +17,8 @@ import (
 // failed before anything was sent; never an upgrade, never one whose client has left. A retry goes to
 // another target when there is one.
 //
-// Apart from that, whatever these options say, a request that met a pooled connection which turned out dead
-// is sent again on another by NewTransport's transport, when that is safe.
+// Apart from that, whatever these options say, an idempotent request that met a pooled connection which
+// turned out dead is sent again on another, if its body, when it has one, is kept.
 type RetryOptions struct {
 	Attempts     int           // in all; 0 or 1 means no retry
 	Backoff      time.Duration // first pause, doubled with full jitter, at most 10s; 0 means 25ms, negative none

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"strings"
@@ -192,8 +192,8 @@ func (u *Upstream) try(r *http.Request, body *replay, n int, tried []*member) (*
 		return nil, nil, fmt.Errorf("%w: upstream %s", ErrNoTarget, u.name)
 	}
 	t := &attempt{upstream: u, client: r.Context(), start: time.Now()}
+	var err error
 	if c := u.opts.Circuit; c != nil {
-		var err error
 		if t.circuit, err = c.allow(); err != nil {
 			return nil, nil, err
 		}
@@ -220,24 +220,30 @@ func (u *Upstream) try(r *http.Request, body *replay, n int, tried []*member) (*
 		t.cancel = cancel
 		t.timer = time.AfterFunc(d, func() { cancel(ErrTimeout) })
 	}
+	var pooled *pooledConn
+	if body != nil && isIdempotent(r.Method) || r.Method == http.MethodPut || r.Method == http.MethodDelete {
+		pooled = new(pooledConn)
+		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: pooled.got, GotFirstResponseByte: pooled.answer})
+	}
 	out := r.WithContext(ctx)
 	t.link = *r.URL
 	out.URL = &t.link
 	aim(out.URL, t.member.URL)
-	if body != nil {
-		view, err := body.view()
-		if err != nil {
-			return nil, nil, attemptError(r, err)
+	var res *http.Response
+	for again := range maxDeadConns {
+		if body != nil {
+			view, err := body.view()
+			if err != nil {
+				return nil, nil, attemptError(r, err)
+			}
+			out.Body = view
+			out.GetBody = body.view
 		}
-		out.Body = view
-		out.GetBody = body.view
+		if res, err = u.opts.Transport.RoundTrip(out); err == nil || again+1 == maxDeadConns ||
+			!pooled.wasDead() || !body.whole() || ctx.Err() != nil {
+			break
+		}
 	}
-	if (body == nil || out.GetBody != nil) && resendable(r) {
-		out.Header = maps.Clone(out.Header)
-		out.Header["X-Idempotency-Key"] = nil
-	}
-
-	res, err := u.opts.Transport.RoundTrip(out)
 	if t.timer != nil && !t.timer.Stop() && err == nil && context.Cause(ctx) == ErrTimeout {
 		// The time ran out just as the headers came: the body is cancelled already.
 		res.Body.Close()
@@ -252,18 +258,22 @@ func (u *Upstream) try(r *http.Request, body *replay, n int, tried []*member) (*
 	return res, t.member, nil
 }
 
-// resendable reports whether net/http's transport has to be told that r may be sent again on another
-// connection, when the one from the pool turns out dead. It knows only the safe methods by itself; of a
-// field without value it takes the hint and does not send it.
-func resendable(r *http.Request) bool {
-	return (r.Method == http.MethodPut || r.Method == http.MethodDelete) &&
-		!has(r.Header, "Idempotency-Key") && !has(r.Header, "X-Idempotency-Key")
+// maxDeadConns is how many pooled connections may turn out dead before a request fails.
+const maxDeadConns = 5
+
+// pooledConn watches whether a request met a connection from the pool that was dead. net/http's transport
+// sends a request again then when it has a safe method and no body. A nil pooledConn saw nothing.
+type pooledConn struct{ reused, answered atomic.Bool }
+
+func (c *pooledConn) got(info httptrace.GotConnInfo) {
+	c.reused.Store(info.Reused)
+	c.answered.Store(false)
 }
 
-func has(h http.Header, name string) bool {
-	_, ok := h[name]
-	return ok
-}
+func (c *pooledConn) answer() { c.answered.Store(true) }
+
+// wasDead is asked after a failure.
+func (c *pooledConn) wasDead() bool { return c != nil && c.reused.Load() && !c.answered.Load() }
 
 // attempt is one try at one target.
 type attempt struct {
