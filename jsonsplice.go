@@ -1,9 +1,11 @@
 package gateway
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
+	"net/http"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -199,4 +201,134 @@ func jsonAt(v []byte, tokens []string) ([]byte, error) {
 		v = found
 	}
 	return v, nil
+}
+
+// stitch writes the answer: pieces of the parts' bodies as they lie.
+func (g *gathering) stitch(w http.ResponseWriter) {
+	s := stitching{pieces: make([][]byte, 0, 4*len(g.parts)+3)}
+	s.add(openBrace)
+	if g.opts.Merge {
+		g.merge(&s)
+	} else {
+		for i := range g.parts {
+			s.member(g.parts[i].quoted, g.came[i].value)
+		}
+	}
+	h := w.Header()
+	if missing := g.missing(); missing != nil {
+		s.member(quotedErrors, missing)
+		h["Cache-Control"] = []string{"no-store"}
+	}
+	s.add(closeBrace)
+	h["Content-Type"] = []string{"application/json"}
+	h["Content-Length"] = []string{strconv.Itoa(s.size)}
+	w.WriteHeader(http.StatusOK)
+	out := bufio.NewWriterSize(w, min(s.size, 32<<10))
+	for _, piece := range s.pieces {
+		_, _ = out.Write(piece)
+	}
+	_ = out.Flush()
+}
+
+// missing is the list of the parts that failed, nil when none has.
+func (g *gathering) missing() []byte {
+	var b []byte
+	for i := range g.came {
+		f := g.came[i].failed
+		if f == nil {
+			continue
+		}
+		if b == nil {
+			b = append(b, '[')
+		} else {
+			b = append(b, ',')
+		}
+		b = append(b, `{"name":`...)
+		b = append(b, g.parts[i].quoted...)
+		b = append(b, `,"status":`...)
+		b = strconv.AppendInt(b, int64(f.err.Status), 10)
+		b = append(b, `,"outcome":"`...)
+		b = append(b, f.outcome.String()...)
+		b = append(b, `"}`...)
+	}
+	if b != nil {
+		b = append(b, ']')
+	}
+	return b
+}
+
+// merge adds the parts' members side by side.
+func (g *gathering) merge(s *stitching) {
+	taken := map[string]struct{}{"errors": {}}
+	for i := range g.parts {
+		value := g.came[i].value
+		if value[0] != '{' {
+			if _, ok := taken[g.parts[i].Name]; !ok {
+				taken[g.parts[i].Name] = struct{}{}
+				s.member(g.parts[i].quoted, value)
+			}
+			continue
+		}
+		items := jsonItems{b: value}
+		for item, name, _, ok := items.next(); ok; item, name, _, ok = items.next() {
+			if _, ok := taken[jsonString(name)]; !ok {
+				s.item(item)
+			}
+		}
+		if i == len(g.parts)-1 {
+			break
+		}
+		items = jsonItems{b: value}
+		for _, name, _, ok := items.next(); ok; _, name, _, ok = items.next() {
+			taken[jsonString(name)] = struct{}{}
+		}
+	}
+}
+
+// fewMembers reports whether an object's names may be remembered.
+func fewMembers(object []byte) bool {
+	items := jsonItems{b: object}
+	for range maxMergedMembers {
+		if _, _, _, ok := items.next(); !ok {
+			return true
+		}
+	}
+	_, _, _, more := items.next()
+	return !more
+}
+
+var (
+	jsonNull     = []byte("null")
+	quotedErrors = []byte(`"errors"`)
+	openBrace    = []byte("{")
+	closeBrace   = []byte("}\n")
+	colon        = []byte(":")
+	comma        = []byte(",")
+)
+
+// stitching is an object in pieces.
+type stitching struct {
+	pieces [][]byte
+	size   int
+	begun  bool // a member stands
+}
+
+func (s *stitching) add(piece []byte) {
+	s.pieces = append(s.pieces, piece)
+	s.size += len(piece)
+}
+
+// item adds a member as it is.
+func (s *stitching) item(item []byte) {
+	if s.begun {
+		s.add(comma)
+	}
+	s.begun = true
+	s.add(item)
+}
+
+func (s *stitching) member(quoted, value []byte) {
+	s.item(quoted)
+	s.add(colon)
+	s.add(value)
 }
