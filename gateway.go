@@ -1,5 +1,52 @@
 // Package gateway holds composable net/http middleware and a Router from which a service builds its own
-// API gateway.
+// API gateway. A whole one:
+//
+//	keys, err := gateway.NewJWKS("https://id.example/.well-known/jwks.json", nil)
+//	if err != nil {
+//		log.Fatal(err)
+//	}
+//	tokens := gateway.NewJWT(keys, gateway.JWTOptions{Issuer: "https://id.example", Audience: "api", Algorithms: []string{"RS256"}})
+//
+//	users := gateway.NewUpstream("users", gateway.MustTargets("http://10.0.0.1:80", "http://10.0.0.2:80"), nil)
+//	payments := gateway.NewUpstream("payments", gateway.MustTargets("http://10.0.0.5:80"), &gateway.UpstreamOptions{
+//		Timeout: 2 * time.Second,
+//		Circuit: gateway.NewCircuit("payments", nil),
+//	})
+//
+//	var rt gateway.Router
+//	rt.Use(
+//		gateway.Observe(&gateway.ObserveOptions{Logger: slog.Default()}),
+//		gateway.RateLimit(gateway.NewTokenBucket(100, 200, nil), gateway.KeyByIP, &gateway.RateLimitOptions{Name: "address"}),
+//		gateway.Auth(tokens, nil),
+//		gateway.RateLimit(gateway.NewTokenBucket(10, 20, nil), gateway.KeyBySubject, &gateway.RateLimitOptions{Name: "caller"}),
+//	)
+//	rt.Handle("GET /users/{id}", gateway.Proxy(users, nil))
+//	rt.Handle("POST /checkout", gateway.Proxy(payments, nil), gateway.RequireScopes("pay"))
+//	rt.Handle("GET /home", gateway.Aggregate([]gateway.Part{
+//		{Name: "user", From: users, Path: "/me"},
+//		{Name: "orders", From: payments, Path: "/orders?user={user.id}", Optional: true, Timeout: 300 * time.Millisecond},
+//	}, nil))
+//
+//	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+//	context.AfterFunc(ctx, stop) // a second Ctrl-C kills
+//	srv := &http.Server{Addr: ":8080", Handler: &rt, ReadHeaderTimeout: 5 * time.Second}
+//	if err := gateway.Serve(ctx, srv, nil); err != nil {
+//		log.Fatal(err)
+//	}
+//
+// Each concern stands alone as well, around any http.Handler and under any router:
+//
+//	mux.Handle("POST /checkout", gateway.Chain(
+//		gateway.Auth(tokens, nil),
+//		gateway.RateLimit(perUser, gateway.KeyBySubject, nil),
+//		gateway.Breaker(circuit, nil),
+//	)(checkout))
+//
+// What keeps state, such as a [MemoryLimiter], a [Circuit] or an [Upstream], is a value that the caller
+// builds and may share: one limiter is one budget wherever it is applied. Every refusal leaves through
+// [WriteError] as application/problem+json (RFC 9457), every ending is one [Outcome], by which circuits,
+// metrics and the access log judge alike. A trailing pointer to options may be nil, for all defaults; it is
+// copied. Setup mistakes panic; what comes from strings, files or the network returns an error.
 package gateway
 
 import (
