@@ -318,6 +318,18 @@ func (p *proxy) upgrade(rw *responseWriter, r, out *http.Request, res *http.Resp
 	if head.Write(buf) != nil || buf.Flush() != nil {
 		return
 	}
+	// A WebSocket is told when the server drains; what other protocols would need to hear is not known.
+	var toClient, toTarget io.Writer = conn, target
+	if strings.EqualFold(got, "websocket") {
+		client, server := &frameWriter{dst: conn}, &frameWriter{dst: target, masked: true}
+		toClient, toTarget = client, server
+		serving, _ := r.Context().Value(upgradesKey{}).(*upgrades)
+		forget := serving.atGoodbye(func() {
+			client.goAway()
+			server.goAway()
+		})
+		defer forget()
+	}
 	finished := make(chan bool, 2)
 	join := func(dst io.Writer, src io.Reader, wire net.Conn) {
 		_, err := io.Copy(dst, src)
@@ -332,8 +344,8 @@ func (p *proxy) upgrade(rw *responseWriter, r, out *http.Request, res *http.Resp
 	// The server's reader would take a half-closed connection for a client that left: only what it has
 	// already is read from it.
 	early, _ := buf.Reader.Peek(buf.Reader.Buffered())
-	go join(target, io.MultiReader(bytes.NewReader(early), conn), wire)
-	go join(conn, target, conn)
+	go join(toTarget, io.MultiReader(bytes.NewReader(early), conn), wire)
+	go join(toClient, target, conn)
 	if wellEnded := <-finished; !wellEnded {
 		target.Close()
 		conn.Close()
