@@ -102,12 +102,19 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		out.Body = nil // lets the transport send the request again on another connection
 	}
 
+	p.forward(ex, rw, r, out, body, early)
+	if body != nil && r.ProtoMajor == 1 {
+		body.leave(rw)
+	}
+}
+
+// forward sends out and answers with what comes back.
+func (p *proxy) forward(ex *exchange, rw *responseWriter, r, out *http.Request, body *requestBody, early *informational) {
 	if p.opts.Rewrite != nil {
 		pr := &httputil.ProxyRequest{In: r, Out: out}
 		p.opts.Rewrite(pr)
 		out = pr.Out
 	}
-
 	res, err := p.to.RoundTrip(out)
 	early.stop()
 	if err != nil {
@@ -213,8 +220,8 @@ func (p *proxy) fail(rw *responseWriter, r *http.Request, body *requestBody, err
 		if cause := body.cause(); cause != nil && !leftEarly(r.Context()) {
 			err = cause // whatever the transport made of it
 		}
-		if !body.ended.Load() && r.ProtoMajor == 1 {
-			// The server will not read the rest, which a client must know that would send another request.
+		if !body.ended.Load() && r.ProtoMajor == 1 && (r.ContentLength < 0 || r.ContentLength > postHandlerRead) {
+			// The server may not read the rest, which a client must know that would send another request.
 			rw.Header().Set("Connection", "close")
 		}
 	}
@@ -456,6 +463,23 @@ func (b *requestBody) cause() error {
 }
 
 func (b *requestBody) stop() { b.closed.Store(true) }
+
+// postHandlerRead is how much of a body net/http's server reads to keep the connection.
+const postHandlerRead = 256 << 10
+
+// leave deals with what was not read of the client's body when the answer is complete. The server would do
+// so itself, but with full duplex enabled it reads the next request twice at once then (golang/go#68560).
+func (b *requestBody) leave(w *responseWriter) {
+	b.stop()
+	w.ex.mu.Lock()
+	hijacked := w.hijacked
+	w.ex.mu.Unlock()
+	if hijacked || b.ended.Load() {
+		return
+	}
+	_ = w.FlushError()
+	b.from.Body.Close()
+}
 
 func (b *requestBody) Close() error {
 	b.stop()

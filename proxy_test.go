@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -758,3 +759,44 @@ func TestProxyManyAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestProxyUnreadBodies holds that a connection can be used again after a body that nobody read, whether the
+// target answered early or there was none to ask.
+func TestProxyUnreadBodies(t *testing.T) {
+	backend := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "early") }))
+	for name, u := range map[string]*gateway.Upstream{
+		"early answer": gateway.NewUpstream("u", gateway.MustTargets(backend.URL), nil),
+		"no target":    gateway.NewUpstream("u", nil, nil),
+		"dead target":  gateway.NewUpstream("u", gateway.MustTargets("http://127.0.0.1:1"), nil),
+	} {
+		t.Run(name, func(t *testing.T) {
+			crashed := make(chan string, 10)
+			s := httptest.NewUnstartedServer(gateway.Proxy(u, nil))
+			s.Config.ErrorLog = log.New(writerFunc(func(p []byte) (int, error) { crashed <- string(p); return len(p), nil }), "", 0)
+			s.Start()
+			t.Cleanup(s.Close)
+			body := strings.Repeat("x", 1000)
+			conn := raw(t, s, "")
+			br := bufio.NewReader(conn)
+			for range 20 {
+				fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+				res, err := http.ReadResponse(br, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				io.Copy(io.Discard, res.Body)
+				res.Body.Close()
+				if res.Close {
+					t.Fatal("the connection was closed")
+				}
+			}
+			if len(crashed) > 0 {
+				t.Errorf("the server logged %s", <-crashed)
+			}
+		})
+	}
+}
+
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

@@ -1,0 +1,252 @@
+package gateway_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/seed-96248d0c/gateway"
+)
+
+// phoenix is a target that can be killed, with all its connections, and started again on the same port.
+type phoenix struct {
+	addr    string
+	handler http.Handler
+	server  *http.Server
+	served  chan struct{}
+}
+
+func newPhoenix(t *testing.T, h http.Handler) *phoenix {
+	p := &phoenix{addr: "127.0.0.1:0", handler: h}
+	p.rise(t)
+	t.Cleanup(p.die)
+	return p
+}
+
+func (p *phoenix) rise(t *testing.T) {
+	t.Helper()
+	l, err := net.Listen("tcp", p.addr)
+	for deadline := time.Now().Add(5 * time.Second); err != nil && time.Now().Before(deadline); {
+		l, err = net.Listen("tcp", p.addr)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.addr = l.Addr().String()
+	p.server = &http.Server{Handler: p.handler}
+	p.served = make(chan struct{})
+	go func(srv *http.Server, done chan struct{}) { srv.Serve(l); close(done) }(p.server, p.served)
+}
+
+func (p *phoenix) die() {
+	p.server.Close()
+	<-p.served
+}
+
+// TestTargetsDieUnderLoad kills and restarts three targets in turn under 200 clients. No request that may be
+// made twice fails, none that may not is done twice, and nothing is left behind.
+func TestTargetsDieUnderLoad(t *testing.T) {
+	var mu sync.Mutex
+	done := map[string]int{} // POSTs, by id
+	work := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return
+		}
+		if r.Method == "POST" {
+			mu.Lock()
+			done[string(body)]++
+			mu.Unlock()
+		}
+		w.Write(body)
+	})
+	var targets []*phoenix
+	var urls []string
+	for range 3 {
+		p := newPhoenix(t, work)
+		targets = append(targets, p)
+		urls = append(urls, "http://"+p.addr)
+	}
+	transport := gateway.NewTransport(nil)
+	t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
+	u := gateway.NewUpstream("u", gateway.MustTargets(urls...), &gateway.UpstreamOptions{
+		Transport: transport,
+		Retry:     gateway.RetryOptions{Attempts: 3},
+	})
+	s := httptest.NewServer(gateway.Proxy(u, nil))
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 300}}
+	t.Cleanup(func() {
+		client.CloseIdleConnections()
+		s.Close()
+	})
+
+	ctx, stop := context.WithCancel(context.Background())
+	var clients sync.WaitGroup
+	var idempotent, posts, failed atomic.Int64
+	for n := range 200 {
+		clients.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				method, id := [...]string{"GET", "PUT", "DELETE", "POST"}[i%4], fmt.Sprintf("%d-%d", n, i)
+				r, _ := http.NewRequest(method, s.URL, strings.NewReader(id))
+				res, err := client.Do(r)
+				if err != nil {
+					t.Errorf("%s: %v", method, err)
+					return
+				}
+				body, err := io.ReadAll(res.Body)
+				res.Body.Close()
+				switch {
+				case method == "POST":
+					posts.Add(1)
+					if res.StatusCode != 200 {
+						failed.Add(1)
+					}
+				case res.StatusCode != 200 || err != nil || string(body) != id:
+					t.Errorf("%s: %d, %q, %v", method, res.StatusCode, body, err)
+				default:
+					idempotent.Add(1)
+				}
+			}
+		})
+	}
+	waitFor := func(more int64) {
+		for want := idempotent.Load() + more; idempotent.Load() < want && !t.Failed(); {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	waitFor(1000)
+	for range 2 {
+		for _, p := range targets {
+			p.die()
+			waitFor(500)
+			p.rise(t)
+			waitFor(500)
+		}
+	}
+	stop()
+	clients.Wait()
+	mu.Lock()
+	defer mu.Unlock()
+	for id, n := range done {
+		if n > 1 {
+			t.Errorf("POST %s was done %d times", id, n)
+		}
+	}
+	for _, st := range u.Status() {
+		if st.Pending != 0 {
+			t.Errorf("%d pending at %s", st.Pending, st.Target.URL)
+		}
+	}
+	t.Logf("%d idempotent requests, none failed; %d POSTs, %d failed, none twice", idempotent.Load(), posts.Load(), failed.Load())
+}
+
+// TestTargetFaults is how a target can fail, one by one, over the wire.
+func TestTargetFaults(t *testing.T) {
+	script := func(t *testing.T, f func(c net.Conn, release chan bool)) string {
+		release := make(chan bool)
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var conns sync.WaitGroup
+		conns.Go(func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				conns.Go(func() {
+					defer c.Close()
+					c.Read(make([]byte, 4096))
+					f(c, release)
+				})
+			}
+		})
+		t.Cleanup(func() { close(release); l.Close(); conns.Wait() })
+		return "http://" + l.Addr().String()
+	}
+	reset := func(c net.Conn, _ chan bool) { c.(*net.TCPConn).SetLinger(0) }
+	for _, tt := range []struct {
+		name    string
+		target  func(c net.Conn, release chan bool)
+		status  int
+		outcome string
+		whole   bool
+	}{
+		{"reset before headers", reset, 502, "upstream_error", true},
+		{"closed before headers", func(c net.Conn, release chan bool) {}, 502, "upstream_error", true},
+		{"closed in mid-headers", func(c net.Conn, release chan bool) { io.WriteString(c, "HTTP/1.1 200 OK\r\nX-A: ") }, 502, "upstream_error", true},
+		{"reset in mid-body", func(c net.Conn, release chan bool) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+			c.Write(nil)
+		}, 200, "aborted", false},
+		{"chunks cut off", func(c net.Conn, release chan bool) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+		}, 200, "aborted", false},
+		{"garbage chunk", func(c net.Conn, release chan bool) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+		}, 200, "aborted", false},
+		{"slow headers", func(c net.Conn, release chan bool) { <-release }, 504, "timeout", true},
+		{"headers that never end", func(c net.Conn, release chan bool) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\n")
+			for {
+				if _, err := io.WriteString(c, "X-Endless: "+strings.Repeat("x", 1000)+"\r\n"); err != nil {
+					return
+				}
+			}
+		}, 502, "upstream_error", true},
+		{"status line that never ends", func(c net.Conn, release chan bool) {
+			for {
+				if _, err := io.WriteString(c, strings.Repeat("x", 1000)); err != nil {
+					return
+				}
+			}
+		}, 502, "upstream_error", true},
+		{"garbage status line", func(c net.Conn, release chan bool) { io.WriteString(c, "SSH-2.0-OpenSSH_9.6\r\n\r\n") }, 502, "upstream_error", true},
+		{"impossible status", func(c net.Conn, release chan bool) { io.WriteString(c, "HTTP/1.1 42 What\r\n\r\n") }, 502, "upstream_error", true},
+		{"two lengths", func(c net.Conn, release chan bool) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx")
+		}, 502, "upstream_error", true},
+		{"slow body", func(c net.Conn, release chan bool) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+			<-release
+		}, 200, "timeout", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 1})
+			transport := gateway.NewTransport(nil)
+			t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
+			u := gateway.NewUpstream("u", gateway.MustTargets(script(t, tt.target)), &gateway.UpstreamOptions{Timeout: 100 * time.Millisecond, Circuit: c, Transport: transport})
+			f := new(front)
+			h := gateway.Proxy(u, nil)
+			if tt.name == "slow body" {
+				h = gateway.Timeout(100 * time.Millisecond)(h)
+			}
+			f.start(t, h)
+			res := get(t, f.URL)
+			body, err := io.ReadAll(res.Body)
+			if res.StatusCode != tt.status || (err == nil) != tt.whole {
+				t.Errorf("got %d, %q, %v", res.StatusCode, body, err)
+			}
+			if line := f.journal.next(t); line["outcome"] != tt.outcome {
+				t.Errorf("logged %v", line)
+			}
+			if opened := c.State() == gateway.CircuitOpen; opened != (tt.outcome != "timeout" || tt.status != 200) {
+				t.Errorf("circuit %v", c.State())
+			}
+			for _, s := range u.Status() {
+				if s.Pending != 0 {
+					t.Errorf("%d pending", s.Pending)
+				}
+			}
+		})
+	}
+}
