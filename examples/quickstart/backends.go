@@ -53,11 +53,11 @@ func newBackends() map[string]*backend {
 }
 
 // user answers GET /users/{id} with the user and with what it was told in the request's fields.
-// ?wait=2s lets it think for a while, at most 10s.
+// ?wait=2s lets it think for a while, at most 8s.
 func user(w http.ResponseWriter, r *http.Request) {
 	wait, _ := time.ParseDuration(r.URL.Query().Get("wait"))
 	select {
-	case <-time.After(min(wait, 10*time.Second)):
+	case <-time.After(min(wait, 8*time.Second)):
 	case <-r.Context().Done():
 		return
 	}

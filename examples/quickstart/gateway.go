@@ -26,14 +26,15 @@ func newGateway(s settings) (http.Handler, error) {
 		return nil, err
 	}
 	tokens := gateway.NewJWT(keys, gateway.JWTOptions{Issuer: s.issuer, Audience: s.audience, Algorithms: []string{"ES256"}})
-	upstream := func(name string, opts *gateway.UpstreamOptions) *gateway.Upstream {
-		return gateway.NewUpstream(name, gateway.MustTargets(s.backends(name)), opts)
+	upstream := func(name string, circuit *gateway.Circuit) *gateway.Upstream {
+		return gateway.NewUpstream(name, gateway.MustTargets(s.backends(name)), &gateway.UpstreamOptions{
+			Timeout: 10 * time.Second, Circuit: circuit, Meter: s.meter,
+		})
 	}
 	users := upstream("users", nil)
-	payments := upstream("payments", &gateway.UpstreamOptions{
-		Timeout: 2 * time.Second,
-		Circuit: gateway.NewCircuit("payments", &gateway.CircuitOptions{Failures: 3, OpenFor: 2 * time.Second, Meter: s.meter}),
-	})
+	payments := upstream("payments", gateway.NewCircuit("payments", &gateway.CircuitOptions{
+		Failures: 3, OpenFor: 2 * time.Second, Meter: s.meter,
+	}))
 	recommendations, continueWatching := upstream("recommendations", nil), upstream("continue-watching", nil)
 	top10, myList, newReleases := upstream("top-10", nil), upstream("my-list", nil), upstream("new-releases", nil)
 
