@@ -21,6 +21,21 @@ func escapedPath(u *url.URL) string {
 	return (&url.URL{Path: path}).EscapedPath()
 }
 
+// escapedRest returns the end of u's path that decodes to value, as it is forwarded, when what follows one
+// of its slashes does: the escaped form of a path value {name...}, which has lost what "%2F" was.
+func escapedRest(u *url.URL, value string) (string, bool) {
+	rest := escapedPath(u)
+	for {
+		i := strings.IndexByte(rest, '/')
+		if i < 0 {
+			return "", false
+		}
+		if rest = rest[i+1:]; decodesTo(rest, value) {
+			return rest, true
+		}
+	}
+}
+
 // splittablePath returns u's path in the cheapest form in which every "/" separates segments: u.Path
 // itself while no "/" in it was sent encoded, and otherwise the escaped path. An empty path is "/"
 // (RFC 9110 section 4.2.3).

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"text/tabwriter"
 )
 
 // Route is a handler and what a request must be to reach it.
@@ -542,8 +543,13 @@ func badPath(what string) routeAnswer {
 	return routeAnswer{status: http.StatusBadRequest, reason: "The path has " + what + "."}
 }
 
-// redirect answers with path, which begins with one slash and so is on this site.
+// redirect answers with path, which begins with one slash and so is on this site. Where something outside
+// has taken a prefix off the path, as http.StripPrefix does, the client needs it.
 func redirect(r *http.Request, path string) routeAnswer {
+	asked, _, _ := strings.Cut(r.RequestURI, "?")
+	if prefix, ok := strings.CutSuffix(asked, escapedPath(r.URL)); ok && strings.HasPrefix(prefix, "/") && hostile(unescape(prefix)) == "" {
+		path = collapse(escapeRaw(prefix) + path)
+	}
 	if r.URL.RawQuery != "" || r.URL.ForceQuery {
 		path += "?" + r.URL.RawQuery
 	}
@@ -656,6 +662,30 @@ func (rt *Router) Explain(r *http.Request) Explanation {
 		return true
 	})
 	return x
+}
+
+// String is a table for people: what would be answered, the path values, and the candidates, of which the
+// one with "+" is taken.
+func (x Explanation) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d %s", x.Status, http.StatusText(x.Status))
+	if x.Route != nil {
+		fmt.Fprintf(&b, ": %s", x.Route.Name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(x.PathValues)) {
+		fmt.Fprintf(&b, ", %s=%q", name, x.PathValues[name])
+	}
+	b.WriteByte('\n')
+	table := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	for _, c := range x.Candidates {
+		sign, reason := "-", c.Reason
+		if c.Matched {
+			sign, reason = "+", "taken"
+		}
+		fmt.Fprintf(table, "%s %s\t%s\t%s\n", sign, c.Route.Name, c.Route.Pattern, reason)
+	}
+	_ = table.Flush()
+	return b.String()
 }
 
 // RoutePattern returns the matched pattern; to middleware outside the Router after next has returned,
