@@ -248,6 +248,21 @@ func TestExplain(t *testing.T) {
 		})
 	}
 
+	r := httptest.NewRequest("GET", "/users/7", nil)
+	want := `200 OK: user, id="7"
+- beta   GET /users/{id}           header X-Beta = "1"
++ user   GET /users/{id}           taken
+- make   POST /users/{id}          method
+- site   /                         precedence
+- other  other.example/users/{id}  host
+- me     GET /users/me             path
+- files  GET /files/{path...}      path
+- tree   GET /tree/                path
+`
+	if got := rt.Explain(r).String(); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+
 	var bare gateway.Router
 	bare.Handle("GET /a", named("a"))
 	for request, want := range map[string]int{"GET /b": 404, "POST /a": 405, "OPTIONS /a": 204} {

@@ -153,6 +153,28 @@ func TestMirrorIsolation(t *testing.T) {
 	}
 }
 
+// The shadow goes on when the client is gone, until Timeout.
+func TestMirrorOutlivesRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var ended time.Duration
+		var why error
+		shadow := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			<-r.Context().Done()
+			ended, why = time.Since(start), r.Context().Err()
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		h := gateway.Mirror(shadow, &gateway.MirrorOptions{Timeout: time.Second})(named(""))
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(ctx))
+		cancel()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if ended != time.Second || why != context.DeadlineExceeded {
+			t.Errorf("ended after %v: %v", ended, why)
+		}
+	})
+}
+
 // At most MaxInFlight at once, counting those whose bodies are still being read; every place comes back.
 func TestMirrorMaxInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

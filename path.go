@@ -21,6 +21,21 @@ func escapedPath(u *url.URL) string {
 	return (&url.URL{Path: path}).EscapedPath()
 }
 
+// escapedRest returns the end of u's path that decodes to value, as it is forwarded, when what follows one
+// of its slashes does: the escaped form of a path value {name...}, which has lost what "%2F" was.
+func escapedRest(u *url.URL, value string) (string, bool) {
+	rest := escapedPath(u)
+	for {
+		i := strings.IndexByte(rest, '/')
+		if i < 0 {
+			return "", false
+		}
+		if rest = rest[i+1:]; decodesTo(rest, value) {
+			return rest, true
+		}
+	}
+}
+
 // splittablePath returns u's path in the cheapest form in which every "/" separates segments: u.Path
 // itself while no "/" in it was sent encoded, and otherwise the escaped path. An empty path is "/"
 // (RFC 9110 section 4.2.3).
@@ -32,6 +47,77 @@ func splittablePath(u *url.URL) (path string, escaped bool) {
 		return u.Path, false
 	}
 	return escapeRaw(u.RawPath), true
+}
+
+// splitPath is a path that begins with a slash, and where its segments are.
+type splitPath struct {
+	text     string // as splittablePath gives it
+	escaped  bool
+	slash    bool // it ends in a slash
+	doubled  bool // two slashes meet
+	dotted   bool // a segment begins with a dot
+	segments int  // what stands behind a slash, but nothing behind the last is none
+
+	// starts is where segments start; after the last, where one would behind another slash. Paths
+	// that are deeper than it is long are split again where needed.
+	starts [16]int32
+}
+
+func (p *splitPath) split() {
+	n, at := 0, 1
+	for ; at < len(p.text); n++ {
+		if n < len(p.starts) {
+			p.starts[n] = int32(at)
+		}
+		switch p.text[at] {
+		case '/':
+			p.doubled = true
+		case '.':
+			p.dotted = true
+		}
+		i := strings.IndexByte(p.text[at:], '/')
+		if i < 0 {
+			i = len(p.text) - at
+		}
+		at += i + 1
+	}
+	if n < len(p.starts) {
+		p.starts[n] = int32(at)
+	}
+	p.segments, p.slash = n, at == len(p.text)
+}
+
+// segment returns segment i, decoded.
+func (p *splitPath) segment(i int) string {
+	if i+1 < len(p.starts) {
+		return p.decode(p.text[p.starts[i] : p.starts[i+1]-1])
+	}
+	s, _, _ := strings.Cut(p.from(i), "/")
+	return p.decode(s)
+}
+
+// rest returns segment i and all that follow, decoded; "" when there is none.
+func (p *splitPath) rest(i int) string {
+	if i >= p.segments {
+		return ""
+	}
+	return p.decode(p.from(i))
+}
+
+func (p *splitPath) from(i int) string {
+	known := min(i, len(p.starts)-1)
+	s := p.text[p.starts[known]:]
+	for ; known < i; known++ {
+		s = s[strings.IndexByte(s, '/')+1:]
+	}
+	return s
+}
+
+func (p *splitPath) decode(s string) string {
+	if p.escaped {
+		return unescape(s)
+	}
+	return s
 }
 
 // decodesTo reports whether raw is an encoding of path. It is not when somebody has changed URL.Path alone.
@@ -125,9 +211,6 @@ func unescape(s string) string {
 // encoded slash too, and with a parameter ("..;x"), which some servers strip before they resolve it.
 func hostile(path string) string {
 	for i := range len(path) {
-		if !suspect[path[i]] {
-			continue
-		}
 		switch path[i] {
 		case 0:
 			return "NUL"
@@ -141,8 +224,6 @@ func hostile(path string) string {
 	}
 	return ""
 }
-
-var suspect = [256]bool{0: true, '\\': true, '.': true}
 
 // dotSegment reports whether s, which begins with a dot, begins with a segment "." or "..".
 func dotSegment(s string) bool {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 	"unicode"
+	"unique"
 )
 
 // pathPattern is a parsed pattern: [METHOD ][HOST]/[PATH], as in http.ServeMux.
@@ -54,7 +55,7 @@ func parsePattern(text string) (*pathPattern, error) {
 	if strings.IndexByte(host, '{') >= 0 {
 		return nil, errors.New("host contains '{' (missing initial '/'?)")
 	}
-	p.host = canonicalHost(host)
+	p.method, p.host = shared(p.method), canonicalHost(host)
 	if _, _, err := net.SplitHostPort(host); err == nil {
 		return nil, errors.New("host with a port can never match, for ports are ignored")
 	}
@@ -95,7 +96,7 @@ func parseSegment(seg string, last bool) (pathSegment, error) {
 		if what := hostile(literal); what != "" {
 			return pathSegment{}, fmt.Errorf("path with %s can never match", what)
 		}
-		return pathSegment{kind: literalSegment, text: literal}, nil
+		return pathSegment{kind: literalSegment, text: shared(literal)}, nil
 	case i > 0:
 		return pathSegment{}, errors.New("bad wildcard segment (must start with '{')")
 	case seg[len(seg)-1] != '}':
@@ -123,8 +124,12 @@ func parseSegment(seg string, last bool) (pathSegment, error) {
 			return pathSegment{}, fmt.Errorf("bad wildcard name %q", name)
 		}
 	}
-	return pathSegment{kind: kind, text: name}, nil
+	return pathSegment{kind: kind, text: shared(name)}, nil
 }
+
+// shared returns the one copy of s that all patterns share, so that in big tables the words that are
+// compared are in the processor's cache.
+func shared(s string) string { return unique.Make(s).Value() }
 
 // isToken reports whether s can be a method (RFC 9110 section 5.6.2).
 func isToken(s string) bool {

@@ -670,6 +670,10 @@ func expandPath(template []templatePart, r *http.Request) (string, error) {
 		}
 		segments := []string{value}
 		if part.rest {
+			if rest, ok := escapedRest(r.URL, value); ok {
+				b.WriteString(rest)
+				continue
+			}
 			segments = strings.Split(value, "/")
 		}
 		for i, s := range segments {

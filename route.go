@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"text/tabwriter"
 )
 
 // Route is a handler and what a request must be to reach it.
@@ -160,11 +161,11 @@ type Router struct {
 
 // routeEntry is a registered route.
 type routeEntry struct {
+	handler http.Handler // with all middleware around it
+	params  []routeParam
 	Route
 	pattern          *pathPattern
-	params           []routeParam
-	headers, queries int          // predicates
-	handler          http.Handler // with all middleware around it
+	headers, queries int // predicates
 	order            int
 	location         string // file:line of its registration
 }
@@ -208,23 +209,13 @@ func (e *routeEntry) covers(other *routeEntry) bool {
 }
 
 // setPathValues gives r the wildcards' values. The path is one that e's pattern matches.
-func (e *routeEntry) setPathValues(r *http.Request, path string, escaped bool) {
-	segment, start := 0, 1
+func (e *routeEntry) setPathValues(r *http.Request, path *splitPath) {
 	for i := range e.params {
-		p := &e.params[i]
-		for ; segment < p.at; segment++ {
-			start += strings.IndexByte(path[start:], '/') + 1
+		if p := &e.params[i]; p.rest {
+			r.SetPathValue(p.name, path.rest(p.at))
+		} else {
+			r.SetPathValue(p.name, path.segment(p.at))
 		}
-		value := path[start:]
-		if !p.rest {
-			if end := strings.IndexByte(value, '/'); end >= 0 {
-				value = value[:end]
-			}
-		}
-		if escaped {
-			value = unescape(value)
-		}
-		r.SetPathValue(p.name, value)
 	}
 }
 
@@ -338,8 +329,10 @@ func (rt *Router) register(caller string, r Route) {
 			other.Pattern, other.location, samePath(e.pattern, other.pattern),
 			onlyPath(other.pattern, e.pattern), e.Pattern, onlyPath(e.pattern, other.pattern))
 	}
-	for _, other := range tree.sameAs(e.pattern) {
+	for _, slot := range tree.sameAs(e.pattern) {
+		other := slot.route
 		switch {
+		case slot.method != e.pattern.method:
 		case other.precedes(e) && other.covers(e) && e.covers(other):
 			fail("matches the same requests as pattern %q (registered at %s)", other.Pattern, other.location)
 		case other.precedes(e) && other.covers(e):
@@ -410,19 +403,20 @@ func (rt *Router) all(yield func(*routeEntry) bool) {
 // ServeHTTP hands the request to the route that matches it. The match is made before Use's middleware
 // runs, so that this knows the route.
 func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	d := rt.decide(r, false)
-	if d.route == nil {
+	s := routeSearch{req: r, method: r.Method}
+	if a := rt.decide(&s); a.status != http.StatusOK {
 		_, rw, r := enter(w, r)
 		rt.once.Do(func() { rt.answer = compose("Router", rt.use, http.HandlerFunc(answerUnrouted)) })
-		rt.answer.ServeHTTP(rw, r.WithContext(&unrouted{Context: r.Context(), decision: d}))
+		rt.answer.ServeHTTP(rw, r.WithContext(&unrouted{Context: r.Context(), answer: a}))
 		return
 	}
 	// As ServeMux does, on the request that came: what stands outside may look at it afterwards.
-	r.Pattern = d.route.Pattern
-	d.route.setPathValues(r, d.path, d.escaped)
+	route := s.route
+	r.Pattern = route.Pattern
+	route.setPathValues(r, &s.path)
 	ex, rw, r := enter(w, r)
-	ex.routed(d.route.Name, d.route.Pattern)
-	d.route.handler.ServeHTTP(rw, r)
+	ex.routed(route.Name, route.Pattern)
+	route.handler.ServeHTTP(rw, r)
 }
 
 // routed notes the route, if no Router outside has.
@@ -436,23 +430,19 @@ func (ex *exchange) routed(name, pattern string) {
 	}
 }
 
-// routeDecision is what is to be done with a request.
-type routeDecision struct {
-	status  int // 200, 204, 308, 400, 404 or 405
-	route   *routeEntry
-	path    string // as splittablePath gives it
-	escaped bool
-
-	reason   string         // of a 400
-	allow    string         // of 204 and 405
-	location string         // of a 308
-	tried    []routeVerdict // when asked to explain
+// routeAnswer is what is to be done with a request: to hand it to its route, or to answer it.
+type routeAnswer struct {
+	status   int    // 200 for a route, or 204, 308, 400, 404, 405
+	reason   string // of a 400
+	allow    string // of 204 and 405
+	location string // of a 308
 }
 
-// decide is the one place where a request finds its route, for ServeHTTP and Explain alike.
-func (rt *Router) decide(r *http.Request, explain bool) (d routeDecision) {
-	d.path, d.escaped = splittablePath(r.URL)
-	s := routeSearch{req: r, method: r.Method, path: d.path, escaped: d.escaped, survey: explain, trace: explain}
+// decide is the one place where a request finds its route, for ServeHTTP and Explain alike. The route is in
+// s when the status is 200.
+func (rt *Router) decide(s *routeSearch) routeAnswer {
+	r, p := s.req, &s.path
+	p.text, p.escaped = splittablePath(r.URL)
 	if s.method == "" {
 		s.method = http.MethodGet // as in net/http's client
 	}
@@ -463,70 +453,59 @@ func (rt *Router) decide(r *http.Request, explain bool) (d routeDecision) {
 	}
 	switch {
 	case r.URL.Path == "" && (r.Method == http.MethodConnect || r.URL.Opaque != ""):
-		d.status = http.StatusNotFound // no path at all, not even an empty one
-		return d
-	case d.escaped || explain:
+		return routeAnswer{status: http.StatusNotFound} // no path at all, not even an empty one
+	case p.escaped || s.survey:
 	default:
 		// A path that a pattern spells out needs no look at its cleanliness.
-		if end := first.fixed[d.path]; end != nil && s.try(end, true) {
-			d.status, d.route = http.StatusOK, s.found
-			return d
+		if end := first.fixed[p.text]; end != nil && s.try(*end, true) {
+			return routeAnswer{status: http.StatusOK}
 		}
 	}
 
-	if d.path == "*" && r.Method == http.MethodOptions {
-		d.status = http.StatusNoContent
-		return d
-	}
-	if d.path[0] != '/' {
-		d.reason = "no slash at its beginning"
-	} else {
-		d.reason = hostile(r.URL.Path)
-	}
-	if d.reason != "" {
-		d.status = http.StatusBadRequest
-		return d
-	}
-	if strings.Contains(d.path, "//") {
-		if r.Method == http.MethodConnect {
-			d.status, d.reason = http.StatusBadRequest, "an empty segment"
-			return d
+	if p.text[0] != '/' {
+		if p.text == "*" && r.Method == http.MethodOptions {
+			return routeAnswer{status: http.StatusNoContent}
 		}
-		d.redirect(r, collapse(escapedPath(r.URL)))
-		return d
+		return badPath("no slash at its beginning")
+	}
+	p.split()
+	if p.dotted || p.escaped || strings.IndexByte(p.text, '\\') >= 0 || strings.IndexByte(p.text, 0) >= 0 {
+		if what := hostile(r.URL.Path); what != "" {
+			return badPath(what)
+		}
+	}
+	if p.doubled {
+		if r.Method == http.MethodConnect {
+			return badPath("an empty segment")
+		}
+		return redirect(r, collapse(escapedPath(r.URL)))
 	}
 
 	if !s.in(host) {
 		s.in(&rt.anyHost)
 	}
-	d.tried = s.tried
-	slashed := s
-	slashed.found, slashed.slash, slashed.trace = nil, true, false
-	if !s.exact && !strings.HasSuffix(d.path, "/") && (first.slashes || rt.anyHost.slashes) {
+	if !s.exact && !p.slash && (first.slashes || rt.anyHost.slashes) {
+		slashed := routeSearch{req: r, method: s.method, path: *p, slash: true}
 		if !slashed.in(host) {
 			slashed.in(&rt.anyHost)
 		}
-		if slashed.found != nil && slashed.exact {
-			d.redirect(r, escapedPath(r.URL)+"/")
-			return d
+		if slashed.exact {
+			return redirect(r, escapedPath(r.URL)+"/")
 		}
 	}
-	if s.found != nil {
-		d.status, d.route = http.StatusOK, s.found
-		return d
+	if s.route != nil {
+		return routeAnswer{status: http.StatusOK}
 	}
 
+	// Would another method do?
 	allow := rt.otherMethods(s, host)
 	switch {
 	case len(allow) == 0:
-		d.status = http.StatusNotFound
+		return routeAnswer{status: http.StatusNotFound}
 	case r.Method == http.MethodOptions:
-		d.status = http.StatusNoContent
-	default:
-		d.status = http.StatusMethodNotAllowed
+		return routeAnswer{status: http.StatusNoContent, allow: strings.Join(allow, ", ")}
 	}
-	d.allow = strings.Join(allow, ", ")
-	return d
+	return routeAnswer{status: http.StatusMethodNotAllowed, allow: strings.Join(allow, ", ")}
 }
 
 // hostTree returns the routes of the request's host; nil when it has none of its own.
@@ -541,11 +520,11 @@ func (rt *Router) hostTree(r *http.Request) *routeTree {
 	return rt.hosts[canonicalHost(host)]
 }
 
-// otherMethods lists the methods with which the request that s looked for would be taken, or redirected
+// otherMethods lists the methods with which the request that was looked for would be taken, or redirected
 // for its final slash.
-func (rt *Router) otherMethods(s routeSearch, host *routeTree) []string {
-	s.survey, s.trace = true, false
-	for _, s.slash = range []bool{false, true} {
+func (rt *Router) otherMethods(of *routeSearch, host *routeTree) []string {
+	s := routeSearch{req: of.req, method: of.method, path: of.path, survey: true}
+	for _, s.slash = range []bool{false, !s.path.slash} {
 		s.in(host)
 		s.in(&rt.anyHost)
 	}
@@ -560,20 +539,28 @@ func (rt *Router) otherMethods(s routeSearch, host *routeTree) []string {
 	return slices.Compact(s.allow)
 }
 
-// redirect decides for path, which begins with one slash and so is on this site.
-func (d *routeDecision) redirect(r *http.Request, path string) {
-	d.status = http.StatusPermanentRedirect
+func badPath(what string) routeAnswer {
+	return routeAnswer{status: http.StatusBadRequest, reason: "The path has " + what + "."}
+}
+
+// redirect answers with path, which begins with one slash and so is on this site. Where something outside
+// has taken a prefix off the path, as http.StripPrefix does, the client needs it.
+func redirect(r *http.Request, path string) routeAnswer {
+	asked, _, _ := strings.Cut(r.RequestURI, "?")
+	if prefix, ok := strings.CutSuffix(asked, escapedPath(r.URL)); ok && strings.HasPrefix(prefix, "/") && hostile(unescape(prefix)) == "" {
+		path = collapse(escapeRaw(prefix) + path)
+	}
 	if r.URL.RawQuery != "" || r.URL.ForceQuery {
 		path += "?" + r.URL.RawQuery
 	}
-	d.location = path
+	return routeAnswer{status: http.StatusPermanentRedirect, location: path}
 }
 
-// unrouted is the context of a request that no route takes. It carries the decision through Use's
+// unrouted is the context of a request that no route takes. It carries the answer through Use's
 // middleware.
 type unrouted struct {
 	context.Context
-	decision routeDecision
+	answer routeAnswer
 }
 
 type unroutedKey struct{}
@@ -592,19 +579,19 @@ func answerUnrouted(w http.ResponseWriter, r *http.Request) {
 		refuse(w, r, ErrNoRoute)
 		return
 	}
-	switch d := &u.decision; d.status {
+	switch a := &u.answer; a.status {
 	case http.StatusNoContent:
-		if d.allow != "" {
-			w.Header().Set("Allow", d.allow)
+		if a.allow != "" {
+			w.Header().Set("Allow", a.allow)
 		}
-		w.WriteHeader(d.status)
+		w.WriteHeader(a.status)
 	case http.StatusPermanentRedirect:
-		w.Header().Set("Location", d.location)
-		w.WriteHeader(d.status)
+		w.Header().Set("Location", a.location)
+		w.WriteHeader(a.status)
 	case http.StatusMethodNotAllowed:
-		refuse(w, r, &Error{Status: d.status, Header: http.Header{"Allow": {d.allow}}, Err: ErrNoRoute})
+		refuse(w, r, &Error{Status: a.status, Header: http.Header{"Allow": {a.allow}}, Err: ErrNoRoute})
 	case http.StatusBadRequest:
-		refuse(w, r, &Error{Status: d.status, Detail: "The path has " + d.reason + ".", Err: ErrNoRoute})
+		refuse(w, r, &Error{Status: a.status, Detail: a.reason, Err: ErrNoRoute})
 	default:
 		refuse(w, r, ErrNoRoute)
 	}
@@ -630,27 +617,27 @@ type Candidate struct {
 // route: those whose path matches in the order tried, then the others by precedence. Of a path that is
 // refused or redirected for its form none was tried.
 func (rt *Router) Explain(r *http.Request) Explanation {
-	d := rt.decide(r, true)
-	x := Explanation{Status: d.status}
-	if d.route != nil {
-		route := d.route.Route
+	s := routeSearch{req: r, method: r.Method, survey: true, trace: true}
+	x := Explanation{Status: rt.decide(&s).status}
+	if x.Status == http.StatusOK {
+		route := s.route.Route
 		x.Route = &route
-		if len(d.route.params) > 0 {
+		if len(s.route.params) > 0 {
 			var values http.Request
-			d.route.setPathValues(&values, d.path, d.escaped)
-			x.PathValues = make(map[string]string, len(d.route.params))
-			for _, p := range d.route.params {
+			s.route.setPathValues(&values, &s.path)
+			x.PathValues = make(map[string]string, len(s.route.params))
+			for _, p := range s.route.params {
 				x.PathValues[p.name] = values.PathValue(p.name)
 			}
 		}
 	}
-	if d.tried == nil && (d.status == http.StatusBadRequest || d.status == http.StatusPermanentRedirect) {
+	if x.Status == http.StatusBadRequest || s.path.doubled {
 		return x
 	}
-	tried := make(map[*routeEntry]bool, len(d.tried))
-	for _, v := range d.tried {
+	tried := make(map[*routeEntry]bool, len(s.tried))
+	for _, v := range s.tried {
 		tried[v.route] = true
-		c := Candidate{Route: v.route.Route, Matched: v.route == d.route}
+		c := Candidate{Route: v.route.Route, Matched: v.route == s.route && x.Route != nil}
 		switch {
 		case c.Matched:
 		case !v.method:
@@ -675,6 +662,30 @@ func (rt *Router) Explain(r *http.Request) Explanation {
 		return true
 	})
 	return x
+}
+
+// String is a table for people: what would be answered, the path values, and the candidates, of which the
+// one with "+" is taken.
+func (x Explanation) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d %s", x.Status, http.StatusText(x.Status))
+	if x.Route != nil {
+		fmt.Fprintf(&b, ": %s", x.Route.Name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(x.PathValues)) {
+		fmt.Fprintf(&b, ", %s=%q", name, x.PathValues[name])
+	}
+	b.WriteByte('\n')
+	table := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	for _, c := range x.Candidates {
+		sign, reason := "-", c.Reason
+		if c.Matched {
+			sign, reason = "+", "taken"
+		}
+		fmt.Fprintf(table, "%s %s\t%s\t%s\n", sign, c.Route.Name, c.Route.Pattern, reason)
+	}
+	_ = table.Flush()
+	return b.String()
 }
 
 // RoutePattern returns the matched pattern; to middleware outside the Router after next has returned,

@@ -11,7 +11,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/seed-96248d0c/gateway"
 )
@@ -533,6 +535,56 @@ func TestRouterEmptyPath(t *testing.T) {
 	}
 }
 
+// Behind http.StripPrefix, a redirect goes where the client will find it.
+func TestRouterRedirectsUnderPrefix(t *testing.T) {
+	var rt gateway.Router
+	rt.Handle("/tree/", named("tree"))
+	for _, tt := range [][2]string{
+		{"/api/tree?x=/tree", "/api/tree/?x=/tree"},
+		{"/api//tree", "/api/tree"},
+		{"http://h.example/api/tree", "/tree/"}, // an absolute form names no prefix
+	} {
+		if got := ask(http.StripPrefix("/api", &rt), "GET", tt[0]).Header.Get("Location"); got != tt[1] {
+			t.Errorf("%s: %q, want %q", tt[0], got, tt[1])
+		}
+	}
+	if got := ask(http.StripPrefix("//evil.example", &rt), "GET", "//evil.example/tree").Header.Get("Location"); got != "/evil.example/tree/" {
+		t.Errorf("off the site: %q", got)
+	}
+}
+
+// What was matched is what is forwarded, in a template too.
+func TestRouterForwardsWhatItMatched(t *testing.T) {
+	tests := []struct {
+		pattern string
+		opts    gateway.ProxyOptions
+		target  string
+		want    string
+	}{
+		{"/files/{name}", gateway.ProxyOptions{}, "/files/a%2Fb{", "/files/a%2Fb%7B"},
+		{"/files/{name}", gateway.ProxyOptions{}, "/files/%2F", "/files/%2F"},
+		{"/{x}", gateway.ProxyOptions{}, "/c%2Fd", "/c%2Fd"},
+		{"/{x}", gateway.ProxyOptions{}, "/%252e%252e", "/%252e%252e"},
+		{"/api/", gateway.ProxyOptions{StripPrefix: "/api"}, "/api/a%2fb|/é", "/a%2fb%7C/%C3%A9"},
+		{"/files/{name}", gateway.ProxyOptions{Path: "/v2/{name}/x"}, "/files/a%2Fb{", "/v2/a%2Fb%7B/x"},
+		{"/files/{rest...}", gateway.ProxyOptions{Path: "/v2/{rest...}"}, "/files/a%2fb/c{/%20d/", "/v2/a%2fb/c%7B/%20d/"},
+		{"/files/{rest...}", gateway.ProxyOptions{Path: "/v2/{rest...}"}, "/files/", "/v2/"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.pattern+" "+tt.target, func(t *testing.T) {
+			backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				fmt.Fprint(w, r.RequestURI)
+			}))
+			defer backend.Close()
+			var rt gateway.Router
+			rt.Handle(tt.pattern, gateway.Proxy(gateway.NewUpstream("x", gateway.MustTargets(backend.URL), nil), &tt.opts))
+			if got := bodyOf(t, ask(&rt, "GET", tt.target)); got != tt.want {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestRouterZero(t *testing.T) {
 	var rt gateway.Router
 	if res := ask(&rt, "GET", "/"); res.StatusCode != http.StatusNotFound {
@@ -575,5 +627,97 @@ func TestLive(t *testing.T) {
 	l.Store(nil)
 	if res := ask(&l, "GET", "/"); res.StatusCode != http.StatusServiceUnavailable || l.Load() != nil {
 		t.Errorf("emptied: %s", res.Status)
+	}
+}
+
+// A thousand swaps under traffic: every request is answered, and the limiter and the circuit, which every
+// Router shares, lose nothing.
+func TestLiveSwaps(t *testing.T) {
+	const swaps, burst = 1000, 300
+	limiter := gateway.NewTokenBucket(1e-6, burst, nil)
+	circuit := gateway.NewCircuit("guarded", &gateway.CircuitOptions{OpenFor: time.Hour})
+	circuit.Trip(time.Hour)
+	build := func() http.Handler {
+		var rt gateway.Router
+		rt.Handle("GET /free/{x}", named("free", "x"))
+		rt.Handle("GET /limited", named("limited"), gateway.RateLimit(limiter, gateway.KeyByIP, nil))
+		rt.Handle("GET /guarded", named("guarded"), gateway.Breaker(circuit, nil))
+		return &rt
+	}
+	var live gateway.Live
+	live.Store(build())
+	srv := httptest.NewServer(&live)
+	defer srv.Close()
+
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 4}}
+	defer client.CloseIdleConnections()
+	status := func(path string) int {
+		res, err := client.Get(srv.URL + path)
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		defer res.Body.Close()
+		_, _ = io.Copy(io.Discard, res.Body)
+		return res.StatusCode
+	}
+	var admitted atomic.Int64
+	answered := make(chan struct{}, 1)
+	done := make(chan struct{})
+	var clients sync.WaitGroup
+	for range 4 {
+		clients.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-done:
+					if n >= burst {
+						return
+					}
+				default:
+				}
+				if got := status("/free/1"); got != 200 {
+					t.Errorf("free: %d", got)
+				}
+				switch got := status("/limited"); got {
+				case 200:
+					admitted.Add(1)
+				case 429:
+				default:
+					t.Errorf("limited: %d", got)
+				}
+				if got := status("/guarded"); got != 503 {
+					t.Errorf("guarded: %d", got)
+				}
+				select {
+				case answered <- struct{}{}:
+				default:
+				}
+			}
+		})
+	}
+	for i := range swaps {
+		if i%10 == 0 {
+			<-answered // so that there is traffic all along
+		}
+		live.Store(build())
+	}
+	close(done)
+	clients.Wait()
+	if n := admitted.Load(); n != burst {
+		t.Errorf("the limiter let %d pass, want %d", n, burst)
+	}
+}
+
+// A request in flight finishes where it began.
+func TestLiveInFlight(t *testing.T) {
+	var live gateway.Live
+	live.Store(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		live.Store(named("new"))
+		fmt.Fprint(w, "old")
+	}))
+	for _, want := range []string{"old", "new"} {
+		if got := bodyOf(t, ask(&live, "GET", "/")); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"net/http"
 	"slices"
 	"strings"
@@ -28,9 +29,9 @@ type routeNode struct {
 	literals []literalChild // in order of registration
 	index    map[string]*routeNode
 	wild     *routeNode // behind {name}
-	end      *routeEnd  // the path ends here
-	slash    *routeEnd  // it ends here, with a slash: {$}
-	rest     *routeEnd  // anything may follow
+	end      routeEnd   // the path ends here
+	slash    routeEnd   // it ends here, with a slash: {$}
+	rest     routeEnd   // anything may follow
 	varied   bool       // a wildcard stands somewhere below
 }
 
@@ -39,15 +40,13 @@ type literalChild struct {
 	node *routeNode
 }
 
-// routeEnd holds the routes of patterns that match the same paths.
-type routeEnd struct {
-	methods []routeMethod // HEAD first, every method last
-}
+// routeEnd holds the routes of patterns that match the same paths, by precedence. Methods of which none
+// takes another's requests are in alphabetical order.
+type routeEnd []routeSlot
 
-// routeMethod holds the routes of a method, by precedence.
-type routeMethod struct {
+type routeSlot struct {
 	method string
-	routes []*routeEntry
+	route  *routeEntry
 }
 
 // manyLiterals is from how many children on a map finds one sooner than a look at each.
@@ -65,40 +64,25 @@ func (n *routeNode) literal(text string) *routeNode {
 	return nil
 }
 
-// sameAs returns the routes whose pattern matches the same requests as p.
-func (t *routeTree) sameAs(p *pathPattern) []*routeEntry {
+// sameAs returns the routes whose patterns match the same paths as p.
+func (t *routeTree) sameAs(p *pathPattern) routeEnd {
 	n := &t.root
 	for _, s := range p.segments {
-		var end *routeEnd
 		switch s.kind {
 		case literalSegment:
 			n = n.literal(s.text)
 		case wildSegment:
 			n = n.wild
 		case slashSegment:
-			end = n.slash
+			return n.slash
 		case restSegment:
-			end = n.rest
-		}
-		if s.kind == slashSegment || s.kind == restSegment {
-			return end.of(p.method)
+			return n.rest
 		}
 		if n == nil {
 			return nil
 		}
 	}
-	return n.end.of(p.method)
-}
-
-func (e *routeEnd) of(method string) []*routeEntry {
-	if e != nil {
-		for _, m := range e.methods {
-			if m.method == method {
-				return m.routes
-			}
-		}
-	}
-	return nil
+	return n.end
 }
 
 // add puts a route in, which must not conflict with another.
@@ -117,7 +101,7 @@ func (t *routeTree) add(rt *routeEntry) {
 		n = n.grow(s)
 	}
 	n.varied = n.varied || last.kind >= wildSegment
-	var end **routeEnd
+	var end *routeEnd
 	switch last.kind {
 	case slashSegment:
 		end = &n.slash
@@ -127,10 +111,7 @@ func (t *routeTree) add(rt *routeEntry) {
 		n = n.grow(last)
 		end = &n.end
 	}
-	if *end == nil {
-		*end = new(routeEnd)
-	}
-	(*end).add(rt)
+	end.add(rt)
 
 	if (last.kind == slashSegment || last.kind == restSegment) && len(segments) > 1 {
 		t.slashes = true
@@ -139,7 +120,7 @@ func (t *routeTree) add(rt *routeEntry) {
 		if t.fixed == nil {
 			t.fixed = make(map[string]*routeEnd)
 		}
-		t.fixed[key] = *end
+		t.fixed[key] = end
 	}
 }
 
@@ -182,25 +163,27 @@ func (p *pathPattern) fixedPath() (string, bool) {
 }
 
 func (e *routeEnd) add(rt *routeEntry) {
-	method := rt.pattern.method
-	i := slices.IndexFunc(e.methods, func(m routeMethod) bool { return m.method == method })
-	if i < 0 {
+	*e = append(*e, routeSlot{rt.pattern.method, rt})
+	slices.SortFunc(*e, func(a, b routeSlot) int {
 		switch {
-		case method == http.MethodHead:
-			i = 0
-		case method == "", len(e.methods) == 0 || e.methods[len(e.methods)-1].method != "":
-			i = len(e.methods)
-		default:
-			i = len(e.methods) - 1
+		case a.method != b.method:
+			return cmp.Or(cmp.Compare(methodRank(a.method), methodRank(b.method)), cmp.Compare(a.method, b.method))
+		case a.route.precedes(b.route):
+			return -1
 		}
-		e.methods = slices.Insert(e.methods, i, routeMethod{method: method})
+		return 1
+	})
+}
+
+// methodRank puts HEAD before GET, which takes it too, and those before every method.
+func methodRank(method string) int {
+	switch method {
+	case http.MethodHead:
+		return 0
+	case "":
+		return 2
 	}
-	m := &e.methods[i]
-	at := len(m.routes)
-	for at > 0 && rt.precedes(m.routes[at-1]) {
-		at--
-	}
-	m.routes = slices.Insert(m.routes, at, rt)
+	return 1
 }
 
 // all yields the routes by precedence: of two that match the same request, the one that is taken first.
@@ -216,15 +199,10 @@ func (n *routeNode) all(yield func(*routeEntry) bool) bool {
 	return (n.wild == nil || n.wild.all(yield)) && n.rest.all(yield)
 }
 
-func (e *routeEnd) all(yield func(*routeEntry) bool) bool {
-	if e == nil {
-		return true
-	}
-	for _, m := range e.methods {
-		for _, rt := range m.routes {
-			if !yield(rt) {
-				return false
-			}
+func (e routeEnd) all(yield func(*routeEntry) bool) bool {
+	for _, slot := range e {
+		if !yield(slot.route) {
+			return false
 		}
 	}
 	return true
@@ -295,27 +273,25 @@ func (n *routeNode) conflict(p *pathPattern, segments []pathSegment, wider, narr
 func (n *routeNode) allBelow(yield func(*routeEntry) bool) bool { return n == nil || n.all(yield) }
 
 // overlap returns a route of e that shares a method with p, if the way here went both ways.
-func (e *routeEnd) overlap(p *pathPattern, wider, narrower bool) *routeEntry {
-	if e == nil || !wider || !narrower {
-		return nil
-	}
-	for _, m := range e.methods {
-		if !disjointMethods(p.method, m.method) {
-			return m.routes[0]
+func (e routeEnd) overlap(p *pathPattern, wider, narrower bool) *routeEntry {
+	if wider && narrower {
+		for _, slot := range e {
+			if !disjointMethods(p.method, slot.method) {
+				return slot.route
+			}
 		}
 	}
 	return nil
 }
 
-// routeSearch is one walk through a tree for one request.
+// routeSearch is a walk through trees for one request, and what came of it.
 type routeSearch struct {
-	req     *http.Request
-	method  string
-	path    string // as splittablePath gives it
-	escaped bool
-	slash   bool // look for path with a slash added
+	req    *http.Request
+	method string
+	path   splitPath
+	slash  bool // look for path with a slash added
 
-	found *routeEntry // the first route that matches in every way
+	route *routeEntry // the first that matches in every way
 	exact bool        // its pattern left nothing of the path to a trailing slash or {name...}
 
 	// survey goes on after the first, to the last route whose path matches.
@@ -333,61 +309,43 @@ type routeVerdict struct {
 }
 
 // in walks the tree and reports whether to stop there.
-func (s *routeSearch) in(t *routeTree) bool {
-	if t == nil {
-		return false
-	}
-	return s.walk(&t.root, 0)
-}
+func (s *routeSearch) in(t *routeTree) bool { return t != nil && s.walk(&t.root, 0) }
 
-// walk goes on behind n, with what is left of the path from at, which is a slash or the end.
-func (s *routeSearch) walk(n *routeNode, at int) bool {
-	if at == len(s.path) && !s.slash {
+// walk goes on behind n, with what is left of the path from its segment i.
+func (s *routeSearch) walk(n *routeNode, i int) bool {
+	if i == s.path.segments && !s.slash && !s.path.slash {
 		return s.try(n.end, true)
 	}
-	if at >= len(s.path)-1 { // a slash and no more
+	if i >= s.path.segments { // a slash and no more
 		return s.try(n.slash, true) || s.try(n.rest, true)
 	}
-	segment, next := s.path[at+1:], len(s.path)
-	if i := strings.IndexByte(segment, '/'); i >= 0 {
-		segment, next = segment[:i], at+1+i
-	}
 	if len(n.literals) > 0 {
-		if s.escaped {
-			segment = unescape(segment)
-		}
-		if c := n.literal(segment); c != nil && s.walk(c, next) {
+		if c := n.literal(s.path.segment(i)); c != nil && s.walk(c, i+1) {
 			return true
 		}
 	}
-	return n.wild != nil && s.walk(n.wild, next) || s.try(n.rest, false)
+	return n.wild != nil && s.walk(n.wild, i+1) || s.try(n.rest, false)
 }
 
 // try asks the routes at the end of a path for method and predicates, and reports whether to stop.
-func (s *routeSearch) try(end *routeEnd, exact bool) bool {
-	if end == nil {
-		return false
-	}
-	for i := range end.methods {
-		m := &end.methods[i]
-		covers := coversMethod(m.method, s.method)
+func (s *routeSearch) try(end routeEnd, exact bool) bool {
+	for i := range end {
+		rt, covers := end[i].route, coversMethod(end[i].method, s.method)
 		if !covers && !s.survey {
 			continue
 		}
-		for _, rt := range m.routes {
-			failed := rt.failed(s.req)
-			if covers && failed == "" && s.found == nil {
-				s.found, s.exact = rt, exact
-				if !s.survey {
-					return true
-				}
+		failed := rt.failed(s.req)
+		if covers && failed == "" && s.route == nil {
+			s.route, s.exact = rt, exact
+			if !s.survey {
+				return true
 			}
-			if !covers && failed == "" {
-				s.allow = append(s.allow, m.method)
-			}
-			if s.trace {
-				s.tried = append(s.tried, routeVerdict{rt, covers, failed})
-			}
+		}
+		if !covers && failed == "" {
+			s.allow = append(s.allow, end[i].method)
+		}
+		if s.trace {
+			s.tried = append(s.tried, routeVerdict{rt, covers, failed})
 		}
 	}
 	return false
