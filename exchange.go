@@ -234,7 +234,7 @@ func (e ending) outcome() Outcome {
 	switch {
 	case e.refused:
 		return OutcomeRejected
-	case e.panicked, isPanic(e.err):
+	case e.panicked, e.err != nil && isPanic(e.err):
 		return OutcomeInternal
 	case e.gone:
 		return OutcomeClientCanceled

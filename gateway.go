@@ -225,8 +225,18 @@ func seconds(d time.Duration) string {
 // WriteError writes nothing: the error is noted alone.
 func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	e := finish(err)
+	answerError(w, r, e, ending{err: e, gone: leftEarly(r.Context())})
+}
+
+// refuse answers with err and notes that it was the gateway that refused, whatever the status.
+func refuse(w http.ResponseWriter, r *http.Request, err error) {
+	answerError(w, r, finish(err), ending{refused: true})
+}
+
+// answerError sends e, which is finished, and notes how that ends the exchange.
+func answerError(w http.ResponseWriter, r *http.Request, e *Error, end ending) {
 	ex := exchangeFrom(r.Context())
-	ex.note(ending{err: e, gone: errors.Is(r.Context().Err(), context.Canceled)}.outcome(), e)
+	ex.note(end.outcome(), e)
 	if rw, ok := w.(*responseWriter); ok && rw.started() {
 		return
 	}
@@ -275,12 +285,6 @@ func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(e.Status)
 	_, _ = w.Write(body)
-}
-
-// refuse answers with err and notes that it was the gateway that refused, whatever the status.
-func refuse(w http.ResponseWriter, r *http.Request, err error) {
-	exchangeFrom(r.Context()).note(ending{refused: true}.outcome(), finish(err))
-	WriteError(w, r, err)
 }
 
 // ErrorFrom returns the error that is being answered, to a fallback or an error handler; nil elsewhere.
@@ -492,6 +496,9 @@ func parseNode(s string) (netip.Addr, bool) {
 // remoteAddr is the address of the connection's other end; the zero Addr when it has none, as on a Unix
 // socket.
 func remoteAddr(r *http.Request) netip.Addr {
+	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		return ap.Addr().Unmap().WithZone("")
+	}
 	a, _ := parseNode(r.RemoteAddr)
 	return a
 }
