@@ -48,7 +48,7 @@ type ObserveOptions struct {
 // The span takes its name from method and pattern. Where no tracing SDK is installed, ids are made here
 // and passed on as sampled, so that services behind the gateway may trace.
 //
-// The log line has the message "request" and the level Info, or Error where error.type would be set, and
+// The log line has the message "request", with the route's name, and the level Info, or Error where error.type would be set, and
 // then the cause. Its status is 499 when the client left first.
 //
 // It panics when TraceHeader is no field name.
@@ -181,11 +181,11 @@ func (o *observer) trace(ex *exchange, r *http.Request) (*http.Request, trace.Sp
 func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, span trace.Span, start time.Time, panicked any) {
 	took := time.Since(start)
 	outcome, status, err := ex.end(rw, panicked)
-	route := RoutePattern(r.Context())
-	if route == "" {
-		route = r.Pattern // of a foreign mux, when r is a copy that the record does not know
+	pattern := RoutePattern(r.Context())
+	if pattern == "" {
+		pattern = r.Pattern // of a foreign mux, when r is a copy that the record does not know
 	}
-	route = route[max(0, strings.IndexByte(route, '/')):] // neither method nor host
+	route := pattern[max(0, strings.IndexByte(pattern, '/')):] // neither method nor host
 
 	ctx := r.Context()
 	if o.duration.Enabled(ctx) {
@@ -213,10 +213,10 @@ func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, spa
 		}
 	}
 	span.End()
-	o.log(ex, rw, r, route, status, outcome, err, took)
+	o.log(ex, rw, r, pattern, status, outcome, err, took)
 }
 
-func (o *observer) log(ex *exchange, rw *responseWriter, r *http.Request, route string, status int, outcome Outcome, err error, took time.Duration) {
+func (o *observer) log(ex *exchange, rw *responseWriter, r *http.Request, pattern string, status int, outcome Outcome, err error, took time.Duration) {
 	l := o.opts.Logger
 	level := slog.LevelInfo
 	if isFailure(outcome) {
@@ -226,8 +226,11 @@ func (o *observer) log(ex *exchange, rw *responseWriter, r *http.Request, route 
 		return
 	}
 	ex.mu.Lock()
-	traceID, identity, written := ex.traceID, ex.identity, rw.written
+	traceID, route, identity, written := ex.traceID, ex.route, ex.identity, rw.written
 	ex.mu.Unlock()
+	if route == "" {
+		route = pattern
+	}
 	attrs := make([]slog.Attr, 0, 12)
 	attrs = append(attrs,
 		slog.String("method", bounded(r.Method)),

@@ -250,7 +250,7 @@ func TestObserveLogs(t *testing.T) {
 	rt.ServeHTTP(rec, httptest.NewRequest("GET", "/users/7?token=secret", nil))
 	line := j.next(t)
 	for key, want := range map[string]string{
-		"message": "request", "level": "INFO", "method": "GET", "path": "/users/7", "route": "/users/{id}", "status": "200",
+		"message": "request", "level": "INFO", "method": "GET", "path": "/users/7", "route": "GET /users/{id}", "status": "200",
 		"outcome": "ok", "bytes": "5", "client": "192.0.2.1", "trace_id": rec.Header().Get("X-Request-Id"),
 	} {
 		if line[key] != want {
@@ -307,7 +307,7 @@ func TestObserveUnderForeignMiddleware(t *testing.T) {
 	})))
 	h := gateway.Chain(gateway.TrustProxies(), between, gateway.Observe(&gateway.ObserveOptions{Meter: tel.meter, Tracer: tel.tracer, Logger: slog.New(j)}))(mux)
 	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/users/7", nil))
-	if line := j.next(t); line["status"] != "403" || line["outcome"] != "rejected" || line["route"] != "/users/{id}" {
+	if line := j.next(t); line["status"] != "403" || line["outcome"] != "rejected" || line["route"] != "GET /users/{id}" {
 		t.Errorf("logged %v", line)
 	}
 }
