@@ -47,8 +47,9 @@ type exchange struct {
 	span        trace.SpanContext // parent of what is asked of upstreams
 	traceState  string            // as it came from a trusted caller
 
-	route     string // name of the outermost Router's route
-	pattern   string // its pattern
+	route     string       // name of the outermost Router's route
+	pattern   string       // its pattern
+	unrouted  *routeAnswer // what a Router answers itself, on its way through Use
 	identity  *Identity
 	onError   func(http.ResponseWriter, *http.Request, *Error)
 	answering *Error // while onError or a fallback runs
@@ -120,7 +121,7 @@ func (ex *exchange) variant(ctx context.Context) *exchange {
 	if ex.whole != nil {
 		v.whole = ex.whole
 	}
-	v.observed, v.route, v.pattern = ex.observed, ex.route, ex.pattern
+	v.observed, v.route, v.pattern, v.unrouted = ex.observed, ex.route, ex.pattern, ex.unrouted
 	v.onError, v.answering = ex.onError, ex.answering
 	return v
 }

@@ -305,9 +305,13 @@ func (rt *Router) all(yield func(*routeEntry) bool) {
 func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s := routeSearch{req: r, method: r.Method}
 	if a := rt.decide(&s); a.status != http.StatusOK {
-		_, rw, r := enter(w, r)
+		ex, rw, r := enter(w, r)
+		answer := a // on the heap only when it is needed
+		ex.mu.Lock()
+		ex.unrouted = &answer
+		ex.mu.Unlock()
 		rt.once.Do(func() { rt.answer = compose("Router", rt.use, http.HandlerFunc(answerUnrouted)) })
-		rt.answer.ServeHTTP(rw, r.WithContext(&unrouted{Context: r.Context(), answer: a}))
+		rt.answer.ServeHTTP(rw, r)
 		return
 	}
 	// As ServeMux does, on the request that came: what stands outside may look at it afterwards.
@@ -456,30 +460,17 @@ func redirect(r *http.Request, path string) routeAnswer {
 	return routeAnswer{status: http.StatusPermanentRedirect, location: path}
 }
 
-// unrouted is the context of a request that no route takes. It carries the answer through Use's
-// middleware.
-type unrouted struct {
-	context.Context
-	answer routeAnswer
-}
-
-type unroutedKey struct{}
-
-func (u *unrouted) Value(key any) any {
-	if _, ok := key.(unroutedKey); ok {
-		return u
-	}
-	return u.Context.Value(key)
-}
-
-// answerUnrouted answers what no route does.
+// answerUnrouted answers what no route does, as the Router has written in the record.
 func answerUnrouted(w http.ResponseWriter, r *http.Request) {
-	u, ok := r.Context().Value(unroutedKey{}).(*unrouted)
-	if !ok { // a middleware replaced the context
-		refuse(w, r, ErrNoRoute)
-		return
+	var a routeAnswer
+	if ex := exchangeFrom(r.Context()); ex != nil { // else a middleware replaced the context
+		ex.mu.Lock()
+		if ex.unrouted != nil {
+			a = *ex.unrouted
+		}
+		ex.mu.Unlock()
 	}
-	switch a := &u.answer; a.status {
+	switch a.status {
 	case http.StatusNoContent:
 		if a.allow != "" {
 			w.Header().Set("Allow", a.allow)
