@@ -176,8 +176,7 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		tried = append(tried, m)
 		if res != nil {
-			_, _ = io.CopyN(io.Discard, res.Body, 4<<10) // so that the connection can be used again
-			res.Body.Close()
+			readRest(res)
 		}
 		if !u.opts.Retry.pause(r.Context(), n) {
 			return nil, attemptError(r, r.Context().Err())
@@ -399,6 +398,15 @@ func (l tryLabel) set() attribute.Set {
 		attrs = append(attrs, attribute.String("error.type", kind))
 	}
 	return attribute.NewSet(attrs...)
+}
+
+// readRest reads the rest of a short answer that is not wanted, so that its connection can be used again. It
+// does not wait for one that is slow.
+func readRest(res *http.Response) {
+	late := time.AfterFunc(100*time.Millisecond, func() { res.Body.Close() })
+	_, _ = io.CopyN(io.Discard, res.Body, 4<<10)
+	late.Stop()
+	res.Body.Close()
 }
 
 // leftEarly reports whether the one who asked has gone, rather than run out of time.
