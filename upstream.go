@@ -322,11 +322,11 @@ func (t *attempt) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close before the end is the caller's choice and nobody's failure.
+// Close before the end is the caller's choice and nobody's failure. It is said first: a Read that is under way,
+// as on a switched connection, fails when the body is closed.
 func (t *attempt) Close() error {
-	err := t.ReadCloser.Close()
 	t.end(ending{status: t.status, gone: leftEarly(t.client)}.outcome())
-	return err
+	return t.ReadCloser.Close()
 }
 
 // tell says how it went up to the response headers, or that there were none.
