@@ -200,7 +200,7 @@ func TestRetryAsksTheCircuit(t *testing.T) {
 			Circuit:   gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 2}),
 			Transport: roundTrip(func(r *http.Request) (*http.Response, error) { tries++; return nil, io.EOF }),
 		})
-		if _, err := u.RoundTrip(httptest.NewRequest("GET", "/", nil)); !errors.Is(err, gateway.ErrCircuitOpen) || tries != 2 {
+		if _, err := u.RoundTrip(httptest.NewRequest("GET", "/", nil)); !errors.Is(err, gateway.ErrBadGateway) || tries != 2 {
 			t.Errorf("%v after %d tries", err, tries)
 		}
 	})
