@@ -532,7 +532,7 @@ func (g *gathering) fetch(ctx context.Context, p *part) ([]byte, *partFailure) {
 func (g *gathering) request(ctx context.Context, p *part) (*http.Request, *partFailure) {
 	header := g.header
 	if !p.local { // a HandlerTransport makes a record and a copy of the fields itself
-		ctx = g.ex.child(ctx)
+		ctx = g.ex.part(ctx)
 		header = header.Clone()
 	}
 	if p.Request == nil {

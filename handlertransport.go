@@ -60,7 +60,7 @@ func (t *handlerTransport) RoundTrip(req *http.Request) (*http.Response, error) 
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(outer)
-	ex := exchangeFrom(outer).child(ctx)
+	ex := exchangeFrom(outer).part(ctx)
 	trip := &handlerTrip{
 		outer:    outer,
 		cancel:   cancel,

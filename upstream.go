@@ -192,7 +192,7 @@ func (u *Upstream) try(r *http.Request, body *replay, n int, tried []*member) (*
 	}
 	t := &attempt{upstream: u, client: r.Context(), start: time.Now()}
 	var err error
-	if c := u.opts.Circuit; c != nil {
+	if c := u.opts.Circuit; c != nil && !exchangeFrom(r.Context()).passed(c) {
 		if t.circuit, err = c.allow(); err != nil {
 			return nil, nil, err
 		}
