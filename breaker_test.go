@@ -1149,7 +1149,9 @@ func TestBreakerInsideItsOwnCircuit(t *testing.T) {
 		{"Breaker", func(c *gateway.Circuit, _ *gateway.Upstream, h http.Handler) http.Handler {
 			return gateway.Chain(gateway.Breaker(gateway.NewCircuit("between", nil), nil), gateway.Breaker(c, nil))(h)
 		}},
-		{"Upstream", func(_ *gateway.Circuit, u *gateway.Upstream, _ http.Handler) http.Handler { return gateway.Proxy(u, nil) }},
+		{"Upstream", func(_ *gateway.Circuit, u *gateway.Upstream, _ http.Handler) http.Handler {
+			return gateway.Proxy(u, nil)
+		}},
 		{"part of an aggregate", func(_ *gateway.Circuit, u *gateway.Upstream, _ http.Handler) http.Handler {
 			return gateway.Aggregate([]gateway.Part{{Name: "a", From: u, Path: "/"}}, nil)
 		}},
