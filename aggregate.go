@@ -528,17 +528,11 @@ func (g *gathering) fetch(ctx context.Context, p *part) ([]byte, *partFailure) {
 	return value, nil
 }
 
-// readRest reads the rest of a short answer that is not wanted, so that its connection can be used again.
-func readRest(res *http.Response) {
-	_, _ = io.CopyN(io.Discard, res.Body, 4<<10)
-	res.Body.Close()
-}
-
 // request makes the part's request.
 func (g *gathering) request(ctx context.Context, p *part) (*http.Request, *partFailure) {
 	header := g.header
 	if !p.local { // a HandlerTransport makes a record and a copy of the fields itself
-		ctx = g.ex.child(ctx)
+		ctx = g.ex.part(ctx)
 		header = header.Clone()
 	}
 	if p.Request == nil {

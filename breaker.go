@@ -730,7 +730,8 @@ type BreakerOptions struct {
 // The circuit is told how the handler did when the final status goes out, so that a long stream does not
 // hold a probe's place, and again should the response then be cut off. A 5xx counts as a failure. What
 // the gateway refuses inside (401, 429), a client that leaves, and a panic, which goes on up, count for
-// nothing. Several Breakers may share one circuit. A nil c panics.
+// nothing. Several Breakers may share one circuit; where one stands inside another, or an Upstream with that
+// circuit does, the outer one alone asks and tells it. A nil c panics.
 func Breaker(c *Circuit, opts *BreakerOptions) Middleware {
 	if c == nil {
 		panic("gateway: Breaker: nil circuit")
@@ -742,6 +743,10 @@ func Breaker(c *Circuit, opts *BreakerOptions) Middleware {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			ex, rw, r := enter(w, r)
+			if ex.passed(c) {
+				next.ServeHTTP(rw, r)
+				return
+			}
 			t, err := c.allow()
 			if err != nil {
 				if fallback == nil {
@@ -782,10 +787,31 @@ type guard struct {
 	w      *responseWriter
 	record *exchange // in which what went wrong inside is noted
 	outer  *guard    // of another Breaker around this one
+	ex     *exchange // that the request came with
+	around *guard    // that the request had passed before
+}
+
+// passed reports whether a Breaker outside has let the request through c. To ask again would count what happens
+// twice, and a half-open circuit would refuse its own probe for ever.
+func (ex *exchange) passed(c *Circuit) bool {
+	if ex == nil {
+		return false
+	}
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	for g := ex.guard; g != nil; g = g.around {
+		if g.ticket.c == c {
+			return true
+		}
+	}
+	return false
 }
 
 // watch begins to watch, and returns the request for the handler.
 func (g *guard) watch(ex *exchange, r *http.Request) *http.Request {
+	ex.mu.Lock()
+	g.ex, g.around, ex.guard = ex, ex.guard, g
+	ex.mu.Unlock()
 	g.record = ex
 	if ex.whole != nil {
 		g.record = ex.whole
@@ -817,6 +843,9 @@ func (g *guard) starting(status int) {
 func (g *guard) end() {
 	panicked := recover()
 	left := g.ctx.Err()
+	g.ex.mu.Lock()
+	g.ex.guard = g.around
+	g.ex.mu.Unlock()
 	g.w.ex.mu.Lock()
 	g.w.guard = g.outer
 	e := g.w.ending(left, panicked)

@@ -1141,6 +1141,53 @@ func TestBreakerBetweenIdentities(t *testing.T) {
 	playCircuit(t, c, "closed f open")
 }
 
+func TestBreakerInsideItsOwnCircuit(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		inside func(c *gateway.Circuit, u *gateway.Upstream, h http.Handler) http.Handler
+	}{
+		{"Breaker", func(c *gateway.Circuit, _ *gateway.Upstream, h http.Handler) http.Handler {
+			return gateway.Chain(gateway.Breaker(gateway.NewCircuit("between", nil), nil), gateway.Breaker(c, nil))(h)
+		}},
+		{"Upstream", func(_ *gateway.Circuit, u *gateway.Upstream, _ http.Handler) http.Handler {
+			return gateway.Proxy(u, nil)
+		}},
+		{"part of an aggregate", func(_ *gateway.Circuit, u *gateway.Upstream, _ http.Handler) http.Handler {
+			return gateway.Aggregate([]gateway.Part{{Name: "a", From: u, Path: "/"}}, nil)
+		}},
+		{"HandlerTransport", func(c *gateway.Circuit, _ *gateway.Upstream, h http.Handler) http.Handler {
+			return gateway.Proxy(gateway.HandlerTransport(gateway.Breaker(c, nil)(h)), nil)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := gateway.NewCircuit("c", nil)
+				status := 500
+				local := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
+				u := gateway.NewUpstream("u", gateway.MustTargets("http://a"), &gateway.UpstreamOptions{
+					Circuit: c,
+					Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+						return answered(r, status, io.NopCloser(strings.NewReader("{}"))), nil
+					}),
+				})
+				h := gateway.Breaker(c, nil)(tt.inside(c, u, local))
+				serveBreaker(h, t.Context())
+				playCircuit(t, c, "fff closed") // one failure, not two
+				serveBreaker(h, t.Context())
+				playCircuit(t, c, "open wait:10s half-open")
+				status = 200
+				serveBreaker(h, t.Context())
+				playCircuit(t, c, "closed")
+				res, err := u.RoundTrip(httptest.NewRequest("GET", "/", nil))
+				if err != nil {
+					t.Fatal(err)
+				}
+				res.Body.Close()
+			})
+		})
+	}
+}
+
 func TestBreakerPanicsAtSetup(t *testing.T) {
 	defer func() {
 		if p := recover(); p != "gateway: Breaker: nil circuit" {

@@ -53,6 +53,7 @@ type exchange struct {
 	identity  *Identity
 	onError   func(http.ResponseWriter, *http.Request, *Error)
 	answering *Error // while onError or a fallback runs
+	guard     *guard // of the innermost Breaker that let the request through
 
 	noted   bool    // outcome and err are set; the first word stands
 	outcome Outcome // how it ended, as noted by who ended it
@@ -108,6 +109,17 @@ func (ex *exchange) child(ctx context.Context) *exchange {
 	return c
 }
 
+// part is child for what the answer waits for: what it comes to is told to ex's circuits by way of the answer.
+func (ex *exchange) part(ctx context.Context) *exchange {
+	c := ex.child(ctx)
+	if ex != nil {
+		ex.mu.Lock()
+		c.guard = ex.guard
+		ex.mu.Unlock()
+	}
+	return c
+}
+
 // variant returns a record of the same request that may differ in something, for a part of its handlers:
 // it starts as ex is, writes through the same writer, and tells the whole request's record how it ended.
 func (ex *exchange) variant(ctx context.Context) *exchange {
@@ -123,6 +135,7 @@ func (ex *exchange) variant(ctx context.Context) *exchange {
 	}
 	v.observed, v.route, v.pattern, v.unrouted = ex.observed, ex.route, ex.pattern, ex.unrouted
 	v.onError, v.answering = ex.onError, ex.answering
+	v.guard = ex.guard
 	return v
 }
 

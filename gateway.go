@@ -449,12 +449,14 @@ func walkBack(h http.Header, peer netip.Addr, trusts func(netip.Addr) bool) neti
 	return peer
 }
 
-// cutLastElement cuts the last element from a comma-separated list, in which a comma may stand quoted.
+// cutLastElement cuts the last element from a comma-separated list, in which a comma may stand quoted, and in
+// the quotes a quote behind a backslash.
 func cutLastElement(list string) (rest, last string, more bool) {
 	for i, quoted := len(list)-1, false; i >= 0; i-- {
 		switch {
 		case list[i] == '"':
-			quoted = !quoted
+			escapes := len(list[:i]) - len(strings.TrimRight(list[:i], `\`))
+			quoted = quoted != (escapes%2 == 0)
 		case list[i] == ',' && !quoted:
 			return list[:i], list[i+1:], true
 		}
@@ -462,9 +464,12 @@ func cutLastElement(list string) (rest, last string, more bool) {
 	return "", list, false
 }
 
-// parseForwarded finds the node of "for" in one element of Forwarded (RFC 7239 section 4).
+// parseForwarded finds the node of "for" in one element of Forwarded (RFC 7239 section 4). What other pairs
+// have in quotes may be the client's own words, as the Host that it sent.
 func parseForwarded(element string) (netip.Addr, bool) {
-	for pair := range strings.SplitSeq(element, ";") {
+	for more := true; more; {
+		var pair string
+		pair, element, more = cutPair(element)
 		name, value, _ := strings.Cut(pair, "=")
 		if strings.EqualFold(strings.Trim(name, " \t"), "for") {
 			value = strings.Trim(value, " \t")
@@ -475,6 +480,21 @@ func parseForwarded(element string) (netip.Addr, bool) {
 		}
 	}
 	return netip.Addr{}, false
+}
+
+// cutPair cuts the first pair from an element of Forwarded, in which a semicolon may stand quoted.
+func cutPair(element string) (pair, rest string, more bool) {
+	for i, quoted := 0, false; i < len(element); i++ {
+		switch c := element[i]; {
+		case c == '"':
+			quoted = !quoted
+		case c == '\\' && quoted:
+			i++
+		case c == ';' && !quoted:
+			return element[:i], element[i+1:], true
+		}
+	}
+	return element, "", false
 }
 
 // parseNode reads an address, with or without port; an IPv6 address may stand in brackets.

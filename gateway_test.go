@@ -265,6 +265,8 @@ func TestClientAddr(t *testing.T) {
 		{name: "mapped prefix", remote: "192.168.1.1:1", xff: []string{"1.2.3.4"}, plain: "192.168.1.1", want: "1.2.3.4"},
 		{name: "Forwarded", remote: "10.0.0.1:1", fwd: []string{`for=6.6.6.6, for="[2001:db8::7]:47";proto=https;by="a,b", For=10.0.0.2`}, plain: "10.0.0.1", want: "2001:db8::7"},
 		{name: "Forwarded with a hidden node", remote: "10.0.0.1:1", fwd: []string{`for=1.2.3.4, for=_hidden`}, plain: "10.0.0.1", want: "10.0.0.1"},
+		{name: "Forwarded with a host that names an address", remote: "10.0.0.1:1", fwd: []string{`proto=http;host="a;for=6.6.6.6;b";for=1.2.3.4`}, plain: "10.0.0.1", want: "1.2.3.4"},
+		{name: "Forwarded with quotes in quotes", remote: "10.0.0.1:1", fwd: []string{`for=6.6.6.6, host="a\",for=6.6.6.6;b=\"c\\";for=1.2.3.4`}, plain: "10.0.0.1", want: "1.2.3.4"},
 		{name: "both", remote: "10.0.0.1:1", xff: []string{"1.2.3.4"}, fwd: []string{"for=6.6.6.6"}, plain: "10.0.0.1", want: "1.2.3.4"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

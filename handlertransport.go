@@ -60,7 +60,7 @@ func (t *handlerTransport) RoundTrip(req *http.Request) (*http.Response, error) 
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(outer)
-	ex := exchangeFrom(outer).child(ctx)
+	ex := exchangeFrom(outer).part(ctx)
 	trip := &handlerTrip{
 		outer:    outer,
 		cancel:   cancel,
@@ -267,7 +267,8 @@ func (t *handlerTrip) begin(code int) {
 		}
 	}
 	delete(t.sent, "Trailer")
-	if length, ok := t.sent["Content-Length"]; ok {
+	// A field without a value is one that is not to be sent.
+	if length := t.sent["Content-Length"]; len(length) > 0 {
 		n, err := strconv.ParseInt(length[0], 10, 64)
 		if err != nil || n < 0 || !bodyAllowed(code) {
 			delete(t.sent, "Content-Length")
@@ -429,7 +430,7 @@ func (t *handlerTrip) finish(failure error) {
 	}
 	t.sniff(t.held, nil)
 	length := t.declared
-	if length < 0 && len(t.res.Trailer) == 0 && len(t.trailer) == 0 && !t.bodiless() {
+	if _, said := t.sent["Content-Length"]; !said && length < 0 && len(t.res.Trailer) == 0 && len(t.trailer) == 0 && !t.bodiless() {
 		length = int64(len(t.held))
 		t.sent["Content-Length"] = []string{strconv.FormatInt(length, 10)}
 	}

@@ -74,6 +74,10 @@ func TestHandlerTransportAsServer(t *testing.T) {
 				panic("more than declared was taken")
 			}
 		},
+		"length left out": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header()["Content-Length"] = nil
+			io.WriteString(w, "abc")
+		},
 		"less than declared": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "5")
 			io.WriteString(w, "abc")

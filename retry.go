@@ -111,6 +111,9 @@ func (u *Upstream) mayRetry(r *http.Request, body *replay, n, status int, err er
 	if !unsent && !isIdempotent(r.Method) {
 		return false
 	}
+	if c := u.opts.Circuit; c != nil && c.State() == CircuitOpen {
+		return false // what is known is how the upstream failed, which its refusal would hide
+	}
 	// What was never sent has cost the upstream nothing.
 	return unsent || u.budget.spend()
 }

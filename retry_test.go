@@ -200,8 +200,32 @@ func TestRetryAsksTheCircuit(t *testing.T) {
 			Circuit:   gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 2}),
 			Transport: roundTrip(func(r *http.Request) (*http.Response, error) { tries++; return nil, io.EOF }),
 		})
-		if _, err := u.RoundTrip(httptest.NewRequest("GET", "/", nil)); !errors.Is(err, gateway.ErrCircuitOpen) || tries != 2 {
+		if _, err := u.RoundTrip(httptest.NewRequest("GET", "/", nil)); !errors.Is(err, gateway.ErrBadGateway) || tries != 2 {
 			t.Errorf("%v after %d tries", err, tries)
+		}
+	})
+}
+
+func TestRetryDoesNotWaitForTheBody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tries := 0
+		u := gateway.NewUpstream("u", gateway.MustTargets("http://a"), &gateway.UpstreamOptions{
+			Retry: gateway.RetryOptions{Attempts: 2, Backoff: -1},
+			Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+				if tries++; tries > 1 {
+					return answered(r, 200, http.NoBody), nil
+				}
+				body, w := io.Pipe()
+				context.AfterFunc(r.Context(), func() { w.CloseWithError(r.Context().Err()) })
+				return answered(r, 503, body), nil
+			}),
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		start := time.Now()
+		res, err := u.RoundTrip(httptest.NewRequestWithContext(ctx, "GET", "/", nil))
+		if err != nil || res.StatusCode != 200 || time.Since(start) > time.Second {
+			t.Errorf("%v, %v after %v", res, err, time.Since(start))
 		}
 	})
 }

@@ -176,8 +176,7 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		tried = append(tried, m)
 		if res != nil {
-			_, _ = io.CopyN(io.Discard, res.Body, 4<<10) // so that the connection can be used again
-			res.Body.Close()
+			readRest(res)
 		}
 		if !u.opts.Retry.pause(r.Context(), n) {
 			return nil, attemptError(r, r.Context().Err())
@@ -193,7 +192,7 @@ func (u *Upstream) try(r *http.Request, body *replay, n int, tried []*member) (*
 	}
 	t := &attempt{upstream: u, client: r.Context(), start: time.Now()}
 	var err error
-	if c := u.opts.Circuit; c != nil {
+	if c := u.opts.Circuit; c != nil && !exchangeFrom(r.Context()).passed(c) {
 		if t.circuit, err = c.allow(); err != nil {
 			return nil, nil, err
 		}
@@ -323,11 +322,11 @@ func (t *attempt) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close before the end is the caller's choice and nobody's failure.
+// Close before the end is the caller's choice and nobody's failure. It is said first: a Read that is under way,
+// as on a switched connection, fails when the body is closed.
 func (t *attempt) Close() error {
-	err := t.ReadCloser.Close()
 	t.end(ending{status: t.status, gone: leftEarly(t.client)}.outcome())
-	return err
+	return t.ReadCloser.Close()
 }
 
 // tell says how it went up to the response headers, or that there were none.
@@ -399,6 +398,15 @@ func (l tryLabel) set() attribute.Set {
 		attrs = append(attrs, attribute.String("error.type", kind))
 	}
 	return attribute.NewSet(attrs...)
+}
+
+// readRest reads the rest of a short answer that is not wanted, so that its connection can be used again. It
+// does not wait for one that is slow.
+func readRest(res *http.Response) {
+	late := time.AfterFunc(100*time.Millisecond, func() { res.Body.Close() })
+	_, _ = io.CopyN(io.Discard, res.Body, 4<<10)
+	late.Stop()
+	res.Body.Close()
 }
 
 // leftEarly reports whether the one who asked has gone, rather than run out of time.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -238,6 +239,46 @@ func TestUpstreamCountsBodies(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A proxied WebSocket is closed while another goroutine reads from it.
+func TestUpstreamClosedWhileRead(t *testing.T) {
+	c := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 1})
+	reading, failed := make(chan bool), make(chan bool)
+	u := gateway.NewUpstream("u", gateway.MustTargets("http://x"), &gateway.UpstreamOptions{
+		Circuit: c,
+		Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			return answered(r, 101, &slowConn{reading: reading, failed: failed, closed: make(chan bool)}), nil
+		}),
+	})
+	res, err := u.RoundTrip(httptest.NewRequest("GET", "/", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(failed)
+		_, _ = res.Body.Read(make([]byte, 1))
+	}()
+	<-reading
+	res.Body.Close()
+	if c.State() != gateway.CircuitClosed {
+		t.Error("the caller's own Close counted as a failure")
+	}
+}
+
+// slowConn is a connection whose Close returns when the Read that it ended has.
+type slowConn struct{ reading, failed, closed chan bool }
+
+func (c *slowConn) Read([]byte) (int, error) {
+	close(c.reading)
+	<-c.closed
+	return 0, net.ErrClosed
+}
+func (c *slowConn) Write(p []byte) (int, error) { return len(p), nil }
+func (c *slowConn) Close() error {
+	close(c.closed)
+	<-c.failed
+	return nil
 }
 
 // pick is a Balancer that picks the first and hands out done.
