@@ -135,7 +135,7 @@ func (p *provider) sign(n int, subject string, expires time.Time) (string, error
 	t := jwt.NewWithClaims(jwt.SigningMethodES256, jwt.MapClaims{
 		"iss": p.url, "aud": audience, "sub": subject, "scope": "notes",
 		"exp": float64(expires.UnixMilli()) / 1000, // a token may live for less than a second here
-		"jti": rand.Text(),
+		"iat": time.Now().Unix(), "jti": rand.Text(),
 	})
 	t.Header["kid"] = keyID(n)
 	return t.SignedString(p.key(n))
