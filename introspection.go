@@ -26,7 +26,7 @@ type IntrospectionOptions struct {
 //
 // Good tokens are remembered for CacheFor, so a revoked one may live as long. Bad ones are not remembered:
 // let a RateLimit by address stand outside. Requests with one token at the same time ask once. A token may
-// have 16 KiB; the memory is that of JWTOptions.CacheSize.
+// have 16 KiB and an answer 64 KiB; for each 2 KiB of both a remembered token takes the place of one.
 //
 // It returns an error for an endpoint that is not https, unless it is on loopback, and for a negative
 // CacheSize.
@@ -41,7 +41,7 @@ func NewIntrospection(endpoint string, opts IntrospectionOptions) (Authenticator
 	if opts.CacheFor == 0 {
 		opts.CacheFor = 30 * time.Second
 	}
-	in := &introspection{fetcher: newFetcher(opts.Client, 1<<20), endpoint: u.String(), opts: opts}
+	in := &introspection{fetcher: newFetcher(opts.Client, maxIntrospection), endpoint: u.String(), opts: opts}
 	if opts.CacheFor > 0 {
 		in.cache = newTokenCache(opts.CacheSize, in.ask)
 	}
@@ -55,7 +55,10 @@ type introspection struct {
 	cache    *tokenCache // nil: none
 }
 
-const maxOpaqueToken = 16 << 10
+const (
+	maxOpaqueToken   = 16 << 10
+	maxIntrospection = 64 << 10 // an answer, which its Identity keeps
+)
 
 // Authenticate finds the bearer token and asks about it.
 func (in *introspection) Authenticate(r *http.Request) (*Identity, error) {
@@ -140,7 +143,7 @@ func (in *introspection) ask(ctx context.Context, token string) (*verified, erro
 	case in.opts.Audience != "" && !slices.Contains(aud, in.opts.Audience):
 		return nil, badCredentials("the token is for another audience")
 	}
-	v := &verified{token: token, id: c.identity(), until: now.Add(in.opts.CacheFor)}
+	v := &verified{token: token, id: c.identity(), extra: len(body), until: now.Add(in.opts.CacheFor)}
 	if exp != nil && exp.Before(v.until) {
 		v.until = exp.Time
 	}

@@ -55,7 +55,7 @@ func TestIntrospectionAnswers(t *testing.T) {
 		"aud a number":                {200, `{"active":true,"sub":"u","aud":1}`, away},
 		"garbage":                     {200, `<html>`, away},
 		"empty":                       {200, ``, away},
-		"too large":                   {200, `{"active":true,"sub":"` + strings.Repeat("u", 1<<20) + `","aud":"api"}`, away},
+		"too large":                   {200, `{"active":true,"sub":"` + strings.Repeat("u", 64<<10) + `","aud":"api"}`, away},
 		"our credentials are bad":     {401, `{"error":"invalid_client"}`, away},
 		"status 500 with a good body": {500, `{"active":true,"sub":"u","aud":"api"}`, away},
 	} {
@@ -187,6 +187,31 @@ func TestIntrospectionOnceAtATime(t *testing.T) {
 			t.Errorf("asked %d times", asked.Load())
 		}
 	})
+}
+
+// TestIntrospectionBound: long answers take the place of several.
+func TestIntrospectionBound(t *testing.T) {
+	for name, tt := range map[string]struct{ pad, least, most int }{
+		"short": {0, 32, 64},
+		"long":  {60 << 10, 1, 8}, // one in each of eight shards
+	} {
+		asked := 0
+		a := introspect(gateway.IntrospectionOptions{CacheSize: 64}, func(r *http.Request) (*http.Response, error) {
+			asked++
+			return answer(r, 200, `{"active":true,"sub":"u","pad":"`+strings.Repeat("p", tt.pad)+`"}`, nil), nil
+		})
+		const tokens = 200
+		for i := range tokens {
+			must(a.Authenticate(withBearer(fmt.Sprint("token-", i))))
+		}
+		asked = 0
+		for i := tokens - 1; i >= 0; i-- {
+			must(a.Authenticate(withBearer(fmt.Sprint("token-", i))))
+		}
+		if kept := tokens - asked; kept < tt.least || kept > tt.most {
+			t.Errorf("%s: %d tokens are remembered, %d to %d expected", name, kept, tt.least, tt.most)
+		}
+	}
 }
 
 func TestIntrospectionHung(t *testing.T) {

@@ -1,6 +1,8 @@
 package gateway_test
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -11,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -22,6 +25,9 @@ import (
 	"time"
 
 	"github.com/seed-96248d0c/gateway"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 )
 
 // jwk writes a public key as a JSON Web Key, with more members or others.
@@ -477,5 +483,171 @@ func TestJWKSOverHTTP(t *testing.T) {
 		if (err == nil) != ok {
 			t.Errorf("%s: %v", path, err)
 		}
+	}
+}
+
+// TestJWKSFloodOverHTTP sends a thousand unknown kids at once through a real gateway, while the provider keeps
+// its answer back: those with a known kid are answered meanwhile.
+func TestJWKSFloodOverHTTP(t *testing.T) {
+	const minInterval = 200 * time.Millisecond
+	var fetches atomic.Int64
+	asked, release := make(chan struct{}, 100), make(chan struct{})
+	provider := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if fetches.Add(1) > 1 {
+			asked <- struct{}{}
+			<-release
+		}
+		io.WriteString(w, keySet(jwk("k", edPublic(), nil)))
+	}))
+	defer provider.Close()
+	keys := must(gateway.NewJWKS(provider.URL, &gateway.JWKSOptions{MinInterval: minInterval, MaxAge: time.Hour}))
+	tokens := gateway.NewJWT(keys, gateway.JWTOptions{Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}})
+	front := httptest.NewServer(gateway.Auth(tokens, nil)(silent))
+	defer front.Close()
+	transport := &http.Transport{MaxIdleConnsPerHost: 1000}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
+	ask := func(kid string, claims map[string]any) int {
+		r := must(http.NewRequest("GET", front.URL, nil))
+		r.Header.Set("Authorization", "Bearer "+sign("EdDSA", testEd(), map[string]any{"kid": kid}, claimSet(claims)))
+		resp, err := client.Do(r)
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	start := time.Now()
+	if status := ask("k", nil); status != 200 {
+		t.Fatalf("status %d", status)
+	}
+	var wg sync.WaitGroup
+	for i := range 1000 {
+		wg.Go(func() {
+			if status := ask(fmt.Sprint("unknown-", i), nil); status != 401 {
+				t.Errorf("unknown kid: status %d", status)
+			}
+		})
+	}
+	<-asked
+	for i := range 10 {
+		if status := ask("k", map[string]any{"sub": fmt.Sprint("user-", i)}); status != 200 {
+			t.Errorf("known kid, seen never before: status %d", status)
+		}
+	}
+	close(release)
+	wg.Wait()
+	if n, most := fetches.Load(), int64(time.Since(start)/minInterval)+1; n > most {
+		t.Errorf("%d fetches, at most %d", n, most)
+	}
+}
+
+// TestJWKSHostileOverHTTP: what a server can do to those who ask it for keys.
+func TestJWKSHostileOverHTTP(t *testing.T) {
+	good := keySet(jwk("k", edPublic(), nil))
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t.Error("the redirect was followed")
+		io.WriteString(w, good)
+	}))
+	defer elsewhere.Close()
+	for name, serve := range map[string]http.HandlerFunc{
+		"500":     func(w http.ResponseWriter, r *http.Request) { http.Error(w, good, 500) },
+		"206":     func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(206); io.WriteString(w, good) },
+		"garbage": func(w http.ResponseWriter, r *http.Request) { w.Write([]byte{0, 0xff, '{', 1}) },
+		"100 MB": func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, good)
+			blanks := bytes.Repeat([]byte(" "), 1<<20)
+			for range 100 {
+				if _, err := w.Write(blanks); err != nil {
+					return
+				}
+			}
+			t.Error("100 MB were read")
+		},
+		"8 MB, compressed": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Encoding", "gzip")
+			z := gzip.NewWriter(w)
+			io.WriteString(z, good)
+			blanks := bytes.Repeat([]byte(" "), 1<<20)
+			for range 8 {
+				z.Write(blanks)
+			}
+			z.Close()
+		},
+		"nothing, slowly":  func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		"header, and then": func(w http.ResponseWriter, r *http.Request) { w.(http.Flusher).Flush(); <-r.Context().Done() },
+		"cut off": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "1000")
+			io.WriteString(w, good)
+		},
+		"to another host":   http.RedirectHandler(elsewhere.URL, 307).ServeHTTP,
+		"to another scheme": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://"+r.Host, 302) },
+		"to a file":         http.RedirectHandler("file:///etc/passwd", 302).ServeHTTP,
+		"a connection cut":  func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			provider := httptest.NewServer(serve)
+			defer provider.Close()
+			k := must(gateway.NewJWKS(provider.URL, &gateway.JWKSOptions{Client: &http.Client{Timeout: 300 * time.Millisecond}}))
+			tokens := gateway.NewJWT(k, gateway.JWTOptions{Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}})
+			resp, body := asks(t, gateway.Auth(tokens, nil)(silent), http.Header{
+				"Authorization": {"Bearer " + sign("EdDSA", testEd(), map[string]any{"kid": "k"}, claimSet(nil))},
+			})
+			if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || strings.Contains(body, "127.0.0.1") {
+				t.Errorf("status %d, Retry-After %q, %s", resp.StatusCode, resp.Header.Get("Retry-After"), body)
+			}
+		})
+	}
+}
+
+// TestJWKSTold: a provider that is away is told in the log and in a metric, while the last good set serves.
+func TestJWKSTold(t *testing.T) {
+	tel := newTelemetry(t)
+	otel.SetMeterProvider(tel.meter)
+	defer otel.SetMeterProvider(noop.NewMeterProvider())
+	var log bytes.Buffer
+	before := slog.Default()
+	slog.SetDefault(slog.New(slog.NewJSONHandler(&log, nil)))
+	defer slog.SetDefault(before)
+	synctest.Test(t, func(t *testing.T) {
+		down := false
+		k := jwksOver(t, gateway.JWKSOptions{}, func(r *http.Request) (*http.Response, error) {
+			if down {
+				return nil, errors.New("connection refused")
+			}
+			return answer(r, 200, keySet(jwk("k", edPublic(), nil)), nil), nil
+		})
+		for range 3 {
+			if _, err := k.Key(t.Context(), "k", "EdDSA"); err != nil {
+				t.Error(err)
+			}
+			synctest.Wait()
+			down = true
+			time.Sleep(time.Hour)
+		}
+	})
+	for _, want := range []string{`"level":"WARN"`, `"gateway: key set not refreshed"`, `"serving_last_good":true`, "connection refused", `"url":"https://id.example/keys"`} {
+		if n := strings.Count(log.String(), want); n != 2 {
+			t.Errorf("%d times in the log: %s", n, want)
+		}
+	}
+	var rm metricdata.ResourceMetrics
+	if err := tel.reader.Collect(t.Context(), &rm); err != nil {
+		t.Fatal(err)
+	}
+	counts := make(map[string]int64)
+	for _, sm := range rm.ScopeMetrics {
+		for _, m := range sm.Metrics {
+			if m.Name == "gateway.jwks.refreshes" {
+				for _, p := range m.Data.(metricdata.Sum[int64]).DataPoints {
+					outcome, _ := p.Attributes.Value("outcome")
+					counts[outcome.AsString()] = p.Value
+				}
+			}
+		}
+	}
+	if counts["ok"] != 1 || counts["error"] != 2 || len(counts) != 2 {
+		t.Errorf("counted: %v", counts)
 	}
 }

@@ -36,8 +36,8 @@ func discover(ctx context.Context, issuer string) (*JWKS, error) {
 	if u.RawQuery != "" || u.Fragment != "" || u.ForceQuery {
 		return nil, errors.New("the issuer has a query or a fragment")
 	}
-	u.Path = strings.TrimSuffix(u.Path, "/") + "/.well-known/openid-configuration"
-	u.RawPath = ""
+	const document = "/.well-known/openid-configuration"
+	u.Path, u.RawPath = strings.TrimSuffix(u.Path, "/")+document, strings.TrimSuffix(u.EscapedPath(), "/")+document
 	f := newFetcher(nil, 1<<20)
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
@@ -54,8 +54,12 @@ func discover(ctx context.Context, issuer string) (*JWKS, error) {
 		return nil, errors.New("the configuration is another issuer's")
 	}
 	rawURL, _ := doc["jwks_uri"].(string)
-	if strings.HasPrefix(rawURL, "http://") && u.Scheme == "https" {
+	keys, err := NewJWKS(rawURL, nil)
+	if err != nil {
+		return nil, err
+	}
+	if u.Scheme == "https" && keys.url.Scheme != "https" {
 		return nil, errors.New("the key set is not at an https URL")
 	}
-	return NewJWKS(rawURL, nil)
+	return keys, nil
 }

@@ -29,6 +29,9 @@ func TestNewOIDC(t *testing.T) {
 		"with a slash": {"/tenant/", func(issuer, base string) string {
 			return fmt.Sprintf(`{"issuer":%q,"jwks_uri":"%s/keys"}`, issuer, base)
 		}, true},
+		"with an escaped slash": {"/tenant%2Fone", func(issuer, base string) string {
+			return fmt.Sprintf(`{"issuer":%q,"jwks_uri":"%s/keys"}`, issuer, base)
+		}, true},
 		"with a query": {"/?a=b", func(issuer, base string) string {
 			return fmt.Sprintf(`{"issuer":%q,"jwks_uri":"%s/keys"}`, issuer, base)
 		}, false},
@@ -51,7 +54,7 @@ func TestNewOIDC(t *testing.T) {
 			mux := http.NewServeMux()
 			mux.HandleFunc("/keys", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, set) })
 			mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-				if strings.HasSuffix(r.URL.Path, "/.well-known/openid-configuration") && !strings.Contains(r.URL.Path, "//") {
+				if r.RequestURI == strings.TrimSuffix(tt.path, "/")+"/.well-known/openid-configuration" {
 					io.WriteString(w, tt.config(issuer, base))
 				} else {
 					http.NotFound(w, r)
@@ -79,6 +82,27 @@ func TestNewOIDC(t *testing.T) {
 				t.Error("another issuer's token is taken")
 			}
 		})
+	}
+
+	// The default client believes the test's certificate for a while.
+	secure := httptest.NewUnstartedServer(nil)
+	var keysAt string
+	secure.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, `{"issuer":"%s","jwks_uri":%q}`, secure.URL, keysAt)
+	})
+	secure.StartTLS()
+	defer secure.Close()
+	usual := http.DefaultTransport
+	http.DefaultTransport = secure.Client().Transport
+	defer func() { http.DefaultTransport = usual }()
+	for at, ok := range map[string]bool{
+		secure.URL + "/keys": true, "https://keys.example/": true,
+		"http://127.0.0.1/keys": false, "HTTP://127.0.0.1/keys": false, "hTTp://localhost/keys": false, "//127.0.0.1/keys": false, "/keys": false,
+	} {
+		keysAt = at
+		if _, err := gateway.NewOIDC(t.Context(), secure.URL, opts); (err == nil) != ok {
+			t.Errorf("keys of an https issuer at %s: %v", at, err)
+		}
 	}
 
 	if _, err := gateway.NewOIDC(t.Context(), "http://id.example", opts); err == nil {

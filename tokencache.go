@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"hash/maphash"
+	"strings"
 	"sync"
 	"time"
 )
@@ -11,6 +12,7 @@ import (
 type verified struct {
 	token string
 	id    *Identity
+	extra int       // bytes that id holds, where the token's length does not bound them
 	until time.Time // from when on it is good no more
 
 	// The key that verified it, and how it was asked for. Nil for a token that no key verified.
@@ -19,6 +21,9 @@ type verified struct {
 
 	used time.Time // last; guarded by its shard's lock
 }
+
+// size counts against a shard's maxBytes.
+func (v *verified) size() int { return len(v.token) + v.extra }
 
 // tokenCache remembers good tokens, so that a token is verified once and not on every request. What is
 // asked with one token at the same time waits for one verification.
@@ -36,9 +41,9 @@ type tokenShard struct {
 	mu       sync.Mutex
 	tokens   map[uint64]*verified
 	flights  map[string]*flight
-	bytes    int // of the tokens
+	bytes    int // of the tokens' sizes
 	max      int // tokens
-	maxBytes int // of the tokens
+	maxBytes int // of the tokens' sizes
 }
 
 // flight is a verification that is going on.
@@ -130,6 +135,10 @@ func (c *tokenCache) fly(ctx context.Context, s *tokenShard, f *flight, hash uin
 		close(f.done)
 	}()
 	f.v, f.err = c.verify(ctx, token)
+	if f.v != nil {
+		// As it came, it is a part of a field that may be much longer, and would keep all of it.
+		f.v.token = strings.Clone(f.v.token)
+	}
 	f.deserted = f.err != nil && ctx.Err() != nil
 }
 
@@ -152,12 +161,12 @@ func (s *tokenShard) add(hash uint64, v *verified, now time.Time) {
 	if old := s.tokens[hash]; old != nil {
 		s.remove(hash, old)
 	}
-	for len(s.tokens) > 0 && (len(s.tokens) >= s.max || s.bytes+len(v.token) > s.maxBytes) {
+	for len(s.tokens) > 0 && (len(s.tokens) >= s.max || s.bytes+v.size() > s.maxBytes) {
 		s.displace(now)
 	}
 	v.used = now
 	s.tokens[hash] = v
-	s.bytes += len(v.token)
+	s.bytes += v.size()
 }
 
 // displace removes the one of a few, which the map picks at random, that has expired or was not used for the
@@ -183,5 +192,5 @@ func (s *tokenShard) displace(now time.Time) {
 
 func (s *tokenShard) remove(hash uint64, v *verified) {
 	delete(s.tokens, hash)
-	s.bytes -= len(v.token)
+	s.bytes -= v.size()
 }

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -281,6 +283,39 @@ func TestCacheBound(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestCacheKeepsTokensAlone: a token that is a part of a long field does not keep the field in memory.
+func TestCacheKeepsTokensAlone(t *testing.T) {
+	const tokens, long = 32, 1 << 20
+	for name, tt := range map[string]struct{ field, before string }{
+		"blanks before the token": {"Authorization", "Bearer" + strings.Repeat(" ", long)},
+		"cookies before it":       {"Cookie", "a=" + strings.Repeat("a", long) + "; session="},
+	} {
+		j := edJWT(func(o *gateway.JWTOptions) {
+			if tt.field == "Cookie" {
+				o.Token = gateway.CookieToken("session")
+			}
+		})
+		before := heap()
+		for i := range tokens {
+			r := httptest.NewRequest("GET", "/", nil)
+			r.Header.Set(tt.field, tt.before+edToken(map[string]any{"sub": fmt.Sprint(i)}))
+			must(j.Authenticate(r))
+		}
+		if kept := heap() - before; kept > tokens*long/4 {
+			t.Errorf("%s: %d bytes for %d tokens", name, kept, tokens)
+		}
+		runtime.KeepAlive(j)
+	}
+}
+
+// heap is how many bytes are in use.
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 // TestCacheRace has requests, rotations and revocations at once, for the race detector.
