@@ -1,8 +1,10 @@
 package gateway
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -10,9 +12,10 @@ import (
 // it writes it also removes from what came in, in every spelling that a server could fold into the same
 // variable.
 type ownFields struct {
-	identity []identityField
-	initials [256]bool // of the folded names, both cases
-	names    []string
+	identity   []identityField
+	clientCert bool      // write Client-Cert
+	initials   [256]bool // of the folded names, both cases
+	names      []string
 }
 
 type identityField struct {
@@ -27,6 +30,16 @@ var forwardedFields = []string{
 
 const xForwarded = "xforwarded" // how the folded names of a whole family begin
 
+// writtenFields are those of the family that are written on every request.
+var writtenFields = []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"}
+
+// believedFields are what a trusted proxy may say besides X-Forwarded-For. Others of the family it passes on
+// as a client sent them, which could name a user.
+var believedFields = []string{
+	"X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Prefix", "X-Forwarded-Proto", "X-Forwarded-Scheme",
+	"X-Forwarded-Server", "X-Forwarded-Ssl",
+}
+
 // newOwnFields precomputes the fields for identity, a map from field to claim. nil means
 // {"X-User-ID": "sub"}. who is the exported function that a panic names.
 func newOwnFields(who string, identity map[string]string) *ownFields {
@@ -39,6 +52,14 @@ func newOwnFields(who string, identity map[string]string) *ownFields {
 			panic(fmt.Sprintf("gateway: %s: identity field %q from claim %q", who, name, claim))
 		}
 		name = http.CanonicalHeaderKey(name)
+		if isHopByHop(name) || neverTrailer(name) && name != "Authorization" && name != "Cookie" {
+			panic(fmt.Sprintf("gateway: %s: identity field %q has another meaning", who, name))
+		}
+		for _, other := range slices.Concat(f.names, writtenFields) {
+			if sameField(name, other) {
+				panic(fmt.Sprintf("gateway: %s: identity field %q could be taken for %q", who, name, other))
+			}
+		}
 		f.identity = append(f.identity, identityField{name, claim})
 		f.names = append(f.names, name)
 	}
@@ -83,7 +104,7 @@ func (f *ownFields) owns(name string) bool {
 }
 
 // write sets the fields on h, from which everything that f owns is gone, for a request that goes out on
-// behalf of in. It fails when a claim is no field value.
+// behalf of in. It fails with 401 when a claim is there that is no field value.
 func (f *ownFields) write(h http.Header, in *http.Request) error {
 	ex := exchangeFrom(in.Context())
 	var (
@@ -102,7 +123,7 @@ func (f *ownFields) write(h http.Header, in *http.Request) error {
 	}
 
 	// One array for all the values: each field takes a slice of one.
-	values := make([]string, 0, 8+len(f.identity))
+	values := make([]string, 0, 9+len(f.identity))
 	set := func(name, value string) {
 		values = append(values, value)
 		n := len(values)
@@ -124,8 +145,8 @@ func (f *ownFields) write(h http.Header, in *http.Request) error {
 	}
 	if via {
 		// A trusted proxy's word on how the client reached it stands; its aliases do not.
-		for name, came := range in.Header {
-			if name != "X-Forwarded-For" && strings.HasPrefix(name, "X-Forwarded-") {
+		for _, name := range believedFields {
+			if came := in.Header[name]; len(came) > 0 {
 				h[name] = came
 			}
 		}
@@ -156,17 +177,37 @@ func (f *ownFields) write(h http.Header, in *http.Request) error {
 			set("Tracestate", traceState)
 		}
 	}
+	if f.clientCert && in.TLS != nil && len(in.TLS.VerifiedChains) > 0 && len(in.TLS.VerifiedChains[0]) > 0 {
+		set("Client-Cert", ":"+base64.StdEncoding.EncodeToString(in.TLS.VerifiedChains[0][0].Raw)+":")
+	}
 	if id == nil {
 		return nil
 	}
 	for _, field := range f.identity {
 		value, ok := claimText(id, field.claim)
-		if !ok {
-			continue
+		switch {
+		case ok:
+			set(field.name, value)
+		case !isAbsent(claimOf(id, field.claim)):
+			return badCredentials("the claim " + field.claim + " is no field value")
 		}
-		set(field.name, value)
 	}
 	return nil
+}
+
+// isAbsent reports whether a claim says nothing at all.
+func isAbsent(claim any) bool {
+	switch v := claim.(type) {
+	case nil:
+		return true
+	case string:
+		return v == ""
+	case []string:
+		return len(v) == 0
+	case []any:
+		return len(v) == 0
+	}
+	return false
 }
 
 // foldByte returns c in lower case when it is a letter or digit, and 0 otherwise.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // ProxyOptions say what Proxy changes on the way. Without them the path, the query and the body go out as
@@ -27,6 +29,7 @@ type ProxyOptions struct {
 	PreserveHost   bool                         // send the client's Host instead of the target's
 	MaxBodyBytes   int64                        // request body; 0 means 10 MiB, negative none; above it 413
 	Identity       map[string]string            // field to claim: written when somebody is authenticated, removed with its aliases from every request that comes in; nil means {"X-User-ID": "sub"}
+	ClientCert     bool                         // send the verified client certificate as Client-Cert (RFC 9440)
 	Rewrite        func(*httputil.ProxyRequest) // last word on the outgoing request; nil changes nothing
 	ModifyResponse func(*http.Response) error   // an error is answered instead; nil changes nothing
 }
@@ -35,14 +38,27 @@ type ProxyOptions struct {
 // events, WebSocket and other upgrades, gRPC and trailers both ways. It removes hop-by-hop fields (RFC 9110
 // section 7.6.1), sets X-Forwarded-For, -Host and -Proto, X-Real-IP, X-Trace-ID, traceparent and the
 // identity fields, and lets no client forge them under any spelling that a backend could fold into them:
-// what it writes it also removes, on public routes too. Query parameters that two parsers could read
-// differently are cleaned as httputil.ReverseProxy does.
+// what it writes it also removes, on public routes and from trailers too. An Identity whose claim is no field
+// value is refused with 401; a claim that is absent or empty writes nothing.
 //
-// What goes wrong before the answer has begun is answered by WriteError; after that the connection is
-// aborted with http.ErrAbortHandler, so that the client sees that its answer is not whole.
+// What two parsers could read differently does not go on: a path with dot segments, encoded or not, gets 400
+// whatever mux routed it; query parameters are cleaned as httputil.ReverseProxy does, and raw bytes that may
+// not stand in a query are escaped; CONNECT gets 501. An upgrade to another version of HTTP, behind which
+// nobody would look at the requests any more, is not offered to the target, nor is one from HTTP/1.0 or with a
+// body.
+//
+// The answer goes back as it came, also without a Content-Type. 1xx answers go on at once, at most 100. What
+// goes wrong before the answer has begun is answered by WriteError; after that the connection is aborted with
+// http.ErrAbortHandler, so that the client sees that its answer is not whole.
+//
+// When the client asked for 100-continue over HTTP/1.1, its body is not asked for before the target does, or
+// the transport's patience ends (a second with NewTransport).
+//
+// Rewrite may change or replace Out; the request ends with In in any case. What ModifyResponse changes, it must
+// change as a whole: a new body needs its own Content-Length. A panic in either goes on up.
 //
 // It panics at setup when to is nil, a template names no path value that could exist, or a field name is
-// none.
+// none, is another's alias, or is one that Proxy writes anyway.
 func Proxy(to http.RoundTripper, opts *ProxyOptions) http.Handler {
 	if to == nil {
 		panic("gateway: Proxy: nil RoundTripper")
@@ -62,6 +78,7 @@ func Proxy(to http.RoundTripper, opts *ProxyOptions) http.Handler {
 		p.template = parsePathTemplate(p.opts.Path)
 	}
 	p.own = newOwnFields("Proxy", p.opts.Identity)
+	p.own.clientCert = p.opts.ClientCert
 	return p
 }
 
@@ -74,56 +91,75 @@ type proxy struct {
 
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ex, rw, r := enter(w, r)
-	if p.opts.MaxBodyBytes > 0 && r.ContentLength > p.opts.MaxBodyBytes {
-		refuse(rw, r, ErrBodyTooLarge)
+	if err := p.unforwardable(r); err != nil {
+		refuse(rw, r, err)
 		return
 	}
-	early := &informational{w: rw, over: !r.ProtoAtLeast(1, 1)}
-	trace := &httptrace.ClientTrace{Got1xxResponse: early.pass}
-	if upgradeType(r.Header) != "" {
-		trace.GotConn = early.gotConn
+	t := &trip{w: rw, silent: !r.ProtoAtLeast(1, 1)}
+	t.trace.Got1xxResponse = t.pass
+	ctx := r.Context()
+	if p.opts.Rewrite == nil {
+		ctx = httptrace.WithClientTrace(ctx, &t.trace)
 	}
-	out := r.WithContext(httptrace.WithClientTrace(r.Context(), trace))
+	out := r.WithContext(ctx)
 	if err := p.outgoing(ex, r, out); err != nil {
 		refuse(rw, r, err)
 		return
 	}
 	var body *requestBody
-	if r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0 {
-		body = &requestBody{from: r, trailer: out.Trailer, limit: p.opts.MaxBodyBytes}
+	if hasContent(r) {
+		body = &t.body
+		body.from, body.own, body.trailer, body.limit = r, p.own, out.Trailer, p.opts.MaxBodyBytes
 		out.Body = body
 		// The transport may still be reading when the answer is complete; after that it must not.
-		defer body.stop()
-		if r.ProtoMajor == 1 {
-			// Without it the server swallows the body before it sends the answer.
-			_ = http.NewResponseController(rw).EnableFullDuplex()
+		defer body.finish(rw)
+		if r.ProtoMajor == 1 && hasToken(r.Header["Expect"], "100-continue") {
+			body.released = make(chan struct{})
+			t.trace.GotFirstResponseByte = func() { body.answered.Store(true) }
 		}
 	} else {
 		out.Body = nil // lets the transport send the request again on another connection
+		out.ContentLength = 0
 	}
 
-	p.forward(ex, rw, r, out, body, early)
-	if body != nil && r.ProtoMajor == 1 {
-		body.leave(rw)
-	}
-}
-
-// forward sends out and answers with what comes back.
-func (p *proxy) forward(ex *exchange, rw *responseWriter, r, out *http.Request, body *requestBody, early *informational) {
 	if p.opts.Rewrite != nil {
 		pr := &httputil.ProxyRequest{In: r, Out: out}
 		p.opts.Rewrite(pr)
 		out = pr.Out
+		ctx := out.Context()
+		if exchangeFrom(ctx) != ex {
+			// A request made from nothing would not notice that the client has left.
+			own, cancel := context.WithCancel(ctx)
+			defer cancel()
+			defer context.AfterFunc(r.Context(), cancel)()
+			ctx = own
+		}
+		out = out.WithContext(httptrace.WithClientTrace(ctx, &t.trace))
+		if out.Header == nil {
+			out.Header = make(http.Header)
+		}
+	}
+	if _, ok := out.Header["User-Agent"]; !ok {
+		out.Header["User-Agent"] = noField // else the transport names itself
+	}
+	if len(out.Header["Upgrade"]) > 0 {
+		t.trace.GotConn = t.gotConn
 	}
 	res, err := p.to.RoundTrip(out)
-	early.stop()
+	t.over()
 	if err != nil {
 		p.fail(rw, r, body, attemptError(out, err))
 		return
 	}
-	defer res.Body.Close()
+	// ModifyResponse may replace the body, and a panic of its must not leave it open.
+	arrived := res.Body
+	defer arrived.Close()
+	if err := unanswerable(res); err != nil {
+		p.fail(rw, r, body, err)
+		return
+	}
 	if res.StatusCode == http.StatusSwitchingProtocols {
-		p.upgrade(rw, r, out, res, early.conn)
+		p.upgrade(rw, r, out, res, t.conn)
 		return
 	}
 
@@ -131,12 +167,81 @@ func (p *proxy) forward(ex *exchange, rw *responseWriter, r, out *http.Request, 
 	if !p.modify(rw, r, res) {
 		return
 	}
-	p.answer(ex, rw, r, res)
+	if res.Body != arrived {
+		defer res.Body.Close()
+	}
+	if body != nil && body.unread() {
+		body.goOn(rw)
+	}
+	p.answer(ex, rw, r, res, body)
+}
+
+// unforwardable says why r does not go on, whoever routed it; nil when it does.
+func (p *proxy) unforwardable(r *http.Request) error {
+	var reason string
+	switch {
+	case p.opts.MaxBodyBytes > 0 && r.ContentLength > p.opts.MaxBodyBytes:
+		return ErrBodyTooLarge
+	case r.Method == http.MethodConnect:
+		return &Error{Status: http.StatusNotImplemented, Err: errors.New("gateway: Proxy: CONNECT asks for a tunnel")}
+	case r.URL.Opaque != "" || r.URL.Path != "" && r.URL.Path[0] != '/':
+		reason = "a target that is no path"
+	case !validHost(r.Host):
+		reason = "a malformed Host"
+	default:
+		if reason = hostile(r.URL.Path); reason != "" {
+			reason += " in the path"
+		}
+	}
+	if reason == "" {
+		return nil
+	}
+	return &Error{Status: http.StatusBadRequest, Err: errors.New("gateway: Proxy: " + reason)}
+}
+
+// validHost reports whether a Host, which goes on in X-Forwarded-Host, a list, is made of what may stand in one
+// and is one. Over HTTP/2 the server lets anything through.
+func validHost(host string) bool {
+	for i := range len(host) {
+		if c := host[i]; foldByte(c) == 0 && strings.IndexByte("-.:_~%!$&'()*+;=[]", c) < 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// hasContent reports whether r has a body, or could have one.
+func hasContent(r *http.Request) bool {
+	return r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0
+}
+
+// unanswerable says why an answer cannot be passed on; nil when it can.
+func unanswerable(res *http.Response) error {
+	if code := res.StatusCode; code < 200 && code != http.StatusSwitchingProtocols || code > 999 {
+		return fmt.Errorf("%w: status %d", ErrBadGateway, code)
+	}
+	switch lengths := res.Header["Content-Length"]; {
+	case len(lengths) > 1, len(lengths) == 1 && !isDigits(lengths[0]):
+		// HTTP/2 does not frame by it, but the client's HTTP/1.1 will.
+		return fmt.Errorf("%w: Content-Length %q", ErrBadGateway, lengths)
+	}
+	return nil
+}
+
+func isDigits(s string) bool {
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
+			return false
+		}
+	}
+	return s != ""
 }
 
 // outgoing makes out, a copy of r, the request that is sent, but for its body.
 func (p *proxy) outgoing(ex *exchange, r, out *http.Request) error {
 	link := *r.URL
+	// The client may have sent an absolute URL: where to is for the Upstream or Rewrite to say.
+	link.Scheme, link.User, link.Host = "", nil, ""
 	out.URL = &link
 	out.Close = false
 	out.RequestURI = ""
@@ -161,33 +266,39 @@ func (p *proxy) outgoing(ex *exchange, r, out *http.Request) error {
 	if err := setEscapedPath(&link, path); err != nil {
 		return &Error{Status: http.StatusBadRequest, Err: err}
 	}
+	if p.template != nil {
+		if what := hostile(link.Path); what != "" {
+			// The target would read another path than the one that was routed.
+			return &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("gateway: Proxy: path values make %s", what)}
+		}
+	}
 	link.RawQuery = cleanQuery(link.RawQuery)
 
-	protocol := upgradeType(r.Header)
-	if !printable(protocol) {
-		return &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("upgrade to protocol %q", protocol)}
+	protocols := upgradeTypes(r.Header)
+	if !printable(protocols) {
+		return &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("gateway: Proxy: upgrade to protocol %q", protocols)}
 	}
 	out.Header = p.forwardable(ex, r.Header)
 	if hasToken(r.Header["Te"], "trailers") {
 		out.Header["Te"] = []string{"trailers"}
 	}
-	if protocol != "" {
+	if protocols != "" && r.ProtoMajor == 1 && r.ProtoMinor >= 1 && !hasContent(r) {
 		out.Header["Connection"] = []string{"Upgrade"}
-		out.Header["Upgrade"] = []string{protocol}
-	}
-	if _, ok := out.Header["User-Agent"]; !ok {
-		out.Header["User-Agent"] = noField // else the transport names itself
+		out.Header["Upgrade"] = []string{protocols}
 	}
 	if err := p.own.write(out.Header, r); err != nil {
 		return err
 	}
 	out.Trailer = nil
-	if len(r.Trailer) > 0 {
+	if hasContent(r) && (r.ContentLength < 0 || len(r.Trailer) > 0) {
 		out.Trailer = make(http.Header, len(r.Trailer))
 		for name := range r.Trailer {
-			if !p.own.owns(name) && !isHopByHop(name) {
+			if !p.own.owns(name) && !neverTrailer(name) {
 				out.Trailer[name] = nil // its value comes with the end of the body
 			}
+		}
+		if len(out.Trailer) > 0 {
+			out.ContentLength = -1 // over HTTP/1.1 only chunks carry trailers
 		}
 	}
 	return nil
@@ -202,15 +313,17 @@ func (p *proxy) forwardable(ex *exchange, h http.Header) http.Header {
 	ex.mu.Lock()
 	traceHeader := ex.traceHeader
 	ex.mu.Unlock()
-	named := h["Connection"]
 	out := make(http.Header, len(h)+8)
 	for name, values := range h {
-		if isHopByHop(name) || p.own.owns(name) || len(named) > 0 && hasToken(named, name) ||
-			traceHeader != "" && sameField(name, traceHeader) {
+		if isHopByHop(name) || p.own.owns(name) || traceHeader != "" && sameField(name, traceHeader) {
 			continue
+		}
+		if p.opts.Rewrite != nil {
+			values = slices.Clone(values) // In keeps its own, whatever Rewrite does
 		}
 		out[name] = values
 	}
+	removeNamed(out, h["Connection"])
 	return out
 }
 
@@ -220,9 +333,8 @@ func (p *proxy) fail(rw *responseWriter, r *http.Request, body *requestBody, err
 		if cause := body.cause(); cause != nil && !leftEarly(r.Context()) {
 			err = cause // whatever the transport made of it
 		}
-		if !body.ended.Load() && r.ProtoMajor == 1 && (r.ContentLength < 0 || r.ContentLength > postHandlerRead) {
-			// The server may not read the rest, which a client must know that would send another request.
-			rw.Header().Set("Connection", "close")
+		if body.unread() && !body.quit() {
+			body.goOn(rw)
 		}
 	}
 	WriteError(rw, r, err)
@@ -245,8 +357,8 @@ func (p *proxy) modify(rw *responseWriter, r *http.Request, res *http.Response) 
 	return false
 }
 
-// answer passes the response on.
-func (p *proxy) answer(ex *exchange, rw *responseWriter, r *http.Request, res *http.Response) {
+// answer passes the response on. body is the request's, nil for none.
+func (p *proxy) answer(ex *exchange, rw *responseWriter, r *http.Request, res *http.Response, body *requestBody) {
 	ex.mu.Lock()
 	traceHeader := ex.traceHeader
 	ex.mu.Unlock()
@@ -260,24 +372,41 @@ func (p *proxy) answer(ex *exchange, rw *responseWriter, r *http.Request, res *h
 		}
 		h[name] = values
 	}
+	if _, ok := h["Content-Type"]; !ok {
+		h["Content-Type"] = nil // else the server guesses
+	}
 	announced := len(res.Trailer)
-	for name := range res.Trailer {
-		h.Add("Trailer", name)
+	if announced > 0 && r.ProtoAtLeast(1, 1) {
+		for name := range res.Trailer {
+			if !neverTrailer(name) {
+				h.Add("Trailer", name)
+			}
+		}
+		if r.ProtoMajor == 1 && r.Method != http.MethodHead {
+			delete(h, "Content-Length") // came over HTTP/2; over HTTP/1.1 only chunks carry trailers
+		}
 	}
 	rw.WriteHeader(res.StatusCode)
+	if res.StatusCode == http.StatusNoContent || res.StatusCode == http.StatusNotModified {
+		return
+	}
 
 	streams := res.ContentLength == -1 && r.Method != http.MethodHead || isEventStream(res.Header)
 	readErr, writeErr := copyBody(rw, res.Body, streams)
 	switch {
+	case errors.Is(writeErr, http.ErrContentLength):
+		// ModifyResponse has replaced the body and left the length of the old one.
+		ex.note(ending{panicked: true}.outcome(), writeErr)
+		abort(rw, body)
 	case writeErr != nil:
 		// The client is gone, or its connection is; there is nobody to tell.
 		ex.note(ending{gone: true}.outcome(), writeErr)
-		panic(http.ErrAbortHandler)
+		abort(rw, body)
 	case readErr != nil:
 		e := ending{err: readErr, began: true, gone: leftEarly(r.Context())}
 		ex.note(e.outcome(), fmt.Errorf("%w: body of the response: %w", ErrBadGateway, readErr))
 		_ = rw.FlushError() // the client gets what came
-		panic(http.ErrAbortHandler)
+		abort(rw, body)
 	}
 
 	// Closing fills in trailers that were not announced.
@@ -288,6 +417,9 @@ func (p *proxy) answer(ex *exchange, rw *responseWriter, r *http.Request, res *h
 	// Even a short answer is sent in chunks then, which alone carry trailers.
 	_ = rw.FlushError()
 	for name, values := range res.Trailer {
+		if neverTrailer(name) {
+			continue
+		}
 		if len(res.Trailer) != announced {
 			name = http.TrailerPrefix + name
 		}
@@ -295,18 +427,38 @@ func (p *proxy) answer(ex *exchange, rw *responseWriter, r *http.Request, res *h
 	}
 }
 
+// abort ends an answer that has begun and cannot be finished.
+func abort(rw *responseWriter, body *requestBody) {
+	if body != nil && body.unread() {
+		// Else the server would wait for the rest of the body before it closes the connection.
+		body.aborted = true
+		_ = http.NewResponseController(rw).SetReadDeadline(past)
+	}
+	panic(http.ErrAbortHandler)
+}
+
+// past is a deadline that ends a read.
+var past = time.Unix(1, 0)
+
 // upgrade joins the two connections after both ends agreed to switch protocols. wire is the connection
 // below the response's body, which alone can be closed by half.
 func (p *proxy) upgrade(rw *responseWriter, r, out *http.Request, res *http.Response, wire net.Conn) {
-	asked, got := upgradeType(out.Header), upgradeType(res.Header)
-	target, ok := res.Body.(io.ReadWriteCloser)
-	if !ok || !strings.EqualFold(asked, got) {
+	asked, got := out.Header["Upgrade"], upgradeTypes(res.Header)
+	if got == "" || !hasToken(asked, got) {
 		WriteError(rw, r, fmt.Errorf("%w: switched to protocol %q, asked was %q", ErrBadGateway, got, asked))
 		return
 	}
+	removeHopByHop(res.Header)
+	res.Header["Connection"], res.Header["Upgrade"] = []string{"Upgrade"}, []string{got}
 	if !p.modify(rw, r, res) {
 		return
 	}
+	target, ok := res.Body.(io.ReadWriteCloser)
+	if !ok {
+		WriteError(rw, r, fmt.Errorf("%w: switched protocols on a connection that cannot be written to", ErrBadGateway))
+		return
+	}
+	defer target.Close()
 	conn, buf, err := rw.Hijack()
 	if err != nil {
 		WriteError(rw, r, fmt.Errorf("hijack: %w", err))
@@ -360,48 +512,61 @@ func (p *proxy) upgrade(rw *responseWriter, r, out *http.Request, res *http.Resp
 	<-finished
 }
 
-// informational passes 1xx answers on, until the final one is here, and remembers the connection that
-// they come by.
-type informational struct {
-	mu   sync.Mutex
-	w    *responseWriter
-	conn net.Conn
-	over bool
+// trip is one request on its way: it passes 1xx answers on until the final one is here, and remembers the
+// connection that they come by.
+type trip struct {
+	w      *responseWriter
+	silent bool // the client knows no 1xx
+	trace  httptrace.ClientTrace
+	body   requestBody
+
+	mu     sync.Mutex
+	conn   net.Conn
+	passed int
+	ended  bool
 }
 
-func (i *informational) gotConn(info httptrace.GotConnInfo) {
-	i.mu.Lock()
-	i.conn = info.Conn
-	i.mu.Unlock()
+func (t *trip) gotConn(info httptrace.GotConnInfo) {
+	t.mu.Lock()
+	t.conn = info.Conn
+	t.mu.Unlock()
 }
 
-func (i *informational) pass(code int, header textproto.MIMEHeader) error {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.over || code == http.StatusContinue {
+// most1xx bounds the informational answers to one request; net/http does not once it hands them out.
+const most1xx = 100
+
+func (t *trip) pass(code int, header textproto.MIMEHeader) error {
+	t.body.answered.Store(false)
+	if code == http.StatusContinue {
+		t.body.wanted.Store(true)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ended {
+		return nil
+	}
+	if t.passed++; t.passed > most1xx {
+		return fmt.Errorf("%w: more than %d informational answers", ErrBadGateway, most1xx)
+	}
+	if t.silent || code == http.StatusContinue {
 		return nil // the server sends its own 100 when the body is read
 	}
-	h := i.w.Header()
-	saved := make(http.Header, len(h))
-	for name, values := range h {
-		saved[name] = values
-	}
+	h := t.w.Header()
+	saved := maps.Clone(h)
 	clear(h)
-	for name, values := range header {
-		h[name] = values
-	}
-	i.w.WriteHeader(code)
+	maps.Copy(h, http.Header(header))
+	removeHopByHop(h)
+	t.w.WriteHeader(code)
 	clear(h)
-	for name, values := range saved {
-		h[name] = values
-	}
+	maps.Copy(h, saved)
 	return nil
 }
 
-func (i *informational) stop() {
-	i.mu.Lock()
-	i.over = true
-	i.mu.Unlock()
+// over says that the final answer, or none, is here.
+func (t *trip) over() {
+	t.mu.Lock()
+	t.ended = true
+	t.mu.Unlock()
 }
 
 // requestBody is what the transport reads: at most limit bytes of the client's body, and nothing once the
@@ -409,17 +574,32 @@ func (i *informational) stop() {
 // which was told 100-continue has not sent.
 type requestBody struct {
 	from    *http.Request
+	own     *ownFields
 	trailer http.Header // of the outgoing request; takes its values at the end
 	limit   int64       // negative: none
-	read    int64
-	closed  atomic.Bool
 	ended   atomic.Bool // read to its end
 	failed  atomic.Pointer[error]
+	aborted bool // no read of the connection succeeds any more
+
+	mu     sync.Mutex // held while reading
+	read   int64
+	closed atomic.Bool
+
+	// For a client that waits for 100-continue: where the target answered without asking for the body, the
+	// transport reads it all the same, to keep the connection, and so would ask for it.
+	released chan struct{} // closed when nobody waits any more; nil: the client does not wait
+	answered atomic.Bool   // the target has, and not with 1xx
+	wanted   atomic.Bool   // the target sent 100
 }
 
 var errBodyClosed = errors.New("gateway: read of a request body after its end")
 
 func (b *requestBody) Read(p []byte) (int, error) {
+	if b.released != nil && b.answered.Load() && !b.wanted.Load() {
+		<-b.released
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.closed.Load() {
 		return 0, errBodyClosed
 	}
@@ -436,9 +616,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	switch {
 	case err == io.EOF:
 		b.ended.Store(true)
-		for name := range b.trailer {
-			b.trailer[name] = b.from.Trailer[name]
-		}
+		b.fillTrailer()
 	case err != nil && !b.closed.Load():
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
@@ -447,6 +625,19 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		return n, b.fail(&Error{Status: http.StatusBadRequest, Err: fmt.Errorf("body of the request: %w", err)})
 	}
 	return n, err
+}
+
+// fillTrailer gives the outgoing request the trailers that came with the end of the body, those too that
+// nobody announced.
+func (b *requestBody) fillTrailer() {
+	if b.trailer == nil {
+		return
+	}
+	for name, values := range b.from.Trailer {
+		if len(values) > 0 && !b.own.owns(name) && !neverTrailer(name) {
+			b.trailer[name] = values
+		}
+	}
 }
 
 func (b *requestBody) fail(err error) error {
@@ -462,28 +653,52 @@ func (b *requestBody) cause() error {
 	return nil
 }
 
-func (b *requestBody) stop() { b.closed.Store(true) }
-
-// postHandlerRead is how much of a body net/http's server reads to keep the connection.
-const postHandlerRead = 256 << 10
-
-// leave deals with what was not read of the client's body when the answer is complete. The server would do
-// so itself, but with full duplex enabled it reads the next request twice at once then (golang/go#68560).
-func (b *requestBody) leave(w *responseWriter) {
-	b.stop()
-	w.ex.mu.Lock()
-	hijacked := w.hijacked
-	w.ex.mu.Unlock()
-	if hijacked || b.ended.Load() {
-		return
+// Close is called by the transport when it needs no more.
+func (b *requestBody) Close() error {
+	if !b.closed.Swap(true) && b.released != nil {
+		close(b.released)
 	}
-	_ = w.FlushError()
-	b.from.Body.Close()
+	return nil
 }
 
-func (b *requestBody) Close() error {
-	b.stop()
-	return nil
+// unread reports whether a part of the body is left that stands in the way of the next request.
+func (b *requestBody) unread() bool { return b.from.ProtoMajor == 1 && !b.ended.Load() }
+
+// goOn lets the answer begin although the body has not ended: without it the server would swallow the body
+// first. What is left of the body comes before the next request then, and net/http cannot always tell them
+// apart (golang/go#68560), so there is no next one on the connection.
+func (b *requestBody) goOn(rw *responseWriter) {
+	if http.NewResponseController(rw).EnableFullDuplex() == nil {
+		rw.Header()["Connection"] = []string{"close"}
+	}
+}
+
+// quit ends reading, and reports whether nobody is reading any more. The server deals with the rest as it
+// does with any body that a handler leaves: it reads what is short, and the connection goes on.
+func (b *requestBody) quit() bool {
+	b.Close()
+	if !b.mu.TryLock() {
+		return false
+	}
+	b.mu.Unlock()
+	return true
+}
+
+// finish is called by the handler at its end: nothing is read after it. A read that is under way is ended;
+// the server would do that too, but waits for ever where the read comes to its end in the same moment.
+func (b *requestBody) finish(rw *responseWriter) {
+	if b.quit() || !b.unread() {
+		return
+	}
+	control := http.NewResponseController(rw)
+	if control.SetReadDeadline(past) != nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.aborted {
+		_ = control.SetReadDeadline(time.Time{})
+	}
 }
 
 // buffers are for copying bodies.
@@ -531,27 +746,45 @@ func isEventStream(h http.Header) bool {
 	return media == "text/event-stream"
 }
 
-// isHopByHop reports whether a field is for one connection only (RFC 9110 section 7.6.1).
+// isHopByHop reports whether a field is for one connection only (RFC 9110 section 7.6.1). Proxy is none at
+// all, but a program that gets its fields as variables of the environment takes it for HTTP_PROXY.
 func isHopByHop(name string) bool {
 	switch name {
 	case "Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
-		"Te", "Trailer", "Transfer-Encoding", "Upgrade":
+		"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings", "Proxy":
 		return true
 	}
 	return false
 }
 
+// neverTrailer reports whether a field has no place in trailers: it frames, routes, authenticates or says how
+// to read the body (RFC 9110 section 6.5.1).
+func neverTrailer(name string) bool {
+	switch name {
+	case "Authorization", "Cache-Control", "Content-Encoding", "Content-Length", "Content-Range", "Content-Type",
+		"Cookie", "Expect", "Host", "Max-Forwards", "Pragma", "Range", "Set-Cookie", "Www-Authenticate":
+		return true
+	}
+	return isHopByHop(name) || strings.HasPrefix(name, "If-")
+}
+
 func removeHopByHop(h http.Header) {
-	for _, line := range h["Connection"] {
+	removeNamed(h, h["Connection"])
+	for name := range h {
+		if isHopByHop(name) {
+			delete(h, name)
+		}
+	}
+}
+
+// removeNamed removes the fields that the lines of a Connection field name. It goes through these and not
+// through the fields, for each of both can be a hundred thousand.
+func removeNamed(h http.Header, connection []string) {
+	for _, line := range connection {
 		for name := range strings.SplitSeq(line, ",") {
 			if name = textproto.TrimString(name); name != "" {
 				h.Del(name)
 			}
-		}
-	}
-	for name := range h {
-		if isHopByHop(name) {
-			delete(h, name)
 		}
 	}
 }
@@ -568,12 +801,30 @@ func hasToken(lists []string, token string) bool {
 	return false
 }
 
-// upgradeType is the protocol that h asks to switch to, "" for none.
-func upgradeType(h http.Header) string {
-	if len(h["Upgrade"]) == 0 || !hasToken(h["Connection"], "Upgrade") {
+// upgradeTypes are the protocols that h asks to switch to, separated by commas; "" for none. Those that are
+// HTTP again are left out (RFC 9110 section 7.8 lets a server ignore any): what is asked for by them would
+// pass every rule of the gateway by.
+func upgradeTypes(h http.Header) string {
+	lines := h["Upgrade"]
+	if len(lines) == 0 || !hasToken(h["Connection"], "Upgrade") {
 		return ""
 	}
-	return h["Upgrade"][0]
+	types := ""
+	for _, line := range lines {
+		for t := range strings.SplitSeq(line, ",") {
+			t = textproto.TrimString(t)
+			name, _, _ := strings.Cut(t, "/")
+			switch strings.ToLower(name) {
+			case "", "h2c", "h2", "http", "tls":
+				continue
+			}
+			if types != "" {
+				types += ", "
+			}
+			types += t
+		}
+	}
+	return types
 }
 
 func printable(s string) bool {
@@ -581,23 +832,40 @@ func printable(s string) bool {
 }
 
 // cleanQuery returns query as it is when every parser reads it alike, and else what net/url reads of it.
+// Bytes that may not stand in a query (RFC 3986 section 3.4) are escaped: over HTTP/2 a client can send a
+// blank, which ends the request's target in HTTP/1.1.
 func cleanQuery(query string) string {
 	const most = 10_000 // as net/url
-	clean := strings.Count(query, "&") < most
+	clean, raw := strings.Count(query, "&") < most, 0
 	for i := 0; clean && i < len(query); i++ {
-		switch query[i] {
-		case ';':
+		switch c := query[i]; {
+		case c == ';':
 			clean = false
-		case '%':
+		case c == '%':
 			clean = i+2 < len(query) && isHex(query[i+1]) && isHex(query[i+2])
+		case c != '?' && !inPath[c]:
+			raw++
 		}
 	}
-	if clean {
+	switch {
+	case !clean:
+		values, _ := url.ParseQuery(query)
+		return values.Encode()
+	case raw == 0:
 		return query
 	}
-	values, _ := url.ParseQuery(query)
-	return values.Encode()
+	b := make([]byte, 0, len(query)+2*raw)
+	for i := range len(query) {
+		if c := query[i]; c == '?' || inPath[c] {
+			b = append(b, c)
+		} else {
+			b = append(b, '%', upperHex[c>>4], upperHex[c&15])
+		}
+	}
+	return string(b)
 }
+
+const upperHex = "0123456789ABCDEF"
 
 func isHex(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
@@ -655,8 +923,7 @@ func mustUnescape(s string) string {
 	return s
 }
 
-// expandPath fills a template with the path values of r. A value that would be a dot segment is refused:
-// the target would read another path than the one that was routed.
+// expandPath fills a template with the path values of r.
 func expandPath(template []templatePart, r *http.Request) (string, error) {
 	var b strings.Builder
 	for _, part := range template {
@@ -668,24 +935,20 @@ func expandPath(template []templatePart, r *http.Request) (string, error) {
 		if value == "" && !part.rest {
 			return "", fmt.Errorf("gateway: Proxy: the route has no path value %q", part.name)
 		}
-		segments := []string{value}
-		if part.rest {
-			if rest, ok := escapedRest(r.URL, value); ok {
-				b.WriteString(rest)
-				continue
-			}
-			segments = strings.Split(value, "/")
+		if !part.rest {
+			b.WriteString(url.PathEscape(value))
+			continue
 		}
-		for i, s := range segments {
+		if rest, ok := escapedRest(r.URL, value); ok {
+			b.WriteString(rest)
+			continue
+		}
+		for i, s := range strings.Split(value, "/") {
 			if i > 0 {
 				b.WriteByte('/')
 			}
 			b.WriteString(url.PathEscape(s))
 		}
 	}
-	path := b.String()
-	if slices.ContainsFunc(strings.Split(path, "/"), func(s string) bool { return s == "." || s == ".." }) {
-		return "", &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("path value makes %q a path with dot segments", path)}
-	}
-	return path, nil
+	return b.String(), nil
 }
