@@ -60,7 +60,7 @@ func MatchHeaderRegexp(name, expr string) Match {
 }
 
 func matchedField(caller, name string) string {
-	if !isToken(name) {
+	if !validToken(name) {
 		panic("gateway: " + caller + ": " + strconv.Quote(name) + " is no header field name")
 	}
 	if name = http.CanonicalHeaderKey(name); name == "Host" {

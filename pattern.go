@@ -43,7 +43,7 @@ func parsePattern(text string) (*pathPattern, error) {
 	rest := text
 	if i := strings.IndexAny(text, " \t"); i >= 0 {
 		p.method, rest = text[:i], strings.TrimLeft(text[i+1:], " \t")
-		if p.method != "" && !isToken(p.method) {
+		if p.method != "" && !validToken(p.method) {
 			return nil, fmt.Errorf("invalid method %q", p.method)
 		}
 	}
@@ -130,17 +130,6 @@ func parseSegment(seg string, last bool) (pathSegment, error) {
 // shared returns the one copy of s that all patterns share, so that in big tables the words that are
 // compared are in the processor's cache.
 func shared(s string) string { return unique.Make(s).Value() }
-
-// isToken reports whether s can be a method (RFC 9110 section 5.6.2).
-func isToken(s string) bool {
-	for i := range len(s) {
-		c := s[i]
-		if c <= ' ' || c >= 0x7f || strings.IndexByte(`"(),/:;<=>?@[\]{}`, c) >= 0 {
-			return false
-		}
-	}
-	return s != ""
-}
 
 // canonicalHost returns host, as in the Host field, as patterns have it: without port, brackets and
 // final dot, in lower case. It allocates only when something in it is in upper case.
