@@ -370,8 +370,27 @@ func (w *responseWriter) Flush() { _ = w.FlushError() }
 
 // FlushError is Flush for http.ResponseController.
 func (w *responseWriter) FlushError() error {
+	if !w.started() && !flushes(w.ResponseWriter) {
+		return http.ErrNotSupported // nothing goes out, so nothing has begun
+	}
 	w.start(http.StatusOK)
 	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// flushes reports whether http.ResponseController finds a way to flush w.
+func flushes(w http.ResponseWriter) bool {
+	for {
+		switch v := w.(type) {
+		case *responseWriter:
+			w = v.ResponseWriter
+		case interface{ FlushError() error }, http.Flusher:
+			return true
+		case interface{ Unwrap() http.ResponseWriter }:
+			w = v.Unwrap()
+		default:
+			return false
+		}
+	}
 }
 
 // Hijack hands the connection over. The exchange counts as switched to another protocol.

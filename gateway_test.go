@@ -388,3 +388,14 @@ func TestWriterKeepsWhatIsBelow(t *testing.T) {
 		get(t, s.URL)
 	})
 }
+
+func TestFlushThatIsNotSupportedBeginsNothing(t *testing.T) {
+	rec := httptest.NewRecorder()
+	gateway.Timeout(time.Hour)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.(http.Flusher).Flush()
+		gateway.WriteError(w, r, gateway.ErrForbidden)
+	})).ServeHTTP(struct{ http.ResponseWriter }{rec}, httptest.NewRequest("GET", "/", nil)) // as under http.TimeoutHandler
+	if rec.Code != http.StatusForbidden {
+		t.Errorf("status %d, want 403", rec.Code)
+	}
+}

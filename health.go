@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -206,7 +207,9 @@ func (p *pool) eject(m *member, o Outcome) {
 	if float64(ejected) > p.health.MaxEjected*float64(len(p.members)) {
 		return
 	}
-	m.ejectedUntil = now.Add(p.health.EjectFor << min(m.ejections.Add(1)-1, maxDoubling))
+	m.passed = 0 // what it passed before tells nothing of now
+	doublings := min(m.ejections.Add(1)-1, maxDoubling)
+	m.ejectedUntil = now.Add(min(p.health.EjectFor, math.MaxInt64>>doublings) << doublings)
 	m.reason = fmt.Sprintf("ejected: %d failures in a row, the last: %s", m.failures.Swap(0), o)
 	p.choose()
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -266,6 +267,34 @@ func TestProbesEndEjection(t *testing.T) {
 		u.CheckHealth(ctx)
 		if got := states(u); got != "a b" {
 			t.Errorf("after two passes: %s", got)
+		}
+	})
+}
+
+func TestPassesBeforeEjectionDoNotEndIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWard()
+		u := gateway.NewUpstream("u", gateway.MustTargets("http://a", "http://b"), &gateway.UpstreamOptions{
+			Transport: w, Balancer: gateway.RoundRobin(),
+			Health: gateway.HealthOptions{Path: "/", EjectFor: math.MaxInt64, Interval: time.Second, Healthy: 3},
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer synctest.Wait()
+		defer cancel()
+		go u.CheckHealth(ctx)
+		for round := range 2 { // EjectFor cannot be doubled
+			time.Sleep(10 * time.Second)
+			w.set("a", 500)
+			w.ask(u, 6)
+			w.heal("a")
+			time.Sleep(1800 * time.Millisecond)
+			if got := states(u); got != "-a b" {
+				t.Errorf("round %d, after two passes: %s", round, got)
+			}
+			time.Sleep(2 * time.Second)
+			if got := states(u); got != "a b" {
+				t.Errorf("round %d, after three passes: %s", round, got)
+			}
 		}
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
@@ -45,7 +46,7 @@ type ObserveOptions struct {
 // gateway.outcome, and error.type where OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted or
 // OutcomeInternal is it. A method that no RFC knows is _OTHER.
 //
-// The span takes its name from method and pattern. Where no tracing SDK is installed, ids are made here
+// The span takes its name from method and pattern; of a method that no RFC knows, "HTTP" stands for it. Where no tracing SDK is installed, ids are made here
 // and passed on as sampled, so that services behind the gateway may trace.
 //
 // The log line has the message "request", with the route's name, and the level Info, or Error where error.type would be set, and
@@ -146,7 +147,7 @@ func (o *observer) trace(ex *exchange, r *http.Request) (*http.Request, trace.Sp
 	default:
 		state = ""
 	}
-	ctx, span := o.tracer.Start(ctx, knownMethod(r.Method), opts...)
+	ctx, span := o.tracer.Start(ctx, spanMethod(r.Method), opts...)
 
 	sc := span.SpanContext()
 	if sc.IsValid() {
@@ -163,11 +164,16 @@ func (o *observer) trace(ex *exchange, r *http.Request) (*http.Request, trace.Sp
 	}
 	if span.IsRecording() {
 		span.SetAttributes(
-			attribute.String("url.path", bounded(r.URL.Path)),
+			attribute.String("url.path", exportable(r.URL.Path)),
 			attribute.String("url.scheme", scheme(r)),
-			attribute.String("client.address", ClientAddr(r).String()),
 			attribute.String("network.protocol.version", protocolVersion(r)),
 		)
+		if client := clientText(r); client != "" {
+			span.SetAttributes(attribute.String("client.address", client))
+		}
+		if knownMethod(r.Method) != r.Method {
+			span.SetAttributes(attribute.String("http.request.method_original", exportable(r.Method)))
+		}
 	}
 	id := sc.TraceID().String()
 	ex.mu.Lock()
@@ -197,7 +203,7 @@ func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, spa
 	failed := isFailure(outcome)
 	if span.IsRecording() {
 		if route != "" {
-			span.SetName(knownMethod(r.Method) + " " + route)
+			span.SetName(spanMethod(r.Method) + " " + route)
 			span.SetAttributes(attribute.String("http.route", route))
 		}
 		span.SetAttributes(
@@ -208,6 +214,9 @@ func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, spa
 			span.SetStatus(codes.Error, outcome.String())
 			span.SetAttributes(attribute.String("error.type", errorType(outcome, status)))
 			if err != nil {
+				if text := err.Error(); !utf8.ValidString(text) {
+					err = errors.New(exportable(text))
+				}
 				span.RecordError(err)
 			}
 		}
@@ -240,7 +249,7 @@ func (o *observer) log(ex *exchange, rw *responseWriter, r *http.Request, patter
 		slog.String("outcome", outcome.String()),
 		slog.Duration("took", took),
 		slog.Int64("bytes", written),
-		slog.String("client", ClientAddr(r).String()),
+		slog.String("client", clientText(r)),
 		slog.String("trace_id", traceID),
 	)
 	if identity != nil {
@@ -277,6 +286,18 @@ func bounded(s string) string {
 		return s
 	}
 	return strings.ToValidUTF8(s[:most], "") + "…"
+}
+
+// exportable is bounded for an exporter: with one string that is not UTF-8, protocol buffers, and so OTLP, lose
+// all spans that are sent together.
+func exportable(s string) string { return strings.ToValidUTF8(bounded(s), "\uFFFD") }
+
+// clientText is the client's address; "" when it has none.
+func clientText(r *http.Request) string {
+	if a := ClientAddr(r); a.IsValid() {
+		return a.String()
+	}
+	return ""
 }
 
 // label is what the histogram tells apart.
@@ -369,6 +390,14 @@ func knownMethod(method string) string {
 		return method
 	}
 	return "_OTHER"
+}
+
+// spanMethod is the method in a span's name, as the conventions have it.
+func spanMethod(method string) string {
+	if known := knownMethod(method); known != "_OTHER" {
+		return known
+	}
+	return "HTTP"
 }
 
 func scheme(r *http.Request) string {

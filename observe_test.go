@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -154,6 +156,29 @@ func TestObserveSpans(t *testing.T) {
 	}
 	if len(s.Events) != 1 || !strings.Contains(fmt.Sprint(s.Events), "secret cause") {
 		t.Errorf("events %v", s.Events)
+	}
+}
+
+func TestObserveSpansOfTheStrange(t *testing.T) {
+	tel := newTelemetry(t)
+	h := gateway.Observe(&gateway.ObserveOptions{Tracer: tel.tracer, Meter: tel.meter})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		gateway.WriteError(w, r, fmt.Errorf("%w: no %s", gateway.ErrBadGateway, r.URL.Path))
+	}))
+	r := httptest.NewRequest("BREW", "/%ff", nil)
+	r.RemoteAddr = "@"
+	h.ServeHTTP(httptest.NewRecorder(), r)
+	s := tel.spans.GetSpans()[0]
+	if s.Name != "HTTP" {
+		t.Errorf("name %q", s.Name)
+	}
+	attrs := append(s.Attributes, s.Events[0].Attributes...)
+	if !slices.Contains(attrs, attribute.String("http.request.method_original", "BREW")) {
+		t.Errorf("attributes %v", attrs)
+	}
+	for _, a := range attrs {
+		if !utf8.ValidString(a.Value.Emit()) || a.Key == "client.address" {
+			t.Errorf("%s=%q", a.Key, a.Value.Emit())
+		}
 	}
 }
 

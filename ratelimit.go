@@ -81,13 +81,18 @@ func KeyByHeader(name string) KeyFunc {
 		panic("gateway: KeyByHeader: empty name")
 	}
 	name = http.CanonicalHeaderKey(name)
-	if name == "Host" {
-		return func(r *http.Request) (string, error) { return r.Host, nil }
-	}
 	missing := &Error{
 		Status: http.StatusBadRequest,
 		Detail: "the field " + name + " is needed, once",
 		Err:    errors.New("gateway: no single field " + name + " to limit by"),
+	}
+	if name == "Host" {
+		return func(r *http.Request) (string, error) {
+			if r.Host == "" {
+				return "", missing
+			}
+			return r.Host, nil
+		}
 	}
 	return func(r *http.Request) (string, error) {
 		if v := r.Header[name]; len(v) == 1 && v[0] != "" {
@@ -155,7 +160,8 @@ type RateLimitOptions struct {
 	Limiter func(*http.Request) Limiter
 
 	// Refund gives back what was taken when something inside refuses: its outcome is OutcomeRejected. The
-	// limiter must be a Returner. False: refused requests pay.
+	// limiter must be a Returner. In the fallback of a Breaker, whose request is refused already, nothing is
+	// given back. False: refused requests pay.
 	Refund bool
 
 	// FailOpen admits when the limiter errs. False answers 503.
@@ -277,7 +283,7 @@ func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.deny(ex, rw, r, ErrRateLimited)
 		return
 	}
-	if h.opts.Refund {
+	if h.opts.Refund && !ex.rejected() {
 		defer c.refund(ctx, ex)
 	}
 	h.next.ServeHTTP(rw, r)

@@ -306,6 +306,17 @@ func TestRateLimitRefund(t *testing.T) {
 	}
 }
 
+func TestRateLimitRefundInAFallback(t *testing.T) {
+	c := gateway.NewCircuit("c", nil)
+	c.Trip(time.Hour)
+	l := &scriptLimiter{d: gateway.Decision{OK: true, Limit: 10, Remaining: 9}}
+	fallback := gateway.RateLimit(l, byName("k"), &gateway.RateLimitOptions{Refund: true})(helloLimited)
+	askLimited(t, gateway.Breaker(c, &gateway.BreakerOptions{Fallback: fallback})(http.NotFoundHandler()))
+	if got := l.asked(); got != "take k 1" {
+		t.Errorf("nothing inside refused: %s", got)
+	}
+}
+
 // serveLimited runs a handler without a socket, for bubbles.
 func serveLimited(ctx context.Context, h http.Handler) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
@@ -537,6 +548,7 @@ func TestKeyFuncs(t *testing.T) {
 		{"field empty", header, from("", "X-Api-Key", ""), "", 400},
 		{"field twice", header, from("", "X-Api-Key", "a", "X-Api-Key", "b"), "", 400},
 		{"Host", gateway.KeyByHeader("host"), from(""), "api.example", 0},
+		{"Host absent, as HTTP/1.0 allows", gateway.KeyByHeader("Host"), &http.Request{}, "", 400},
 
 		{"pair", pair, from("", "X-Api-Key", "a", "X-Tenant", "b1:c"), "1:a4:b1:c", 0},
 		{"pair that looks alike", pair, from("", "X-Api-Key", "a4:b", "X-Tenant", "c"), "4:a4:b1:c", 0},

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -83,7 +84,8 @@ type UpstreamOptions struct {
 // ErrBodyTooLarge, context.Canceled, and ErrBadGateway for all else.
 //
 // Each try is measured by the histogram http.client.request.duration of OpenTelemetry's semantic conventions,
-// to the response headers, with gateway.upstream.name and the target as server.address and server.port. When
+// to the response headers, with http.request.method, gateway.upstream.name and the target as server.address and
+// server.port. When
 // a request was sent again, the span that its context carries gets http.request.resend_count.
 //
 // It keeps about 1 KiB a target, and of each request's body what RetryOptions.MaxBodyBytes says, until the
@@ -190,7 +192,7 @@ func (u *Upstream) try(r *http.Request, body *replay, n int, tried []*member) (*
 	if len(choice.members) == 0 {
 		return nil, nil, fmt.Errorf("%w: upstream %s", ErrNoTarget, u.name)
 	}
-	t := &attempt{upstream: u, client: r.Context(), start: time.Now()}
+	t := &attempt{upstream: u, method: r.Method, client: r.Context(), start: time.Now()}
 	var err error
 	if c := u.opts.Circuit; c != nil && !exchangeFrom(r.Context()).passed(c) {
 		if t.circuit, err = c.allow(); err != nil {
@@ -280,6 +282,7 @@ type attempt struct {
 
 	upstream *Upstream
 	member   *member
+	method   string
 	link     url.URL         // that was asked
 	client   context.Context // ends when the one who asked leaves
 	start    time.Time
@@ -335,7 +338,7 @@ func (t *attempt) tell(o Outcome) {
 	t.upstream.pool.saw(t.member, o)
 	if u := t.upstream; u.duration.Enabled(t.client) {
 		u.duration.Record(t.client, time.Since(t.start).Seconds(), u.labels.get(tryLabel{
-			upstream: u.name, target: t.member.URL, status: t.status, outcome: o,
+			method: knownMethod(cmp.Or(t.method, http.MethodGet)), upstream: u.name, target: t.member.URL, status: t.status, outcome: o,
 		})...)
 	}
 }
@@ -375,6 +378,7 @@ func (c *attemptConn) Write(p []byte) (int, error) { return c.conn.Write(p) }
 
 // tryLabel is what http.client.request.duration tells apart.
 type tryLabel struct {
+	method   string
 	upstream string
 	target   *url.URL
 	status   int // 0 without a response
@@ -382,15 +386,21 @@ type tryLabel struct {
 }
 
 func (l tryLabel) set() attribute.Set {
-	attrs := make([]attribute.KeyValue, 0, 6)
+	attrs := make([]attribute.KeyValue, 0, 7)
 	attrs = append(attrs,
+		attribute.String("http.request.method", l.method),
 		attribute.String("gateway.upstream.name", l.upstream),
 		attribute.String("gateway.outcome", l.outcome.String()),
 		attribute.String("server.address", l.target.Hostname()),
 	)
-	if port, err := strconv.Atoi(l.target.Port()); err == nil {
-		attrs = append(attrs, attribute.Int("server.port", port))
+	port, err := strconv.Atoi(l.target.Port())
+	if err != nil {
+		port = 80
+		if l.target.Scheme == "https" {
+			port = 443
+		}
 	}
+	attrs = append(attrs, attribute.Int("server.port", port))
 	if l.status != 0 {
 		attrs = append(attrs, attribute.Int("http.response.status_code", l.status))
 	}

@@ -17,6 +17,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+
 	"github.com/seed-96248d0c/gateway"
 )
 
@@ -238,6 +241,37 @@ func TestUpstreamCountsBodies(t *testing.T) {
 				t.Errorf("circuit %v", c.State())
 			}
 		})
+	}
+}
+
+func TestUpstreamMeasures(t *testing.T) {
+	tel := newTelemetry(t)
+	u := gateway.NewUpstream("u", gateway.MustTargets("https://t.example"), &gateway.UpstreamOptions{
+		Meter:     tel.meter,
+		Transport: roundTrip(func(r *http.Request) (*http.Response, error) { return answered(r, 503, http.NoBody), nil }),
+	})
+	res, err := u.RoundTrip(httptest.NewRequest("PUT", "/", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	want := attribute.NewSet(
+		attribute.String("http.request.method", "PUT"),
+		attribute.String("gateway.upstream.name", "u"),
+		attribute.String("gateway.outcome", "upstream_error"),
+		attribute.String("server.address", "t.example"),
+		attribute.Int("server.port", 443),
+		attribute.Int("http.response.status_code", 503),
+		attribute.String("error.type", "503"),
+	)
+	var rm metricdata.ResourceMetrics
+	if err := tel.reader.Collect(t.Context(), &rm); err != nil {
+		t.Fatal(err)
+	}
+	m := rm.ScopeMetrics[0].Metrics[0]
+	points := m.Data.(metricdata.Histogram[float64]).DataPoints
+	if m.Name != "http.client.request.duration" || m.Unit != "s" || len(points) != 1 || !points[0].Attributes.Equals(&want) {
+		t.Errorf("%s in %s: %v", m.Name, m.Unit, points)
 	}
 }
 
