@@ -592,9 +592,9 @@ func TestJWKSHostileOverHTTP(t *testing.T) {
 			w.Header().Set("Content-Length", "1000")
 			io.WriteString(w, good)
 		},
-		"to another host":   http.RedirectHandler(elsewhere.URL, 307).ServeHTTP,
-		"to another scheme": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://"+r.Host, 302) },
-		"to a file":         http.RedirectHandler("file:///etc/passwd", 302).ServeHTTP,
+		"to another host":   http.RedirectHandler(elsewhere.URL, http.StatusTemporaryRedirect).ServeHTTP,
+		"to another scheme": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://"+r.Host, http.StatusFound) },
+		"to a file":         http.RedirectHandler("file:///etc/passwd", http.StatusFound).ServeHTTP,
 		"a connection cut":  func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 	} {
 		t.Run(name, func(t *testing.T) {
