@@ -231,7 +231,8 @@ type JWKSOptions struct {
 // whose key it already has: a refresh runs in one goroutine, started by a request and bounded by Client's
 // timeout, 5s where it has none. A request with an unknown kid waits for a refresh that begins after it came, so
 // that a key may be used as soon as it is published; when MinInterval puts that off by more than a second, the
-// request is refused at once. Without any set yet, and the URL down, it answers 503 with Retry-After.
+// request is refused at once. While the URL fails nobody can tell an unknown kid from a new one, and it is answered
+// with 503 and Retry-After.
 //
 // A key that cannot be used is skipped: symmetric keys and those published with their private half always,
 // others than for signatures (use, key_ops), of an unknown type, curve or algorithm, malformed or too weak. A
@@ -300,7 +301,8 @@ func NewJWKS(rawURL string, opts *JWKSOptions) (*JWKS, error) {
 const maxKeyWait = time.Second
 
 // Key returns the key that kid and alg mean. The error wraps ErrUnauthenticated when there is none, is an
-// *Error with status 503 when there is no key set, and ctx's own when that ended first.
+// *Error with status 503 when the last refresh failed and the last good set has none, and ctx's own when that
+// ended first.
 func (k *JWKS) Key(ctx context.Context, kid, alg string) (any, error) {
 	now := time.Now()
 	if set := k.set.Load(); set != nil {
@@ -332,30 +334,29 @@ func (k *JWKS) Key(ctx context.Context, kid, alg string) (any, error) {
 				return nil, ctx.Err()
 			}
 		}
-		set := k.set.Load()
-		if set != nil {
+		missing := k.missing() // before the set is looked at: it may be replaced in between
+		if set := k.set.Load(); set != nil {
 			if key := set.find(kid, alg); key != nil {
 				return key, nil
 			}
 		}
-		switch {
-		case running != nil && late:
-		case set == nil:
-			return nil, k.unavailable()
-		default:
-			return nil, errNoKey
+		if running == nil || !late {
+			return nil, missing
 		}
 	}
 }
 
-// unavailable is why there is no key set at all.
-func (k *JWKS) unavailable() error {
+// missing is what the last refresh says of a key that is not in the set: that there is none, or nothing.
+func (k *JWKS) missing() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.err == nil {
+		return errNoKey
+	}
 	return &Error{
 		Status: http.StatusServiceUnavailable,
 		Header: http.Header{"Retry-After": {seconds(k.minInterval - time.Since(k.last))}},
-		Err:    fmt.Errorf("gateway: no key set yet: %w", k.err),
+		Err:    fmt.Errorf("gateway: key set out of reach: %w", k.err),
 	}
 }
 

@@ -415,6 +415,17 @@ func TestJWKSFailures(t *testing.T) {
 						t.Errorf("the last good set: %v after %v", err, time.Since(start))
 					}
 				}
+				time.Sleep(10 * time.Second)
+				for range 2 { // the first waits for a refresh, the second may not begin one
+					if _, err := k.Key(t.Context(), "new", "EdDSA"); !errors.As(err, &e) || e.Status != http.StatusServiceUnavailable || e.Header.Get("Retry-After") == "" {
+						t.Errorf("a kid of which nobody can tell: %v", err)
+					}
+				}
+				good = true
+				time.Sleep(10 * time.Second)
+				if _, err := k.Key(t.Context(), "new", "EdDSA"); !errors.Is(err, gateway.ErrUnauthenticated) {
+					t.Errorf("a kid that is not there: %v", err)
+				}
 				time.Sleep(10 * time.Second) // the last refresh is over before the bubble is
 			})
 		})
@@ -581,9 +592,9 @@ func TestJWKSHostileOverHTTP(t *testing.T) {
 			w.Header().Set("Content-Length", "1000")
 			io.WriteString(w, good)
 		},
-		"to another host":   http.RedirectHandler(elsewhere.URL, 307).ServeHTTP,
-		"to another scheme": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://"+r.Host, 302) },
-		"to a file":         http.RedirectHandler("file:///etc/passwd", 302).ServeHTTP,
+		"to another host":   http.RedirectHandler(elsewhere.URL, http.StatusTemporaryRedirect).ServeHTTP,
+		"to another scheme": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://"+r.Host, http.StatusFound) },
+		"to a file":         http.RedirectHandler("file:///etc/passwd", http.StatusFound).ServeHTTP,
 		"a connection cut":  func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -19,7 +19,7 @@
 //     to publish a key MinInterval - 1s before its first use: 9s for NewOIDC, whose MinInterval is 10s, and
 //     not at all ahead where MinInterval is at most 1s.
 //   - Where the key set is sometimes out of reach for a time T, it is the period + MinInterval + T. Meanwhile
-//     the last good set serves, also for tokens that the gateway has never seen.
+//     the last good set serves, also for tokens that the gateway has never seen, and an unknown key's get 503.
 //   - A key must stay published until the last token that it signed has expired.
 //   - A withdrawn key is believed for one period more, or until the key set is within reach again, and it is a
 //     request that makes the gateway ask. Who withdraws keys because they were stolen wants a small MaxAge.
