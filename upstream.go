@@ -165,7 +165,7 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	var tried []*member
 	for n := 1; ; n++ {
-		res, m, err := u.try(r, body, n, tried)
+		res, m, err := u.try(r, body, tried)
 		status := 0
 		if res != nil {
 			status = res.StatusCode
@@ -187,14 +187,14 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // try makes one attempt. The member is nil when none was asked.
-func (u *Upstream) try(r *http.Request, body *replay, n int, tried []*member) (*http.Response, *member, error) {
+func (u *Upstream) try(r *http.Request, body *replay, tried []*member) (*http.Response, *member, error) {
 	choice := u.pool.choice()
 	if len(choice.members) == 0 {
 		return nil, nil, fmt.Errorf("%w: upstream %s", ErrNoTarget, u.name)
 	}
 	t := &attempt{upstream: u, method: r.Method, client: r.Context(), start: time.Now()}
-	var err error
 	if c := u.opts.Circuit; c != nil && !exchangeFrom(r.Context()).passed(c) {
+		var err error
 		if t.circuit, err = c.allow(); err != nil {
 			return nil, nil, err
 		}
@@ -221,30 +221,11 @@ func (u *Upstream) try(r *http.Request, body *replay, n int, tried []*member) (*
 		t.cancel = cancel
 		t.timer = time.AfterFunc(d, func() { cancel(ErrTimeout) })
 	}
-	var pooled *pooledConn
-	if body != nil && isIdempotent(r.Method) || r.Method == http.MethodPut || r.Method == http.MethodDelete {
-		pooled = new(pooledConn)
-		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: pooled.got, GotFirstResponseByte: pooled.answer})
-	}
 	out := r.WithContext(ctx)
 	t.link = *r.URL
 	out.URL = &t.link
 	aim(out.URL, t.member.URL)
-	var res *http.Response
-	for again := range maxDeadConns {
-		if body != nil {
-			view, err := body.view()
-			if err != nil {
-				return nil, nil, attemptError(r, err)
-			}
-			out.Body = view
-			out.GetBody = body.view
-		}
-		if res, err = u.opts.Transport.RoundTrip(out); err == nil || again+1 == maxDeadConns ||
-			!pooled.wasDead() || !body.whole() || ctx.Err() != nil {
-			break
-		}
-	}
+	res, err := u.send(out, body)
 	if t.timer != nil && !t.timer.Stop() && err == nil && context.Cause(ctx) == ErrTimeout {
 		// The time ran out just as the headers came: the body is cancelled already.
 		res.Body.Close()
@@ -259,11 +240,36 @@ func (u *Upstream) try(r *http.Request, body *replay, n int, tried []*member) (*
 	return res, t.member, nil
 }
 
+// send makes the round trip of one attempt. net/http's transport makes it again by itself when a connection
+// from the pool turns out dead, if the method is safe and there is no body; for the other idempotent requests
+// that is done here.
+func (u *Upstream) send(out *http.Request, body *replay) (*http.Response, error) {
+	var pooled *pooledConn
+	if body != nil && isIdempotent(out.Method) || out.Method == http.MethodPut || out.Method == http.MethodDelete {
+		pooled = new(pooledConn)
+		out = out.WithContext(httptrace.WithClientTrace(out.Context(),
+			&httptrace.ClientTrace{GotConn: pooled.got, GotFirstResponseByte: pooled.answer}))
+	}
+	for n := 1; ; n++ {
+		if body != nil {
+			view, err := body.view()
+			if err != nil {
+				return nil, err
+			}
+			out.Body = view
+			out.GetBody = body.view
+		}
+		res, err := u.opts.Transport.RoundTrip(out)
+		if err == nil || n == maxDeadConns || !pooled.wasDead() || !body.whole() || out.Context().Err() != nil {
+			return res, err
+		}
+	}
+}
+
 // maxDeadConns is how many pooled connections may turn out dead before a request fails.
 const maxDeadConns = 5
 
-// pooledConn watches whether a request met a connection from the pool that was dead. net/http's transport
-// sends a request again then when it has a safe method and no body. A nil pooledConn saw nothing.
+// pooledConn watches whether a request met a connection from the pool that was dead. A nil one saw nothing.
 type pooledConn struct{ reused, answered atomic.Bool }
 
 func (c *pooledConn) got(info httptrace.GotConnInfo) {
