@@ -37,6 +37,7 @@ type exchange struct {
 
 	req       *http.Request // the copy of the request that belongs to the record
 	ownHeader bool          // req.Header is a copy too
+	apart     bool          // a middleware between may run what is inside it, req too, on another goroutine
 
 	client   netip.Addr // zero until asked for or found by TrustProxies
 	viaProxy bool       // the peer is a trusted proxy, so its word about the client is believed
@@ -91,7 +92,32 @@ func enter(w http.ResponseWriter, r *http.Request) (*exchange, *responseWriter, 
 	if rw, ok := w.(*responseWriter); ok && (rw.ex == ex || rw.ex == ex.whole) {
 		return ex, rw, r
 	}
+	if !ex.below(w) {
+		for e := ex; e != nil; e = e.whole {
+			e.mu.Lock()
+			e.apart = true
+			e.mu.Unlock()
+		}
+	}
 	return ex, &responseWriter{ResponseWriter: w, ex: ex}, r
+}
+
+// below reports whether the record's wrapper is found below w. Where it is not, as under http.TimeoutHandler,
+// the handler that has w may be left behind.
+func (ex *exchange) below(w http.ResponseWriter) bool {
+	for {
+		switch v := w.(type) {
+		case *responseWriter:
+			if v.ex == ex || v.ex == ex.whole {
+				return true
+			}
+			w = v.ResponseWriter
+		case interface{ Unwrap() http.ResponseWriter }:
+			w = v.Unwrap()
+		default:
+			return false
+		}
+	}
 }
 
 // child returns a record for what runs beside the request: it knows what ex knew when it was made,

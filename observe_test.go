@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -334,6 +335,20 @@ func TestObserveUnderForeignMiddleware(t *testing.T) {
 	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/users/7", nil))
 	if line := j.next(t); line["status"] != "403" || line["outcome"] != "rejected" || line["route"] != "GET /users/{id}" {
 		t.Errorf("logged %v", line)
+	}
+}
+
+// The handler that http.TimeoutHandler has given up goes on with the request.
+func TestObserveLooksAtNoRequestOfAnother(t *testing.T) {
+	mux := http.NewServeMux()
+	held := make(chan bool)
+	mux.HandleFunc("GET /x", func(http.ResponseWriter, *http.Request) { <-held })
+	defer close(held)
+	h := gateway.Observe(nil)(http.TimeoutHandler(gateway.Timeout(time.Hour)(mux), 10*time.Millisecond, ""))
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, httptest.NewRequest("GET", "/x", nil)) // the race detector judges
+	if rec.Code != http.StatusServiceUnavailable {
+		t.Errorf("status %d", rec.Code)
 	}
 }
 

@@ -586,7 +586,7 @@ func RoutePattern(ctx context.Context) string {
 	for ex := exchangeFrom(ctx); ex != nil; ex = ex.whole {
 		ex.mu.Lock()
 		pattern := ex.pattern
-		if pattern == "" && ex.req != nil {
+		if pattern == "" && ex.req != nil && !ex.apart {
 			pattern = ex.req.Pattern
 		}
 		ex.mu.Unlock()
