@@ -323,7 +323,8 @@ func (t *attempt) Read(p []byte) (int, error) {
 		t.end(ending{status: t.status}.outcome())
 	default:
 		o := ending{err: err, began: true, gone: leftEarly(t.client)}.outcome()
-		if t.end(o) {
+		// A stream that outlasts the caller's own time says nothing of the target, which has answered in time.
+		if t.end(o) && o == OutcomeAborted {
 			t.circuit.done(o, t.status)
 			t.upstream.pool.saw(t.member, o)
 		}

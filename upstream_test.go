@@ -275,6 +275,34 @@ func TestUpstreamMeasures(t *testing.T) {
 	}
 }
 
+func TestUpstreamStreamOutlastsItsCallersTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 1})
+		u := gateway.NewUpstream("u", gateway.MustTargets("http://a", "http://b"), &gateway.UpstreamOptions{
+			Circuit: c,
+			Health:  gateway.HealthOptions{Unhealthy: 1},
+			Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+				body, w := io.Pipe()
+				context.AfterFunc(r.Context(), func() { w.CloseWithError(r.Context().Err()) })
+				return answered(r, 200, body), nil
+			}),
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		res, err := u.RoundTrip(httptest.NewRequestWithContext(ctx, "GET", "/", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(res.Body); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		res.Body.Close()
+		if got := states(u); got != "a b" || c.State() != gateway.CircuitClosed {
+			t.Errorf("targets %s, circuit %v", got, c.State())
+		}
+	})
+}
+
 // A proxied WebSocket is closed while another goroutine reads from it.
 func TestUpstreamClosedWhileRead(t *testing.T) {
 	c := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 1})
