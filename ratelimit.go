@@ -104,7 +104,12 @@ func KeyByHeader(name string) KeyFunc {
 
 // KeyByRoute is the matched pattern; "" where none is known. One key for all callers: join it with another by
 // Keys to limit each caller on each route.
-func KeyByRoute(r *http.Request) (string, error) { return RoutePattern(r.Context()), nil }
+func KeyByRoute(r *http.Request) (string, error) {
+	if pattern := RoutePattern(r.Context()); pattern != "" {
+		return pattern, nil
+	}
+	return r.Pattern, nil // of a foreign mux, when r is a copy that the record does not know
+}
 
 // Keys joins several keys into one, without ambiguity: each is preceded by its length in bytes and a colon.
 // The first error ends it. It panics without keys or when one is nil.

@@ -570,3 +570,17 @@ func TestKeyFuncs(t *testing.T) {
 		})
 	}
 }
+
+func TestKeyByRouteUnderForeignMux(t *testing.T) {
+	key := ""
+	mux := http.NewServeMux()
+	mux.Handle("GET /users/{id}", gateway.RateLimit(&scriptLimiter{d: gateway.Decision{OK: true}}, func(r *http.Request) (string, error) {
+		key, _ = gateway.KeyByRoute(r)
+		return key, nil
+	}, nil)(helloLimited))
+	h := gateway.Timeout(time.Hour)(http.StripPrefix("/api", mux))
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/api/users/7", nil))
+	if key != "GET /users/{id}" {
+		t.Errorf("%q", key)
+	}
+}
