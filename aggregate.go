@@ -86,7 +86,8 @@ type AggregateOptions struct {
 // All well: 200. An optional part missing: 200 with "errors", an array of {name, status, outcome}, and
 // Cache-Control: no-store. A required part missing: a problem; its 401 (with WWW-Authenticate), 403, 404,
 // 410 or 429 (with Retry-After) pass through as the status, all else is 502, 503 or 504 by its outcome, and
-// the other parts are cancelled without counting against anyone. The status in "errors" is the one that the
+// the other parts are cancelled without counting against anyone; only when a half-open circuit refused it, those
+// under way are waited for, since one may be the circuit's probe. The status in "errors" is the one that the
 // whole would have had, and the outcome is an Outcome's String; "ok" is that of a part which answered with
 // one of the five. A client that leaves cancels all parts.
 //
@@ -312,6 +313,7 @@ type gathering struct {
 	total       atomic.Int64 // bytes of bodies
 	ended       chan int
 	came        []partAnswer
+	over        bool // a required part has failed: no other is asked
 }
 
 // partAnswer is what a part has come to.
@@ -397,13 +399,19 @@ func (g *gathering) gather(cancel context.CancelFunc) (failed *partFailure) {
 		for _, j := range g.parts[i].neededBy {
 			g.came[j].waitsFor--
 		}
+		if c.failed != nil && g.parts[i].Optional {
+			g.ex.remark("part "+g.parts[i].Name+" "+c.failed.outcome.String(), c.failed.err)
+		}
 		if c.panicked == nil && (c.failed == nil || g.parts[i].Optional) {
 			continue
 		}
 		if failed == nil {
 			failed = c.failed
 		}
-		cancel()
+		g.over = true
+		if c.panicked != nil || !isProbing(c.failed.err) {
+			cancel()
+		}
 	}
 	for i := range g.came {
 		if v := g.came[i].panicked; v != nil {
@@ -413,10 +421,17 @@ func (g *gathering) gather(cancel context.CancelFunc) (failed *partFailure) {
 	return failed
 }
 
+// isProbing reports whether err is the refusal of a circuit all of whose probes are under way. One of them may be
+// another part of the same aggregate: to cancel that would keep the circuit from ever closing.
+func isProbing(err error) bool {
+	var no *refusal
+	return errors.As(err, &no) && no.until.IsZero()
+}
+
 // ask starts the parts that can be asked, in their order, and returns how many run. When all is cancelled
 // it starts none.
 func (g *gathering) ask(running int) int {
-	if leftEarly(g.ctx) {
+	if g.over || leftEarly(g.ctx) {
 		return running
 	}
 	for i := range g.parts {

@@ -62,7 +62,7 @@ type AuthOptions struct {
 // either end) is refused with 401: it would be another subject to those who read it there.
 //
 // With ReportOnly, what would be refused goes on as anonymous, or as whom an Auth further out found. It is
-// told by a warning in slog.Default and counted by gateway.report_only, with policy="auth", in the global
+// told in Observe's log line, or by a warning in slog.Default where there is none, and counted by gateway.report_only, with policy="auth", in the global
 // MeterProvider.
 //
 // Auth panics when a is nil.
@@ -210,10 +210,14 @@ func newReporter(policy string) *reporter {
 
 func (p *reporter) add(ex *exchange, r *http.Request, err error) {
 	ex.mu.Lock()
-	traceID, route := ex.traceID, ex.route
+	traceID, route, logged := ex.traceID, ex.route, ex.logged
 	ex.mu.Unlock()
 	ctx := r.Context()
 	p.refused.Add(ctx, 1, p.attrs)
+	ex.remark(p.policy+" would refuse", err)
+	if logged {
+		return // the access log tells
+	}
 	slog.Default().LogAttrs(ctx, slog.LevelWarn, "gateway: would refuse",
 		slog.String("policy", p.policy),
 		slog.Int("status", finish(err).Status),

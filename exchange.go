@@ -43,6 +43,7 @@ type exchange struct {
 	viaProxy bool       // the peer is a trusted proxy, so its word about the client is believed
 
 	observed    bool              // an Observe stands outside
+	logged      bool              // and writes a log
 	traceID     string            // 32 hex digits
 	traceHeader string            // field that carries traceID
 	span        trace.SpanContext // parent of what is asked of upstreams
@@ -55,6 +56,8 @@ type exchange struct {
 	onError   func(http.ResponseWriter, *http.Request, *Error)
 	answering *Error // while onError or a fallback runs
 	guard     *guard // of the innermost Breaker that let the request through
+
+	remarks []string // what went wrong and was not answered with; for the log
 
 	noted   bool    // outcome and err are set; the first word stands
 	outcome Outcome // how it ended, as noted by who ended it
@@ -159,7 +162,7 @@ func (ex *exchange) variant(ctx context.Context) *exchange {
 	if ex.whole != nil {
 		v.whole = ex.whole
 	}
-	v.observed, v.route, v.pattern, v.unrouted = ex.observed, ex.route, ex.pattern, ex.unrouted
+	v.observed, v.logged, v.route, v.pattern, v.unrouted = ex.observed, ex.logged, ex.route, ex.pattern, ex.unrouted
 	v.onError, v.answering = ex.onError, ex.answering
 	v.guard = ex.guard
 	return v
@@ -205,6 +208,21 @@ func (ex *exchange) note(o Outcome, err error) {
 		ex.mu.Lock()
 		if !ex.noted {
 			ex.noted, ex.outcome, ex.err = true, o, err
+		}
+		ex.mu.Unlock()
+	}
+}
+
+// maxRemarks bounds what is kept of a request that goes wrong in many places.
+const maxRemarks = 16
+
+// remark tells the log of something that went wrong, or would have, and that the answer does not show.
+func (ex *exchange) remark(what string, err error) {
+	text := what + ": " + causeText(err)
+	for ; ex != nil; ex = ex.whole {
+		ex.mu.Lock()
+		if len(ex.remarks) < maxRemarks {
+			ex.remarks = append(ex.remarks, text)
 		}
 		ex.mu.Unlock()
 	}

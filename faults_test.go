@@ -221,10 +221,14 @@ func TestTargetFaults(t *testing.T) {
 		}, 200, "timeout", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			patience := 10 * time.Second
+			if tt.name == "slow headers" {
+				patience = 100 * time.Millisecond
+			}
 			c := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 1})
 			transport := gateway.NewTransport(nil)
 			t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
-			u := gateway.NewUpstream("u", gateway.MustTargets(script(t, tt.target)), &gateway.UpstreamOptions{Timeout: 100 * time.Millisecond, Circuit: c, Transport: transport})
+			u := gateway.NewUpstream("u", gateway.MustTargets(script(t, tt.target)), &gateway.UpstreamOptions{Timeout: patience, Circuit: c, Transport: transport})
 			f := new(front)
 			h := gateway.Proxy(u, nil)
 			if tt.name == "slow body" {

@@ -65,9 +65,10 @@ import (
 // unchanged.
 type Middleware = func(http.Handler) http.Handler
 
-// Chain composes middleware; the first is outermost. Without any it returns the handler as it is.
+// Chain composes middleware; the first is outermost. Without any it returns the handler as it is. A nil one
+// panics.
 func Chain(mw ...Middleware) Middleware {
-	mw = append([]Middleware(nil), mw...)
+	mw = checkMiddleware("Chain", mw)
 	return func(next http.Handler) http.Handler {
 		for i := len(mw) - 1; i >= 0; i-- {
 			next = mw[i](next)
@@ -268,6 +269,9 @@ func answerError(w http.ResponseWriter, r *http.Request, e *Error, end ending) {
 				ex.mu.Unlock()
 			}()
 			onError(w, r, e)
+			if rw, ok := w.(*responseWriter); ok && !rw.started() {
+				rw.WriteHeader(e.Status) // not the 200 of a handler that is silent
+			}
 			return
 		}
 	}
@@ -303,7 +307,8 @@ func ErrorFrom(ctx context.Context) error {
 
 // HandleErrors replaces the way errors are written by everything inside it. h gets the finished error:
 // status, fields and all; its Header is in w's already. What h writes by WriteError is a problem as
-// without it. Of two, the inner is asked. It panics when h is nil.
+// without it. When h writes nothing, the status is sent alone. Of two, the inner is asked. It panics when h is
+// nil.
 func HandleErrors(h func(w http.ResponseWriter, r *http.Request, e *Error)) Middleware {
 	if h == nil {
 		panic("gateway: HandleErrors: nil function")
@@ -325,8 +330,8 @@ func HandleErrors(h func(w http.ResponseWriter, r *http.Request, e *Error)) Midd
 	}
 }
 
-// Timeout gives what is inside it d to answer: its context ends, and if nothing was written the client
-// gets 504. It buffers nothing and starts no goroutine, so a handler that ignores its context is waited
+// Timeout gives what is inside it d for the whole answer: its context ends, and if nothing was written the client
+// gets 504. A stream that has begun is cut: for the time to an answer's beginning, see UpstreamOptions.Timeout. It buffers nothing and starts no goroutine, so a handler that ignores its context is waited
 // for. It panics when d is not positive.
 func Timeout(d time.Duration) Middleware {
 	if d <= 0 {

@@ -240,6 +240,17 @@ func TestHandleErrors(t *testing.T) {
 	}
 }
 
+func TestHandleErrorsThatWritesNothing(t *testing.T) {
+	silent := gateway.HandleErrors(func(http.ResponseWriter, *http.Request, *gateway.Error) {})
+	rec := httptest.NewRecorder()
+	silent(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		gateway.WriteError(w, r, gateway.ErrForbidden)
+	})).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+	if rec.Code != 403 {
+		t.Errorf("got %d", rec.Code)
+	}
+}
+
 func TestClientAddr(t *testing.T) {
 	trust := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8"), netip.MustParsePrefix("::ffff:192.168.0.0/112")}
 	for _, tt := range []struct {

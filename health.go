@@ -27,20 +27,31 @@ type HealthOptions struct {
 	MaxEjected float64       // share of the pool that passive ejection may take; 0 means 0.5, negative none
 }
 
+// check refuses what has no meaning; where a field does not say what a negative value means, it has none.
+func (o HealthOptions) check() error {
+	switch {
+	case o.Interval < 0, o.Timeout < 0, o.Healthy < 0, o.EjectFor < 0:
+		return errors.New("Interval, Timeout, Healthy and EjectFor must not be negative")
+	case o.MaxEjected > 1 || o.MaxEjected != o.MaxEjected:
+		return errors.New("MaxEjected is a share of the pool, at most 1")
+	}
+	return nil
+}
+
 func (o HealthOptions) withDefaults() HealthOptions {
-	if o.Interval <= 0 {
+	if o.Interval == 0 {
 		o.Interval = 5 * time.Second
 	}
-	if o.Timeout <= 0 {
+	if o.Timeout == 0 {
 		o.Timeout = time.Second
 	}
-	if o.Healthy <= 0 {
+	if o.Healthy == 0 {
 		o.Healthy = 2
 	}
 	if o.Unhealthy == 0 {
 		o.Unhealthy = 3
 	}
-	if o.EjectFor <= 0 {
+	if o.EjectFor == 0 {
 		o.EjectFor = 10 * time.Second
 	}
 	if o.MaxEjected == 0 {

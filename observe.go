@@ -103,7 +103,7 @@ func (o *observer) serve(next http.Handler, w http.ResponseWriter, r *http.Reque
 	ex, rw, r := enter(w, r)
 	ex.mu.Lock()
 	again := ex.observed
-	ex.observed = true
+	ex.observed, ex.logged = true, o.opts.Logger != nil
 	ex.mu.Unlock()
 	if again {
 		next.ServeHTTP(rw, r)
@@ -200,7 +200,6 @@ func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, spa
 			status: status, outcome: outcome,
 		})...)
 	}
-	failed := isFailure(outcome)
 	if span.IsRecording() {
 		if route != "" {
 			span.SetName(spanMethod(r.Method) + " " + route)
@@ -210,9 +209,9 @@ func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, spa
 			attribute.Int("http.response.status_code", status),
 			attribute.String("gateway.outcome", outcome.String()),
 		)
-		if failed {
+		if kind := errorType(outcome, status); kind != "" {
 			span.SetStatus(codes.Error, outcome.String())
-			span.SetAttributes(attribute.String("error.type", errorType(outcome, status)))
+			span.SetAttributes(attribute.String("error.type", kind))
 			if err != nil {
 				if text := err.Error(); !utf8.ValidString(text) {
 					err = errors.New(exportable(text))
@@ -227,9 +226,15 @@ func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, spa
 
 func (o *observer) log(ex *exchange, rw *responseWriter, r *http.Request, pattern string, status int, outcome Outcome, err error, took time.Duration) {
 	l := o.opts.Logger
+	ex.mu.Lock()
+	remarks := ex.remarks
+	ex.mu.Unlock()
 	level := slog.LevelInfo
-	if isFailure(outcome) {
+	switch {
+	case isFailure(outcome):
 		level = slog.LevelError
+	case status >= 500, len(remarks) > 0:
+		level = slog.LevelWarn
 	}
 	if l == nil || !l.Enabled(r.Context(), level) || o.opts.Quiet != nil && o.opts.Quiet(r) {
 		return
@@ -257,6 +262,9 @@ func (o *observer) log(ex *exchange, rw *responseWriter, r *http.Request, patter
 	}
 	if err != nil {
 		attrs = append(attrs, slog.String("cause", bounded(causeText(err))))
+	}
+	if len(remarks) > 0 {
+		attrs = append(attrs, slog.String("remarks", strings.ToValidUTF8(strings.Join(remarks, "; "), "\uFFFD")))
 	}
 	l.LogAttrs(r.Context(), level, "request", attrs...)
 }
@@ -374,12 +382,12 @@ func (l label) set() attribute.Set {
 // wrong; "" when nothing did.
 func errorType(o Outcome, status int) string {
 	switch {
-	case !isFailure(o):
-		return ""
-	case o == OutcomeUpstreamError && status >= 500:
+	case o == OutcomeUpstreamError && status >= 500, o == OutcomeRejected && status >= 500:
 		return strconv.Itoa(status)
+	case isFailure(o):
+		return o.String()
 	}
-	return o.String()
+	return ""
 }
 
 // knownMethod keeps labels and span names bounded, as the conventions ask.

@@ -604,7 +604,7 @@ func TestProxyFailures(t *testing.T) {
 		{"reset", proxy(backend.URL), "/reset", 502, "upstream_error", "ERROR"},
 		{"garbage", proxy(backend.URL), "/garbage", 502, "upstream_error", "ERROR"},
 		{"its own 500", proxy(backend.URL), "/500", 500, "upstream_error", "ERROR"},
-		{"no targets", gateway.Proxy(gateway.NewUpstream("empty", nil, nil), nil), "/", 503, "rejected", "INFO"},
+		{"no targets", gateway.Proxy(gateway.NewUpstream("empty", nil, nil), nil), "/", 503, "rejected", "WARN"},
 		{"time out around it", gateway.Timeout(30 * time.Millisecond)(patient), "/hang", 504, "timeout", "ERROR"},
 		{"dies in mid-body", proxy(backend.URL), "/midbody", 200, "aborted", "ERROR"},
 	} {

@@ -64,7 +64,7 @@ func KeyByIP(r *http.Request) (string, error) {
 func KeyBySubject(r *http.Request) (string, error) {
 	id, ok := IdentityFrom(r.Context())
 	if !ok {
-		return "", ErrUnauthenticated
+		return "", errNoSubject
 	}
 	var b strings.Builder
 	b.Grow(len(id.Issuer) + len(id.Subject) + 8)
@@ -72,6 +72,8 @@ func KeyBySubject(r *http.Request) (string, error) {
 	joinKey(&b, id.Subject)
 	return b.String(), nil
 }
+
+var errNoSubject = fmt.Errorf("%w: KeyBySubject finds nobody; Auth must stand outside", ErrUnauthenticated)
 
 // KeyByHeader is the value of one request field, such as an API key's or Host's. Where it is absent, empty
 // or there more than once, the request is answered with 400. A client can send what it likes in a field that
@@ -169,7 +171,7 @@ type RateLimitOptions struct {
 	// given back. False: refused requests pay.
 	Refund bool
 
-	// FailOpen admits when the limiter errs. False answers 503.
+	// FailOpen admits when the limiter errs, which is told and counted as ReportOnly is. False answers 503.
 	FailOpen bool
 
 	// MaxWait is the longest Decision.Wait that is served, and never beyond the deadline of the request's
@@ -201,8 +203,15 @@ func RateLimit(l Limiter, key KeyFunc, opts *RateLimitOptions) Middleware {
 	}
 	proto.opts.withDefaults()
 	proto.quoted = quoteString(proto.opts.Name)
+	proto.refusal = fmt.Errorf("%w: policy %s", ErrRateLimited, proto.quoted)
 	if proto.opts.ReportOnly {
 		proto.report = newReporter("ratelimit " + proto.opts.Name)
+	}
+	if proto.opts.FailOpen {
+		proto.opened = newReporter("ratelimit " + proto.opts.Name + ", open")
+	}
+	if _, ok := l.(Returner); proto.opts.Refund && !ok && proto.opts.Limiter == nil {
+		panic("gateway: RateLimit: Refund needs a Limiter that is a Returner")
 	}
 	return func(next http.Handler) http.Handler {
 		h := proto
@@ -235,6 +244,8 @@ type rateLimit struct {
 	opts    RateLimitOptions
 	quoted  string    // Name as a structured field's String
 	report  *reporter // nil: refuse
+	opened  *reporter // of the limiter's failures; nil: refuse
+	refusal error     // without a time to come back
 	next    http.Handler
 }
 
@@ -263,10 +274,11 @@ func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case ctx.Err() == context.Canceled:
 			WriteError(rw, r, context.Canceled)
-		case h.opts.FailOpen:
+		case h.opened != nil:
+			h.opened.add(ex, r, h.failed(err))
 			h.next.ServeHTTP(rw, r)
 		default:
-			h.deny(ex, rw, r, &Error{Status: http.StatusServiceUnavailable, Err: fmt.Errorf("gateway: rate limiter: %w", err)})
+			h.deny(ex, rw, r, h.failed(err))
 		}
 		return
 	}
@@ -282,16 +294,21 @@ func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case c.OK:
 	case c.RetryAfter > 0:
-		h.deny(ex, rw, r, limited(c.RetryAfter))
+		h.deny(ex, rw, r, &limited{h.refusal, c.RetryAfter})
 		return
 	default:
-		h.deny(ex, rw, r, ErrRateLimited)
+		h.deny(ex, rw, r, h.refusal)
 		return
 	}
 	if h.opts.Refund && !ex.rejected() {
 		defer c.refund(ctx, ex)
 	}
 	h.next.ServeHTTP(rw, r)
+}
+
+// failed is the answer when the limiter could not decide.
+func (h *rateLimit) failed(err error) error {
+	return &Error{Status: http.StatusServiceUnavailable, Err: fmt.Errorf("gateway: rate limiter: %w", err)}
 }
 
 // deny refuses, or tells what it would have refused and lets it pass.
@@ -352,11 +369,13 @@ func (c *charge) refund(ctx context.Context, ex *exchange) {
 }
 
 // limited is ErrRateLimited with the time after which to ask again.
-type limited time.Duration
+type limited struct {
+	error
+	wait time.Duration
+}
 
-func (limited) Error() string               { return ErrRateLimited.Error() }
-func (limited) Unwrap() error               { return ErrRateLimited }
-func (l limited) retryAfter() time.Duration { return time.Duration(l) }
+func (l *limited) Unwrap() error             { return l.error }
+func (l *limited) retryAfter() time.Duration { return l.wait }
 
 // tell writes the fields for d.
 func (h *rateLimit) tell(to http.Header, d *Decision) {

@@ -17,7 +17,7 @@ import (
 
 // Route is a handler and what a request must be to reach it.
 type Route struct {
-	Name       string  // for logs, Stats and Explain; "" means Pattern. http.route stays the path template
+	Name       string  // for logs and Explain; "" means Pattern. http.route stays the path template
 	Pattern    string  // ServeMux syntax: [METHOD ][HOST]/[PATH], {name}, {name...}, {$}
 	Match      []Match // all must hold
 	Handler    http.Handler

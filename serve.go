@@ -14,10 +14,10 @@ import (
 
 // ServeOptions say how Serve starts and stops.
 type ServeOptions struct {
-	Drain    time.Duration // 0 means 30s
+	Drain    time.Duration // 0 means 30s, negative none: what is in flight is cut
 	Delay    time.Duration // between turning unready and closing the listener; 0 means none
 	Listener net.Listener  // nil: one on srv.Addr
-	Ready    string        // path answered with 200, and with 503 once ctx has ended; "" means none
+	Ready    string        // path, with its slash, answered with 200, and with 503 once ctx has ended; "" means none
 }
 
 // Serve runs srv until ctx ends, then turns unready, waits Delay, stops accepting, drains requests and
@@ -37,6 +37,9 @@ func Serve(ctx context.Context, srv *http.Server, opts *ServeOptions) error {
 	var o ServeOptions
 	if opts != nil {
 		o = *opts
+	}
+	if o.Ready != "" && o.Ready[0] != '/' {
+		return fmt.Errorf("gateway: Serve: Ready must begin with a slash: %q", o.Ready)
 	}
 	if o.Drain == 0 {
 		o.Drain = 30 * time.Second

@@ -9,7 +9,7 @@ import (
 
 // Branch is one of the handlers between which Split chooses.
 type Branch struct {
-	Name    string // added to the route's name for logs and Stats, as "checkout/canary"; "" adds nothing
+	Name    string // added to the route's name for logs, as "checkout/canary"; "" adds nothing
 	Weight  int    // share among the branches' sum; 0 takes no requests
 	Handler http.Handler
 }

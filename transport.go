@@ -22,11 +22,15 @@ const maxResponseHeaderBytes = 1 << 20
 
 // NewTransport returns the transport that upstreams use when none is given. It speaks HTTP/1.1 and, over
 // TLS, HTTP/2; to URLs of scheme h2c it speaks HTTP/2 without TLS. It asks no proxy of the environment,
-// leaves encodings alone, and takes at most 1 MiB of response header. It is safe for concurrent use.
+// leaves encodings alone, and takes at most 1 MiB of response header. It is safe for concurrent use. A negative
+// option panics.
 func NewTransport(opts *TransportOptions) http.RoundTripper {
 	var o TransportOptions
 	if opts != nil {
 		o = *opts
+	}
+	if o.DialTimeout < 0 || o.MaxIdlePerHost < 0 || o.MaxPerHost < 0 || o.IdleTimeout < 0 {
+		panic("gateway: NewTransport: negative option")
 	}
 	if o.DialTimeout == 0 {
 		o.DialTimeout = 3 * time.Second

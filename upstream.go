@@ -32,6 +32,9 @@ type Target struct {
 func ParseTargets(rawURLs ...string) ([]Target, error) {
 	targets := make([]Target, 0, len(rawURLs))
 	for _, raw := range rawURLs {
+		if !strings.Contains(raw, "://") {
+			return nil, fmt.Errorf("gateway: ParseTargets: target %q has no scheme, such as http://", raw)
+		}
 		u, err := url.Parse(raw)
 		if err != nil {
 			return nil, fmt.Errorf("gateway: ParseTargets: %w", err)
@@ -61,10 +64,17 @@ func checkTarget(u *url.URL) error {
 		return fmt.Errorf("target %q: scheme must be http, https or h2c", u.Redacted())
 	case u.Hostname() == "" || u.Opaque != "":
 		return fmt.Errorf("target %q: no host", u.Redacted())
+	case u.Port() != "" && !validPort(u.Port()):
+		return fmt.Errorf("target %q: no such port", u.Redacted())
 	case u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
 		return fmt.Errorf("target %q: user, query and fragment have no place in a target", u.Redacted())
 	}
 	return nil
+}
+
+func validPort(port string) bool {
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && n > 0
 }
 
 // UpstreamOptions say how an Upstream chooses, waits and tries again.
@@ -101,8 +111,8 @@ type Upstream struct {
 }
 
 // NewUpstream returns an Upstream of targets. Its name is for logs and metrics. It panics when a target's
-// URL is not one that ParseTargets takes, or its Weight is negative, or when Health.Path is no path. Without
-// targets every request gets ErrNoTarget.
+// URL is not one that ParseTargets takes, or its Weight is negative, or when an option makes no
+// sense. Without targets every request gets ErrNoTarget.
 func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream {
 	u := &Upstream{name: name}
 	if opts != nil {
@@ -119,6 +129,12 @@ func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream
 	}
 	if u.opts.Meter == nil {
 		u.opts.Meter = otel.GetMeterProvider()
+	}
+	if u.opts.Retry.Attempts < 0 {
+		panic("gateway: NewUpstream: Retry.Attempts must not be negative")
+	}
+	if err := u.opts.Health.check(); err != nil {
+		panic("gateway: NewUpstream: Health: " + err.Error())
 	}
 	u.opts.Retry = u.opts.Retry.withDefaults()
 	u.opts.Health = u.opts.Health.withDefaults()
