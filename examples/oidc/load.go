@@ -276,12 +276,14 @@ func (l *load) print(out io.Writer) {
 	fmt.Fprintln(out)
 }
 
+var errTooShort = errors.New("too short a run to tell")
+
 // verdict says whether all was as it must be.
 func (l *load) verdict(out io.Writer) error {
 	now := time.Now()
 	switch {
 	case l.valid == 0 || l.down > 0 && l.whileAway == 0:
-		return errors.New("too short a run to tell")
+		return errTooShort
 	case l.refused > 0:
 		return fmt.Errorf("%d requests with a valid token were refused; the first, %s", l.refused, l.firstNo)
 	}

