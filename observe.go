@@ -335,8 +335,11 @@ type labels interface {
 // labelCache keeps the attribute set of each label that was seen, at most maxLabels, so that none is built
 // on the way of a request. Readers take no lock.
 type labelCache[L labels] struct {
-	known atomic.Pointer[map[L][]metric.RecordOption]
-	mu    sync.Mutex // one writer at a time
+	known atomic.Pointer[map[L][]metric.RecordOption] // is replaced, never changed
+
+	mu     sync.Mutex
+	fresh  map[L][]metric.RecordOption // what known lacks
+	missed int                         // times that known lacked something
 }
 
 // maxLabels bounds the cache: at 1 KiB each, 4 MiB. When it is full it begins anew.
@@ -348,15 +351,35 @@ func (c *labelCache[L]) get(l L) []metric.RecordOption {
 			return options
 		}
 	}
-	options := []metric.RecordOption{metric.WithAttributeSet(l.set())}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	grown := make(map[L][]metric.RecordOption)
-	if known := c.known.Load(); known != nil && len(*known) < maxLabels {
-		maps.Copy(grown, *known)
+	var known map[L][]metric.RecordOption
+	if p := c.known.Load(); p != nil {
+		known = *p
 	}
-	grown[l] = options
+	options, ok := known[l]
+	if !ok {
+		options, ok = c.fresh[l]
+	}
+	if !ok {
+		options = []metric.RecordOption{metric.WithAttributeSet(l.set())}
+		if c.fresh == nil {
+			c.fresh = make(map[L][]metric.RecordOption)
+		}
+		c.fresh[l] = options
+	}
+	// As many misses as there are labels pay for the copy.
+	all := len(known) + len(c.fresh)
+	if c.missed++; c.missed < all && all < maxLabels {
+		return options
+	}
+	grown := make(map[L][]metric.RecordOption, all)
+	if all <= maxLabels {
+		maps.Copy(grown, known)
+	}
+	maps.Copy(grown, c.fresh)
 	c.known.Store(&grown)
+	c.fresh, c.missed = nil, 0
 	return options
 }
 
