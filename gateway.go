@@ -177,6 +177,8 @@ func finish(err error) *Error {
 	var given *Error
 	var tooLarge *http.MaxBytesError
 	switch {
+	case err == error(given): // nil, but for its type
+		err, e.Status = nil, http.StatusInternalServerError
 	case errors.As(err, &given) && given != nil:
 		e = *given
 		e.Header = given.Header.Clone()

@@ -106,6 +106,7 @@ func TestWriteError(t *testing.T) {
 		header map[string]string
 	}{
 		{name: "nil", err: nil, status: 500, title: "Internal Server Error"},
+		{name: "nil of its type", err: (*gateway.Error)(nil), status: 500, title: "Internal Server Error"},
 		{name: "unknown", err: secret, status: 500, title: "Internal Server Error"},
 		{name: "unauthenticated", err: gateway.ErrUnauthenticated, status: 401, title: "Unauthorized", header: map[string]string{"Www-Authenticate": "Bearer"}},
 		{name: "no credentials", err: gateway.ErrNoCredentials, status: 401, title: "Unauthorized"},

@@ -22,7 +22,7 @@ import (
 type RetryOptions struct {
 	Attempts     int           // in all; 0 or 1 means no retry
 	Backoff      time.Duration // first pause, doubled with full jitter, at most 10s; 0 means 25ms, negative none
-	Budget       float64       // retries as a share of requests; 0 means 0.2, with a floor of 3 a second; negative: the floor alone
+	Budget       float64       // retries as a share of requests; 0 means 0.2, with a floor of 3 a second; negative: the floor alone; at most 500 and 30 are saved up
 	MaxBodyBytes int64         // bodies up to this are buffered for replay; 0 means 64 KiB, negative none
 	Statuses     []int         // nil means 502, 503, 504; empty means none
 }
@@ -51,18 +51,20 @@ func (o RetryOptions) withDefaults() RetryOptions {
 type retryBudget struct {
 	share float64
 
-	mu    sync.Mutex
-	saved float64
-	last  time.Time
+	mu     sync.Mutex
+	earned float64 // by requests
+	floor  float64 // by time
+	last   time.Time
 }
 
 const (
-	retryFloor = 3   // a second, and what a new budget has
-	retrySaved = 500 // the most that is saved up
+	retryFloor  = 3   // a second, and what a new budget has
+	floorSaved  = 30  // the most that is saved up of the floor: ten seconds
+	earnedSaved = 500 // and of requests' shares
 )
 
 func newRetryBudget(share float64) *retryBudget {
-	return &retryBudget{share: share, saved: retryFloor, last: time.Now()}
+	return &retryBudget{share: share, floor: retryFloor, last: time.Now()}
 }
 
 // request pays in for a request.
@@ -71,7 +73,7 @@ func (b *retryBudget) request() {
 		return
 	}
 	b.mu.Lock()
-	b.saved = min(retrySaved, b.saved+b.share)
+	b.earned = min(earnedSaved, b.earned+b.share)
 	b.mu.Unlock()
 }
 
@@ -81,13 +83,17 @@ func (b *retryBudget) spend() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if gone := now.Sub(b.last); gone > 0 {
-		b.saved = min(retrySaved, b.saved+gone.Seconds()*retryFloor)
+		b.floor = min(floorSaved, b.floor+gone.Seconds()*retryFloor)
 		b.last = now
 	}
-	if b.saved < 1 {
+	switch {
+	case b.earned >= 1:
+		b.earned--
+	case b.floor >= 1:
+		b.floor--
+	default:
 		return false
 	}
-	b.saved--
 	return true
 }
 

@@ -44,11 +44,16 @@ func Serve(ctx context.Context, srv *http.Server, opts *ServeOptions) error {
 	if o.Drain == 0 {
 		o.Drain = 30 * time.Second
 	}
+	t := srv.TLSConfig
+	secure := t != nil && (len(t.Certificates) > 0 || t.GetCertificate != nil || t.GetConfigForClient != nil)
 	listener := o.Listener
 	if listener == nil {
 		addr := srv.Addr
 		if addr == "" {
 			addr = ":http"
+			if secure {
+				addr = ":https"
+			}
 		}
 		var err error
 		if listener, err = net.Listen("tcp", addr); err != nil {
@@ -77,7 +82,7 @@ func Serve(ctx context.Context, srv *http.Server, opts *ServeOptions) error {
 
 	served := make(chan error, 1)
 	go func() {
-		if t := srv.TLSConfig; t != nil && (len(t.Certificates) > 0 || t.GetCertificate != nil || t.GetConfigForClient != nil) {
+		if secure {
 			served <- srv.ServeTLS(listener, "", "")
 		} else {
 			served <- srv.Serve(listener)

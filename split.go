@@ -10,7 +10,7 @@ import (
 // Branch is one of the handlers between which Split chooses.
 type Branch struct {
 	Name    string // added to the route's name for logs, as "checkout/canary"; "" adds nothing
-	Weight  int    // share among the branches' sum; 0 takes no requests
+	Weight  int    // share among the branches' sum, at most 1,000,000; 0 takes no requests
 	Handler http.Handler
 }
 
@@ -20,15 +20,15 @@ type Branch struct {
 // weights change, only as many keys change branch as must, if the order of branches stays and they are
 // two. A request for which key returns an error is refused with it. A nil key means chance.
 //
-// It panics without branches, on a nil Handler, on a negative Weight, and when the weights sum up to 0.
+// It panics without branches, on a nil Handler, on a Weight out of bounds, and when the weights sum up to 0.
 func Split(key KeyFunc, branches ...Branch) http.Handler {
 	s := &split{key: key, branches: make([]splitBranch, len(branches))}
 	for i, b := range branches {
 		if b.Handler == nil {
 			panic(fmt.Sprintf("gateway: Split: branch %d (%q) has no handler", i, b.Name))
 		}
-		if b.Weight < 0 {
-			panic(fmt.Sprintf("gateway: Split: branch %d (%q) has a negative weight", i, b.Name))
+		if b.Weight < 0 || b.Weight > maxWeight {
+			panic(fmt.Sprintf("gateway: Split: branch %d (%q) has a weight out of bounds", i, b.Name))
 		}
 		s.total += uint64(b.Weight)
 		s.branches[i] = splitBranch{Branch: b, below: s.total}

@@ -24,8 +24,11 @@ import (
 // Target is one server of an Upstream. Its URL may have a path, which goes before the request's.
 type Target struct {
 	URL    *url.URL // scheme http, https or h2c
-	Weight int      // 0 means 1
+	Weight int      // 0 means 1; at most 1,000,000
 }
+
+// maxWeight keeps sums of weights from overflowing.
+const maxWeight = 1_000_000
 
 // ParseTargets makes a target of each URL, such as "http://10.0.0.1:8080". It refuses a URL without host,
 // of another scheme than http, https and h2c, or with user, query or fragment.
@@ -111,7 +114,7 @@ type Upstream struct {
 }
 
 // NewUpstream returns an Upstream of targets. Its name is for logs and metrics. It panics when a target's
-// URL is not one that ParseTargets takes, or its Weight is negative, or when an option makes no
+// URL is not one that ParseTargets takes, or its Weight is out of bounds, or when an option makes no
 // sense. Without targets every request gets ErrNoTarget.
 func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream {
 	u := &Upstream{name: name}
@@ -164,8 +167,8 @@ func (u *Upstream) set(caller string, targets []Target) {
 		if err := checkTarget(t.URL); err != nil {
 			panic("gateway: " + caller + ": " + err.Error())
 		}
-		if t.Weight < 0 {
-			panic("gateway: " + caller + ": negative weight")
+		if t.Weight < 0 || t.Weight > maxWeight {
+			panic("gateway: " + caller + ": weight must be between 0 and 1,000,000")
 		}
 	}
 	u.pool.replace(targets)
