@@ -52,7 +52,7 @@ func newOwnFields(who string, identity map[string]string) *ownFields {
 			panic(fmt.Sprintf("gateway: %s: identity field %q from claim %q", who, name, claim))
 		}
 		name = http.CanonicalHeaderKey(name)
-		if isHopByHop(name) || neverTrailer(name) && name != "Authorization" && name != "Cookie" {
+		if neverTrailer(name) && name != "Authorization" && name != "Cookie" {
 			panic(fmt.Sprintf("gateway: %s: identity field %q has another meaning", who, name))
 		}
 		for _, other := range slices.Concat(f.names, writtenFields) {
@@ -101,6 +101,18 @@ func (f *ownFields) owns(name string) bool {
 		}
 	}
 	return false
+}
+
+// traceField is the name of the field that carries the trace id; "" for none.
+func (ex *exchange) traceField() string {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	return ex.traceHeader
+}
+
+// isTraceField reports whether name is traceHeader or an alias of it.
+func isTraceField(name, traceHeader string) bool {
+	return traceHeader != "" && sameField(name, traceHeader)
 }
 
 // write sets the fields on h, from which everything that f owns is gone, for a request that goes out on

@@ -1553,12 +1553,13 @@ func TestForwardUpgradeFails(t *testing.T) {
 			io.Reader
 			io.Writer
 		}{io.MultiReader(), io.Discard}, make(chan bool, 1)}
+		arrived := pipe()
 		ask(func(res *http.Response) error {
-			res.Header.Set("X-Modified", "1")
+			res.Body = body
 			return nil
-		}, body, w)
-		if len(body.closed) != 1 || w.wrote {
-			t.Errorf("closed %d times, wrote %v", len(body.closed), w.wrote)
+		}, arrived, w)
+		if len(body.closed) != 1 || len(arrived.closed) != 1 || w.wrote {
+			t.Errorf("closed %d and %d times, wrote %v", len(body.closed), len(arrived.closed), w.wrote)
 		}
 	})
 }

@@ -109,7 +109,8 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var body *requestBody
 	if hasContent(r) {
 		body = &t.body
-		body.from, body.own, body.trailer, body.limit = r, p.own, out.Trailer, p.opts.MaxBodyBytes
+		body.from, body.trailer, body.limit = r, out.Trailer, p.opts.MaxBodyBytes
+		body.own, body.traceHeader = p.own, ex.traceField()
 		out.Body = body
 		// The transport may still be reading when the answer is complete; after that it must not.
 		defer body.finish(rw)
@@ -291,9 +292,10 @@ func (p *proxy) outgoing(ex *exchange, r, out *http.Request) error {
 	}
 	out.Trailer = nil
 	if hasContent(r) && (r.ContentLength < 0 || len(r.Trailer) > 0) {
+		traceHeader := ex.traceField()
 		out.Trailer = make(http.Header, len(r.Trailer))
 		for name := range r.Trailer {
-			if !p.own.owns(name) && !neverTrailer(name) {
+			if !neverTrailer(name) && !p.own.owns(name) && !isTraceField(name, traceHeader) {
 				out.Trailer[name] = nil // its value comes with the end of the body
 			}
 		}
@@ -310,12 +312,10 @@ var noField = []string{""}
 // forwardable copies the fields that are for the target: none that is for this hop alone, and none that
 // the gateway writes itself.
 func (p *proxy) forwardable(ex *exchange, h http.Header) http.Header {
-	ex.mu.Lock()
-	traceHeader := ex.traceHeader
-	ex.mu.Unlock()
+	traceHeader := ex.traceField()
 	out := make(http.Header, len(h)+8)
 	for name, values := range h {
-		if isHopByHop(name) || p.own.owns(name) || traceHeader != "" && sameField(name, traceHeader) {
+		if isHopByHop(name) || p.own.owns(name) || isTraceField(name, traceHeader) {
 			continue
 		}
 		if p.opts.Rewrite != nil {
@@ -359,12 +359,10 @@ func (p *proxy) modify(rw *responseWriter, r *http.Request, res *http.Response) 
 
 // answer passes the response on. body is the request's, nil for none.
 func (p *proxy) answer(ex *exchange, rw *responseWriter, r *http.Request, res *http.Response, body *requestBody) {
-	ex.mu.Lock()
-	traceHeader := ex.traceHeader
-	ex.mu.Unlock()
+	traceHeader := ex.traceField()
 	h := rw.Header()
 	for name, values := range res.Header {
-		if traceHeader != "" && sameField(name, traceHeader) {
+		if isTraceField(name, traceHeader) {
 			continue // the gateway has said it
 		}
 		if had, ok := h[name]; ok {
@@ -574,12 +572,15 @@ func (t *trip) over() {
 // which was told 100-continue has not sent.
 type requestBody struct {
 	from    *http.Request
-	own     *ownFields
-	trailer http.Header // of the outgoing request; takes its values at the end
 	limit   int64       // negative: none
+	trailer http.Header // of the outgoing request; takes its values at the end
 	ended   atomic.Bool // read to its end
 	failed  atomic.Pointer[error]
 	aborted bool // no read of the connection succeeds any more
+
+	// Which trailers are the gateway's to write.
+	own         *ownFields
+	traceHeader string
 
 	mu     sync.Mutex // held while reading
 	read   int64
@@ -634,7 +635,7 @@ func (b *requestBody) fillTrailer() {
 		return
 	}
 	for name, values := range b.from.Trailer {
-		if len(values) > 0 && !b.own.owns(name) && !neverTrailer(name) {
+		if len(values) > 0 && !neverTrailer(name) && !b.own.owns(name) && !isTraceField(name, b.traceHeader) {
 			b.trailer[name] = values
 		}
 	}
