@@ -100,7 +100,7 @@ func TestSplitSetupPanics(t *testing.T) {
 	for want, branches := range map[string][]gateway.Branch{
 		"no branch with a weight": nil,
 		"no branch with":          {{Handler: named("a")}},
-		"negative weight":         {{Weight: 2, Handler: named("a")}, {Weight: -1, Handler: named("b")}},
+		"weight out of bounds":    {{Weight: 2, Handler: named("a")}, {Weight: -1, Handler: named("b")}},
 		"no handler":              {{Name: "x", Weight: 1}},
 	} {
 		if got := panicOf(func() { gateway.Split(nil, branches...) }); !strings.HasPrefix(got, "gateway: Split: ") || !strings.Contains(got, want) {
