@@ -57,7 +57,7 @@ type ProxyOptions struct {
 // Rewrite may change or replace Out; the request ends with In in any case. What ModifyResponse changes, it must
 // change as a whole: a new body needs its own Content-Length. A panic in either goes on up.
 //
-// It panics at setup when to is nil, a template names no path value that could exist, or a field name is
+// It panics at setup when to is nil, a template is malformed, or a field name is
 // none, is another's alias, or is one that Proxy writes anyway.
 func Proxy(to http.RoundTripper, opts *ProxyOptions) http.Handler {
 	if to == nil {
@@ -459,7 +459,8 @@ func (p *proxy) upgrade(rw *responseWriter, r, out *http.Request, res *http.Resp
 	defer target.Close()
 	conn, buf, err := rw.Hijack()
 	if err != nil {
-		WriteError(rw, r, fmt.Errorf("hijack: %w", err))
+		// What stands around the gateway cannot do that; no target is to blame.
+		answerError(rw, r, finish(fmt.Errorf("gateway: Proxy: upgrade: %w", err)), ending{panicked: true})
 		return
 	}
 	defer conn.Close()
