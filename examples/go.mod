@@ -5,6 +5,7 @@ go 1.26.0
 replace github.com/seed-96248d0c/gateway => ../
 
 require (
+	github.com/coder/websocket v1.8.15
 	github.com/golang-jwt/jwt/v5 v5.3.1
 	github.com/prometheus/client_golang v1.25.0
 	github.com/seed-96248d0c/gateway v0.0.0-00010101000000-000000000000
