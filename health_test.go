@@ -420,3 +420,23 @@ func TestHashBy(t *testing.T) {
 		t.Errorf("requests without a key went to %v", got)
 	}
 }
+
+func TestHealthOptionsAreChecked(t *testing.T) {
+	for name, o := range map[string]gateway.UpstreamOptions{
+		"interval":    {Health: gateway.HealthOptions{Interval: -1}},
+		"timeout":     {Health: gateway.HealthOptions{Timeout: -1}},
+		"eject for":   {Health: gateway.HealthOptions{EjectFor: -1}},
+		"max ejected": {Health: gateway.HealthOptions{MaxEjected: 2}},
+		"path":        {Health: gateway.HealthOptions{Path: "healthz"}},
+		"attempts":    {Retry: gateway.RetryOptions{Attempts: -1}},
+	} {
+		func() {
+			defer func() {
+				if got, _ := recover().(string); !strings.HasPrefix(got, "gateway: NewUpstream: ") {
+					t.Errorf("%s: recovered %q", name, got)
+				}
+			}()
+			gateway.NewUpstream("u", nil, &o)
+		}()
+	}
+}
