@@ -117,9 +117,11 @@ func TestTargetsDieUnderLoad(t *testing.T) {
 			}
 		})
 	}
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
 	waitFor := func(more int64) {
 		for want := idempotent.Load() + more; idempotent.Load() < want && !t.Failed(); {
-			time.Sleep(time.Millisecond)
+			<-look.C
 		}
 	}
 	waitFor(1000)

@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -322,7 +323,7 @@ func TestSetTargets(t *testing.T) {
 		done <- err
 	}()
 	for u.Status()[1].Pending == 0 {
-		time.Sleep(0)
+		runtime.Gosched()
 	}
 	u.SetTargets([]gateway.Target{gateway.MustTargets("http://c")[0], {URL: gateway.MustTargets("http://a")[0].URL, Weight: 3}, gateway.MustTargets("http://b")[0]})
 	// What is known of those that stay stays known.
