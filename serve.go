@@ -28,8 +28,9 @@ type ServeOptions struct {
 // Requests in flight keep their contexts while they drain. When they are done, or three quarters of Drain
 // are over, both ends of each WebSocket that a Proxy joined are sent a close with status 1001, going away
 // (RFC 6455 section 7.4.1); of other protocols nothing is known, so the ends themselves have what is left of
-// Drain to finish. Serve takes srv over: it sets Handler, BaseContext and ConnState around what is there. To let a second signal kill the process, give the signal back as soon
-// as the first has come:
+// Drain to finish. Serve waits for their handlers as well, so that what they have to log is logged. It takes srv
+// over: it sets Handler, BaseContext and ConnState around what is there. To let a second signal kill the process,
+// give the signal back as soon as the first has come:
 //
 //	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 //	context.AfterFunc(ctx, stop)
@@ -76,6 +77,7 @@ func Serve(ctx context.Context, srv *http.Server, opts *ServeOptions) error {
 		}
 		return context.WithValue(ctx, upgradesKey{}, upgraded)
 	}
+	srv.Handler = upgraded.handler(srv.Handler)
 	if o.Ready != "" {
 		srv.Handler = readiness(ctx, o.Ready, srv.Handler)
 	}
@@ -115,9 +117,6 @@ func Serve(ctx context.Context, srv *http.Server, opts *ServeOptions) error {
 
 // readiness answers path until and after ctx ends, and leaves all else to next.
 func readiness(ctx context.Context, path string, next http.Handler) http.Handler {
-	if next == nil {
-		next = http.DefaultServeMux
-	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != path {
 			next.ServeHTTP(w, r)
@@ -140,8 +139,9 @@ func readiness(ctx context.Context, path string, next http.Handler) http.Handler
 type upgrades struct {
 	mu       sync.Mutex
 	conns    map[*trackedConn]bool
+	handlers int // running, whose requests offered an upgrade
 	draining bool
-	none     chan struct{} // closed when draining and none is left
+	none     chan struct{} // closed when draining and neither of them is left
 
 	goodbyes map[*func()]bool // what to call when the connections are to end; nil once that has been
 }
@@ -200,21 +200,47 @@ func (u *upgrades) closed(t *trackedConn) {
 	t.closed = true
 	if u.conns[t] {
 		delete(u.conns, t)
-		if u.draining && len(u.conns) == 0 {
-			close(u.none)
-		}
+		u.ended()
 	}
 }
 
-// drain waits until all are closed or ctx ends, and then closes what is left.
+// handler counts those who may be busy with an upgraded connection: once it is closed they still have to log it.
+func (u *upgrades) handler(next http.Handler) http.Handler {
+	if next == nil {
+		next = http.DefaultServeMux
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if len(r.Header["Upgrade"]) > 0 {
+			u.mu.Lock()
+			u.handlers++
+			u.mu.Unlock()
+			defer u.handled()
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (u *upgrades) handled() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.handlers--
+	u.ended()
+}
+
+// ended ends the drain if nothing is left. It is called with mu held.
+func (u *upgrades) ended() {
+	if u.draining && len(u.conns) == 0 && u.handlers == 0 {
+		u.draining = false
+		close(u.none)
+	}
+}
+
+// drain waits until all are closed and handled, or ctx ends, and then closes what is left. It is called once.
 func (u *upgrades) drain(ctx context.Context) {
 	u.mu.Lock()
 	u.draining = true
-	left := len(u.conns)
+	u.ended()
 	u.mu.Unlock()
-	if left == 0 {
-		return
-	}
 	select {
 	case <-u.none:
 	case <-ctx.Done():

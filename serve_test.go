@@ -259,3 +259,39 @@ func TestServeSaysGoodbyeToWebSockets(t *testing.T) {
 		t.Errorf("Serve: %v", err)
 	}
 }
+
+// TestServeWaitsForHandlersOfUpgrades: when the connection is closed, what stands around the Proxy still has to
+// log it.
+func TestServeWaitsForHandlersOfUpgrades(t *testing.T) {
+	closed, logged := make(chan struct{}), make(chan struct{})
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		conn.Close()
+		close(closed)
+		<-logged
+	})}
+	addr, stop, done := start(t, srv, nil)
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+	<-closed
+	stop()
+	select {
+	case err := <-done:
+		t.Errorf("returned before the handler: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	close(logged)
+	if !t.Failed() {
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	}
+}

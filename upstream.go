@@ -464,6 +464,9 @@ func attemptError(r *http.Request, err error) error {
 	case context.Cause(ctx) == ErrTimeout, ctx.Err() == context.DeadlineExceeded:
 		return fmt.Errorf("%w: %w", ErrTimeout, hideCanceled{err})
 	case leftEarly(ctx):
+		if errors.Is(err, context.Canceled) {
+			return err
+		}
 		return fmt.Errorf("%w: %w", context.Canceled, err)
 	case errors.As(err, &slow) && slow.Timeout():
 		return fmt.Errorf("%w: %w", ErrTimeout, err)

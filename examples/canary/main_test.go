@@ -1,0 +1,24 @@
+package main
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/seed-96248d0c/gateway/examples/internal/leak"
+)
+
+func TestMain(m *testing.M) { leak.Main(m) }
+
+// TestRun is what main does.
+func TestRun(t *testing.T) {
+	var out strings.Builder
+	err := run(t.Context(), &out, slog.New(slog.DiscardHandler))
+	t.Log("\n" + out.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasSuffix(out.String(), "lost on the way.\n") {
+		t.Error("it did not come to its end")
+	}
+}
