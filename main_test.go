@@ -50,3 +50,6 @@ func leftBehind() string {
 		runtime.Gosched()
 	}
 }
+
+// deadline is for what ought to happen at once.
+func deadline() time.Time { return time.Now().Add(10 * time.Second) }

@@ -216,15 +216,18 @@ func hasContent(r *http.Request) bool {
 	return r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0
 }
 
-// unanswerable says why an answer cannot be passed on; nil when it can.
+// unanswerable says why an answer cannot be passed on; nil when it can. It mends what needs no refusal.
 func unanswerable(res *http.Response) error {
 	if code := res.StatusCode; code < 200 && code != http.StatusSwitchingProtocols || code > 999 {
 		return fmt.Errorf("%w: status %d", ErrBadGateway, code)
 	}
 	switch lengths := res.Header["Content-Length"]; {
-	case len(lengths) > 1, len(lengths) == 1 && !isDigits(lengths[0]):
+	case len(lengths) == 0:
+	case len(lengths) > 1 || !isDigits(lengths[0]):
 		// HTTP/2 does not frame by it, but the client's HTTP/1.1 will.
 		return fmt.Errorf("%w: Content-Length %q", ErrBadGateway, lengths)
+	case lengths[0][0] == '0' && len(lengths[0]) > 1: // which some would read as octal
+		res.Header["Content-Length"] = []string{strings.TrimLeft(lengths[0][:len(lengths[0])-1], "0") + lengths[0][len(lengths[0])-1:]}
 	}
 	return nil
 }
@@ -636,7 +639,7 @@ func (b *requestBody) fillTrailer() {
 		return
 	}
 	for name, values := range b.from.Trailer {
-		if len(values) > 0 && !neverTrailer(name) && !b.own.owns(name) && !isTraceField(name, b.traceHeader) {
+		if len(values) > 0 && validToken(name) && !neverTrailer(name) && !b.own.owns(name) && !isTraceField(name, b.traceHeader) {
 			b.trailer[name] = values
 		}
 	}
