@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -934,6 +935,45 @@ func TestForwardExpectContinue(t *testing.T) {
 			t.Errorf("got %q, %v, close %v", body, err, res.Close)
 		}
 	})
+	for name, second := range map[string]string{
+		"refused, then wanted elsewhere":   "HTTP/1.1 100 Continue\r\n\r\n",
+		"refused, then a target is silent": "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			var conns atomic.Int32
+			link := plainTarget(t, func(conn net.Conn, br *bufio.Reader) {
+				readHead(br)
+				if conns.Add(1) == 1 {
+					io.WriteString(conn, "HTTP/1.1 503 Not now\r\nContent-Length: 0\r\n\r\n")
+					if more, _ := io.ReadAll(br); len(more) > 0 {
+						t.Errorf("the target got a body that it had refused: %q", more)
+					}
+					return
+				}
+				io.WriteString(conn, second)
+				body := make([]byte, 5)
+				io.ReadFull(br, body)
+				fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n%s", body)
+			})
+			w := newWayTo(t, http1, gateway.NewUpstream("target", gateway.MustTargets(link), &gateway.UpstreamOptions{
+				Transport: &http.Transport{ExpectContinueTimeout: 300 * time.Millisecond},
+				Retry:     gateway.RetryOptions{Attempts: 2, Backoff: time.Microsecond},
+			}), nil)
+			conn := raw(t, w.server, strings.Replace(ask, "POST", "PUT", 1))
+			br := bufio.NewReader(conn)
+			if head, err := readHead(br); err != nil || head != "HTTP/1.1 100 Continue\r\n\r\n" {
+				t.Fatalf("got %q, %v", head, err)
+			}
+			io.WriteString(conn, "hello")
+			res, err := http.ReadResponse(br, nil)
+			if err != nil || res.StatusCode != 200 {
+				t.Fatalf("got %v, %v", res, err)
+			}
+			if body, err := io.ReadAll(res.Body); err != nil || string(body) != "hello" {
+				t.Errorf("got %q, %v", body, err)
+			}
+		})
+	}
 	t.Run("nobody there", func(t *testing.T) {
 		w := newWayTo(t, http1, gateway.NewUpstream("dead", gateway.MustTargets("http://127.0.0.1:1"), nil), nil)
 		res, err := http.ReadResponse(bufio.NewReader(raw(t, w.server, ask)), nil)

@@ -112,8 +112,10 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// The transport may still be reading when the answer is complete; after that it must not.
 		defer body.finish(rw)
 		if r.ProtoMajor == 1 && hasToken(r.Header["Expect"], "100-continue") {
-			body.released = make(chan struct{})
-			t.trace.GotFirstResponseByte = func() { body.answered.Store(true) }
+			e := &expectation{changed: make(chan struct{})}
+			body.expectation = e
+			t.trace.GotConn = e.begin
+			t.trace.GotFirstResponseByte = e.firstByte
 		}
 	} else {
 		out.Body = nil // lets the transport send the request again on another connection
@@ -532,9 +534,8 @@ func (t *trip) gotConn(info httptrace.GotConnInfo) {
 const most1xx = 100
 
 func (t *trip) pass(code int, header textproto.MIMEHeader) error {
-	t.body.answered.Store(false)
-	if code == http.StatusContinue {
-		t.body.wanted.Store(true)
+	if e := t.body.expectation; e != nil {
+		e.informed(code)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

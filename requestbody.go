@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,18 +30,14 @@ type requestBody struct {
 	read   int64
 	closed atomic.Bool
 
-	// For a client that waits for 100-continue: where the target answered without asking for the body, the
-	// transport reads it all the same, to keep the connection, and so would ask for it.
-	released chan struct{} // closed when nobody waits any more; nil: the client does not wait
-	answered atomic.Bool   // the target has, and not with 1xx
-	wanted   atomic.Bool   // the target sent 100
+	*expectation // of a client that waits for 100-continue; nil for others
 }
 
 var errBodyClosed = errors.New("gateway: read of a request body after its end")
 
 func (b *requestBody) Read(p []byte) (int, error) {
-	if b.released != nil && b.answered.Load() && !b.wanted.Load() {
-		<-b.released
+	if b.expectation != nil && b.hold() {
+		return 0, nil // it may be another attempt's turn to read
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -99,8 +96,9 @@ func (b *requestBody) cause() error {
 
 // Close is called by the transport when it needs no more.
 func (b *requestBody) Close() error {
-	if !b.closed.Swap(true) && b.released != nil {
-		close(b.released)
+	b.closed.Store(true)
+	if b.expectation != nil {
+		b.release()
 	}
 	return nil
 }
@@ -147,3 +145,60 @@ func (b *requestBody) finish(rw *responseWriter) {
 
 // past is a deadline that ends a read.
 var past = time.Unix(1, 0)
+
+// expectation is what is known of whether the target wants the body. A transport whose target answers without
+// asking for it reads it all the same, to keep the connection, and so would ask the client for it.
+type expectation struct {
+	lock     sync.Mutex
+	answered bool          // the target of this attempt has, and not with 1xx
+	wanted   bool          // it sent 100
+	over     bool          // nobody reads any more
+	changed  chan struct{} // closed at the next change
+}
+
+// hold waits while the target has answered and does not want the body, and reports whether it had to.
+func (e *expectation) hold() bool {
+	e.lock.Lock()
+	changed, held := e.changed, e.answered && !e.wanted && !e.over
+	e.lock.Unlock()
+	if held {
+		<-changed
+	}
+	return held
+}
+
+// change makes whoever waits look again. The caller holds e.lock.
+func (e *expectation) change() {
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
+
+// begin says that an attempt begins.
+func (e *expectation) begin(httptrace.GotConnInfo) {
+	e.lock.Lock()
+	defer e.lock.Unlock()
+	e.answered, e.wanted = false, false
+	e.change()
+}
+
+// firstByte says that an answer begins, of whatever kind.
+func (e *expectation) firstByte() {
+	e.lock.Lock()
+	e.answered = true
+	e.lock.Unlock()
+}
+
+// informed says that the answer that began was a 1xx.
+func (e *expectation) informed(code int) {
+	e.lock.Lock()
+	defer e.lock.Unlock()
+	e.answered, e.wanted = false, e.wanted || code == http.StatusContinue
+	e.change()
+}
+
+func (e *expectation) release() {
+	e.lock.Lock()
+	defer e.lock.Unlock()
+	e.over = true
+	e.change()
+}
