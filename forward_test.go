@@ -1680,3 +1680,21 @@ func TestForwardTrailersOfTheClient(t *testing.T) {
 		t.Errorf("the target got %q", g)
 	}
 }
+
+// TestForwardModifyResponseSaysNoEarly has the client wait for the answer in the middle of its body.
+func TestForwardModifyResponseSaysNoEarly(t *testing.T) {
+	opts := &gateway.ProxyOptions{ModifyResponse: func(*http.Response) error { return errors.New("no") }}
+	w := toPlain(t, opts, func(conn net.Conn, br *bufio.Reader) {
+		readHead(br)
+		io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		io.Copy(io.Discard, br)
+	})
+	conn := raw(t, w.server, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\nhi")
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := readProblem(t, res); p.Status != 502 || !res.Close {
+		t.Errorf("got %+v, close %v", p, res.Close)
+	}
+}

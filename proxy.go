@@ -164,7 +164,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 
 	removeHopByHop(res.Header)
-	if !p.modify(rw, r, res) {
+	if !p.modify(rw, r, res, body) {
 		return
 	}
 	if res.Body != arrived {
@@ -343,7 +343,7 @@ func (p *proxy) fail(rw *responseWriter, r *http.Request, body *requestBody, err
 }
 
 // modify lets ModifyResponse have its say, and answers if it says no.
-func (p *proxy) modify(rw *responseWriter, r *http.Request, res *http.Response) bool {
+func (p *proxy) modify(rw *responseWriter, r *http.Request, res *http.Response, body *requestBody) bool {
 	if p.opts.ModifyResponse == nil {
 		return true
 	}
@@ -354,6 +354,9 @@ func (p *proxy) modify(rw *responseWriter, r *http.Request, res *http.Response) 
 	var own *Error
 	if !errors.As(err, &own) {
 		err = fmt.Errorf("%w: ModifyResponse: %w", ErrBadGateway, err)
+	}
+	if body != nil && body.unread() {
+		body.goOn(rw)
 	}
 	WriteError(rw, r, err)
 	return false
@@ -447,7 +450,7 @@ func (p *proxy) upgrade(rw *responseWriter, r, out *http.Request, res *http.Resp
 	}
 	removeHopByHop(res.Header)
 	res.Header["Connection"], res.Header["Upgrade"] = []string{"Upgrade"}, []string{got}
-	if !p.modify(rw, r, res) {
+	if !p.modify(rw, r, res, nil) {
 		return
 	}
 	target, ok := res.Body.(io.ReadWriteCloser)

@@ -190,7 +190,7 @@ func (b *replay) whole() bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.lost || b.current == nil
+	return (!b.lost || b.current == nil) && (b.err == nil || b.err == io.EOF)
 }
 
 // view returns the body from its beginning, and ends the view before it.
@@ -216,6 +216,9 @@ func (b *replay) settle() {
 	b.done = true
 	if b.current == nil || b.current.at == len(b.kept) {
 		b.lost, b.kept = true, nil
+		if b.current != nil {
+			b.current.at = 0 // a read that the view before it began may still bring something
+		}
 	}
 	closed := b.current == nil || b.current.ended
 	b.mu.Unlock()

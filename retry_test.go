@@ -10,9 +10,11 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -391,5 +393,78 @@ func TestDeadPooledConnection(t *testing.T) {
 		if failed == 0 {
 			t.Errorf("no %s met a dead connection", tt.method)
 		}
+	}
+}
+
+// TestReplayOfWhatTheOldRead has the target of the second try answer before the body has ended, while a read
+// of the first try is still under way: what that brings is the second's.
+func TestReplayOfWhatTheOldRead(t *testing.T) {
+	in, out := io.Pipe()
+	begun := make(chan bool)
+	source := io.MultiReader(strings.NewReader("01234"), &notice{in, begun})
+	tries := 0
+	got := make(chan string, 1)
+	u := gateway.NewUpstream("u", gateway.MustTargets("http://a"), &gateway.UpstreamOptions{
+		Retry: gateway.RetryOptions{Attempts: 2, Backoff: -1},
+		Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			begin := make([]byte, 5)
+			io.ReadFull(r.Body, begin)
+			if tries++; tries == 1 {
+				go r.Body.Read(make([]byte, 100))
+				<-begun
+				r.Body.Close()
+				return answered(r, 503, http.NoBody), nil
+			}
+			go func() {
+				rest, err := io.ReadAll(r.Body)
+				got <- fmt.Sprintf("%s%s, %v", begin, rest, err)
+			}()
+			return answered(r, 200, http.NoBody), nil
+		}),
+	})
+	res, err := u.RoundTrip(httptest.NewRequestWithContext(t.Context(), "PUT", "/", source))
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(out, "567")
+	io.WriteString(out, "89")
+	out.Close()
+	if got := <-got; got != "0123456789, <nil>" {
+		t.Errorf("the second try read %s", got)
+	}
+	res.Body.Close()
+}
+
+// notice closes begun with the first read of it.
+type notice struct {
+	io.Reader
+	begun chan bool
+}
+
+func (n *notice) Read(p []byte) (int, error) {
+	if n.begun != nil {
+		close(n.begun)
+		n.begun = nil
+	}
+	return n.Reader.Read(p)
+}
+
+// TestNoRetryOfABrokenBody has the request's own body fail on a connection from the pool, which is not what a
+// dead connection is.
+func TestNoRetryOfABrokenBody(t *testing.T) {
+	tries := 0
+	u := gateway.NewUpstream("u", gateway.MustTargets("http://a"), &gateway.UpstreamOptions{
+		Retry: gateway.RetryOptions{Attempts: 3, Backoff: -1},
+		Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			tries++
+			httptrace.ContextClientTrace(r.Context()).GotConn(httptrace.GotConnInfo{Reused: true})
+			_, err := io.ReadAll(r.Body)
+			return nil, err
+		}),
+	})
+	broken := io.MultiReader(strings.NewReader("x"), iotest.ErrReader(io.ErrUnexpectedEOF))
+	_, err := u.RoundTrip(httptest.NewRequest("PUT", "/", broken))
+	if !errors.Is(err, io.ErrUnexpectedEOF) || tries != 1 {
+		t.Errorf("%d tries, %v", tries, err)
 	}
 }
