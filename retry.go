@@ -17,8 +17,9 @@ import (
 // failed before anything was sent; never an upgrade, never one whose client has left. A retry goes to
 // another target when there is one.
 //
-// Apart from that, whatever these options say, an idempotent request that met a pooled connection which
-// turned out dead is sent again on another, if its body, when it has one, is kept.
+// Apart from that, whatever these options say, an idempotent request that met a pooled connection which turned out
+// dead is sent again on another, if its body, when it has one, is kept. To net/http's transport, which does that in
+// part, a request with the field Idempotency-Key or X-Idempotency-Key is idempotent too.
 type RetryOptions struct {
 	Attempts     int           // in all; 0 or 1 means no retry
 	Backoff      time.Duration // first pause, doubled with full jitter, at most 10s; 0 means 25ms, negative none
@@ -162,8 +163,10 @@ func isIdempotent(method string) bool {
 // replay keeps the beginning of a request's body while no response has come, so that it can be sent again.
 // A nil replay is that of a request without body.
 type replay struct {
-	source io.ReadCloser
-	limit  int64
+	source  io.ReadCloser
+	limit   int64
+	trailer http.Header // of the request; source's last read fills it
+	names   []string    // those that it had before
 
 	reading sync.Mutex // held while source is read, which may take as long as the client likes
 
@@ -180,7 +183,11 @@ func newReplay(r *http.Request, limit int64) *replay {
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil
 	}
-	return &replay{source: r.Body, limit: limit, lost: limit <= 0}
+	b := &replay{source: r.Body, limit: limit, lost: limit <= 0, trailer: r.Trailer}
+	for name := range r.Trailer {
+		b.names = append(b.names, name)
+	}
+	return b
 }
 
 // whole reports whether the body can be sent again.
@@ -193,8 +200,26 @@ func (b *replay) whole() bool {
 	return (!b.lost || b.current == nil) && (b.err == nil || b.err == io.EOF)
 }
 
-// view returns the body from its beginning, and ends the view before it.
-func (b *replay) view() (io.ReadCloser, error) {
+// attach makes out's body a view from the beginning. Its trailers are a map of its own: what still sends the
+// request for an attempt before may look at that one's.
+func (b *replay) attach(out *http.Request) error {
+	if b.trailer != nil {
+		out.Trailer = make(http.Header, len(b.names))
+		for _, name := range b.names {
+			out.Trailer[name] = nil
+		}
+	}
+	trailer := out.Trailer
+	out.GetBody = func() (io.ReadCloser, error) { return b.view(trailer) }
+	view, err := b.view(trailer)
+	if err == nil {
+		out.Body = view
+	}
+	return err
+}
+
+// view returns the body from its beginning, with the map for its trailers, and ends the view before it.
+func (b *replay) view(trailer http.Header) (io.ReadCloser, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.current != nil {
@@ -203,7 +228,7 @@ func (b *replay) view() (io.ReadCloser, error) {
 		}
 		b.current.ended = true
 	}
-	b.current = &replayView{of: b}
+	b.current = &replayView{of: b, trailer: trailer}
 	return b.current, nil
 }
 
@@ -229,9 +254,22 @@ func (b *replay) settle() {
 
 // replayView is the body as one attempt reads it.
 type replayView struct {
-	of    *replay
-	at    int  // how much of what is kept was read
-	ended bool // closed, or another view has begun
+	of      *replay
+	trailer http.Header // takes its values at the end
+	at      int         // how much of what is kept was read
+	ended   bool        // closed, or another view has begun
+}
+
+// end fills in the trailers, which have come with the end of the source. The caller holds of.mu.
+func (v *replayView) end() {
+	if v.ended || v.of.err != io.EOF || v.trailer == nil {
+		return
+	}
+	for name, values := range v.of.trailer {
+		if len(values) > 0 {
+			v.trailer[name] = values
+		}
+	}
 }
 
 // again serves a read from what is kept, and reports whether there was something to say. The caller holds
@@ -246,6 +284,7 @@ func (v *replayView) again(p []byte) (n int, err error, ok bool) {
 		v.at += n
 		return n, nil, true
 	case b.err != nil:
+		v.end()
 		return 0, b.err, true
 	}
 	return 0, nil, false
@@ -279,6 +318,9 @@ func (v *replayView) Read(p []byte) (int, error) {
 	default:
 		b.lost, b.kept = true, nil
 		v.at = 0
+	}
+	if !stale {
+		v.end()
 	}
 	return n, err
 }

@@ -468,3 +468,57 @@ func TestNoRetryOfABrokenBody(t *testing.T) {
 		t.Errorf("%d tries, %v", tries, err)
 	}
 }
+
+// TestRetryHasTrailersOfItsOwn lets the transport go on sending the first try, trailers and all, while the
+// second is made.
+func TestRetryHasTrailersOfItsOwn(t *testing.T) {
+	for range 50 {
+		in, out := io.Pipe()
+		trailer := http.Header{"X-Sum": nil}
+		source := readerFunc(func(p []byte) (int, error) {
+			n, err := in.Read(p)
+			if err == io.EOF {
+				trailer["X-Sum"] = []string{"7"}
+			}
+			return n, err
+		})
+		var old sync.WaitGroup
+		tries := 0
+		u := gateway.NewUpstream("u", gateway.MustTargets("http://a"), &gateway.UpstreamOptions{
+			Retry: gateway.RetryOptions{Attempts: 2, Backoff: -1},
+			Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+				if tries++; tries == 1 {
+					io.ReadFull(r.Body, make([]byte, 2))
+					old.Go(func() { io.Copy(io.Discard, r.Body); r.Body.Close() })
+					return answered(r, 503, http.NoBody), nil
+				}
+				go func() {
+					io.WriteString(out, "cd")
+					out.Close()
+				}()
+				for name := range r.Trailer { // as when the names are announced
+					_ = name
+				}
+				body, err := io.ReadAll(r.Body)
+				r.Body.Close()
+				if string(body) != "abcd" || err != nil || r.Trailer.Get("X-Sum") != "7" {
+					t.Errorf("the second try sent %q, %v, %v", body, err, r.Trailer)
+				}
+				return answered(r, 200, http.NoBody), nil
+			}),
+		})
+		go io.WriteString(out, "ab")
+		r := httptest.NewRequest("PUT", "/", io.NopCloser(source))
+		r.Trailer = trailer
+		res, err := u.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		old.Wait()
+	}
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }

@@ -271,12 +271,9 @@ func (u *Upstream) send(out *http.Request, body *replay) (*http.Response, error)
 	}
 	for n := 1; ; n++ {
 		if body != nil {
-			view, err := body.view()
-			if err != nil {
+			if err := body.attach(out); err != nil {
 				return nil, err
 			}
-			out.Body = view
-			out.GetBody = body.view
 		}
 		res, err := u.opts.Transport.RoundTrip(out)
 		if err == nil || n == maxDeadConns || !pooled.wasDead() || !body.whole() || out.Context().Err() != nil {
