@@ -17,7 +17,7 @@ type Balancer interface {
 }
 
 // RoundRobin picks the targets in turn, by weight, with the turns of a heavy one spread over the round
-// (the smooth weighted round-robin of nginx). It keeps 100 bytes a target.
+// (the smooth weighted round-robin of nginx). It keeps about 30 bytes a target.
 func RoundRobin() Balancer { return &roundRobin{} }
 
 type roundRobin struct {
@@ -46,7 +46,7 @@ func (b *roundRobin) Pick(_ *http.Request, targets []Target) (int, func(Outcome)
 }
 
 // LeastPending picks two targets by chance and of these the one with fewer requests in flight for its
-// weight (the power of two choices; Mitzenmacher, IEEE TPDS 12(10), 2001). It keeps 200 bytes a target.
+// weight (the power of two choices; Mitzenmacher, IEEE TPDS 12(10), 2001). It keeps about 140 bytes a target.
 func LeastPending() Balancer { return &leastPending{} }
 
 type leastPending struct {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +23,7 @@ type phoenix struct {
 	handler http.Handler
 	server  *http.Server
 	served  chan struct{}
+	open    atomic.Int64 // connections
 }
 
 func newPhoenix(t *testing.T, h http.Handler) *phoenix {
@@ -41,7 +43,14 @@ func (p *phoenix) rise(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.addr = l.Addr().String()
-	p.server = &http.Server{Handler: p.handler}
+	p.server = &http.Server{Handler: p.handler, ConnState: func(_ net.Conn, s http.ConnState) {
+		switch s {
+		case http.StateNew:
+			p.open.Add(1)
+		case http.StateClosed:
+			p.open.Add(-1)
+		}
+	}}
 	p.served = make(chan struct{})
 	go func(srv *http.Server, done chan struct{}) { srv.Serve(l); close(done) }(p.server, p.served)
 }
@@ -147,7 +156,27 @@ func TestTargetsDieUnderLoad(t *testing.T) {
 			t.Errorf("%d pending at %s", st.Pending, st.Target.URL)
 		}
 	}
-	t.Logf("%d idempotent requests, none failed; %d POSTs, %d failed, none twice", idempotent.Load(), posts.Load(), failed.Load())
+	// What is idle can be closed, and nothing else is open: no attempt has kept its connection.
+	for end := deadline(); ; runtime.Gosched() {
+		transport.(interface{ CloseIdleConnections() }).CloseIdleConnections()
+		open := int64(0)
+		for _, p := range targets {
+			open += p.open.Load()
+		}
+		if open == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d connections to the targets are left", open)
+		}
+	}
+	twice := 0
+	for _, n := range done {
+		if n > 1 {
+			twice++
+		}
+	}
+	t.Logf("%d idempotent requests went well; of %d POSTs %d failed, %d were done twice", idempotent.Load(), posts.Load(), failed.Load(), twice)
 }
 
 // TestTargetFaults is how a target can fail, one by one, over the wire.

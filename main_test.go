@@ -35,8 +35,7 @@ func leftBehind() string {
 			case strings.Contains(stack, "gateway_test.leftBehind"), // this one
 				strings.Contains(stack, "testing.(*M)"),
 				strings.Contains(stack, "os/signal."),
-				strings.Contains(stack, "runtime.ensureSigM"),
-				strings.Contains(stack, "net/http.(*persistConn)"): // idle, in the shared transport
+				strings.Contains(stack, "runtime.ensureSigM"):
 			default:
 				left = append(left, stack)
 			}

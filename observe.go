@@ -43,14 +43,19 @@ type ObserveOptions struct {
 // The measure is the histogram http.server.request.duration of OpenTelemetry's semantic conventions for
 // HTTP, in seconds, whose count is the rate; with http.request.method, http.route (the matched pattern's
 // path, never the raw one), http.response.status_code, url.scheme, network.protocol.version,
-// gateway.outcome, and error.type where OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted or
-// OutcomeInternal is it. A method that no RFC knows is _OTHER.
+// gateway.outcome, and error.type where OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted or OutcomeInternal is
+// it, or where the gateway itself refused with a 5xx. Who failed is told by gateway.outcome. A method that no RFC
+// knows is _OTHER.
 //
-// The span takes its name from method and pattern; of a method that no RFC knows, "HTTP" stands for it. Where no tracing SDK is installed, ids are made here
-// and passed on as sampled, so that services behind the gateway may trace.
+// The span takes its name from method and pattern; of a method that no RFC knows, "HTTP" stands for it. Where
+// error.type is set its status is an error. Where no tracing SDK is installed, ids are made here and passed on as
+// sampled, so that services behind the gateway may trace.
 //
-// The log line has the message "request", with the route's name, and the level Info, or Error where error.type would be set, and
-// then the cause. Its status is 499 when the client left first.
+// The log line has the message "request" and the attributes method, path (without the query), route (its name),
+// status (499 when the client left first), outcome, took, bytes (of the body), client, trace_id; and where there
+// are such, subject, cause (why it ended so) and remarks (what went wrong and the answer does not show). Its level
+// is Error for the four outcomes above, Warn for any other 5xx and where there are remarks, and else Info. What a
+// client can make long is cut at 512 bytes.
 //
 // It panics when TraceHeader is no field name.
 func Observe(opts *ObserveOptions) Middleware {
@@ -342,7 +347,7 @@ type labelCache[L labels] struct {
 	missed int                         // times that known lacked something
 }
 
-// maxLabels bounds the cache: at 1 KiB each, 4 MiB. When it is full it begins anew.
+// maxLabels bounds the cache: at about 700 bytes each, 3 MB. When it is full it begins anew.
 const maxLabels = 4096
 
 func (c *labelCache[L]) get(l L) []metric.RecordOption {

@@ -75,6 +75,7 @@ func TestObserveMeasures(t *testing.T) {
 	rt.Handle("POST shop.example/fail", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(503)
 	}))
+	rt.Handle("GET /away", gateway.Proxy(gateway.NewUpstream("away", nil, nil), nil))
 	rt.Handle("GET /panic", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { panic("bug") }))
 	ask := func(method, url string) {
 		defer func() { recover() }()
@@ -85,6 +86,7 @@ func TestObserveMeasures(t *testing.T) {
 	}
 	ask("POST", "http://shop.example/fail")
 	ask("GET", "/panic")
+	ask("GET", "/away")
 	for n := range 50 {
 		ask(fmt.Sprintf("M%d", n), "/users/1") // no label of its own
 	}
@@ -110,6 +112,7 @@ func TestObserveMeasures(t *testing.T) {
 		{"route", base("GET", "/users/{id}", 200, "ok"), 3},
 		{"answer of a failing handler", base("POST", "/fail", 503, "upstream_error", attribute.String("error.type", "503")), 1},
 		{"panic", base("GET", "/panic", 500, "internal", attribute.String("error.type", "internal")), 1},
+		{"refused with a 5xx", base("GET", "/away", 503, "rejected", attribute.String("error.type", "503")), 1},
 		{"unknown methods", base("_OTHER", "", 405, "rejected"), 50},
 		{"no route", base("GET", "", 404, "rejected"), 1},
 	} {

@@ -101,7 +101,7 @@ type UpstreamOptions struct {
 // server.port. When
 // a request was sent again, the span that its context carries gets http.request.resend_count.
 //
-// It keeps about 1 KiB a target, and of each request's body what RetryOptions.MaxBodyBytes says, until the
+// It keeps about 300 bytes a target, and of each request's body what RetryOptions.MaxBodyBytes says, until the
 // response headers are here.
 type Upstream struct {
 	name     string

@@ -35,10 +35,13 @@ func TestRotation(t *testing.T) {
 			t.Parallel()
 			var out strings.Builder
 			err := run(t.Context(), tt.plan, &out)
+			for n := 1; n < 4 && errors.Is(err, errTooShort); n++ {
+				// The machine stood still while the provider was away, so nothing was shown: once more.
+				out.Reset()
+				err = run(t.Context(), tt.plan, &out)
+			}
 			t.Log(out.String())
 			switch {
-			case errors.Is(err, errTooShort):
-				t.Skip("the machine stood still while the provider was away")
 			case tt.err == "" && err != nil:
 				t.Error(err)
 			case tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)):

@@ -1,0 +1,74 @@
+package gateway
+
+import (
+	"fmt"
+	"net/url"
+	"runtime"
+	"testing"
+)
+
+// held is what make leaves on the heap, for each of n things.
+func held(n int, make func() any) int {
+	heap := func() int {
+		runtime.GC()
+		runtime.GC() // what the first left to finalizers
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc)
+	}
+	before := heap()
+	kept := make()
+	after := heap()
+	runtime.KeepAlive(kept)
+	return (after - before) / n
+}
+
+// TestMemoryIsAsDocumented holds the bytes that the documents name, with a fifth for the allocator's moods.
+func TestMemoryIsAsDocumented(t *testing.T) {
+	const n = 10_000
+	targets := make([]Target, n)
+	for i := range targets {
+		targets[i].URL = &url.URL{Scheme: "http", Host: fmt.Sprintf("10.0.%d.%d:8080", i/256, i%256)}
+	}
+	for _, tt := range []struct {
+		name string
+		n    int
+		make func() any
+		want int
+	}{
+		{"a target of an Upstream", n, func() any { return NewUpstream("u", targets, nil) }, 300},
+		{"a target of RoundRobin", n, func() any { b := RoundRobin(); b.Pick(nil, targets); return b }, 30},
+		{"a target of LeastPending", n, func() any {
+			b := LeastPending().(*leastPending)
+			for i := range targets {
+				b.load(targets, i)
+			}
+			return b
+		}, 140},
+		{"a label", maxLabels, func() any {
+			c := new(labelCache[label])
+			for i := range maxLabels {
+				c.get(label{method: "GET", route: fmt.Sprintf("/route/%d", i), scheme: "http", version: "1.1", status: 200})
+			}
+			return c
+		}, 700},
+		{"a Circuit after many changes", 100, func() any {
+			var all []*Circuit
+			for range 100 {
+				c := NewCircuit("c", nil)
+				for range 2 * keptChanges {
+					c.Trip(1)
+					c.State()
+				}
+				all = append(all, c)
+			}
+			return all
+		}, 5_000},
+	} {
+		if got := held(tt.n, tt.make); got > tt.want*6/5 {
+			t.Errorf("%s takes %d bytes, documented are %d", tt.name, got, tt.want)
+		} else {
+			t.Logf("%s takes %d bytes, documented are %d", tt.name, got, tt.want)
+		}
+	}
+}
