@@ -496,7 +496,7 @@ func (g *gathering) run(i int) {
 // fetch gets the part's value.
 func (g *gathering) fetch(ctx context.Context, p *part) ([]byte, *partFailure) {
 	if err := ctx.Err(); err != nil {
-		return nil, p.fail(ending{err: err})
+		return nil, p.fail(result{err: err})
 	}
 	req, failed := g.request(ctx, p)
 	if failed != nil {
@@ -507,7 +507,7 @@ func (g *gathering) fetch(ctx context.Context, p *part) ([]byte, *partFailure) {
 		err = errors.New("neither a response nor an error")
 	}
 	if err != nil {
-		return nil, p.fail(ending{err: partError(req, err), gone: leftEarly(ctx)})
+		return nil, p.fail(result{err: partError(req, err), gone: leftEarly(ctx)})
 	}
 	if res.Body == nil {
 		res.Body = http.NoBody
@@ -525,7 +525,7 @@ func (g *gathering) fetch(ctx context.Context, p *part) ([]byte, *partFailure) {
 	res.Body.Close() // also one that is too large and may be endless
 	if err != nil {
 		tooLarge := errors.Is(err, errPartTooLarge)
-		return nil, p.fail(ending{err: partError(req, err), began: !tooLarge, gone: leftEarly(ctx)})
+		return nil, p.fail(result{err: partError(req, err), began: !tooLarge, gone: leftEarly(ctx)})
 	}
 	value, ok := jsonText(body)
 	if !ok {
@@ -535,10 +535,10 @@ func (g *gathering) fetch(ctx context.Context, p *part) ([]byte, *partFailure) {
 	}
 	if err != nil {
 		g.total.Add(-int64(len(body)))
-		return nil, p.fail(ending{status: res.StatusCode, err: fmt.Errorf("%w: %w", ErrBadGateway, err)})
+		return nil, p.fail(result{status: res.StatusCode, err: fmt.Errorf("%w: %w", ErrBadGateway, err)})
 	}
 	if g.opts.Merge && value[0] == '{' && !fewMembers(value) {
-		return nil, p.fail(ending{err: fmt.Errorf("%w: more than %d members", ErrBadGateway, maxMergedMembers)})
+		return nil, p.fail(result{err: fmt.Errorf("%w: more than %d members", ErrBadGateway, maxMergedMembers)})
 	}
 	return value, nil
 }
@@ -572,7 +572,7 @@ func (g *gathering) request(ctx context.Context, p *part) (*http.Request, *partF
 		err = errors.New("no request was made, or one without URL")
 	}
 	if err != nil {
-		return nil, p.fail(ending{err: err, gone: leftEarly(ctx)})
+		return nil, p.fail(result{err: err, gone: leftEarly(ctx)})
 	}
 	req = req.WithContext(ctx)
 	link := *req.URL
@@ -646,7 +646,7 @@ func (g *gathering) target(p *part) (*url.URL, *partFailure) {
 		f.err = &e
 		return nil, &f
 	}
-	return nil, p.fail(ending{err: fmt.Errorf("%w: %w", ErrBadGateway, err)})
+	return nil, p.fail(result{err: fmt.Errorf("%w: %w", ErrBadGateway, err)})
 }
 
 var errPartTooLarge = fmt.Errorf("%w: body too large", ErrBadGateway)
@@ -690,7 +690,7 @@ func partError(req *http.Request, err error) error {
 }
 
 // fail makes a failure of how the part ended.
-func (p *part) fail(e ending) *partFailure {
+func (p *part) fail(e result) *partFailure {
 	f := &partFailure{outcome: e.outcome(), err: &Error{Header: make(http.Header)}}
 	said := finish(e.err)
 	var own *Error
@@ -718,10 +718,10 @@ func (p *part) refused(res *http.Response) *partFailure {
 	f := &partFailure{err: &Error{Header: make(http.Header), Err: fmt.Errorf("gateway: part %q: %w", p.Name, said)}}
 	switch code {
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusGone, http.StatusTooManyRequests:
-		f.outcome = ending{status: code}.outcome()
+		f.outcome = result{status: code}.outcome()
 		f.err.Status = code
 	default:
-		f.outcome = ending{err: fmt.Errorf("%w: %w", ErrBadGateway, said)}.outcome()
+		f.outcome = result{err: fmt.Errorf("%w: %w", ErrBadGateway, said)}.outcome()
 		// A gateway that runs inside the handler knows better: a refusal, a timeout.
 		if body, ok := res.Body.(handlerBody); ok && code >= 500 {
 			if o, noted := body.noted(); noted && o != OutcomeOK {

@@ -767,7 +767,7 @@ func Breaker(c *Circuit, opts *BreakerOptions) Middleware {
 // answerInstead lets h answer a request that was refused with err.
 func answerInstead(h http.Handler, ex *exchange, w *responseWriter, r *http.Request, err error) {
 	e := finish(err)
-	ex.note(ending{refused: true}.outcome(), e)
+	ex.note(result{refused: true}.outcome(), e)
 	ex.mu.Lock()
 	outer := ex.answering
 	ex.answering = e
@@ -836,7 +836,7 @@ func (g *guard) watch(ex *exchange, r *http.Request) *http.Request {
 
 // starting is called when the final status goes out.
 func (g *guard) starting(status int) {
-	g.tell(ending{status: status, err: g.ctx.Err()})
+	g.tell(result{status: status, err: g.ctx.Err()})
 }
 
 // end is deferred around the handler.
@@ -848,7 +848,7 @@ func (g *guard) end() {
 	g.ex.mu.Unlock()
 	g.w.ex.mu.Lock()
 	g.w.guard = g.outer
-	e := g.w.ending(left, panicked)
+	e := g.w.result(left, panicked)
 	g.w.ex.mu.Unlock()
 	g.tell(e)
 	if panicked != nil {
@@ -857,7 +857,7 @@ func (g *guard) end() {
 }
 
 // tell tells the circuit what was noted inside, or else what e says.
-func (g *guard) tell(e ending) {
+func (g *guard) tell(e result) {
 	g.record.mu.Lock()
 	noted, o := g.record.noted, g.record.outcome
 	g.record.mu.Unlock()

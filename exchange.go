@@ -3,7 +3,6 @@ package gateway
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -241,7 +240,7 @@ func (ex *exchange) end(w *responseWriter, panicked any) (Outcome, int, error) {
 	left := ex.Context.Err()
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
-	e := w.ending(left, panicked)
+	e := w.result(left, panicked)
 	if !ex.noted {
 		ex.noted, ex.outcome, ex.err = true, e.outcome(), e.err
 	}
@@ -251,10 +250,10 @@ func (ex *exchange) end(w *responseWriter, panicked any) (Outcome, int, error) {
 	return ex.outcome, e.status, ex.err
 }
 
-// ending returns what the writer knows of how a handler ended. left is its context's error, panicked what
+// result returns what the writer knows of how a handler ended. left is its context's error, panicked what
 // recover returned. The caller holds ex.mu.
-func (w *responseWriter) ending(left error, panicked any) ending {
-	e := ending{status: w.status, began: w.status != 0}
+func (w *responseWriter) result(left error, panicked any) result {
+	e := result{status: w.status, began: w.status != 0}
 	switch {
 	case panicked == nil:
 		if e.status == 0 {
@@ -275,53 +274,6 @@ func (w *responseWriter) ending(left error, panicked any) ending {
 		}
 	}
 	return e
-}
-
-// ending is all that is known of how an attempt at a target or an exchange ended.
-type ending struct {
-	status   int   // of the answer; 0 when there was none
-	err      error // what went wrong; nil when nothing did
-	refused  bool  // the gateway itself said no
-	began    bool  // the response had begun when err struck
-	gone     bool  // the client had left
-	panicked bool  // this process is to blame
-}
-
-// outcome is the one place where an Outcome is decided.
-func (e ending) outcome() Outcome {
-	switch {
-	case e.refused:
-		return OutcomeRejected
-	case e.panicked, e.err != nil && isPanic(e.err):
-		return OutcomeInternal
-	case e.gone:
-		return OutcomeClientCanceled
-	case e.err == nil && e.status < 500:
-		return OutcomeOK
-	case e.err == nil:
-		return OutcomeUpstreamError
-	case errors.Is(e.err, context.Canceled):
-		return OutcomeClientCanceled
-	case errors.Is(e.err, ErrTimeout), errors.Is(e.err, context.DeadlineExceeded):
-		return OutcomeTimeout
-	case isRefusal(e.err):
-		return OutcomeRejected
-	case e.began:
-		return OutcomeAborted
-	case errors.Is(e.err, http.ErrAbortHandler):
-		return OutcomeAborted
-	}
-	return OutcomeUpstreamError
-}
-
-// isRefusal reports whether err is a no of the gateway's own, for which no upstream is to blame.
-func isRefusal(err error) bool {
-	for _, no := range []error{ErrCircuitOpen, ErrNoTarget, ErrOverloaded} {
-		if errors.Is(err, no) {
-			return true
-		}
-	}
-	return finish(err).Status < 500
 }
 
 // responseWriter is the one wrapper around a ResponseWriter. It knows the final status, what was

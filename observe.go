@@ -9,7 +9,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -274,24 +273,6 @@ func (o *observer) log(ex *exchange, rw *responseWriter, r *http.Request, patter
 	l.LogAttrs(r.Context(), level, "request", attrs...)
 }
 
-// isFailure reports whether somebody failed, as RED counts errors.
-func isFailure(o Outcome) bool {
-	switch o {
-	case OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted, OutcomeInternal:
-		return true
-	}
-	return false
-}
-
-// causeText is what the log says of an error.
-func causeText(err error) string {
-	var e *Error
-	if errors.As(err, &e) && e.Err != nil {
-		return e.Err.Error()
-	}
-	return err.Error()
-}
-
 // bounded cuts what a client may make as long as it likes.
 func bounded(s string) string {
 	const most = 512
@@ -404,18 +385,6 @@ func (l label) set() attribute.Set {
 		attrs = append(attrs, attribute.String("error.type", kind))
 	}
 	return attribute.NewSet(attrs...)
-}
-
-// errorType is the conventions' error.type: the status of an answer that is an error, or else what went
-// wrong; "" when nothing did.
-func errorType(o Outcome, status int) string {
-	switch {
-	case o == OutcomeUpstreamError && status >= 500, o == OutcomeRejected && status >= 500:
-		return strconv.Itoa(status)
-	case isFailure(o):
-		return o.String()
-	}
-	return ""
 }
 
 // knownMethod keeps labels and span names bounded, as the conventions ask.

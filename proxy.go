@@ -399,14 +399,14 @@ func (p *proxy) answer(ex *exchange, rw *responseWriter, r *http.Request, res *h
 	switch {
 	case errors.Is(writeErr, http.ErrContentLength):
 		// ModifyResponse has replaced the body and left the length of the old one.
-		ex.note(ending{panicked: true}.outcome(), writeErr)
+		ex.note(result{panicked: true}.outcome(), writeErr)
 		abort(rw, body)
 	case writeErr != nil:
 		// The client is gone, or its connection is; there is nobody to tell.
-		ex.note(ending{gone: true}.outcome(), writeErr)
+		ex.note(result{gone: true}.outcome(), writeErr)
 		abort(rw, body)
 	case readErr != nil:
-		e := ending{err: readErr, began: true, gone: leftEarly(r.Context())}
+		e := result{err: readErr, began: true, gone: leftEarly(r.Context())}
 		ex.note(e.outcome(), fmt.Errorf("%w: body of the response: %w", ErrBadGateway, readErr))
 		_ = rw.FlushError() // the client gets what came
 		abort(rw, body)
@@ -462,7 +462,7 @@ func (p *proxy) upgrade(rw *responseWriter, r, out *http.Request, res *http.Resp
 	conn, buf, err := rw.Hijack()
 	if err != nil {
 		// What stands around the gateway cannot do that; no target is to blame.
-		answerError(rw, r, finish(fmt.Errorf("gateway: Proxy: upgrade: %w", err)), ending{panicked: true})
+		answerError(rw, r, finish(fmt.Errorf("gateway: Proxy: upgrade: %w", err)), result{panicked: true})
 		return
 	}
 	defer conn.Close()

@@ -106,7 +106,7 @@ func (u *Upstream) mayRetry(r *http.Request, body *replay, n, status int, err er
 	}
 	unsent := false
 	if err != nil {
-		switch (ending{err: err}).outcome() {
+		switch (result{err: err}).outcome() {
 		case OutcomeTimeout, OutcomeUpstreamError:
 		default:
 			return false

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
@@ -252,7 +251,7 @@ func (u *Upstream) try(r *http.Request, body *replay, tried []*member) (*http.Re
 	}
 	if err != nil {
 		err = attemptError(out, err)
-		t.end(ending{err: err, gone: leftEarly(t.client)}.outcome())
+		t.end(result{err: err, gone: leftEarly(t.client)}.outcome())
 		return nil, t.member, err
 	}
 	t.answer(res)
@@ -321,7 +320,7 @@ type attempt struct {
 func (t *attempt) answer(res *http.Response) {
 	t.answered = true
 	t.status = res.StatusCode
-	t.tell(ending{status: t.status}.outcome())
+	t.tell(result{status: t.status}.outcome())
 	t.ReadCloser = res.Body
 	if conn, ok := res.Body.(io.ReadWriteCloser); ok {
 		res.Body = &attemptConn{attempt: t, conn: conn} // switched protocols
@@ -336,9 +335,9 @@ func (t *attempt) Read(p []byte) (int, error) {
 	switch {
 	case err == nil:
 	case err == io.EOF:
-		t.end(ending{status: t.status}.outcome())
+		t.end(result{status: t.status}.outcome())
 	default:
-		o := ending{err: err, began: true, gone: leftEarly(t.client)}.outcome()
+		o := result{err: err, began: true, gone: leftEarly(t.client)}.outcome()
 		// A stream that outlasts the caller's own time says nothing of the target, which has answered in time.
 		if t.end(o) && o == OutcomeAborted {
 			t.circuit.done(o, t.status)
@@ -351,7 +350,7 @@ func (t *attempt) Read(p []byte) (int, error) {
 // Close before the end is the caller's choice and nobody's failure. It is said first: a Read that is under way,
 // as on a switched connection, fails when the body is closed.
 func (t *attempt) Close() error {
-	t.end(ending{status: t.status, gone: leftEarly(t.client)}.outcome())
+	t.end(result{status: t.status, gone: leftEarly(t.client)}.outcome())
 	return t.ReadCloser.Close()
 }
 
@@ -441,41 +440,6 @@ func readRest(res *http.Response) {
 	late.Stop()
 	res.Body.Close()
 }
-
-// leftEarly reports whether the one who asked has gone, rather than run out of time.
-func leftEarly(ctx context.Context) bool {
-	return errors.Is(ctx.Err(), context.Canceled)
-}
-
-// attemptError says in this package's words why a round trip of r failed.
-func attemptError(r *http.Request, err error) error {
-	var tooLarge *http.MaxBytesError
-	var slow net.Error
-	var own *Error
-	switch ctx := r.Context(); {
-	case errors.Is(err, ErrBodyTooLarge), errors.Is(err, ErrTimeout), errors.Is(err, ErrBadGateway),
-		errors.Is(err, ErrNoTarget), errors.Is(err, ErrCircuitOpen), errors.As(err, &own):
-		return err // said already
-	case errors.As(err, &tooLarge):
-		return fmt.Errorf("%w: %w", ErrBodyTooLarge, err)
-	case context.Cause(ctx) == ErrTimeout, ctx.Err() == context.DeadlineExceeded:
-		return fmt.Errorf("%w: %w", ErrTimeout, hideCanceled{err})
-	case leftEarly(ctx):
-		if errors.Is(err, context.Canceled) {
-			return err
-		}
-		return fmt.Errorf("%w: %w", context.Canceled, err)
-	case errors.As(err, &slow) && slow.Timeout():
-		return fmt.Errorf("%w: %w", ErrTimeout, err)
-	}
-	return fmt.Errorf("%w: %w", ErrBadGateway, err)
-}
-
-// hideCanceled keeps an error's text and not what it wraps: a transport whose time ran out speaks of a
-// cancelled context, and nobody cancelled.
-type hideCanceled struct{ err error }
-
-func (h hideCanceled) Error() string { return h.err.Error() }
 
 // aim makes u, a path and a query, a URL of target: the target's path goes before u's, with one slash between
 // them, and both keep their escaping.

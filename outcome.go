@@ -1,0 +1,148 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+)
+
+// Outcome is how an attempt or an exchange ended. One function decides it, once for each attempt and once
+// for the exchange; circuit, metrics and the access log all judge by it, so they never disagree.
+type Outcome int
+
+const (
+	OutcomeOK             Outcome = iota // an answer below 500 reached the client
+	OutcomeClientCanceled                // the client left first; nobody's failure
+	OutcomeRejected                      // the gateway refused: auth, limit, open circuit, shedding
+	OutcomeTimeout                       // the upstream was too slow
+	OutcomeUpstreamError                 // dial, protocol or 5xx; of a local handler too
+	OutcomeAborted                       // the upstream died after its response began
+	OutcomeInternal                      // a panic in this process; no upstream is to blame
+)
+
+// String returns the word for logs and labels, such as "client_canceled".
+func (o Outcome) String() string {
+	switch o {
+	case OutcomeOK:
+		return "ok"
+	case OutcomeClientCanceled:
+		return "client_canceled"
+	case OutcomeRejected:
+		return "rejected"
+	case OutcomeTimeout:
+		return "timeout"
+	case OutcomeUpstreamError:
+		return "upstream_error"
+	case OutcomeAborted:
+		return "aborted"
+	case OutcomeInternal:
+		return "internal"
+	}
+	return "Outcome(" + strconv.Itoa(int(o)) + ")"
+}
+
+// result is all that is known of how an attempt at a target or an exchange ended.
+type result struct {
+	status   int   // of the answer; 0 when there was none
+	err      error // what went wrong; nil when nothing did
+	refused  bool  // the gateway itself said no
+	began    bool  // the response had begun when err struck
+	gone     bool  // the client had left
+	panicked bool  // this process is to blame
+}
+
+// outcome is the one place where an Outcome is decided.
+func (e result) outcome() Outcome {
+	switch {
+	case e.refused:
+		return OutcomeRejected
+	case e.panicked, e.err != nil && isPanic(e.err):
+		return OutcomeInternal
+	case e.gone:
+		return OutcomeClientCanceled
+	case e.err == nil && e.status < 500:
+		return OutcomeOK
+	case e.err == nil:
+		return OutcomeUpstreamError
+	case errors.Is(e.err, context.Canceled):
+		return OutcomeClientCanceled
+	case errors.Is(e.err, ErrTimeout), errors.Is(e.err, context.DeadlineExceeded):
+		return OutcomeTimeout
+	case isRefusal(e.err):
+		return OutcomeRejected
+	case e.began:
+		return OutcomeAborted
+	case errors.Is(e.err, http.ErrAbortHandler):
+		return OutcomeAborted
+	}
+	return OutcomeUpstreamError
+}
+
+// isRefusal reports whether err is a no of the gateway's own, for which no upstream is to blame.
+func isRefusal(err error) bool {
+	for _, no := range []error{ErrCircuitOpen, ErrNoTarget, ErrOverloaded} {
+		if errors.Is(err, no) {
+			return true
+		}
+	}
+	return finish(err).Status < 500
+}
+
+// isFailure reports whether somebody failed, as RED counts errors.
+func isFailure(o Outcome) bool {
+	switch o {
+	case OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted, OutcomeInternal:
+		return true
+	}
+	return false
+}
+
+// errorType is the conventions' error.type: the status of an answer that is an error, or else what went
+// wrong; "" when nothing did.
+func errorType(o Outcome, status int) string {
+	switch {
+	case o == OutcomeUpstreamError && status >= 500, o == OutcomeRejected && status >= 500:
+		return strconv.Itoa(status)
+	case isFailure(o):
+		return o.String()
+	}
+	return ""
+}
+
+// leftEarly reports whether the one who asked has gone, rather than run out of time.
+func leftEarly(ctx context.Context) bool {
+	return errors.Is(ctx.Err(), context.Canceled)
+}
+
+// attemptError says in this package's words why a round trip of r failed.
+func attemptError(r *http.Request, err error) error {
+	var tooLarge *http.MaxBytesError
+	var slow net.Error
+	var own *Error
+	switch ctx := r.Context(); {
+	case errors.Is(err, ErrBodyTooLarge), errors.Is(err, ErrTimeout), errors.Is(err, ErrBadGateway),
+		errors.Is(err, ErrNoTarget), errors.Is(err, ErrCircuitOpen), errors.As(err, &own):
+		return err // said already
+	case errors.As(err, &tooLarge):
+		return fmt.Errorf("%w: %w", ErrBodyTooLarge, err)
+	case context.Cause(ctx) == ErrTimeout, ctx.Err() == context.DeadlineExceeded:
+		return fmt.Errorf("%w: %w", ErrTimeout, hideCanceled{err})
+	case leftEarly(ctx):
+		if errors.Is(err, context.Canceled) {
+			return err
+		}
+		return fmt.Errorf("%w: %w", context.Canceled, err)
+	case errors.As(err, &slow) && slow.Timeout():
+		return fmt.Errorf("%w: %w", ErrTimeout, err)
+	}
+	return fmt.Errorf("%w: %w", ErrBadGateway, err)
+}
+
+// hideCanceled keeps an error's text and not what it wraps: a transport whose time ran out speaks of a
+// cancelled context, and nobody cancelled.
+type hideCanceled struct{ err error }
+
+func (h hideCanceled) Error() string { return h.err.Error() }
