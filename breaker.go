@@ -743,7 +743,7 @@ func Breaker(c *Circuit, opts *BreakerOptions) Middleware {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			ex, rw, r := enter(w, r)
-			if ex.passed(c) {
+			if ex.admits(c) {
 				next.ServeHTTP(rw, r)
 				return
 			}
@@ -769,48 +769,33 @@ func answerInstead(h http.Handler, ex *exchange, w *responseWriter, r *http.Requ
 	e := finish(err)
 	ex.note(result{refused: true}.outcome(), e)
 	ex.mu.Lock()
-	outer := ex.answering
-	ex.answering = e
+	outer := ex.answered
+	ex.answered = e
 	ex.mu.Unlock()
 	defer func() {
 		ex.mu.Lock()
-		ex.answering = outer
+		ex.answered = outer
 		ex.mu.Unlock()
 	}()
 	h.ServeHTTP(w, r)
 }
 
-// guard watches how a handler behind a Breaker does.
+// guard reports to a circuit how the handler behind a Breaker did.
 type guard struct {
-	ticket ticket
-	ctx    context.Context
-	w      *responseWriter
-	record *exchange // in which what went wrong inside is noted
-	outer  *guard    // of another Breaker around this one
-	ex     *exchange // that the request came with
-	around *guard    // that the request had passed before
+	ticket  ticket
+	ctx     context.Context
+	w       *responseWriter
+	record  *exchange // in which failures inside are noted
+	ex      *exchange // of the request that Breaker got
+	admits  admission // in ex, while the handler runs
+	outside startHook // of the writer, before this guard's
 }
 
-// passed reports whether a Breaker outside has let the request through c. To ask again would count what happens
-// twice, and a half-open circuit would refuse its own probe for ever.
-func (ex *exchange) passed(c *Circuit) bool {
-	if ex == nil {
-		return false
-	}
-	ex.mu.Lock()
-	defer ex.mu.Unlock()
-	for g := ex.guard; g != nil; g = g.around {
-		if g.ticket.c == c {
-			return true
-		}
-	}
-	return false
-}
-
-// watch begins to watch, and returns the request for the handler.
+// watch registers the guard with the record and the writer, and returns the request for the handler.
 func (g *guard) watch(ex *exchange, r *http.Request) *http.Request {
 	ex.mu.Lock()
-	g.ex, g.around, ex.guard = ex, ex.guard, g
+	g.ex, g.admits = ex, admission{circuit: g.ticket.c, outer: ex.admitted}
+	ex.admitted = &g.admits
 	ex.mu.Unlock()
 	g.record = ex
 	if ex.whole != nil {
@@ -820,23 +805,25 @@ func (g *guard) watch(ex *exchange, r *http.Request) *http.Request {
 	noted := g.record.noted
 	g.record.mu.Unlock()
 	if noted {
-		// This is the fallback of another Breaker, whose refusal is the first word about the exchange.
-		// What happens here needs a record of its own.
+		// This Breaker is in the fallback of another one, whose refusal has been noted for the exchange.
+		// How the fallback ends is noted in a record of its own.
 		g.record = ex.variant(r.Context())
 		r = r.WithContext(g.record)
 	}
 	g.ctx = r.Context()
 
 	g.w.ex.mu.Lock()
-	g.outer = g.w.guard
-	g.w.guard = g
+	g.outside, g.w.starts = g.w.starts, g
 	g.w.ex.mu.Unlock()
 	return r
 }
 
-// starting is called when the final status goes out.
+// starting is called when the final status is sent.
 func (g *guard) starting(status int) {
-	g.tell(result{status: status, err: g.ctx.Err()})
+	g.report(result{status: status, err: g.ctx.Err()})
+	if g.outside != nil {
+		g.outside.starting(status)
+	}
 }
 
 // end is deferred around the handler.
@@ -844,20 +831,20 @@ func (g *guard) end() {
 	panicked := recover()
 	left := g.ctx.Err()
 	g.ex.mu.Lock()
-	g.ex.guard = g.around
+	g.ex.admitted = g.admits.outer
 	g.ex.mu.Unlock()
 	g.w.ex.mu.Lock()
-	g.w.guard = g.outer
+	g.w.starts = g.outside
 	e := g.w.result(left, panicked)
 	g.w.ex.mu.Unlock()
-	g.tell(e)
+	g.report(e)
 	if panicked != nil {
 		panic(panicked)
 	}
 }
 
-// tell tells the circuit what was noted inside, or else what e says.
-func (g *guard) tell(e result) {
+// report tells the circuit the outcome that was noted inside, or else the one that e has.
+func (g *guard) report(e result) {
 	g.record.mu.Lock()
 	noted, o := g.record.noted, g.record.outcome
 	g.record.mu.Unlock()

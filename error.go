@@ -193,15 +193,15 @@ func answerError(w http.ResponseWriter, r *http.Request, e *Error, end result) {
 		ex.mu.Lock()
 		traceID = ex.traceID
 		onError := ex.onError
-		answered := ex.answering
+		answered := ex.answered
 		if onError != nil {
-			ex.onError, ex.answering = nil, e // what onError itself writes is not handed to it again
+			ex.onError, ex.answered = nil, e // what onError itself writes is not handed to it again
 		}
 		ex.mu.Unlock()
 		if onError != nil {
 			defer func() {
 				ex.mu.Lock()
-				ex.onError, ex.answering = onError, answered
+				ex.onError, ex.answered = onError, answered
 				ex.mu.Unlock()
 			}()
 			onError(w, r, e)
@@ -235,10 +235,10 @@ func ErrorFrom(ctx context.Context) error {
 	}
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
-	if ex.answering == nil {
+	if ex.answered == nil {
 		return nil
 	}
-	return ex.answering
+	return ex.answered
 }
 
 // HandleErrors replaces the way errors are written by everything inside it. h gets the finished error:

@@ -15,57 +15,91 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// exchange is the one record of a request. The first middleware of this package that a request meets
-// creates it, the others find it in the context and write in it, so that what stands outermost knows
-// what everything inside it decided.
+// exchange is the one record of a request. The first middleware of this package that a request meets creates it
+// and puts it in the request's context. The others find it there and write in it. So the outermost middleware
+// sees what everything inside it decided.
 //
-// It is a context itself, so that one allocation holds the record, the context value and the writer
-// wrapper. It is never pooled: contexts outlive requests, and a reused record would be another
-// user's identity.
+// The record is itself a context, so that one allocation holds the record, the context value and the writer
+// wrapper. It is never pooled: a context can outlive its request, and a reused record would hold another user's
+// identity.
 type exchange struct {
-	context.Context // what the request came with
+	context.Context // the context that the request arrived with
 
-	// whole is the record of the whole request, when this one is a part of it that differs in
-	// something (WithIdentity). What goes wrong is noted there too. Nil otherwise.
+	// whole is the record of the whole request, when this record is a variant of it (see WithIdentity).
+	// Outcomes and remarks are written to both. Nil otherwise.
 	whole *exchange
 
-	w responseWriter // the wrapper that came with the record
+	w responseWriter // the wrapper that was allocated with the record
 
-	// mu guards all below: a foreign middleware may run what is inside it on another goroutine.
+	// mu guards everything below. It is needed because a foreign middleware may run its inner handler on
+	// another goroutine.
 	mu sync.Mutex
 
-	req       *http.Request // the copy of the request that belongs to the record
-	ownHeader bool          // req.Header is a copy too
-	apart     bool          // a middleware between may run what is inside it, req too, on another goroutine
+	incoming
+	origin
+	tracing
+	observing
+	routing
+	answering
+	admitted *admission // the Breakers that let the request through; a part and a variant inherit it
+	ended
+}
 
-	client   netip.Addr // zero until asked for or found by TrustProxies
-	viaProxy bool       // the peer is a trusted proxy, so its word about the client is believed
+// The record's fields are grouped by who inherits them: see child, part and variant.
 
-	observed    bool              // an Observe stands outside
-	logged      bool              // and writes a log
+// incoming is the request that the record belongs to. No other record inherits it.
+type incoming struct {
+	req       *http.Request // this package's copy of the request
+	ownHeader bool          // req.Header is a copy, too, and may be modified
+	detached  bool          // a foreign middleware may run its inner handler, and use req, on another goroutine
+}
+
+// origin is who sent the request. Every record made from this one inherits it.
+type origin struct {
+	client   netip.Addr // invalid until ClientAddr or TrustProxies sets it
+	viaProxy bool       // the peer is a trusted proxy, so its forwarding fields are believed
+	identity *Identity
+}
+
+// tracing is the trace that the request belongs to. Every record made from this one inherits it.
+type tracing struct {
 	traceID     string            // 32 hex digits
-	traceHeader string            // field that carries traceID
-	span        trace.SpanContext // parent of what is asked of upstreams
-	traceState  string            // as it came from a trusted caller
+	traceHeader string            // the field that carries traceID
+	span        trace.SpanContext // the parent of upstream requests
+	traceState  string            // tracestate of a trusted caller, unchanged
+}
 
-	route     string       // name of the outermost Router's route
-	pattern   string       // its pattern
-	unrouted  *routeAnswer // what a Router answers itself, on its way through Use
-	identity  *Identity
-	onError   func(http.ResponseWriter, *http.Request, *Error)
-	answering *Error // while onError or a fallback runs
-	guard     *guard // of the innermost Breaker that let the request through
+// observing is set by Observe. Only a variant inherits it: a part is a request of its own, which an Observe around
+// the part's handler may measure.
+type observing struct {
+	observed bool // an Observe stands outside
+	logged   bool // and it writes an access log
+}
 
-	remarks []string // what went wrong and was not answered with; for the log
+// routing is the outermost Router's decision. Only a variant inherits it.
+type routing struct {
+	route    string       // the route's name
+	pattern  string       // the route's pattern
+	unrouted http.Handler // answers a request that no route takes, once it has passed the middleware of Use
+}
 
-	noted   bool    // outcome and err are set; the first word stands
-	outcome Outcome // how it ended, as noted by who ended it
-	err     error   // why; for the log and the span
+// answering is what stands outside and has a say in the answer. Only a variant inherits it.
+type answering struct {
+	onError  func(http.ResponseWriter, *http.Request, *Error) // the innermost HandleErrors
+	answered *Error                                           // the error that onError or a fallback is answering
+}
+
+// ended is how the exchange ended. No other record inherits it.
+type ended struct {
+	noted   bool     // outcome and err are set; later notes are ignored
+	outcome Outcome  // how the exchange ended
+	err     error    // why; for the log and the span
+	remarks []string // what went wrong without changing the answer; for the log
 }
 
 type exchangeKey struct{}
 
-// Value finds the record itself.
+// Value returns the record itself for exchangeKey, and otherwise what the request's context holds.
 func (ex *exchange) Value(key any) any {
 	if _, ok := key.(exchangeKey); ok {
 		return ex
@@ -73,14 +107,14 @@ func (ex *exchange) Value(key any) any {
 	return ex.Context.Value(key)
 }
 
-// exchangeFrom returns ctx's record, nil when no middleware of this package stands outside.
+// exchangeFrom returns the record in ctx, or nil when no middleware of this package stands outside.
 func exchangeFrom(ctx context.Context) *exchange {
 	ex, _ := ctx.Value(exchangeKey{}).(*exchange)
 	return ex
 }
 
-// enter finds the request's record or begins it. The writer that it returns reports to the record,
-// the request carries it.
+// enter returns the request's record, which it creates if there is none, a writer that reports to the record, and
+// a request whose context holds it.
 func enter(w http.ResponseWriter, r *http.Request) (*exchange, *responseWriter, *http.Request) {
 	ctx := r.Context()
 	ex := exchangeFrom(ctx)
@@ -97,15 +131,15 @@ func enter(w http.ResponseWriter, r *http.Request) (*exchange, *responseWriter, 
 	if !ex.below(w) {
 		for e := ex; e != nil; e = e.whole {
 			e.mu.Lock()
-			e.apart = true
+			e.detached = true
 			e.mu.Unlock()
 		}
 	}
 	return ex, &responseWriter{ResponseWriter: w, ex: ex}, r
 }
 
-// below reports whether the record's wrapper is found below w. Where it is not, as under http.TimeoutHandler,
-// the handler that has w may be left behind.
+// below reports whether the record's wrapper is found by unwrapping w. Where it is not, as under
+// http.TimeoutHandler, the handler that has w may still run when the request has been answered.
 func (ex *exchange) below(w http.ResponseWriter) bool {
 	for {
 		switch v := w.(type) {
@@ -122,36 +156,36 @@ func (ex *exchange) below(w http.ResponseWriter) bool {
 	}
 }
 
-// child returns a record for what runs beside the request: it knows what ex knew when it was made,
-// and tells ex nothing. It has no writer yet. A nil ex gives a record that knows nothing.
+// child returns a record for work that runs beside the request, such as a shadow request. It starts with what ex
+// knows about the sender and the trace. Nothing that is written to it reaches ex. It has no writer yet. A nil ex
+// gives an empty record.
 func (ex *exchange) child(ctx context.Context) *exchange {
 	c := &exchange{Context: ctx}
-	if ex == nil {
-		return c
+	if ex != nil {
+		ex.mu.Lock()
+		defer ex.mu.Unlock()
+		c.origin, c.tracing = ex.origin, ex.tracing
 	}
-	ex.mu.Lock()
-	defer ex.mu.Unlock()
-	c.client, c.viaProxy = ex.client, ex.viaProxy
-	c.traceID, c.traceHeader, c.span, c.traceState = ex.traceID, ex.traceHeader, ex.span, ex.traceState
-	c.identity = ex.identity
 	return c
 }
 
-// part is child for what the answer waits for: what it comes to is told to ex's circuits by way of the answer.
+// part is child for work that the answer waits for. Its outcome reaches ex's circuits through the answer, so it
+// does not ask them again.
 func (ex *exchange) part(ctx context.Context) *exchange {
 	c := ex.child(ctx)
 	if ex != nil {
 		ex.mu.Lock()
-		c.guard = ex.guard
-		ex.mu.Unlock()
+		defer ex.mu.Unlock()
+		c.admitted = ex.admitted
 	}
 	return c
 }
 
-// variant returns a record of the same request that may differ in something, for a part of its handlers:
-// it starts as ex is, writes through the same writer, and tells the whole request's record how it ended.
+// variant returns a record of the same request for some of its handlers, in which something may differ, such as
+// the identity. It starts as a copy of ex, uses the same writer, and reports outcomes to the record of the whole
+// request.
 func (ex *exchange) variant(ctx context.Context) *exchange {
-	v := ex.child(ctx)
+	v := ex.part(ctx)
 	if ex == nil {
 		return v
 	}
@@ -161,14 +195,34 @@ func (ex *exchange) variant(ctx context.Context) *exchange {
 	if ex.whole != nil {
 		v.whole = ex.whole
 	}
-	v.observed, v.logged, v.route, v.pattern, v.unrouted = ex.observed, ex.logged, ex.route, ex.pattern, ex.unrouted
-	v.onError, v.answering = ex.onError, ex.answering
-	v.guard = ex.guard
+	v.observing, v.routing, v.answering = ex.observing, ex.routing, ex.answering
 	return v
 }
 
-// headerOf returns r with a Header that may be changed: the first that asks copies the map, once a
-// request.
+// admission is a circuit that let the request through. To ask it again would count one request twice, and a
+// half-open circuit would refuse its own probe.
+type admission struct {
+	circuit *Circuit
+	outer   *admission // the one before
+}
+
+// admits reports whether c let the request through already.
+func (ex *exchange) admits(c *Circuit) bool {
+	if ex == nil {
+		return false
+	}
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	for a := ex.admitted; a != nil; a = a.outer {
+		if a.circuit == c {
+			return true
+		}
+	}
+	return false
+}
+
+// headerOf returns r with a Header that may be modified. The first call of a request copies the map; later calls
+// reuse the copy.
 func (ex *exchange) headerOf(r *http.Request) *http.Request {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
@@ -188,8 +242,8 @@ func (ex *exchange) headerOf(r *http.Request) *http.Request {
 	return r
 }
 
-// derived says that to, a shallow copy of from, is handed on in its place, so that the record goes on
-// seeing what is set on the request further in.
+// derived records that to, a shallow copy of from, is passed on in its place. So the record sees what inner
+// handlers set on the request, such as its pattern.
 func (ex *exchange) derived(from, to *http.Request) {
 	if ex == nil {
 		return
@@ -200,8 +254,8 @@ func (ex *exchange) derived(from, to *http.Request) {
 	ex.req = to
 }
 
-// note says how the exchange ended and why. The first word stands: what refused a request or failed
-// it knows better than what answers it afterwards.
+// note records how the exchange ended and why. Only the first note counts: what refused the request or failed it
+// knows the cause better than what answers it afterwards.
 func (ex *exchange) note(o Outcome, err error) {
 	for ; ex != nil; ex = ex.whole {
 		ex.mu.Lock()
@@ -212,10 +266,10 @@ func (ex *exchange) note(o Outcome, err error) {
 	}
 }
 
-// maxRemarks bounds what is kept of a request that goes wrong in many places.
+// maxRemarks is how many remarks of one request are kept.
 const maxRemarks = 16
 
-// remark tells the log of something that went wrong, or would have, and that the answer does not show.
+// remark adds to the log line something that went wrong, or would have, and that the answer does not show.
 func (ex *exchange) remark(what string, err error) {
 	text := what + ": " + causeText(err)
 	for ; ex != nil; ex = ex.whole {
@@ -227,15 +281,15 @@ func (ex *exchange) remark(what string, err error) {
 	}
 }
 
-// rejected reports whether it is known already that the gateway refused.
+// rejected reports whether the gateway is known to have refused the request.
 func (ex *exchange) rejected() bool {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
 	return ex.noted && ex.outcome == OutcomeRejected
 }
 
-// end decides how the exchange ended and with which status, for the one who stands outermost with the
-// writer w. panicked is what recover returned.
+// end decides how the exchange ended, and with which status, for the outermost middleware, whose writer is w.
+// panicked is what recover returned.
 func (ex *exchange) end(w *responseWriter, panicked any) (Outcome, int, error) {
 	left := ex.Context.Err()
 	ex.mu.Lock()
@@ -250,16 +304,16 @@ func (ex *exchange) end(w *responseWriter, panicked any) (Outcome, int, error) {
 	return ex.outcome, e.status, ex.err
 }
 
-// result returns what the writer knows of how a handler ended. left is its context's error, panicked what
-// recover returned. The caller holds ex.mu.
+// result returns what the writer knows about how a handler ended. left is the error of the handler's context,
+// panicked what recover returned. The caller holds ex.mu.
 func (w *responseWriter) result(left error, panicked any) result {
 	e := result{status: w.status, began: w.status != 0}
 	switch {
 	case panicked == nil:
 		if e.status == 0 {
-			e.status = http.StatusOK // what net/http sends for a handler that is silent
+			e.status = http.StatusOK // net/http sends it for a handler that writes nothing
 		}
-		// A client that left with its answer complete did not leave too early.
+		// A client that left after a complete answer did not cancel anything.
 		if left != nil && !w.complete() {
 			e.err = left
 		}
@@ -276,8 +330,8 @@ func (w *responseWriter) result(left error, panicked any) result {
 	return e
 }
 
-// responseWriter is the one wrapper around a ResponseWriter. It knows the final status, what was
-// written and whether that failed.
+// responseWriter is the one wrapper around a ResponseWriter. It records the final status, the bytes written and
+// whether a write failed.
 type responseWriter struct {
 	http.ResponseWriter
 	ex *exchange
@@ -287,19 +341,23 @@ type responseWriter struct {
 	written  int64 // bytes of body
 	failed   bool  // a write failed
 	hijacked bool
-	guard    *guard // of the innermost Breaker, which is told the final status before it goes out
+	starts   startHook // called with the final status before it is sent; nil for none
 }
 
-// start notes the final status, if none stands.
+// startHook is called once, with the final status of a response, before it is sent. Whoever replaces a hook calls
+// the one before it.
+type startHook interface{ starting(status int) }
+
+// start records the final status, unless there is one already.
 func (w *responseWriter) start(code int) {
 	w.ex.mu.Lock()
-	var g *guard
+	var hook startHook
 	if w.status == 0 {
-		w.status, g = code, w.guard
+		w.status, hook = code, w.starts
 	}
 	w.ex.mu.Unlock()
-	for ; g != nil; g = g.outer {
-		g.starting(code)
+	if hook != nil {
+		hook.starting(code)
 	}
 }
 
@@ -312,15 +370,15 @@ func (w *responseWriter) wrote(n int64, err error) {
 	w.ex.mu.Unlock()
 }
 
-// started reports whether the final status is out, or the connection in other hands.
+// started reports whether the final status was sent or the connection hijacked.
 func (w *responseWriter) started() bool {
 	w.ex.mu.Lock()
 	defer w.ex.mu.Unlock()
 	return w.status != 0 || w.hijacked
 }
 
-// complete reports whether the client has had all of its answer before the handler returned. An answer
-// of undeclared length is not: its end is sent when the handler returns. The caller holds ex.mu.
+// complete reports whether the whole answer was written before the handler returned. An answer without a
+// Content-Length is never complete then: net/http sends its end after the handler returns. The caller holds ex.mu.
 func (w *responseWriter) complete() bool {
 	if w.status == 0 || w.failed {
 		return false
@@ -332,7 +390,7 @@ func (w *responseWriter) complete() bool {
 	return len(declared) == 1 && declared[0] == strconv.FormatInt(w.written, 10)
 }
 
-// WriteHeader passes 1xx on as they are; 101 is final.
+// WriteHeader passes on informational statuses without recording them. 101 is recorded: it is final.
 func (w *responseWriter) WriteHeader(code int) {
 	if code >= 200 || code == http.StatusSwitchingProtocols {
 		w.start(code)
@@ -347,7 +405,7 @@ func (w *responseWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// ReadFrom lets the server copy from a file or a connection by its own means.
+// ReadFrom lets the server copy from a file or a connection by the kernel's means, such as sendfile.
 func (w *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	w.start(http.StatusOK)
 	rf, ok := w.ResponseWriter.(io.ReaderFrom)
@@ -361,19 +419,19 @@ func (w *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	return n, err
 }
 
-// Flush sends what is buffered, if what is below can.
+// Flush sends what is buffered, if the wrapped writer can.
 func (w *responseWriter) Flush() { _ = w.FlushError() }
 
-// FlushError is Flush for http.ResponseController.
+// FlushError is Flush with an error, for http.ResponseController.
 func (w *responseWriter) FlushError() error {
 	if !w.started() && !flushes(w.ResponseWriter) {
-		return http.ErrNotSupported // nothing goes out, so nothing has begun
+		return http.ErrNotSupported // nothing is sent, so the response has not begun
 	}
 	w.start(http.StatusOK)
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-// flushes reports whether http.ResponseController finds a way to flush w.
+// flushes reports whether http.ResponseController can flush w.
 func flushes(w http.ResponseWriter) bool {
 	for {
 		switch v := w.(type) {
@@ -389,7 +447,7 @@ func flushes(w http.ResponseWriter) bool {
 	}
 }
 
-// Hijack hands the connection over. The exchange counts as switched to another protocol.
+// Hijack takes over the connection. The final status is then 101: another protocol follows.
 func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if err == nil {

@@ -460,16 +460,21 @@ func redirect(r *http.Request, path string) routeAnswer {
 	return routeAnswer{status: http.StatusPermanentRedirect, location: path}
 }
 
-// answerUnrouted answers what no route does, as the Router has written in the record.
+// answerUnrouted answers a request that no route takes with the answer that the Router left in the record.
 func answerUnrouted(w http.ResponseWriter, r *http.Request) {
-	var a routeAnswer
+	var answer http.Handler = new(routeAnswer)
 	if ex := exchangeFrom(r.Context()); ex != nil { // else a middleware replaced the context
 		ex.mu.Lock()
 		if ex.unrouted != nil {
-			a = *ex.unrouted
+			answer = ex.unrouted
 		}
 		ex.mu.Unlock()
 	}
+	answer.ServeHTTP(w, r)
+}
+
+// ServeHTTP answers a request that has no route.
+func (a *routeAnswer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch a.status {
 	case http.StatusNoContent:
 		if a.allow != "" {
@@ -586,7 +591,7 @@ func RoutePattern(ctx context.Context) string {
 	for ex := exchangeFrom(ctx); ex != nil; ex = ex.whole {
 		ex.mu.Lock()
 		pattern := ex.pattern
-		if pattern == "" && ex.req != nil && !ex.apart {
+		if pattern == "" && ex.req != nil && !ex.detached {
 			pattern = ex.req.Pattern
 		}
 		ex.mu.Unlock()

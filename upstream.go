@@ -211,7 +211,7 @@ func (u *Upstream) try(r *http.Request, body *replay, tried []*member) (*http.Re
 		return nil, nil, fmt.Errorf("%w: upstream %s", ErrNoTarget, u.name)
 	}
 	t := &attempt{upstream: u, method: r.Method, client: r.Context(), start: time.Now()}
-	if c := u.opts.Circuit; c != nil && !exchangeFrom(r.Context()).passed(c) {
+	if c := u.opts.Circuit; c != nil && !exchangeFrom(r.Context()).admits(c) {
 		var err error
 		if t.circuit, err = c.allow(); err != nil {
 			return nil, nil, err
