@@ -17,7 +17,8 @@ import (
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
-	"go.opentelemetry.io/otel/metric/noop"
+
+	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
 // CircuitState says what a Circuit does with who asks to pass.
@@ -190,8 +191,8 @@ func NewCircuit(name string, opts *CircuitOptions) *Circuit {
 	c.period.Store(&period{state: CircuitClosed, window: window{start: time.Now()}})
 
 	meter := c.o.Meter.Meter(scope)
-	c.changed = circuitCounter(meter, "gateway.circuit.changes", "Changes of a circuit's state, by the state that was entered.", "{change}")
-	c.refused = circuitCounter(meter, "gateway.circuit.refusals", "Requests that a circuit did not let through.", "{request}")
+	c.changed = telemetry.Counter(meter, "gateway.circuit.changes", "Changes of a circuit's state, by the state that was entered.", "{change}")
+	c.refused = telemetry.Counter(meter, "gateway.circuit.refusals", "Requests that a circuit did not let through.", "{request}")
 	attr := attribute.String("gateway.circuit.name", name)
 	for s := range c.changeAttr {
 		c.changeAttr[s] = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(attr,
@@ -199,17 +200,6 @@ func NewCircuit(name string, opts *CircuitOptions) *Circuit {
 	}
 	c.refuseAttr = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(attr))}
 	return c
-}
-
-func circuitCounter(m metric.Meter, name, description, unit string) metric.Int64Counter {
-	counter, err := m.Int64Counter(name, metric.WithDescription(description), metric.WithUnit(unit))
-	if err != nil {
-		otel.Handle(err)
-	}
-	if counter == nil {
-		counter = noop.Int64Counter{}
-	}
-	return counter
 }
 
 // Name returns the name that NewCircuit was given.

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+
+	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
 // ownFields are the request fields that the gateway itself writes on what it sends to an upstream. What
@@ -129,7 +131,7 @@ func (f *ownFields) write(h http.Header, in *http.Request) error {
 		traceID, traceHeader, traceState = ex.traceID, ex.traceHeader, ex.traceState
 		via, id = ex.viaProxy, ex.identity
 		if ex.span.IsValid() {
-			traceParent = formatTraceparent(ex.span)
+			traceParent = telemetry.FormatTraceparent(ex.span)
 		}
 		ex.mu.Unlock()
 	}

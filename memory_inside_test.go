@@ -5,6 +5,8 @@ import (
 	"net/url"
 	"runtime"
 	"testing"
+
+	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
 // held is what make leaves on the heap, for each of n things.
@@ -45,10 +47,10 @@ func TestMemoryIsAsDocumented(t *testing.T) {
 			}
 			return b
 		}, 140},
-		{"a label", maxLabels, func() any {
-			c := new(labelCache[label])
-			for i := range maxLabels {
-				c.get(label{method: "GET", route: fmt.Sprintf("/route/%d", i), scheme: "http", version: "1.1", status: 200})
+		{"a label", telemetry.MaxLabels, func() any {
+			c := new(telemetry.LabelCache[label])
+			for i := range telemetry.MaxLabels {
+				c.Options(label{method: "GET", route: fmt.Sprintf("/route/%d", i), scheme: "http", version: "1.1", status: 200})
 			}
 			return c
 		}, 700},

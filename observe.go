@@ -2,16 +2,10 @@ package gateway
 
 import (
 	"context"
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"log/slog"
-	"maps"
-	"math/rand/v2"
 	"net/http"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -19,8 +13,9 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/metric"
-	"go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
 // scope names this library to OpenTelemetry.
@@ -76,7 +71,7 @@ func Observe(opts *ObserveOptions) Middleware {
 	}
 	o.opts.TraceHeader = http.CanonicalHeaderKey(o.opts.TraceHeader)
 	o.tracer = o.opts.Tracer.Tracer(scope)
-	o.duration = durationHistogram(o.opts.Meter, "http.server.request.duration", "Duration of HTTP server requests.")
+	o.duration = telemetry.DurationHistogram(o.opts.Meter.Meter(scope), "http.server.request.duration", "Duration of HTTP server requests.")
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			o.serve(next, w, r)
@@ -99,7 +94,7 @@ type observer struct {
 	opts     ObserveOptions
 	tracer   trace.Tracer
 	duration metric.Float64Histogram
-	labels   labelCache[label]
+	labels   telemetry.LabelCache[label]
 }
 
 func (o *observer) serve(next http.Handler, w http.ResponseWriter, r *http.Request) {
@@ -134,9 +129,9 @@ func (o *observer) trace(ex *exchange, r *http.Request) (*http.Request, trace.Sp
 	if under {
 		ctx = ex.Context
 	}
-	came, state := parentOf(r, o.opts.TraceHeader)
+	came, state := telemetry.Extract(r.Header, o.opts.TraceHeader)
 	trusted := came.IsValid() && o.opts.TrustTrace != nil && o.opts.TrustTrace(r)
-	opts := startOptions(knownMethod(r.Method))
+	opts := telemetry.ServerSpan(r.Method)
 	switch {
 	case trusted:
 		if ts, err := trace.ParseTraceState(state); err == nil {
@@ -146,12 +141,12 @@ func (o *observer) trace(ex *exchange, r *http.Request) (*http.Request, trace.Sp
 		}
 		ctx = trace.ContextWithRemoteSpanContext(ctx, came)
 	case came.IsValid() && came.IsRemote():
-		opts = append(opts[:len(opts):len(opts)], trace.WithLinks(trace.Link{SpanContext: came}))
+		opts = append(opts, trace.WithLinks(trace.Link{SpanContext: came}))
 		fallthrough
 	default:
 		state = ""
 	}
-	ctx, span := o.tracer.Start(ctx, spanMethod(r.Method), opts...)
+	ctx, span := o.tracer.Start(ctx, telemetry.SpanMethod(r.Method), opts...)
 
 	sc := span.SpanContext()
 	if sc.IsValid() {
@@ -164,7 +159,7 @@ func (o *observer) trace(ex *exchange, r *http.Request) (*http.Request, trace.Sp
 			state = ts.String()
 		}
 	} else {
-		sc = newSpanContext()
+		sc = telemetry.NewSpanContext()
 	}
 	if span.IsRecording() {
 		span.SetAttributes(
@@ -175,7 +170,7 @@ func (o *observer) trace(ex *exchange, r *http.Request) (*http.Request, trace.Sp
 		if client := clientText(r); client != "" {
 			span.SetAttributes(attribute.String("client.address", client))
 		}
-		if knownMethod(r.Method) != r.Method {
+		if telemetry.Method(r.Method) != r.Method {
 			span.SetAttributes(attribute.String("http.request.method_original", exportable(r.Method)))
 		}
 	}
@@ -199,14 +194,14 @@ func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, spa
 
 	ctx := r.Context()
 	if o.duration.Enabled(ctx) {
-		o.duration.Record(ctx, took.Seconds(), o.labels.get(label{
-			method: knownMethod(r.Method), route: route, scheme: scheme(r), version: protocolVersion(r),
+		o.duration.Record(ctx, took.Seconds(), o.labels.Options(label{
+			method: telemetry.Method(r.Method), route: route, scheme: scheme(r), version: protocolVersion(r),
 			status: status, outcome: outcome,
 		})...)
 	}
 	if span.IsRecording() {
 		if route != "" {
-			span.SetName(spanMethod(r.Method) + " " + route)
+			span.SetName(telemetry.SpanMethod(r.Method) + " " + route)
 			span.SetAttributes(attribute.String("http.route", route))
 		}
 		span.SetAttributes(
@@ -301,75 +296,7 @@ type label struct {
 	outcome                        Outcome
 }
 
-// durationHistogram makes a histogram of seconds with the buckets that the conventions advise.
-func durationHistogram(provider metric.MeterProvider, name, description string) metric.Float64Histogram {
-	h, err := provider.Meter(scope).Float64Histogram(name, metric.WithUnit("s"), metric.WithDescription(description),
-		metric.WithExplicitBucketBoundaries(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10))
-	if err != nil {
-		otel.Handle(err)
-		return noop.Float64Histogram{}
-	}
-	return h
-}
-
-// labels is what a histogram tells apart, and how it is told.
-type labels interface {
-	comparable
-	set() attribute.Set
-}
-
-// labelCache keeps the attribute set of each label that was seen, at most maxLabels, so that none is built
-// on the way of a request. Readers take no lock.
-type labelCache[L labels] struct {
-	known atomic.Pointer[map[L][]metric.RecordOption] // is replaced, never changed
-
-	mu     sync.Mutex
-	fresh  map[L][]metric.RecordOption // what known lacks
-	missed int                         // times that known lacked something
-}
-
-// maxLabels bounds the cache: at about 700 bytes each, 3 MB. When it is full it begins anew.
-const maxLabels = 4096
-
-func (c *labelCache[L]) get(l L) []metric.RecordOption {
-	if known := c.known.Load(); known != nil {
-		if options, ok := (*known)[l]; ok {
-			return options
-		}
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var known map[L][]metric.RecordOption
-	if p := c.known.Load(); p != nil {
-		known = *p
-	}
-	options, ok := known[l]
-	if !ok {
-		options, ok = c.fresh[l]
-	}
-	if !ok {
-		options = []metric.RecordOption{metric.WithAttributeSet(l.set())}
-		if c.fresh == nil {
-			c.fresh = make(map[L][]metric.RecordOption)
-		}
-		c.fresh[l] = options
-	}
-	// As many misses as there are labels pay for the copy.
-	all := len(known) + len(c.fresh)
-	if c.missed++; c.missed < all && all < maxLabels {
-		return options
-	}
-	grown := make(map[L][]metric.RecordOption, all)
-	if all <= maxLabels {
-		maps.Copy(grown, known)
-	}
-	maps.Copy(grown, c.fresh)
-	c.known.Store(&grown)
-	c.fresh, c.missed = nil, 0
-	return options
-}
-
-func (l label) set() attribute.Set {
+func (l label) AttributeSet() attribute.Set {
 	attrs := make([]attribute.KeyValue, 0, 7)
 	attrs = append(attrs,
 		attribute.String("http.request.method", l.method),
@@ -385,24 +312,6 @@ func (l label) set() attribute.Set {
 		attrs = append(attrs, attribute.String("error.type", kind))
 	}
 	return attribute.NewSet(attrs...)
-}
-
-// knownMethod keeps labels and span names bounded, as the conventions ask.
-func knownMethod(method string) string {
-	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
-		http.MethodConnect, http.MethodOptions, http.MethodTrace, "QUERY":
-		return method
-	}
-	return "_OTHER"
-}
-
-// spanMethod is the method in a span's name, as the conventions have it.
-func spanMethod(method string) string {
-	if known := knownMethod(method); known != "_OTHER" {
-		return known
-	}
-	return "HTTP"
 }
 
 func scheme(r *http.Request) string {
@@ -422,91 +331,4 @@ func protocolVersion(r *http.Request) string {
 		return "3"
 	}
 	return "1.0"
-}
-
-// startOptions are made once for each method.
-var startOptions = func() func(method string) []trace.SpanStartOption {
-	byMethod := make(map[string][]trace.SpanStartOption)
-	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch,
-		http.MethodDelete, http.MethodConnect, http.MethodOptions, http.MethodTrace, "QUERY", "_OTHER"} {
-		byMethod[method] = []trace.SpanStartOption{
-			trace.WithSpanKind(trace.SpanKindServer),
-			trace.WithAttributes(attribute.String("http.request.method", method)),
-		}
-	}
-	return func(method string) []trace.SpanStartOption { return byMethod[method] }
-}()
-
-// parentOf reads who called: the traceparent, or else the trace header, which names no span.
-func parentOf(r *http.Request, traceHeader string) (sc trace.SpanContext, state string) {
-	if lines := r.Header["Traceparent"]; len(lines) == 1 {
-		if sc := parseTraceparent(lines[0]); sc.IsValid() {
-			return sc, strings.Join(r.Header["Tracestate"], ",")
-		}
-	}
-	if lines := r.Header[traceHeader]; len(lines) == 1 && len(lines[0]) == 32 {
-		if id, err := trace.TraceIDFromHex(lines[0]); err == nil {
-			return trace.NewSpanContext(trace.SpanContextConfig{
-				TraceID: id, SpanID: newSpanID(), TraceFlags: trace.FlagsSampled,
-			}), ""
-		}
-	}
-	return trace.SpanContext{}, ""
-}
-
-// parseTraceparent reads a traceparent (W3C Trace Context, section 3.2); the zero SpanContext when it is
-// none. A version that is not known yet is read as far as version 00 goes.
-func parseTraceparent(s string) trace.SpanContext {
-	if len(s) < 55 || s[2] != '-' || s[35] != '-' || s[52] != '-' || s[:2] == "ff" ||
-		s[:2] == "00" && len(s) != 55 || len(s) > 55 && s[55] != '-' || !lowerHex(s[:2]) || !lowerHex(s[53:55]) {
-		return trace.SpanContext{}
-	}
-	id, err := trace.TraceIDFromHex(s[3:35])
-	if err != nil {
-		return trace.SpanContext{}
-	}
-	span, err := trace.SpanIDFromHex(s[36:52])
-	if err != nil {
-		return trace.SpanContext{}
-	}
-	var flags [1]byte
-	_, _ = hex.Decode(flags[:], []byte(s[53:55]))
-	return trace.NewSpanContext(trace.SpanContextConfig{
-		TraceID: id, SpanID: span, TraceFlags: trace.TraceFlags(flags[0]) & trace.FlagsSampled, Remote: true,
-	})
-}
-
-func lowerHex(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; !('0' <= c && c <= '9' || 'a' <= c && c <= 'f') {
-			return false
-		}
-	}
-	return true
-}
-
-// formatTraceparent writes what parseTraceparent reads.
-func formatTraceparent(sc trace.SpanContext) string {
-	var b [55]byte
-	id, span := sc.TraceID(), sc.SpanID()
-	copy(b[:], "00-")
-	hex.Encode(b[3:], id[:])
-	b[35] = '-'
-	hex.Encode(b[36:], span[:])
-	b[52] = '-'
-	hex.Encode(b[53:], []byte{byte(sc.TraceFlags())})
-	return string(b[:])
-}
-
-// newSpanContext makes ids where no SDK does.
-func newSpanContext() trace.SpanContext {
-	var id trace.TraceID
-	binary.NativeEndian.PutUint64(id[:8], rand.Uint64())
-	binary.NativeEndian.PutUint64(id[8:], rand.Uint64()|1) // never all zero
-	return trace.NewSpanContext(trace.SpanContextConfig{TraceID: id, SpanID: newSpanID(), TraceFlags: trace.FlagsSampled})
-}
-
-func newSpanID() (id trace.SpanID) {
-	binary.NativeEndian.PutUint64(id[:], rand.Uint64()|1)
-	return id
 }

@@ -18,6 +18,8 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
 // Target is one server of an Upstream. Its URL may have a path, which goes before the request's.
@@ -108,7 +110,7 @@ type Upstream struct {
 	probe    *url.URL // path and query of the health check; nil for none
 	budget   *retryBudget
 	duration metric.Float64Histogram
-	labels   labelCache[tryLabel]
+	labels   telemetry.LabelCache[tryLabel]
 	pool     pool
 }
 
@@ -147,7 +149,7 @@ func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream
 		}
 	}
 	u.budget = newRetryBudget(u.opts.Retry.Budget)
-	u.duration = durationHistogram(u.opts.Meter, "http.client.request.duration", "Duration of HTTP client requests.")
+	u.duration = telemetry.DurationHistogram(u.opts.Meter.Meter(scope), "http.client.request.duration", "Duration of HTTP client requests.")
 	u.pool.health = u.opts.Health
 	u.set("NewUpstream", targets)
 	return u
@@ -359,8 +361,8 @@ func (t *attempt) tell(o Outcome) {
 	t.circuit.done(o, t.status)
 	t.upstream.pool.saw(t.member, o)
 	if u := t.upstream; u.duration.Enabled(t.client) {
-		u.duration.Record(t.client, time.Since(t.start).Seconds(), u.labels.get(tryLabel{
-			method: knownMethod(cmp.Or(t.method, http.MethodGet)), upstream: u.name, target: t.member.URL, status: t.status, outcome: o,
+		u.duration.Record(t.client, time.Since(t.start).Seconds(), u.labels.Options(tryLabel{
+			method: telemetry.Method(cmp.Or(t.method, http.MethodGet)), upstream: u.name, target: t.member.URL, status: t.status, outcome: o,
 		})...)
 	}
 }
@@ -407,7 +409,7 @@ type tryLabel struct {
 	outcome  Outcome
 }
 
-func (l tryLabel) set() attribute.Set {
+func (l tryLabel) AttributeSet() attribute.Set {
 	attrs := make([]attribute.KeyValue, 0, 7)
 	attrs = append(attrs,
 		attribute.String("http.request.method", l.method),
