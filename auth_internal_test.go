@@ -4,11 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"hash/maphash"
 	"net/http"
 	"net/http/httptest"
 	"testing"
-	"time"
 )
 
 // TestAuthOutcome: a refusal is the gateway's, a client that leaves while it is being identified is nobody's.
@@ -36,23 +34,6 @@ func TestAuthOutcome(t *testing.T) {
 			t.Errorf("%s: %v", name, ex.outcome)
 		}
 		cancel()
-	}
-}
-
-// TestCacheComparesWhole: two tokens of one hash stay two.
-func TestCacheComparesWhole(t *testing.T) {
-	c := newTokenCache(2, func(_ context.Context, token string) (*verified, error) {
-		return &verified{token: token, id: &Identity{Subject: token}, until: time.Now().Add(time.Hour)}, nil
-	})
-	other := &verified{token: "a", id: &Identity{Subject: "a"}, until: time.Now().Add(time.Hour)}
-	c.shards[0].add(maphash.String(c.seed, "b"), other, time.Now())
-	for range 2 {
-		if v, _, err := c.lookup(t.Context(), "b"); err != nil || v.id.Subject != "b" {
-			t.Errorf("%+v, %v", v, err)
-		}
-	}
-	if s := &c.shards[0]; len(s.tokens) != 1 || s.bytes != 1 {
-		t.Errorf("%d tokens of %d bytes", len(s.tokens), s.bytes)
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/seed-96248d0c/gateway/internal/flightcache"
 )
 
 // IntrospectionOptions say how an endpoint is asked, and how long its word holds.
@@ -52,7 +54,7 @@ type introspection struct {
 	fetcher  *fetcher
 	endpoint string
 	opts     IntrospectionOptions
-	cache    *tokenCache // nil: none
+	cache    *flightcache.Cache[*Identity] // nil: none
 }
 
 const (
@@ -69,16 +71,16 @@ func (in *introspection) Authenticate(r *http.Request) (*Identity, error) {
 	if len(token) > maxOpaqueToken || !isBearerToken(token) {
 		return nil, badCredentials("malformed token")
 	}
-	var v *verified
+	var e *flightcache.Entry[*Identity]
 	if in.cache != nil {
-		v, _, err = in.cache.lookup(r.Context(), token)
+		e, _, err = in.cache.Load(r.Context(), token)
 	} else {
-		v, err = in.ask(r.Context(), token)
+		e, err = in.ask(r.Context(), token)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return v.id, nil
+	return e.Value, nil
 }
 
 // isBearerToken reports whether s is a b64token (RFC 6750 section 2.1).
@@ -93,7 +95,7 @@ func isBearerToken(s string) bool {
 }
 
 // ask puts one question to the endpoint.
-func (in *introspection) ask(ctx context.Context, token string) (*verified, error) {
+func (in *introspection) ask(ctx context.Context, token string) (*flightcache.Entry[*Identity], error) {
 	now := time.Now()
 	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}.Encode()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, in.endpoint, strings.NewReader(form))
@@ -143,11 +145,11 @@ func (in *introspection) ask(ctx context.Context, token string) (*verified, erro
 	case in.opts.Audience != "" && !slices.Contains(aud, in.opts.Audience):
 		return nil, badCredentials("the token is for another audience")
 	}
-	v := &verified{token: token, id: c.identity(), extra: len(body), until: now.Add(in.opts.CacheFor)}
-	if exp != nil && exp.Before(v.until) {
-		v.until = exp.Time
+	until := now.Add(in.opts.CacheFor)
+	if exp != nil && exp.Before(until) {
+		until = exp.Time
 	}
-	return v, nil
+	return &flightcache.Entry[*Identity]{Value: c.identity(), Size: len(body), Until: until}, nil
 }
 
 // introspectionAway is the answer when nothing is known of a token.

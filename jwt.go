@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/seed-96248d0c/gateway/internal/flightcache"
 )
 
 // JWTOptions say which tokens are believed. Issuer, Audience and Algorithms are required.
@@ -55,7 +56,33 @@ type JWT struct {
 	validator *jwt.Validator
 	revoked   func(*Identity) bool
 	leeway    time.Duration
-	cache     *tokenCache // nil: none
+	cache     *flightcache.Cache[verified] // nil: none
+}
+
+// verified is a token that was found good.
+type verified struct {
+	id *Identity
+
+	// The key that verified it, and how the KeySource was asked for that key.
+	key      any
+	kid, alg string
+}
+
+const (
+	defaultTokenCache = 10_000
+	meanTokenBytes    = 2 << 10 // an entry that is longer takes the place of several
+)
+
+// newTokenCache returns a cache of at most size tokens, with meanTokenBytes for each on average. A size of 0 means
+// the default, and a negative one no cache: nil.
+func newTokenCache[V any](size int, load func(context.Context, string) (*flightcache.Entry[V], error)) *flightcache.Cache[V] {
+	if size < 0 {
+		return nil
+	}
+	if size == 0 {
+		size = defaultTokenCache
+	}
+	return flightcache.New(size, size*meanTokenBytes, load)
 }
 
 // NewJWT returns a JWT that verifies with keys. It panics without keys, Issuer, Audience and Algorithms, on
@@ -144,44 +171,47 @@ func (j *JWT) Verify(ctx context.Context, token string) (*Identity, error) {
 	if len(token) > j.maxBytes {
 		return nil, badCredentials("token too long")
 	}
-	var v *verified
+	var e *flightcache.Entry[verified]
 	var hit bool
 	var err error
 	if j.cache != nil {
-		v, hit, err = j.cache.lookup(ctx, token)
+		e, hit, err = j.cache.Load(ctx, token)
 	} else {
-		v, err = j.verify(ctx, token)
+		e, err = j.verify(ctx, token)
 	}
 	if hit {
-		v, err = j.recheck(ctx, v)
+		e, err = j.recheck(ctx, token, e)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if j.revoked != nil && j.revoked(v.id) {
+	id := e.Value.id
+	if j.revoked != nil && j.revoked(id) {
 		return nil, badCredentials("the token is revoked")
 	}
-	return v.id, nil
+	return id, nil
 }
 
-// recheck asks whether the key that verified v still stands.
-func (j *JWT) recheck(ctx context.Context, v *verified) (*verified, error) {
+// recheck asks the KeySource whether the key that verified a cached token is still valid. A token whose key has
+// been replaced is verified again.
+func (j *JWT) recheck(ctx context.Context, token string, e *flightcache.Entry[verified]) (*flightcache.Entry[verified], error) {
+	v := &e.Value
 	key, err := keyFrom(ctx, j.keys, v.kid, v.alg)
 	if err != nil {
 		if errors.Is(err, ErrUnauthenticated) {
-			j.cache.forget(v)
+			j.cache.Forget(e)
 		}
 		return nil, err
 	}
 	if !sameKey(key, v.key) {
-		j.cache.forget(v)
-		return j.verify(ctx, v.token)
+		j.cache.Forget(e)
+		return j.verify(ctx, token)
 	}
-	return v, nil
+	return e, nil
 }
 
 // verify does the work, the cheap parts first: what has no good signature costs no more than its header.
-func (j *JWT) verify(ctx context.Context, token string) (*verified, error) {
+func (j *JWT) verify(ctx context.Context, token string) (*flightcache.Entry[verified], error) {
 	head, payload, sig, ok := splitToken(token)
 	if !ok {
 		return nil, badCredentials("malformed token")
@@ -215,7 +245,10 @@ func (j *JWT) verify(ctx context.Context, token string) (*verified, error) {
 		return nil, fmt.Errorf("%w: %w", ErrUnauthenticated, err)
 	}
 	id := c.identity()
-	return &verified{token: token, id: id, until: id.Expiry.Add(j.leeway), key: key, kid: kid, alg: alg}, nil
+	return &flightcache.Entry[verified]{
+		Value: verified{id: id, key: key, kid: kid, alg: alg},
+		Until: id.Expiry.Add(j.leeway),
+	}, nil
 }
 
 // The bounds of a header. Certificates (x5c) fit; a member more than anybody has does not.

@@ -1,0 +1,210 @@
+// Package flightcache is a cache in memory that loads a value once for all who ask for its key at the same time.
+//
+// It is bounded by the number of entries and by their bytes. An entry expires at a time of its own. The load
+// function decides what is remembered: an error never is, and neither is an entry whose time is already over.
+// Callers that ask for one key at the same time still share one load in both cases. So a flood of keys that fail
+// displaces nothing.
+//
+// To remember failures as well, give them a cache of their own, and load the first cache through the second:
+// the failures then compete with each other for room, and never with the values.
+package flightcache
+
+import (
+	"context"
+	"hash/maphash"
+	"strings"
+	"sync"
+	"time"
+)
+
+// An Entry is a value with its bounds. A load function fills in the exported fields. Nobody changes an entry
+// that Load has returned, since it is shared by callers.
+type Entry[V any] struct {
+	Value V
+	Size  int       // bytes that Value holds, without the key; 0 where the key's length bounds them
+	Until time.Time // the entry is valid before this time; the zero time is never remembered
+
+	key  string
+	used time.Time // last returned by Load; guarded by its shard's lock
+}
+
+// bytes is what the entry counts against a shard's maxBytes.
+func (e *Entry[V]) bytes() int { return len(e.key) + e.Size }
+
+// A Cache maps keys to entries. It is safe for concurrent use.
+//
+// An entry is found by a hash whose seed is random in each process, and its whole key is then compared. So no key
+// is mistaken for another, and the time of a lookup reveals nothing about the keys that are there.
+type Cache[V any] struct {
+	load   func(ctx context.Context, key string) (*Entry[V], error)
+	seed   maphash.Seed
+	shards []shard[V] // their number is a power of two
+}
+
+type shard[V any] struct {
+	mu         sync.Mutex
+	entries    map[uint64]*Entry[V]
+	flights    map[string]*flight[V]
+	bytes      int // of all entries
+	maxEntries int
+	maxBytes   int
+}
+
+// A flight is a load that is running.
+type flight[V any] struct {
+	done      chan struct{}
+	entry     *Entry[V]
+	err       error
+	abandoned bool // its caller's context ended first: the error is no answer for the others
+}
+
+const (
+	maxShards       = 256
+	minShardEntries = 8
+	sampleSize      = 8 // entries from which one is chosen for displacement
+)
+
+// New returns a cache of at most maxEntries entries, whose keys and Sizes are together at most maxBytes. Both are
+// divided evenly among shards. An entry that is larger than its shard is kept alone in it. New panics when a bound
+// is not positive.
+//
+// Load calls load for a key that the cache does not hold. load may run at the same time for different keys, and
+// must return an entry or an error.
+func New[V any](maxEntries, maxBytes int, load func(ctx context.Context, key string) (*Entry[V], error)) *Cache[V] {
+	if maxEntries <= 0 || maxBytes <= 0 {
+		panic("flightcache: New: bounds must be positive")
+	}
+	n := 1
+	for n < maxShards && maxEntries/(2*n) >= minShardEntries {
+		n *= 2
+	}
+	c := &Cache[V]{load: load, seed: maphash.MakeSeed(), shards: make([]shard[V], n)}
+	for i := range c.shards {
+		c.shards[i] = shard[V]{
+			entries:    make(map[uint64]*Entry[V]),
+			flights:    make(map[string]*flight[V]),
+			maxEntries: maxEntries / n,
+			maxBytes:   maxBytes / n,
+		}
+	}
+	return c
+}
+
+// shardOf returns the shard that holds key, and the key's hash.
+func (c *Cache[V]) shardOf(key string) (*shard[V], uint64) {
+	hash := maphash.String(c.seed, key)
+	return &c.shards[hash&uint64(len(c.shards)-1)], hash
+}
+
+// Load returns the entry for key. hit reports whether the cache held it already; otherwise it was loaded just now,
+// by this call or by another one that was running.
+//
+// The load runs with the context of the call that began it. When that context ends first, one of the waiting calls
+// loads again with its own. A call that waits returns when its own context ends, with that context's error.
+func (c *Cache[V]) Load(ctx context.Context, key string) (e *Entry[V], hit bool, err error) {
+	s, hash := c.shardOf(key)
+	for {
+		now := time.Now()
+		s.mu.Lock()
+		if e := s.entries[hash]; e != nil && e.key == key {
+			if now.Before(e.Until) {
+				e.used = now
+				s.mu.Unlock()
+				return e, true, nil
+			}
+			s.remove(hash, e)
+		}
+		f := s.flights[key]
+		if f == nil {
+			// A load that panics leaves the flight abandoned, so that the others do not wait in vain.
+			f = &flight[V]{done: make(chan struct{}), abandoned: true}
+			s.flights[key] = f
+			s.mu.Unlock()
+			c.fly(ctx, s, f, hash, key)
+			return f.entry, false, f.err
+		}
+		s.mu.Unlock()
+		select {
+		case <-f.done:
+			if !f.abandoned {
+				return f.entry, false, f.err
+			}
+		case <-ctx.Done():
+			return nil, false, ctx.Err()
+		}
+	}
+}
+
+// fly loads key for all who wait for f.
+func (c *Cache[V]) fly(ctx context.Context, s *shard[V], f *flight[V], hash uint64, key string) {
+	defer func() {
+		s.mu.Lock()
+		delete(s.flights, key)
+		if f.entry != nil {
+			s.add(hash, f.entry, time.Now())
+		}
+		s.mu.Unlock()
+		close(f.done)
+	}()
+	f.entry, f.err = c.load(ctx, key)
+	if f.entry != nil {
+		// The key may be a part of a much longer string, which it would keep in memory.
+		f.entry.key = strings.Clone(key)
+	}
+	f.abandoned = f.err != nil && ctx.Err() != nil
+}
+
+// Forget removes e, which Load returned. It does nothing when the cache holds another entry for that key by now,
+// or none.
+func (c *Cache[V]) Forget(e *Entry[V]) {
+	s, hash := c.shardOf(e.key)
+	s.mu.Lock()
+	if s.entries[hash] == e {
+		s.remove(hash, e)
+	}
+	s.mu.Unlock()
+}
+
+// add makes room for e and stores it, unless it has expired. The caller holds the lock.
+func (s *shard[V]) add(hash uint64, e *Entry[V], now time.Time) {
+	if !now.Before(e.Until) {
+		return
+	}
+	if old := s.entries[hash]; old != nil {
+		s.remove(hash, old)
+	}
+	for len(s.entries) > 0 && (len(s.entries) >= s.maxEntries || s.bytes+e.bytes() > s.maxBytes) {
+		s.displace(now)
+	}
+	e.used = now
+	s.entries[hash] = e
+	s.bytes += e.bytes()
+}
+
+// displace removes one entry of a small random sample: the first that has expired, or else the one that has not
+// been used for the longest time. The random order of the map's iteration makes the sample. The caller holds the
+// lock.
+func (s *shard[V]) displace(now time.Time) {
+	var oldest *Entry[V]
+	var oldestHash uint64
+	seen := 0
+	for hash, e := range s.entries {
+		if !now.Before(e.Until) {
+			s.remove(hash, e)
+			return
+		}
+		if oldest == nil || e.used.Before(oldest.used) {
+			oldest, oldestHash = e, hash
+		}
+		if seen++; seen == sampleSize {
+			break
+		}
+	}
+	s.remove(oldestHash, oldest)
+}
+
+// remove takes out an entry that is there. The caller holds the lock.
+func (s *shard[V]) remove(hash uint64, e *Entry[V]) {
+	delete(s.entries, hash)
+	s.bytes -= e.bytes()
+}
