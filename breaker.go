@@ -742,7 +742,7 @@ func Breaker(c *Circuit, opts *BreakerOptions) Middleware {
 				if fallback == nil {
 					refuse(rw, r, err)
 				} else {
-					answerInstead(fallback, ex, rw, r, err)
+					ex.answerInstead(fallback, rw, r, err)
 				}
 				return
 			}
@@ -752,22 +752,6 @@ func Breaker(c *Circuit, opts *BreakerOptions) Middleware {
 			next.ServeHTTP(rw, r)
 		})
 	}
-}
-
-// answerInstead lets h answer a request that was refused with err.
-func answerInstead(h http.Handler, ex *exchange, w *responseWriter, r *http.Request, err error) {
-	e := finish(err)
-	ex.note(result{refused: true}.outcome(), e)
-	ex.mu.Lock()
-	outer := ex.answered
-	ex.answered = e
-	ex.mu.Unlock()
-	defer func() {
-		ex.mu.Lock()
-		ex.answered = outer
-		ex.mu.Unlock()
-	}()
-	h.ServeHTTP(w, r)
 }
 
 // guard reports to a circuit how the handler behind a Breaker did.

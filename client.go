@@ -6,13 +6,13 @@ import (
 	"strings"
 )
 
-// TrustProxies says from whom to believe where a request came from. Inside it, ClientAddr walks
-// X-Forwarded-For, or Forwarded (RFC 7239) where that is absent, from the right past these prefixes; when
-// all are trusted, the leftmost is the client. Without it nobody is believed.
+// TrustProxies sets which peers to believe about where a request came from. Inside it, ClientAddr reads
+// X-Forwarded-For, or Forwarded (RFC 7239) if that is absent, from right to left. It skips addresses in prefixes and
+// returns the first other one. If all are in prefixes, it returns the leftmost. An element that holds no address ends
+// the search: the address to its right is the client's.
 //
-// Name only the addresses of your own load balancers. What no address can be read from ends the walk:
-// the address to its right is the client. A request that does not come from one of the prefixes is taken
-// as it is. An invalid prefix panics.
+// List only the addresses of your own proxies: anyone in prefixes can claim to be any client. Fields from a peer
+// outside prefixes are ignored. Without TrustProxies all are. It panics if a prefix is invalid.
 func TrustProxies(prefixes ...netip.Prefix) Middleware {
 	trusted := make([]netip.Prefix, len(prefixes))
 	for i, p := range prefixes {
@@ -48,8 +48,8 @@ func TrustProxies(prefixes ...netip.Prefix) Middleware {
 	}
 }
 
-// walkBack follows the fields in which each proxy names the one before it, from peer back to the first
-// that is not trusted.
+// walkBack returns the first address that is not trusted, searching from peer back through the fields in which each
+// proxy recorded the address before it.
 func walkBack(h http.Header, peer netip.Addr, trusts func(netip.Addr) bool) netip.Addr {
 	lines, parse := h["X-Forwarded-For"], parseNode
 	if len(lines) == 0 {
@@ -73,8 +73,8 @@ func walkBack(h http.Header, peer netip.Addr, trusts func(netip.Addr) bool) neti
 	return peer
 }
 
-// cutLastElement cuts the last element from a comma-separated list, in which a comma may stand quoted, and in
-// the quotes a quote behind a backslash.
+// cutLastElement cuts the last element from a comma-separated list. A comma within a quoted string does not
+// separate, and within a quoted string a backslash escapes a quote.
 func cutLastElement(list string) (rest, last string, more bool) {
 	for i, quoted := len(list)-1, false; i >= 0; i-- {
 		switch {
@@ -88,8 +88,8 @@ func cutLastElement(list string) (rest, last string, more bool) {
 	return "", list, false
 }
 
-// parseForwarded finds the node of "for" in one element of Forwarded (RFC 7239 section 4). What other pairs
-// have in quotes may be the client's own words, as the Host that it sent.
+// parseForwarded returns the address of "for" in one element of Forwarded (RFC 7239 section 4). The quoted values of
+// other pairs, such as "host", can hold anything that the client sent.
 func parseForwarded(element string) (netip.Addr, bool) {
 	for more := true; more; {
 		var pair string
@@ -106,7 +106,7 @@ func parseForwarded(element string) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// cutPair cuts the first pair from an element of Forwarded, in which a semicolon may stand quoted.
+// cutPair cuts the first pair from an element of Forwarded. A semicolon within a quoted string does not separate.
 func cutPair(element string) (pair, rest string, more bool) {
 	for i, quoted := 0, false; i < len(element); i++ {
 		switch c := element[i]; {
@@ -121,7 +121,7 @@ func cutPair(element string) (pair, rest string, more bool) {
 	return element, "", false
 }
 
-// parseNode reads an address, with or without port; an IPv6 address may stand in brackets.
+// parseNode parses an address with or without a port. An IPv6 address may be in brackets.
 func parseNode(s string) (netip.Addr, bool) {
 	s = strings.Trim(s, " \t")
 	a, err := netip.ParseAddr(s)
@@ -137,8 +137,7 @@ func parseNode(s string) (netip.Addr, bool) {
 	return a.Unmap().WithZone(""), err == nil
 }
 
-// remoteAddr is the address of the connection's other end; the zero Addr when it has none, as on a Unix
-// socket.
+// remoteAddr returns the peer's address, or the zero Addr if it has none, as on a Unix socket.
 func remoteAddr(r *http.Request) netip.Addr {
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		return ap.Addr().Unmap().WithZone("")
@@ -147,9 +146,9 @@ func remoteAddr(r *http.Request) netip.Addr {
 	return a
 }
 
-// ClientAddr is the client's address, for limits, forwarding and the log alike: RemoteAddr's, unless
-// TrustProxies found another. IPv4 comes as IPv4, and without a zone. It is the zero Addr where RemoteAddr
-// is none, as on a Unix socket.
+// ClientAddr returns the client's address: the one that TrustProxies found, or else the one in RemoteAddr. Limits,
+// forwarding and the access log all use it. An IPv4 address is never returned in its IPv6 form, and a zone is removed.
+// It returns the zero Addr if RemoteAddr holds no address, as on a Unix socket.
 func ClientAddr(r *http.Request) netip.Addr {
 	ex := exchangeFrom(r.Context())
 	if ex == nil {

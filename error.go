@@ -11,19 +11,20 @@ import (
 	"time"
 )
 
-// Error is a refusal or failure with its HTTP face. Detail is sent; Err is only logged.
+// Error is a refusal or failure as a client sees it, together with its cause. Detail is sent to the client; Err is
+// only logged.
 //
-// The zero value is a 500 that says nothing.
+// The zero value is a 500 without detail. An Error must not be modified once it has been passed to WriteError.
 type Error struct {
-	Status int         // HTTP status; 0 means 500
-	Type   string      // RFC 9457 problem type; "" means about:blank
+	Status int         // HTTP status; 0 means 500, and so does one below 200 or above 999
+	Type   string      // problem type (RFC 9457); "" means about:blank
 	Title  string      // "" means the status text
 	Detail string      // for the client; "" sends none
-	Header http.Header // extra response fields: Retry-After, WWW-Authenticate
+	Header http.Header // extra response fields, such as Retry-After or WWW-Authenticate
 	Err    error       // cause; never sent
 }
 
-// Error is for logs: it tells the cause, which a client must not see.
+// Error returns status, title, detail and cause. It is for logs: a client must not see the cause.
 func (e *Error) Error() string {
 	var b strings.Builder
 	b.WriteString("gateway: ")
@@ -44,7 +45,7 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// status is the status that is sent. One that is no final answer means 500.
+// status returns the status to send.
 func (e *Error) status() int {
 	if e.Status < 200 || e.Status > 999 {
 		return http.StatusInternalServerError
@@ -62,7 +63,7 @@ func (e *Error) title() string {
 	return http.StatusText(e.status())
 }
 
-// Conditions that callers branch on with errors.Is.
+// Conditions that callers test for with errors.Is. WriteError answers each with the status beside it.
 var (
 	ErrUnauthenticated = errors.New("gateway: unauthenticated")     // 401
 	ErrForbidden       = errors.New("gateway: forbidden")           // 403
@@ -74,14 +75,14 @@ var (
 	ErrNoTarget        = errors.New("gateway: no target available") // 503
 	ErrOverloaded      = errors.New("gateway: overloaded")          // 503
 	ErrTimeout         = errors.New("gateway: upstream timed out")  // 504
-	ErrNoCredentials   = errors.New("gateway: no credentials")      // an Authenticator found none of its kind
+	ErrNoCredentials   = errors.New("gateway: no credentials")      // an Authenticator found no credentials of its kind
 )
 
-// statusClientClosed is what the log says of a client that left before its answer (after nginx); nobody
-// ever receives it.
+// statusClientClosed is nginx's status for a client that left before its answer. It is only logged: no client
+// receives it.
 const statusClientClosed = 499
 
-// statuses maps conditions to the status that answers them; the first that holds counts.
+// statuses maps conditions to statuses. The first that matches counts.
 var statuses = []struct {
 	err    error
 	status int
@@ -101,23 +102,22 @@ var statuses = []struct {
 	{context.Canceled, statusClientClosed},
 }
 
-// waiter is an error that knows when asking again could help.
+// waiter is an error that knows after how long a retry may succeed.
 type waiter interface{ retryAfter() time.Duration }
 
-// finish returns err as an Error with every field filled in that the client will see. It never changes
-// err.
+// finish returns a copy of err as an Error in which every field that the client sees is set.
 func finish(err error) *Error {
 	var e Error
 	var given *Error
 	var tooLarge *http.MaxBytesError
 	switch {
-	case err == error(given): // nil, but for its type
+	case err == error(given): // a nil *Error
 		err, e.Status = nil, http.StatusInternalServerError
 	case errors.As(err, &given) && given != nil:
 		e = *given
 		e.Header = given.Header.Clone()
 		if err != error(given) {
-			e.Err = err // the log is told the whole chain
+			e.Err = err // the whole chain, for the log
 		}
 		e.Status = given.status()
 	case errors.As(err, &tooLarge):
@@ -148,29 +148,40 @@ func finish(err error) *Error {
 	return &e
 }
 
-// seconds writes d for Retry-After: whole seconds, rounded up, at least 1.
+// seconds formats d for Retry-After: whole seconds, rounded up, at least 1.
 func seconds(d time.Duration) string {
 	return strconv.Itoa(int(max(1, math.Ceil(d.Seconds()))))
 }
 
-// WriteError is the one exit for every refusal: RFC 9457 application/problem+json with the trace id,
-// unless HandleErrors stands outside. An unknown error becomes 500 without its text. What the client is
-// sent is Error's Status, Type, Title, Detail and Header; the cause goes to the log and the span.
+// causeText returns the cause of err for the log.
+func causeText(err error) string {
+	var e *Error
+	if errors.As(err, &e) && e.Err != nil {
+		return e.Err.Error()
+	}
+	return err.Error()
+}
+
+// WriteError answers a request with err, as application/problem+json (RFC 9457) with the trace id. Every refusal of
+// this package is written by it. Under HandleErrors, the function given there writes the answer instead.
 //
-// The errors above get their status and an *Error has its own; an *http.MaxBytesError gets 413, an ended
-// context 504, and a cancelled one 499, which nobody receives. When the response has already begun,
-// WriteError writes nothing: the error is noted alone.
+// The client gets the Status, Type, Title, Detail and Header of an *Error. The conditions above, such as
+// ErrRateLimited, get the status documented there. An *http.MaxBytesError gets 413, and an exceeded deadline 504.
+// Any other error gets 500. The text of an error is never sent; it goes to the log and the span. A canceled
+// request is recorded as 499, which no client receives.
+//
+// If the response has already begun, WriteError writes nothing and only records err.
 func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	e := finish(err)
 	answerError(w, r, e, result{err: e, gone: leftEarly(r.Context())})
 }
 
-// refuse answers with err and notes that it was the gateway that refused, whatever the status.
+// refuse answers with err, and records that the gateway refused the request, whatever the status.
 func refuse(w http.ResponseWriter, r *http.Request, err error) {
 	answerError(w, r, finish(err), result{refused: true})
 }
 
-// answerError sends e, which is finished, and notes how that ends the exchange.
+// answerError sends e, which finish returned, and records how the exchange ended.
 func answerError(w http.ResponseWriter, r *http.Request, e *Error, end result) {
 	ex := exchangeFrom(r.Context())
 	ex.note(end.outcome(), e)
@@ -179,47 +190,17 @@ func answerError(w http.ResponseWriter, r *http.Request, e *Error, end result) {
 	}
 
 	h := w.Header()
-	// What was meant for the answer that is not sent.
 	for _, name := range []string{"Content-Encoding", "Content-Length", "Content-Range", "Etag", "Last-Modified"} {
-		delete(h, name)
+		delete(h, name) // they describe the answer that is not sent
 	}
 	h.Set("Cache-Control", "no-store")
 	for name, values := range e.Header {
 		h[http.CanonicalHeaderKey(name)] = values
 	}
-
-	var traceID string
-	if ex != nil {
-		ex.mu.Lock()
-		traceID = ex.traceID
-		onError := ex.onError
-		answered := ex.answered
-		if onError != nil {
-			ex.onError, ex.answered = nil, e // what onError itself writes is not handed to it again
-		}
-		ex.mu.Unlock()
-		if onError != nil {
-			defer func() {
-				ex.mu.Lock()
-				ex.onError, ex.answered = onError, answered
-				ex.mu.Unlock()
-			}()
-			onError(w, r, e)
-			if rw, ok := w.(*responseWriter); ok && !rw.started() {
-				rw.WriteHeader(e.Status) // not the 200 of a handler that is silent
-			}
-			return
-		}
+	if ex.handleError(w, r, e) {
+		return
 	}
-
-	body, _ := json.Marshal(struct {
-		Type    string `json:"type"`
-		Title   string `json:"title,omitempty"`
-		Status  int    `json:"status"`
-		Detail  string `json:"detail,omitempty"`
-		TraceID string `json:"trace_id,omitempty"`
-	}{e.Type, e.Title, e.Status, e.Detail, traceID})
-	body = append(body, '\n')
+	body := e.problem(TraceID(r.Context()))
 	h.Set("Content-Type", "application/problem+json")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -227,7 +208,64 @@ func answerError(w http.ResponseWriter, r *http.Request, e *Error, end result) {
 	_, _ = w.Write(body)
 }
 
-// ErrorFrom returns the error that is being answered, to a fallback or an error handler; nil elsewhere.
+// problem returns e as a JSON problem (RFC 9457 section 3).
+func (e *Error) problem(traceID string) []byte {
+	body, _ := json.Marshal(struct {
+		Type    string `json:"type"`
+		Title   string `json:"title,omitempty"`
+		Status  int    `json:"status"`
+		Detail  string `json:"detail,omitempty"`
+		TraceID string `json:"trace_id,omitempty"`
+	}{e.Type, e.Title, e.Status, e.Detail, traceID})
+	return append(body, '\n')
+}
+
+// handleError calls the function of the innermost HandleErrors, and reports whether there is one. An error that
+// the function itself writes is not passed to it again.
+func (ex *exchange) handleError(w http.ResponseWriter, r *http.Request, e *Error) bool {
+	if ex == nil {
+		return false
+	}
+	ex.mu.Lock()
+	before := ex.answering
+	if before.onError != nil {
+		ex.answering = answering{answered: e}
+	}
+	ex.mu.Unlock()
+	if before.onError == nil {
+		return false
+	}
+	defer func() {
+		ex.mu.Lock()
+		ex.answering = before
+		ex.mu.Unlock()
+	}()
+	before.onError(w, r, e)
+	if rw, ok := w.(*responseWriter); ok && !rw.started() {
+		rw.WriteHeader(e.Status) // else net/http sends 200
+	}
+	return true
+}
+
+// answerInstead calls h to answer a request that was refused with err. The outcome stays OutcomeRejected, whatever h
+// answers.
+func (ex *exchange) answerInstead(h http.Handler, w *responseWriter, r *http.Request, err error) {
+	e := finish(err)
+	ex.note(result{refused: true}.outcome(), e)
+	ex.mu.Lock()
+	before := ex.answered
+	ex.answered = e
+	ex.mu.Unlock()
+	defer func() {
+		ex.mu.Lock()
+		ex.answered = before
+		ex.mu.Unlock()
+	}()
+	h.ServeHTTP(w, r)
+}
+
+// ErrorFrom returns the error that is being answered. It is for the functions and handlers that answer errors: the
+// one given to HandleErrors, and BreakerOptions.Fallback. Elsewhere it returns nil.
 func ErrorFrom(ctx context.Context) error {
 	ex := exchangeFrom(ctx)
 	if ex == nil {
@@ -241,10 +279,10 @@ func ErrorFrom(ctx context.Context) error {
 	return ex.answered
 }
 
-// HandleErrors replaces the way errors are written by everything inside it. h gets the finished error:
-// status, fields and all; its Header is in w's already. What h writes by WriteError is a problem as
-// without it. When h writes nothing, the status is sent alone. Of two, the inner is asked. It panics when h is
-// nil.
+// HandleErrors makes h write the errors of everything inside it. The *Error that h gets has all its fields set, and
+// its Header has already been added to w. h may call WriteError, which then writes a problem. If h writes nothing,
+// the client gets the status without a body. Where one HandleErrors stands inside another, the inner h is called.
+// It panics if h is nil.
 func HandleErrors(h func(w http.ResponseWriter, r *http.Request, e *Error)) Middleware {
 	if h == nil {
 		panic("gateway: HandleErrors: nil function")
@@ -264,13 +302,4 @@ func HandleErrors(h func(w http.ResponseWriter, r *http.Request, e *Error)) Midd
 			next.ServeHTTP(rw, r)
 		})
 	}
-}
-
-// causeText is what the log says of an error.
-func causeText(err error) string {
-	var e *Error
-	if errors.As(err, &e) && e.Err != nil {
-		return e.Err.Error()
-	}
-	return err.Error()
 }

@@ -34,7 +34,7 @@
 //		log.Fatal(err)
 //	}
 //
-// Each concern stands alone as well, around any http.Handler and under any router:
+// Each concern also works alone, around any http.Handler and under any router:
 //
 //	mux.Handle("POST /checkout", gateway.Chain(
 //		gateway.Auth(tokens, nil),
@@ -42,11 +42,11 @@
 //		gateway.Breaker(circuit, nil),
 //	)(checkout))
 //
-// What keeps state, such as a [MemoryLimiter], a [Circuit] or an [Upstream], is a value that the caller
-// builds and may share: one limiter is one budget wherever it is applied. Every refusal leaves through
-// [WriteError] as application/problem+json (RFC 9457), every ending is one [Outcome], by which circuits,
-// metrics and the access log judge alike. A trailing pointer to options may be nil, for all defaults; it is
-// copied. Setup mistakes panic; what comes from strings, files or the network returns an error.
+// A value that keeps state, such as a [MemoryLimiter], a [Circuit] or an [Upstream], is built by the caller and can be
+// shared: one limiter is one budget wherever it is used. Every refusal is written by [WriteError] as
+// application/problem+json (RFC 9457). Every exchange ends with one [Outcome], which circuits, metrics and the access
+// log all use. A trailing pointer to options may be nil, which means the defaults; options are copied. Mistakes in
+// setting up panic. Values that come from strings, files or the network return an error instead.
 package gateway
 
 import (
@@ -55,12 +55,12 @@ import (
 	"time"
 )
 
-// Middleware wraps a handler. It is an alias, so a value drops into chi, alice, otelhttp or a plain loop
-// unchanged.
+// Middleware wraps a handler. It is an alias, so a value can be passed to chi, alice, otelhttp or a plain loop
+// without conversion.
 type Middleware = func(http.Handler) http.Handler
 
-// Chain composes middleware; the first is outermost. Without any it returns the handler as it is. A nil one
-// panics.
+// Chain composes middleware; the first is outermost. Without any it returns the handler unchanged. It panics if one is
+// nil.
 func Chain(mw ...Middleware) Middleware {
 	mw = checkMiddleware("Chain", mw)
 	return func(next http.Handler) http.Handler {
@@ -71,12 +71,15 @@ func Chain(mw ...Middleware) Middleware {
 	}
 }
 
-// Timeout gives what is inside it d for the whole answer: its context ends, and if nothing was written the client
-// gets 504. A stream that has begun is cut: for the time to an answer's beginning, see UpstreamOptions.Timeout. It buffers nothing and starts no goroutine, so a handler that ignores its context is waited
-// for. It panics when d is not positive.
+// Timeout gives the handler inside it d for its whole answer. Then the request's context ends, and the client gets 504
+// if nothing was written yet. A response that has begun is cut off; to limit only the time to its beginning, use
+// UpstreamOptions.Timeout.
+//
+// Timeout buffers nothing and starts no goroutine, so it waits for a handler that ignores its context. It panics if d
+// is not positive.
 func Timeout(d time.Duration) Middleware {
 	if d <= 0 {
-		panic("gateway: Timeout: duration must be positive")
+		panic("gateway: Timeout: duration is not positive")
 	}
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -9,8 +9,10 @@ import (
 	"strconv"
 )
 
-// Outcome is how an attempt or an exchange ended. One function decides it, once for each attempt and once
-// for the exchange; circuit, metrics and the access log all judge by it, so they never disagree.
+// Outcome is how an attempt or an exchange ended. An attempt is one try at a target of an Upstream. An exchange is a
+// request and its answer as the client sees them. One function decides the Outcome, once for each attempt and once
+// for the exchange. Circuits, retries, health checks by traffic, metrics and the access log all use it, so they never
+// disagree.
 type Outcome int
 
 const (
@@ -44,17 +46,17 @@ func (o Outcome) String() string {
 	return "Outcome(" + strconv.Itoa(int(o)) + ")"
 }
 
-// result is all that is known of how an attempt at a target or an exchange ended.
+// result is what is known about how an attempt or an exchange ended.
 type result struct {
-	status   int   // of the answer; 0 when there was none
-	err      error // what went wrong; nil when nothing did
-	refused  bool  // the gateway itself said no
-	began    bool  // the response had begun when err struck
+	status   int   // of the answer; 0 without an answer
+	err      error // why it failed; nil if it did not
+	refused  bool  // the gateway refused it
+	began    bool  // the response had begun when err occurred
 	gone     bool  // the client had left
-	panicked bool  // this process is to blame
+	panicked bool  // code of this process failed
 }
 
-// outcome is the one place where an Outcome is decided.
+// outcome decides the Outcome. Nothing else does.
 func (e result) outcome() Outcome {
 	switch {
 	case e.refused:
@@ -81,17 +83,17 @@ func (e result) outcome() Outcome {
 	return OutcomeUpstreamError
 }
 
-// isRefusal reports whether err is a no of the gateway's own, for which no upstream is to blame.
+// isRefusal reports whether err is a refusal by the gateway, for which no upstream is to blame.
 func isRefusal(err error) bool {
-	for _, no := range []error{ErrCircuitOpen, ErrNoTarget, ErrOverloaded} {
-		if errors.Is(err, no) {
+	for _, refusal := range []error{ErrCircuitOpen, ErrNoTarget, ErrOverloaded} {
+		if errors.Is(err, refusal) {
 			return true
 		}
 	}
 	return finish(err).Status < 500
 }
 
-// isFailure reports whether somebody failed, as RED counts errors.
+// isFailure reports whether o counts as an error in the RED method.
 func isFailure(o Outcome) bool {
 	switch o {
 	case OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted, OutcomeInternal:
@@ -100,8 +102,8 @@ func isFailure(o Outcome) bool {
 	return false
 }
 
-// errorType is the conventions' error.type: the status of an answer that is an error, or else what went
-// wrong; "" when nothing did.
+// errorType returns the attribute error.type of OpenTelemetry's conventions: the status for an error answer, the
+// outcome for another failure, and "" for a success.
 func errorType(o Outcome, status int) string {
 	switch {
 	case o == OutcomeUpstreamError && status >= 500, o == OutcomeRejected && status >= 500:
@@ -112,12 +114,12 @@ func errorType(o Outcome, status int) string {
 	return ""
 }
 
-// leftEarly reports whether the one who asked has gone, rather than run out of time.
+// leftEarly reports whether the caller canceled ctx, rather than its deadline.
 func leftEarly(ctx context.Context) bool {
 	return errors.Is(ctx.Err(), context.Canceled)
 }
 
-// attemptError says in this package's words why a round trip of r failed.
+// attemptError wraps the error of a round trip of r in the condition of this package that it amounts to.
 func attemptError(r *http.Request, err error) error {
 	var tooLarge *http.MaxBytesError
 	var slow net.Error
@@ -125,7 +127,7 @@ func attemptError(r *http.Request, err error) error {
 	switch ctx := r.Context(); {
 	case errors.Is(err, ErrBodyTooLarge), errors.Is(err, ErrTimeout), errors.Is(err, ErrBadGateway),
 		errors.Is(err, ErrNoTarget), errors.Is(err, ErrCircuitOpen), errors.As(err, &own):
-		return err // said already
+		return err // wrapped already
 	case errors.As(err, &tooLarge):
 		return fmt.Errorf("%w: %w", ErrBodyTooLarge, err)
 	case context.Cause(ctx) == ErrTimeout, ctx.Err() == context.DeadlineExceeded:
@@ -141,8 +143,8 @@ func attemptError(r *http.Request, err error) error {
 	return fmt.Errorf("%w: %w", ErrBadGateway, err)
 }
 
-// hideCanceled keeps an error's text and not what it wraps: a transport whose time ran out speaks of a
-// cancelled context, and nobody cancelled.
+// hideCanceled has the text of an error but does not wrap it. A transport reports an expired timeout as a canceled
+// context, which must not be taken for a client that left.
 type hideCanceled struct{ err error }
 
 func (h hideCanceled) Error() string { return h.err.Error() }
