@@ -12,25 +12,26 @@ import (
 	"time"
 )
 
-// ServeOptions say how Serve starts and stops.
+// ServeOptions configures Serve.
 type ServeOptions struct {
-	Drain    time.Duration // 0 means 30s, negative none: what is in flight is cut
+	Drain    time.Duration // time for what is in flight to finish; 0 means 30s, negative none
 	Delay    time.Duration // between turning unready and closing the listener; 0 means none
 	Listener net.Listener  // nil: one on srv.Addr
 	Ready    string        // path, with its slash, answered with 200, and with 503 once ctx has ended; "" means none
 }
 
-// Serve runs srv until ctx ends, then turns unready, waits Delay, stops accepting, drains requests and
-// upgraded connections for at most Drain, closes what is left, and returns. It serves TLS when
-// srv.TLSConfig has certificates. It returns nil after a stop, also one that had to close what was left,
-// and an error when it could not listen or accept.
+// Serve runs srv until ctx ends. Then it turns unready, waits for Delay, stops accepting connections, drains requests
+// and upgraded connections for at most Drain, closes what is left, and returns nil. It returns an error if it cannot
+// listen or accept. It serves TLS if srv.TLSConfig has certificates.
 //
-// Requests in flight keep their contexts while they drain. When they are done, or three quarters of Drain
-// are over, both ends of each WebSocket that a Proxy joined are sent a close with status 1001, going away
-// (RFC 6455 section 7.4.1); of other protocols nothing is known, so the ends themselves have what is left of
-// Drain to finish. Serve waits for their handlers as well, so that what they have to log is logged. It takes srv
-// over: it sets Handler, BaseContext and ConnState around what is there. To let a second signal kill the process,
-// give the signal back as soon as the first has come:
+// Requests in flight keep their contexts while they drain. Upgraded connections are asked to end when all requests are
+// done, or after three quarters of Drain: both ends of a WebSocket that Proxy joined get a close frame with status
+// 1001, going away (RFC 6455 section 7.4.1). Other protocols have no such message that Serve knows; their connections
+// have the rest of Drain to finish. Serve also waits for the handlers of upgraded connections, so that their log lines
+// are written.
+//
+// Serve takes over srv: it wraps Handler, BaseContext and ConnState. To let a second signal kill the process, restore
+// the signal's default as soon as the first one arrives:
 //
 //	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 //	context.AfterFunc(ctx, stop)
@@ -45,46 +46,20 @@ func Serve(ctx context.Context, srv *http.Server, opts *ServeOptions) error {
 	if o.Drain == 0 {
 		o.Drain = 30 * time.Second
 	}
-	t := srv.TLSConfig
-	secure := t != nil && (len(t.Certificates) > 0 || t.GetCertificate != nil || t.GetConfigForClient != nil)
-	listener := o.Listener
-	if listener == nil {
-		addr := srv.Addr
-		if addr == "" {
-			addr = ":http"
-			if secure {
-				addr = ":https"
-			}
-		}
-		var err error
-		if listener, err = net.Listen("tcp", addr); err != nil {
-			return fmt.Errorf("gateway: Serve: %w", err)
-		}
+	listener, err := listen(srv, o.Listener)
+	if err != nil {
+		return fmt.Errorf("gateway: Serve: %w", err)
 	}
-
-	upgraded := &upgrades{conns: make(map[*trackedConn]bool), none: make(chan struct{}), goodbyes: make(map[*func()]bool)}
-	listener = trackedListener{listener, upgraded}
-	if hook := srv.ConnState; hook != nil {
-		srv.ConnState = func(c net.Conn, s http.ConnState) { upgraded.watch(c, s); hook(c, s) }
-	} else {
-		srv.ConnState = upgraded.watch
-	}
-	base := srv.BaseContext
-	srv.BaseContext = func(l net.Listener) context.Context {
-		ctx := context.Background()
-		if base != nil {
-			ctx = base(l)
-		}
-		return context.WithValue(ctx, upgradesKey{}, upgraded)
-	}
-	srv.Handler = upgraded.handler(srv.Handler)
+	upgraded := newUpgrades()
+	upgraded.attach(srv)
 	if o.Ready != "" {
 		srv.Handler = readiness(ctx, o.Ready, srv.Handler)
 	}
 
 	served := make(chan error, 1)
 	go func() {
-		if secure {
+		listener := trackedListener{listener, upgraded}
+		if servesTLS(srv) {
 			served <- srv.ServeTLS(listener, "", "")
 		} else {
 			served <- srv.Serve(listener)
@@ -93,7 +68,7 @@ func Serve(ctx context.Context, srv *http.Server, opts *ServeOptions) error {
 	select {
 	case err := <-served:
 		if errors.Is(err, http.ErrServerClosed) {
-			return nil // somebody else shut it down
+			return nil // the caller shut it down
 		}
 		return fmt.Errorf("gateway: Serve: %w", err)
 	case <-ctx.Done():
@@ -115,7 +90,28 @@ func Serve(ctx context.Context, srv *http.Server, opts *ServeOptions) error {
 	return nil
 }
 
-// readiness answers path until and after ctx ends, and leaves all else to next.
+func servesTLS(srv *http.Server) bool {
+	t := srv.TLSConfig
+	return t != nil && (len(t.Certificates) > 0 || t.GetCertificate != nil || t.GetConfigForClient != nil)
+}
+
+// listen returns given, or a listener on srv.Addr if given is nil.
+func listen(srv *http.Server, given net.Listener) (net.Listener, error) {
+	if given != nil {
+		return given, nil
+	}
+	addr := srv.Addr
+	switch {
+	case addr != "":
+	case servesTLS(srv):
+		addr = ":https"
+	default:
+		addr = ":http"
+	}
+	return net.Listen("tcp", addr)
+}
+
+// readiness answers path by whether ctx has ended, and passes every other request to next.
 func readiness(ctx context.Context, path string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != path {
@@ -134,23 +130,45 @@ func readiness(ctx context.Context, path string, next http.Handler) http.Handler
 	})
 }
 
-// upgrades are the connections that left the server's hands for another protocol, which
-// http.Server.Shutdown does not wait for.
+// upgrades tracks the connections that were taken over for another protocol. http.Server.Shutdown does not wait for
+// them.
 type upgrades struct {
 	mu       sync.Mutex
 	conns    map[*trackedConn]bool
-	handlers int // running, whose requests offered an upgrade
+	handlers int // that run and whose requests offered an upgrade
 	draining bool
-	none     chan struct{} // closed when draining and neither of them is left
+	none     chan struct{} // closed when draining and no connection and no handler is left
 
-	goodbyes map[*func()]bool // what to call when the connections are to end; nil once that has been
+	goodbyes map[*func()]bool // called to ask connections to end; nil once they have been called
 }
 
-// upgradesKey finds the server's upgrades in the context of a request, where Serve runs it.
+func newUpgrades() *upgrades {
+	return &upgrades{conns: make(map[*trackedConn]bool), none: make(chan struct{}), goodbyes: make(map[*func()]bool)}
+}
+
+// attach wraps the hooks of srv through which u learns what it tracks. srv must serve a trackedListener.
+func (u *upgrades) attach(srv *http.Server) {
+	if hook := srv.ConnState; hook != nil {
+		srv.ConnState = func(c net.Conn, s http.ConnState) { u.watch(c, s); hook(c, s) }
+	} else {
+		srv.ConnState = u.watch
+	}
+	base := srv.BaseContext
+	srv.BaseContext = func(l net.Listener) context.Context {
+		ctx := context.Background()
+		if base != nil {
+			ctx = base(l)
+		}
+		return context.WithValue(ctx, upgradesKey{}, u)
+	}
+	srv.Handler = u.handler(srv.Handler)
+}
+
+// upgradesKey is the context key of a server's upgrades.
 type upgradesKey struct{}
 
-// atGoodbye has f called, on a goroutine of its own, when upgraded connections are to end, unless forget is
-// called before. A nil u never ends.
+// atGoodbye calls f, on a goroutine of its own, when upgraded connections should end, unless forget is called before.
+// A nil u never calls it.
 func (u *upgrades) atGoodbye(f func()) (forget func()) {
 	if u == nil {
 		return func() {}
@@ -169,6 +187,7 @@ func (u *upgrades) atGoodbye(f func()) (forget func()) {
 	}
 }
 
+// sayGoodbye asks the upgraded connections to end.
 func (u *upgrades) sayGoodbye() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -178,6 +197,7 @@ func (u *upgrades) sayGoodbye() {
 	u.goodbyes = nil
 }
 
+// watch is a hook for http.Server.ConnState. It adds a connection that a handler took over.
 func (u *upgrades) watch(c net.Conn, s http.ConnState) {
 	if s != http.StateHijacked {
 		return
@@ -204,7 +224,8 @@ func (u *upgrades) closed(t *trackedConn) {
 	}
 }
 
-// handler counts those who may be busy with an upgraded connection: once it is closed they still have to log it.
+// handler counts the running handlers that may use an upgraded connection. They still write their log lines after it
+// is closed.
 func (u *upgrades) handler(next http.Handler) http.Handler {
 	if next == nil {
 		next = http.DefaultServeMux
@@ -227,7 +248,7 @@ func (u *upgrades) handled() {
 	u.ended()
 }
 
-// ended ends the drain if nothing is left. It is called with mu held.
+// ended ends the drain if nothing is left. The caller holds mu.
 func (u *upgrades) ended() {
 	if u.draining && len(u.conns) == 0 && u.handlers == 0 {
 		u.draining = false
@@ -235,7 +256,8 @@ func (u *upgrades) ended() {
 	}
 }
 
-// drain waits until all are closed and handled, or ctx ends, and then closes what is left. It is called once.
+// drain waits until no connection and no handler is left. When ctx ends it closes the connections that are left. It is
+// called once.
 func (u *upgrades) drain(ctx context.Context) {
 	u.mu.Lock()
 	u.draining = true
@@ -256,7 +278,7 @@ func (u *upgrades) drain(ctx context.Context) {
 	}
 }
 
-// trackedListener hands out connections that tell when they are closed.
+// trackedListener accepts connections that report to upgrades when they are closed.
 type trackedListener struct {
 	net.Listener
 	upgraded *upgrades
@@ -282,10 +304,10 @@ func (c *trackedConn) Close() error {
 	return err
 }
 
-// ReadFrom keeps the kernel's own ways of copying (sendfile, splice) possible.
+// ReadFrom lets the kernel copy (sendfile, splice).
 func (c *trackedConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
 
-// CloseWrite keeps half-close possible.
+// CloseWrite lets one direction be closed.
 func (c *trackedConn) CloseWrite() error {
 	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return cw.CloseWrite()
