@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -330,107 +329,6 @@ func WithIdentity(ctx context.Context, id *Identity) context.Context {
 	v := exchangeFrom(ctx).variant(ctx)
 	v.identity = id
 	return v
-}
-
-// Require lets pass whom allow allows. Others get 403, and 401 when nobody is authenticated: Require stands
-// inside Auth. The name is for the log. allow is called with an Identity that is not nil; it must be safe
-// for concurrent use. Require panics without a name or a function.
-func Require(name string, allow func(id *Identity, r *http.Request) bool) Middleware {
-	if name == "" {
-		panic("gateway: Require: empty name")
-	}
-	if allow == nil {
-		panic("gateway: Require: nil function")
-	}
-	return require(allow, &Error{
-		Status: http.StatusForbidden,
-		Err:    fmt.Errorf("%w: %s", ErrForbidden, name),
-	})
-}
-
-// RequireScopes lets pass who has every one of scopes. Others get 403 and the challenge
-// error="insufficient_scope" with all of them (RFC 6750 section 3.1), and 401 when nobody is authenticated. It
-// panics without scopes, and on one that is no scope-token (RFC 6749 section 3.3).
-func RequireScopes(scopes ...string) Middleware {
-	if len(scopes) == 0 {
-		panic("gateway: RequireScopes: no scopes")
-	}
-	for _, s := range scopes {
-		if !isScope(s) {
-			panic("gateway: RequireScopes: malformed scope " + strconv.Quote(s))
-		}
-	}
-	scopes = slices.Clone(scopes)
-	list := strings.Join(scopes, " ")
-	return require(func(id *Identity, _ *http.Request) bool {
-		for _, s := range scopes {
-			if !slices.Contains(id.Scopes, s) {
-				return false
-			}
-		}
-		return true
-	}, &Error{
-		Status: http.StatusForbidden,
-		Header: http.Header{"Www-Authenticate": {`Bearer error="insufficient_scope", scope="` + list + `"`}},
-		Err:    fmt.Errorf("%w: needs the scopes %s", ErrForbidden, list),
-	})
-}
-
-// RequireClaim lets pass whose claim is one of anyOf, or a list that holds one of them. Others get 403, and
-// 401 when nobody is authenticated. "sub", "iss", "aud" and "scope" are looked up in the Identity's own
-// fields, all others in its Claims. Only strings count. It panics without a name or values.
-func RequireClaim(name string, anyOf ...string) Middleware {
-	if name == "" {
-		panic("gateway: RequireClaim: empty name")
-	}
-	if len(anyOf) == 0 {
-		panic("gateway: RequireClaim: no values")
-	}
-	anyOf = slices.Clone(anyOf)
-	return require(func(id *Identity, _ *http.Request) bool {
-		switch v := claimOf(id, name).(type) {
-		case string:
-			return v != "" && slices.Contains(anyOf, v)
-		case []string:
-			return slices.ContainsFunc(v, func(s string) bool { return slices.Contains(anyOf, s) })
-		case []any:
-			return slices.ContainsFunc(v, func(e any) bool {
-				s, ok := e.(string)
-				return ok && slices.Contains(anyOf, s)
-			})
-		}
-		return false
-	}, &Error{
-		Status: http.StatusForbidden,
-		Err:    fmt.Errorf("%w: claim %s", ErrForbidden, name),
-	})
-}
-
-func require(allow func(*Identity, *http.Request) bool, forbidden *Error) Middleware {
-	return func(next http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			_, rw, r := enter(w, r)
-			id, ok := IdentityFrom(r.Context())
-			switch {
-			case !ok:
-				refuse(rw, r, ErrNoCredentials)
-			case !allow(id, r):
-				refuse(rw, r, forbidden)
-			default:
-				next.ServeHTTP(rw, r)
-			}
-		})
-	}
-}
-
-// isScope reports whether s is a scope-token: visible ASCII without quote and backslash.
-func isScope(s string) bool {
-	for _, c := range []byte(s) {
-		if c <= ' ' || c > '~' || c == '"' || c == '\\' {
-			return false
-		}
-	}
-	return s != ""
 }
 
 // claimOf returns a claim, from the Identity's own field where it has one; nil when it has none.
