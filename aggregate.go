@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
+
+	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
 // Part is one branch of an aggregate.
@@ -214,7 +216,7 @@ type part struct {
 	metric   string    // Name as a token, for Server-Timing
 	upstream *Upstream // From, when it is one
 	local    bool      // From is a HandlerTransport
-	path     partPath
+	path     *urlpath.Template
 	fixed    *url.URL // the URL, when path has no holes
 	pointer  []string // Pick
 	needs    []int    // the parts whose fields path takes
@@ -273,25 +275,24 @@ func (p *part) setPath(index map[string]int) error {
 		return errors.New("its Path must begin with a slash, for the host is not its to say")
 	}
 	var err error
-	if p.path, err = parsePartPath(p.Path); err != nil {
+	if p.path, err = urlpath.ParseTemplate(p.Path, urlpath.Syntax{Origin: true, Query: true, Fields: true}); err != nil {
 		return fmt.Errorf("path %q: %w", p.Path, err)
 	}
-	for i := range p.path.pieces {
-		hole := &p.path.pieces[i]
-		if hole.part == "" {
+	for _, hole := range p.path.Holes() {
+		if hole.Field == nil {
 			continue
 		}
-		j, ok := index[hole.part]
-		hole.index = j
+		j, ok := index[hole.Name]
+		hole.Ref = j
 		if !ok {
-			return fmt.Errorf("path %q: no part is named %q", p.Path, hole.part)
+			return fmt.Errorf("path %q: no part is named %q", p.Path, hole.Name)
 		}
 		if !slices.Contains(p.needs, j) {
 			p.needs = append(p.needs, j)
 		}
 	}
-	if p.path.holes == 0 {
-		target, err := p.path.expand(nil)
+	if len(p.path.Holes()) == 0 {
+		target, err := p.path.Expand(nil)
 		if err != nil {
 			return err
 		}
@@ -615,12 +616,12 @@ func (g *gathering) target(p *part) (*url.URL, *partFailure) {
 		return &link, nil
 	}
 	var needed *partAnswer // the part whose failure leaves the hole empty
-	target, err := p.path.expand(func(hole *pathPiece) (string, error) {
-		if hole.part == "" {
-			return g.in.PathValue(hole.value), nil
+	target, err := p.path.Expand(func(hole *urlpath.Hole) (string, error) {
+		if hole.Field == nil {
+			return g.in.PathValue(hole.Name), nil
 		}
-		from := &g.came[hole.index]
-		v, err := jsonAt(from.value, hole.field)
+		from := &g.came[hole.Ref]
+		v, err := jsonAt(from.value, hole.Field)
 		text, ok := "", false
 		if err == nil {
 			if text, ok = jsonScalar(v); !ok {

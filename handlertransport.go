@@ -17,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
 // HandlerTransport makes a handler of this process usable where a RoundTripper is asked for. Each round
@@ -92,7 +94,7 @@ func inbound(req *http.Request, ex *exchange) *http.Request {
 	if link.Path == "" {
 		link.Path = "/"
 	}
-	target := escapedPath(link)
+	target := urlpath.Escaped(link)
 	if link.RawQuery != "" || link.ForceQuery {
 		target += "?" + link.RawQuery
 	}

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"unicode"
 	"unique"
+
+	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
 // pathPattern is a parsed pattern: [METHOD ][HOST]/[PATH], as in http.ServeMux.
@@ -92,8 +94,8 @@ func parseSegment(seg string, last bool) (pathSegment, error) {
 	}
 	switch i := strings.IndexByte(seg, '{'); {
 	case i < 0:
-		literal := unescape(seg)
-		if what := hostile(literal); what != "" {
+		literal := urlpath.Unescape(seg)
+		if what := urlpath.Ambiguity(literal); what != "" {
 			return pathSegment{}, fmt.Errorf("path with %s can never match", what)
 		}
 		return pathSegment{kind: literalSegment, text: shared(literal)}, nil

@@ -16,6 +16,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
 // ProxyOptions say what Proxy changes on the way. Without them the path, the query and the body go out as
@@ -72,7 +74,10 @@ func Proxy(to http.RoundTripper, opts *ProxyOptions) http.Handler {
 	}
 	p.opts.StripPrefix = strings.TrimSuffix(p.opts.StripPrefix, "/")
 	if p.opts.Path != "" {
-		p.template = parsePathTemplate(p.opts.Path)
+		var err error
+		if p.template, err = urlpath.ParseTemplate(p.opts.Path, urlpath.Syntax{Rest: true, Dots: true}); err != nil {
+			panic(fmt.Sprintf("gateway: Proxy: Path %q: %v", p.opts.Path, err))
+		}
 	}
 	p.own = newOwnFields("Proxy", p.opts.Identity)
 	p.own.clientCert = p.opts.ClientCert
@@ -83,7 +88,7 @@ type proxy struct {
 	to       http.RoundTripper
 	opts     ProxyOptions
 	own      *ownFields
-	template []templatePart
+	template *urlpath.Template
 }
 
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -189,7 +194,7 @@ func (p *proxy) unforwardable(r *http.Request) error {
 	case !validHost(r.Host):
 		reason = "a malformed Host"
 	default:
-		if reason = hostile(r.URL.Path); reason != "" {
+		if reason = urlpath.Ambiguity(r.URL.Path); reason != "" {
 			reason += " in the path"
 		}
 	}
@@ -240,6 +245,27 @@ func isDigits(s string) bool {
 	return s != ""
 }
 
+// fillPath fills a template of ProxyOptions.Path with the path values of r.
+func fillPath(template *urlpath.Template, r *http.Request) (string, error) {
+	path, err := template.Expand(func(h *urlpath.Hole) (string, error) {
+		value := r.PathValue(h.Name)
+		switch {
+		case h.Rest:
+			return urlpath.EscapedRest(r.URL, value), nil
+		case value == "":
+			return "", errors.New("the route has no such path value")
+		}
+		return value, nil
+	})
+	switch {
+	case err == nil:
+		return path, nil
+	case errors.Is(err, urlpath.ErrAmbiguous): // the target could read another path than the one that was routed
+		return "", &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("gateway: Proxy: Path: %w", err)}
+	}
+	return "", fmt.Errorf("gateway: Proxy: Path: %w", err)
+}
+
 // outgoing makes out, a copy of r, the request that is sent, but for its body.
 func (p *proxy) outgoing(ex *exchange, r, out *http.Request) error {
 	link := *r.URL
@@ -252,7 +278,7 @@ func (p *proxy) outgoing(ex *exchange, r, out *http.Request) error {
 		out.Host = ""
 	}
 
-	path := escapedPath(r.URL)
+	path := urlpath.Escaped(r.URL)
 	if prefix := p.opts.StripPrefix; prefix != "" {
 		rest, ok := strings.CutPrefix(path, prefix)
 		if !ok || rest != "" && rest[0] != '/' {
@@ -262,20 +288,14 @@ func (p *proxy) outgoing(ex *exchange, r, out *http.Request) error {
 	}
 	if p.template != nil {
 		var err error
-		if path, err = expandPath(p.template, r); err != nil {
+		if path, err = fillPath(p.template, r); err != nil {
 			return err
 		}
 	}
-	if err := setEscapedPath(&link, path); err != nil {
+	if err := urlpath.SetEscaped(&link, path); err != nil {
 		return &Error{Status: http.StatusBadRequest, Err: err}
 	}
-	if p.template != nil {
-		if what := hostile(link.Path); what != "" {
-			// The target would read another path than the one that was routed.
-			return &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("gateway: Proxy: path values make %s", what)}
-		}
-	}
-	link.RawQuery = cleanQuery(link.RawQuery)
+	link.RawQuery = urlpath.CleanQuery(link.RawQuery)
 
 	protocols := upgradeTypes(r.Header)
 	if !printable(protocols) {

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"text/tabwriter"
+
+	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
 // Route is a handler and what a request must be to reach it.
@@ -109,12 +111,12 @@ func (e *routeEntry) covers(other *routeEntry) bool {
 }
 
 // setPathValues gives r the wildcards' values. The path is one that e's pattern matches.
-func (e *routeEntry) setPathValues(r *http.Request, path *splitPath) {
+func (e *routeEntry) setPathValues(r *http.Request, path *urlpath.Path) {
 	for i := range e.params {
 		if p := &e.params[i]; p.rest {
-			r.SetPathValue(p.name, path.rest(p.at))
+			r.SetPathValue(p.name, path.Rest(p.at))
 		} else {
-			r.SetPathValue(p.name, path.segment(p.at))
+			r.SetPathValue(p.name, path.Segment(p.at))
 		}
 	}
 }
@@ -346,7 +348,7 @@ type routeAnswer struct {
 // s when the status is 200.
 func (rt *Router) decide(s *routeSearch) routeAnswer {
 	r, p := s.req, &s.path
-	p.text, p.escaped = splittablePath(r.URL)
+	p.Set(r.URL)
 	if s.method == "" {
 		s.method = http.MethodGet // as in net/http's client
 	}
@@ -358,43 +360,43 @@ func (rt *Router) decide(s *routeSearch) routeAnswer {
 	switch {
 	case r.URL.Path == "" && (r.Method == http.MethodConnect || r.URL.Opaque != ""):
 		return routeAnswer{status: http.StatusNotFound} // no path at all, not even an empty one
-	case p.escaped || s.survey:
+	case p.Escaped || s.survey:
 	default:
 		// A path that a pattern spells out needs no look at its cleanliness.
-		if end := first.fixed[p.text]; end != nil && s.try(*end, true) {
+		if end := first.fixed[p.Text]; end != nil && s.try(*end, true) {
 			return routeAnswer{status: http.StatusOK}
 		}
 	}
 
-	if p.text[0] != '/' {
-		if p.text == "*" && r.Method == http.MethodOptions {
+	if p.Text[0] != '/' {
+		if p.Text == "*" && r.Method == http.MethodOptions {
 			return routeAnswer{status: http.StatusNoContent}
 		}
 		return badPath("no slash at its beginning")
 	}
-	p.split()
-	if p.dotted || p.escaped || strings.IndexByte(p.text, '\\') >= 0 || strings.IndexByte(p.text, 0) >= 0 {
-		if what := hostile(r.URL.Path); what != "" {
+	p.Split()
+	if p.Dotted || p.Escaped || strings.IndexByte(p.Text, '\\') >= 0 || strings.IndexByte(p.Text, 0) >= 0 {
+		if what := urlpath.Ambiguity(r.URL.Path); what != "" {
 			return badPath(what)
 		}
 	}
-	if p.doubled {
+	if p.Doubled {
 		if r.Method == http.MethodConnect {
 			return badPath("an empty segment")
 		}
-		return redirect(r, collapse(escapedPath(r.URL)))
+		return redirect(r, urlpath.Collapse(urlpath.Escaped(r.URL)))
 	}
 
 	if !s.in(host) {
 		s.in(&rt.anyHost)
 	}
-	if !s.exact && !p.slash && (first.slashes || rt.anyHost.slashes) {
+	if !s.exact && !p.TrailingSlash && (first.slashes || rt.anyHost.slashes) {
 		slashed := routeSearch{req: r, method: s.method, path: *p, slash: true}
 		if !slashed.in(host) {
 			slashed.in(&rt.anyHost)
 		}
 		if slashed.exact {
-			return redirect(r, escapedPath(r.URL)+"/")
+			return redirect(r, urlpath.Escaped(r.URL)+"/")
 		}
 	}
 	if s.route != nil {
@@ -428,7 +430,7 @@ func (rt *Router) hostTree(r *http.Request) *routeTree {
 // for its final slash.
 func (rt *Router) otherMethods(of *routeSearch, host *routeTree) []string {
 	s := routeSearch{req: of.req, method: of.method, path: of.path, survey: true}
-	for _, s.slash = range []bool{false, !s.path.slash} {
+	for _, s.slash = range []bool{false, !s.path.TrailingSlash} {
 		s.in(host)
 		s.in(&rt.anyHost)
 	}
@@ -451,8 +453,8 @@ func badPath(what string) routeAnswer {
 // has taken a prefix off the path, as http.StripPrefix does, the client needs it.
 func redirect(r *http.Request, path string) routeAnswer {
 	asked, _, _ := strings.Cut(r.RequestURI, "?")
-	if prefix, ok := strings.CutSuffix(asked, escapedPath(r.URL)); ok && strings.HasPrefix(prefix, "/") && hostile(unescape(prefix)) == "" {
-		path = collapse(escapeRaw(prefix) + path)
+	if prefix, ok := strings.CutSuffix(asked, urlpath.Escaped(r.URL)); ok && strings.HasPrefix(prefix, "/") && urlpath.Ambiguity(urlpath.Unescape(prefix)) == "" {
+		path = urlpath.Collapse(urlpath.Escape(prefix) + path)
 	}
 	if r.URL.RawQuery != "" || r.URL.ForceQuery {
 		path += "?" + r.URL.RawQuery
@@ -527,7 +529,7 @@ func (rt *Router) Explain(r *http.Request) Explanation {
 			}
 		}
 	}
-	if x.Status == http.StatusBadRequest || s.path.doubled {
+	if x.Status == http.StatusBadRequest || s.path.Doubled {
 		return x
 	}
 	tried := make(map[*routeEntry]bool, len(s.tried))

@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+
+	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
 // routeTree holds the routes of one host. Its levels are the segments of the path; walking it depth
@@ -288,7 +290,7 @@ func (e routeEnd) overlap(p *pathPattern, wider, narrower bool) *routeEntry {
 type routeSearch struct {
 	req    *http.Request
 	method string
-	path   splitPath
+	path   urlpath.Path
 	slash  bool // look for path with a slash added
 
 	route *routeEntry // the first that matches in every way
@@ -313,14 +315,14 @@ func (s *routeSearch) in(t *routeTree) bool { return t != nil && s.walk(&t.root,
 
 // walk goes on behind n, with what is left of the path from its segment i.
 func (s *routeSearch) walk(n *routeNode, i int) bool {
-	if i == s.path.segments && !s.slash && !s.path.slash {
+	if i == s.path.Len && !s.slash && !s.path.TrailingSlash {
 		return s.try(n.end, true)
 	}
-	if i >= s.path.segments { // a slash and no more
+	if i >= s.path.Len { // a slash and no more
 		return s.try(n.slash, true) || s.try(n.rest, true)
 	}
 	if len(n.literals) > 0 {
-		if c := n.literal(s.path.segment(i)); c != nil && s.walk(c, i+1) {
+		if c := n.literal(s.path.Segment(i)); c != nil && s.walk(c, i+1) {
 			return true
 		}
 	}

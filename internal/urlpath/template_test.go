@@ -1,25 +1,33 @@
-package gateway
+package urlpath
 
 import (
+	"errors"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 )
 
-func TestParsePartPath(t *testing.T) {
+// The two syntaxes that the gateway uses.
+var (
+	partSyntax  = Syntax{Origin: true, Query: true, Fields: true} // Part.Path
+	proxySyntax = Syntax{Rest: true, Dots: true}                  // ProxyOptions.Path
+)
+
+func TestParseTemplate(t *testing.T) {
 	for _, bad := range []string{
 		"", "x", "//host/x", "/a{", "/a}", "/{}", "/{a.}", "/{.a}", "/{a..b}", "/{a...}", "/{$}", "/{a{b}}", "/{a/b}", "/a#b",
 		"/%", "/%4", "/%zz", "/a/../b", "/./b", "/%2e%2E/x", "/a%2F..%2Fb", `/a\b`, "/%00", "/?a=%q",
 		"http://", "http:///x", "http://{host}/x", "http://h:port/", "http://user@h/", "ftp://h/x",
 	} {
-		if _, err := parsePartPath(bad); err == nil {
+		if _, err := ParseTemplate(bad, partSyntax); err == nil {
 			t.Errorf("%q is taken", bad)
 		}
 	}
 }
 
-func TestPartPathExpand(t *testing.T) {
+func TestTemplateExpand(t *testing.T) {
 	for _, c := range []struct {
 		name, path, value, want string // want "" means an error
 	}{
@@ -48,14 +56,14 @@ func TestPartPathExpand(t *testing.T) {
 		{"absolute without path", "https://h?b={id}", "x", "https://h/?b=x"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p, err := parsePartPath(c.path)
+			p, err := ParseTemplate(c.path, partSyntax)
 			if err != nil {
 				if c.value == "" && c.want == "" {
 					return
 				}
 				t.Fatal(err)
 			}
-			got, err := p.expand(func(*pathPiece) (string, error) { return c.value, nil })
+			got, err := p.Expand(func(*Hole) (string, error) { return c.value, nil })
 			if err != nil {
 				got = ""
 			}
@@ -73,18 +81,80 @@ func TestPartPathExpand(t *testing.T) {
 	}
 }
 
-// FuzzPartPath: no value changes anything but its own segment and its own query value.
-func FuzzPartPath(f *testing.F) {
+// What only the other syntax allows is refused, and so is what no value could make a path.
+func TestProxySyntax(t *testing.T) {
+	for _, bad := range []string{
+		"", "x", "/a{", "/a}", "/{}", "/{...}", "/{a{b}}", "/{a/b}", "/{$}", "/a#b", "/a?b", "/{a}?b={c}", "/%", "/%zz",
+		"http://h/x", "/a/../b", "/%2e%2e/{x}", `/a\b`, "/%00",
+	} {
+		if _, err := ParseTemplate(bad, proxySyntax); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+	for _, c := range []struct {
+		path, value, want string // want "" means an error
+		ambiguous         bool
+	}{
+		{"/u/{id}", "a/b?c d", "/u/a%2Fb%3Fc%20d", false},
+		{"/u/{id}", "", "", false},
+		{"/u/{id}", "..", "", true},
+		{"/u/{id}", "..;x", "", true},
+		{"/u/{id}", "a\\b", "", true},
+		{"/v{id}", ".", "/v.", false},
+		{"/v/{rest...}", "", "/v/", false},
+		{"/v/{rest...}", "a%2Fb/c", "/v/a%2Fb/c", false},
+		{"/v/{rest...}", "a/%2e%2e/b", "", true},
+		{"/{user.id}", "7", "/7", false}, // one name: fields are not allowed
+		{"//v/a%2Fb|/{id}", "7", "//v/a%2Fb%7C/7", false},
+	} {
+		p, err := ParseTemplate(c.path, proxySyntax)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := p.Expand(func(*Hole) (string, error) { return c.value, nil })
+		if got != c.want || (err != nil) != (c.want == "") || errors.Is(err, ErrAmbiguous) != c.ambiguous {
+			t.Errorf("%q with %q: %q, %v; want %q", c.path, c.value, got, err, c.want)
+		}
+	}
+}
+
+func TestTemplateHoles(t *testing.T) {
+	p, err := ParseTemplate("http://h/{a}/{b.c.0}?x={d}", partSyntax)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Hole{{Name: "a"}, {Name: "b", Field: []string{"c", "0"}}, {Name: "d", Query: true}}
+	var texts []string
+	for i, h := range p.Holes() {
+		if i >= len(want) || !reflect.DeepEqual(*h, want[i]) {
+			t.Errorf("hole %d is %+v", i, *h)
+		}
+		texts = append(texts, h.String())
+	}
+	if got := strings.Join(texts, " "); got != "{a} {b.c.0} {d}" {
+		t.Errorf("the holes are %s", got)
+	}
+	if p, err = ParseTemplate("/{rest...}", proxySyntax); err != nil || len(p.Holes()) != 1 || !p.Holes()[0].Rest || p.Holes()[0].String() != "{rest...}" {
+		t.Errorf("got %+v, %v", p, err)
+	}
+	boom := errors.New("boom")
+	if _, err := p.Expand(func(*Hole) (string, error) { return "", boom }); !errors.Is(err, boom) || err.Error() != "{rest...}: boom" {
+		t.Errorf("got %v", err)
+	}
+}
+
+// FuzzTemplate: no value changes anything but its own segment and its own query value.
+func FuzzTemplate(f *testing.F) {
 	for _, v := range []string{"7", "../x", "a/b", "%2e%2e", "a&b=c", "a?b#c", ";", "\\", "\x00", "\xff", ".", "a\r\nb"} {
 		f.Add(v, v)
 	}
-	p, err := parsePartPath("/users/{a}/list?n=1&after={b}&z=2")
+	p, err := ParseTemplate("/users/{a}/list?n=1&after={b}&z=2", partSyntax)
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, a, b string) {
-		got, err := p.expand(func(hole *pathPiece) (string, error) {
-			if hole.value == "a" {
+		got, err := p.Expand(func(hole *Hole) (string, error) {
+			if hole.Name == "a" {
 				return a, nil
 			}
 			return b, nil
