@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/seed-96248d0c/gateway/internal/hexdigit"
 )
 
 // Extract returns the span of the caller and its tracestate, as the request's header names them.
@@ -38,33 +40,15 @@ func ParseTraceparent(s string) trace.SpanContext {
 		s[:2] == "00" && len(s) != 55 || len(s) > 55 && s[55] != '-' {
 		return trace.SpanContext{}
 	}
-	_, okVersion := hexByte(s[0], s[1])
-	flags, okFlags := hexByte(s[53], s[54])
+	flags, _ := hexdigit.Pair(s[53:55])
 	id, errID := trace.TraceIDFromHex(s[3:35])
 	span, errSpan := trace.SpanIDFromHex(s[36:52])
-	if !okVersion || !okFlags || errID != nil || errSpan != nil {
+	if !hexdigit.IsLower(s[:2]) || !hexdigit.IsLower(s[53:55]) || errID != nil || errSpan != nil {
 		return trace.SpanContext{}
 	}
 	return trace.NewSpanContext(trace.SpanContextConfig{
 		TraceID: id, SpanID: span, TraceFlags: trace.TraceFlags(flags) & trace.FlagsSampled, Remote: true,
 	})
-}
-
-// hexByte decodes two hex digits. The specification allows lower case only.
-func hexByte(high, low byte) (b byte, ok bool) {
-	h, okHigh := hexDigit(high)
-	l, okLow := hexDigit(low)
-	return h<<4 | l, okHigh && okLow
-}
-
-func hexDigit(c byte) (byte, bool) {
-	switch {
-	case '0' <= c && c <= '9':
-		return c - '0', true
-	case 'a' <= c && c <= 'f':
-		return c - 'a' + 10, true
-	}
-	return 0, false
 }
 
 // FormatTraceparent returns the traceparent field of sc, in version 00.
