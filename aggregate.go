@@ -16,6 +16,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
@@ -150,7 +151,7 @@ type aggregate struct {
 	parts   []part
 	opts    AggregateOptions
 	headers []string // canonical, without what is never passed
-	own     *ownFields
+	own     *ownedFields
 }
 
 func (a *aggregate) setOptions() {
@@ -170,12 +171,12 @@ func (a *aggregate) setOptions() {
 	if o.Headers == nil {
 		o.Headers = []string{"Accept-Language", "Authorization"}
 	}
-	a.own = newOwnFields("Aggregate", o.Identity)
+	a.own = newOwnedFields("Aggregate", o.Identity)
 	for _, name := range o.Headers {
-		if !validToken(name) {
+		if !httpfield.IsToken(name) {
 			panic(fmt.Sprintf("gateway: Aggregate: %q is no field name", name))
 		}
-		if name = http.CanonicalHeaderKey(name); !a.own.owns(name) && !neverPassed(name) {
+		if name = http.CanonicalHeaderKey(name); !a.own.has(name, "") && !neverPassed(name) {
 			a.headers = append(a.headers, name)
 		}
 	}
@@ -187,7 +188,7 @@ func neverPassed(name string) bool {
 	case "Accept-Encoding", "Expect", "Host", "Range":
 		return true
 	}
-	return isHopByHop(name) || strings.HasPrefix(name, "If-") || strings.HasPrefix(name, "Content-")
+	return httpfield.IsHopByHop(name) || strings.HasPrefix(name, "If-") || strings.HasPrefix(name, "Content-")
 }
 
 // refuseCycles panics unless the parts can be asked one after the other.
@@ -240,12 +241,7 @@ func (p *part) set(from Part, index map[string]int) error {
 		return errors.New("a Default without Optional is never used")
 	}
 	p.quoted, _ = json.Marshal(p.Name)
-	p.metric = strings.Map(func(c rune) rune {
-		if c < utf8.RuneSelf && validToken(string(c)) {
-			return c
-		}
-		return '_'
-	}, p.Name)
+	p.metric = httpfield.ToToken(p.Name)
 	p.Default = jsonNull
 	if from.Default != nil {
 		text, ok := jsonText(slices.Clone(from.Default))
@@ -383,7 +379,7 @@ func (g *gathering) setHeader() error {
 
 // owns reports whether the gateway itself writes the field name on the parts' requests.
 func (g *gathering) owns(name string) bool {
-	return g.own.owns(name) || g.traceHeader != "" && sameField(name, g.traceHeader)
+	return g.own.has(name, g.traceHeader)
 }
 
 // gather asks the parts, each as soon as what it needs is there, until all have ended or a required one
@@ -585,7 +581,7 @@ func (g *gathering) request(ctx context.Context, p *part) (*http.Request, *partF
 		h = make(http.Header)
 	}
 	for name := range h {
-		if g.owns(name) || isHopByHop(name) || name == "Accept-Encoding" {
+		if g.owns(name) || httpfield.IsHopByHop(name) || name == "Accept-Encoding" {
 			delete(h, name)
 		}
 	}
@@ -768,7 +764,7 @@ func (g *gathering) tellTimes(h http.Header) {
 		}
 		b = append(b, g.parts[i].metric...)
 		b = append(b, ";dur="...)
-		b = strconv.AppendFloat(b, float64(c.took)/float64(time.Millisecond), 'f', 3, 64)
+		b = httpfield.AppendDecimal(b, float64(c.took)/float64(time.Millisecond))
 	}
 	if len(b) > 0 {
 		h.Add("Server-Timing", string(b))

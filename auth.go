@@ -12,12 +12,12 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
 // Identity is what an Authenticator learned. Treat it as read-only: a cached one is shared by requests.
@@ -107,7 +107,7 @@ func identify(a Authenticator, r *http.Request) (*Identity, error) {
 		return nil, err
 	case id == nil:
 		return nil, badCredentials("nobody, and no error")
-	case !isFieldValue(id.Subject):
+	case !httpfield.IsValue(id.Subject):
 		return nil, badCredentials("the subject is empty or no field value")
 	}
 	return id, nil
@@ -126,7 +126,7 @@ func present(ex *exchange, r *http.Request, id *Identity) *http.Request {
 
 	forged := false
 	for name := range r.Header {
-		if sameField(name, userField) {
+		if httpfield.SameName(name, userField) {
 			forged = true
 			break
 		}
@@ -137,12 +137,12 @@ func present(ex *exchange, r *http.Request, id *Identity) *http.Request {
 	r = ex.headerOf(r)
 	if forged {
 		for name := range r.Header {
-			if sameField(name, userField) {
+			if httpfield.SameName(name, userField) {
 				delete(r.Header, name)
 			}
 		}
 	}
-	if id != nil && isFieldValue(id.Subject) {
+	if id != nil && httpfield.IsValue(id.Subject) {
 		r.Header[userField] = []string{id.Subject}
 	}
 	return r
@@ -165,12 +165,10 @@ type challenges struct {
 func newChallenges(who, realm string) challenges {
 	none, invalid := "Bearer", `Bearer error="invalid_token"`
 	if realm != "" {
-		for _, c := range []byte(realm) {
-			if c < ' ' || c > '~' {
-				panic("gateway: " + who + ": realm must be visible ASCII")
-			}
+		if !httpfield.IsPrintable(realm) {
+			panic("gateway: " + who + ": realm must be visible ASCII")
 		}
-		quoted := `Bearer realm="` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(realm) + `"`
+		quoted := "Bearer realm=" + httpfield.String(realm)
 		none, invalid = quoted, quoted+`, error="invalid_token"`
 	}
 	return challenges{http.Header{"Www-Authenticate": {none}}, http.Header{"Www-Authenticate": {invalid}}}
@@ -376,51 +374,5 @@ func claimText(id *Identity, claim string) (string, bool) {
 		}
 		text = strings.Join(list, " ")
 	}
-	return text, isFieldValue(text)
-}
-
-// isFieldValue reports whether s arrives in a header field as it left (RFC 9110 section 5.5): not empty,
-// without control characters, and without blanks at either end, which a reader would cut off.
-func isFieldValue(s string) bool {
-	if s == "" || s[0] == ' ' || s[len(s)-1] == ' ' {
-		return false
-	}
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c == 0x7f {
-			return false
-		} else if c >= utf8.RuneSelf {
-			return isUnicodeFieldValue(s)
-		}
-	}
-	return true
-}
-
-// isUnicodeFieldValue is isFieldValue for what is not ASCII alone. Readers that know Unicode cut its blanks
-// off too.
-func isUnicodeFieldValue(s string) bool {
-	if !utf8.ValidString(s) || strings.TrimSpace(s) != s {
-		return false
-	}
-	return !strings.ContainsFunc(s, unicode.IsControl)
-}
-
-// sameField reports whether two field names have the same letters and digits, whatever their case. Some
-// servers fold X_User_Id, x.user.id and X-User-ID into one variable.
-func sameField(a, b string) bool {
-	i, j := 0, 0
-	for {
-		var x, y byte
-		for ; i < len(a) && x == 0; i++ {
-			x = foldByte(a[i])
-		}
-		for ; j < len(b) && y == 0; j++ {
-			y = foldByte(b[j])
-		}
-		if x != y {
-			return false
-		}
-		if x == 0 {
-			return true
-		}
-	}
+	return text, httpfield.IsValue(text)
 }

@@ -37,24 +37,6 @@ func TestAuthOutcome(t *testing.T) {
 	}
 }
 
-func TestSameField(t *testing.T) {
-	for _, tt := range []struct {
-		a, b string
-		want bool
-	}{
-		{"X-User-ID", "x_user_id", true}, {"X-User-ID", "xuserid", true}, {"X-User-ID", "--x.USER~id--", true},
-		{"X-User-ID", "X-User-IDs", false}, {"X-User-IDs", "X-User-ID", false}, {"X-User-ID", "X-User-1D", false},
-		{"a1", "A_1", true}, {"", "", true}, {"-", "_", true}, {"", "a", false}, {"ä", "ö", true},
-	} {
-		if got := sameField(tt.a, tt.b); got != tt.want {
-			t.Errorf("sameField(%q, %q) = %v", tt.a, tt.b, got)
-		}
-	}
-	if n := testing.AllocsPerRun(10, func() { _ = sameField("X-User-ID", "x_user_id") }); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
-}
-
 func TestClaimText(t *testing.T) {
 	id := &Identity{
 		Subject: "u", Audience: []string{"a", "b"}, Scopes: []string{"read", "pay"},

@@ -13,6 +13,8 @@ import (
 	"sync"
 
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
 // exchange is the one record of a request. The first middleware of this package that a request meets creates it
@@ -383,7 +385,7 @@ func (w *responseWriter) complete() bool {
 	if w.status == 0 || w.failed {
 		return false
 	}
-	if w.hijacked || w.status == http.StatusNoContent || w.status == http.StatusNotModified {
+	if w.hijacked || !httpfield.BodyAllowed(w.status) {
 		return true
 	}
 	declared := w.Header()["Content-Length"]

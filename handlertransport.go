@@ -18,6 +18,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
@@ -260,7 +261,7 @@ func (t *handlerTrip) begin(code int) {
 	for _, line := range t.sent["Trailer"] {
 		for name := range strings.SplitSeq(line, ",") {
 			name = http.CanonicalHeaderKey(textproto.TrimString(name))
-			if validToken(name) && name != "Trailer" && name != "Content-Length" && name != "Transfer-Encoding" {
+			if httpfield.IsToken(name) && name != "Trailer" && name != "Content-Length" && name != "Transfer-Encoding" {
 				if t.res.Trailer == nil {
 					t.res.Trailer = make(http.Header)
 				}
@@ -272,16 +273,12 @@ func (t *handlerTrip) begin(code int) {
 	// A field without a value is one that is not to be sent.
 	if length := t.sent["Content-Length"]; len(length) > 0 {
 		n, err := strconv.ParseInt(length[0], 10, 64)
-		if err != nil || n < 0 || !bodyAllowed(code) {
+		if err != nil || n < 0 || !httpfield.BodyAllowed(code) {
 			delete(t.sent, "Content-Length")
 		} else {
 			t.declared = n
 		}
 	}
-}
-
-func bodyAllowed(status int) bool {
-	return status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified
 }
 
 // Write holds back what is short and passes the rest on, which waits for the reader.
@@ -293,7 +290,7 @@ func (t *handlerTrip) Write(p []byte) (int, error) {
 		err := t.dead
 		t.mu.Unlock()
 		return 0, err
-	case !bodyAllowed(t.status):
+	case !httpfield.BodyAllowed(t.status):
 		t.mu.Unlock()
 		return 0, http.ErrBodyNotAllowed
 	case t.declared >= 0 && t.written+int64(len(p)) > t.declared:
@@ -383,7 +380,7 @@ func (t *handlerTrip) sniff(first, second []byte) {
 
 // answer gives the caller its response. The caller holds mu.
 func (t *handlerTrip) answer(length int64) {
-	if !bodyAllowed(t.status) {
+	if !httpfield.BodyAllowed(t.status) {
 		length = 0
 	}
 	t.res.Status = strconv.Itoa(t.status) + " " + http.StatusText(t.status)
@@ -442,7 +439,7 @@ func (t *handlerTrip) finish(failure error) {
 
 // bodiless reports whether the response has no body, whatever the handler writes. The caller holds mu.
 func (t *handlerTrip) bodiless() bool {
-	return t.request.Method == http.MethodHead || !bodyAllowed(t.status)
+	return t.request.Method == http.MethodHead || !httpfield.BodyAllowed(t.status)
 }
 
 // endTrailer gathers the trailers that the handler has set. The caller holds mu.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/seed-96248d0c/gateway/internal/flightcache"
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
 // IntrospectionOptions say how an endpoint is asked, and how long its word holds.
@@ -68,7 +69,7 @@ func (in *introspection) Authenticate(r *http.Request) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(token) > maxOpaqueToken || !isBearerToken(token) {
+	if len(token) > maxOpaqueToken || !httpfield.IsToken68(token) {
 		return nil, badCredentials("malformed token")
 	}
 	var e *flightcache.Entry[*Identity]
@@ -81,17 +82,6 @@ func (in *introspection) Authenticate(r *http.Request) (*Identity, error) {
 		return nil, err
 	}
 	return e.Value, nil
-}
-
-// isBearerToken reports whether s is a b64token (RFC 6750 section 2.1).
-func isBearerToken(s string) bool {
-	s = strings.TrimRight(s, "=")
-	for i := range len(s) {
-		if c := s[i]; foldByte(c) == 0 && strings.IndexByte("-._~+/", c) < 0 {
-			return false
-		}
-	}
-	return s != ""
 }
 
 // ask puts one question to the endpoint.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/seed-96248d0c/gateway/internal/flightcache"
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
 // JWTOptions say which tokens are believed. Issuer, Audience and Algorithms are required.
@@ -517,7 +518,7 @@ func bearer(h http.Header) (string, error) {
 		return "", ErrNoCredentials
 	}
 	v = v[len(scheme):]
-	if v != "" && validToken(v[:1]) {
+	if v != "" && httpfield.IsToken(v[:1]) {
 		return "", ErrNoCredentials // a longer name of a scheme
 	}
 	token := strings.TrimLeft(v, " ")
@@ -567,7 +568,7 @@ const ambiguous = ","
 
 // fieldName returns the canonical form of a field name, and panics on what is none.
 func fieldName(who, name string) string {
-	if !validToken(name) {
+	if !httpfield.IsToken(name) {
 		panic("gateway: " + who + ": malformed field name")
 	}
 	return http.CanonicalHeaderKey(name)

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
 // Match is a named predicate; the name is what Explain prints, and two of one name are the same one.
@@ -60,7 +62,7 @@ func MatchHeaderRegexp(name, expr string) Match {
 }
 
 func matchedField(caller, name string) string {
-	if !validToken(name) {
+	if !httpfield.IsToken(name) {
 		panic("gateway: " + caller + ": " + strconv.Quote(name) + " is no header field name")
 	}
 	if name = http.CanonicalHeaderKey(name); name == "Host" {

@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
@@ -66,7 +67,7 @@ func Observe(opts *ObserveOptions) Middleware {
 	if o.opts.TraceHeader == "" {
 		o.opts.TraceHeader = "X-Trace-ID"
 	}
-	if !validToken(o.opts.TraceHeader) {
+	if !httpfield.IsToken(o.opts.TraceHeader) {
 		panic("gateway: Observe: TraceHeader is no field name")
 	}
 	o.opts.TraceHeader = http.CanonicalHeaderKey(o.opts.TraceHeader)

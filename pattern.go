@@ -8,6 +8,7 @@ import (
 	"unicode"
 	"unique"
 
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
@@ -45,7 +46,7 @@ func parsePattern(text string) (*pathPattern, error) {
 	rest := text
 	if i := strings.IndexAny(text, " \t"); i >= 0 {
 		p.method, rest = text[:i], strings.TrimLeft(text[i+1:], " \t")
-		if p.method != "" && !validToken(p.method) {
+		if p.method != "" && !httpfield.IsToken(p.method) {
 			return nil, fmt.Errorf("invalid method %q", p.method)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
@@ -79,15 +80,15 @@ func Proxy(to http.RoundTripper, opts *ProxyOptions) http.Handler {
 			panic(fmt.Sprintf("gateway: Proxy: Path %q: %v", p.opts.Path, err))
 		}
 	}
-	p.own = newOwnFields("Proxy", p.opts.Identity)
-	p.own.clientCert = p.opts.ClientCert
+	p.owned = newOwnedFields("Proxy", p.opts.Identity)
+	p.owned.clientCert = p.opts.ClientCert
 	return p
 }
 
 type proxy struct {
 	to       http.RoundTripper
 	opts     ProxyOptions
-	own      *ownFields
+	owned    *ownedFields
 	template *urlpath.Template
 }
 
@@ -112,11 +113,11 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if hasContent(r) {
 		body = &t.body
 		body.from, body.trailer, body.limit = r, out.Trailer, p.opts.MaxBodyBytes
-		body.own, body.traceHeader = p.own, ex.traceField()
+		body.owned, body.traceHeader = p.owned, ex.traceField()
 		out.Body = body
 		// The transport may still be reading when the answer is complete; after that it must not.
 		defer body.finish(rw)
-		if r.ProtoMajor == 1 && hasToken(r.Header["Expect"], "100-continue") {
+		if r.ProtoMajor == 1 && httpfield.HasToken(r.Header["Expect"], "100-continue") {
 			e := &expectation{changed: make(chan struct{})}
 			body.expectation = e
 			t.trace.GotConn = e.begin
@@ -168,7 +169,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 
-	removeHopByHop(res.Header)
+	httpfield.RemoveHopByHop(res.Header)
 	if !p.modify(rw, r, res, body) {
 		return
 	}
@@ -191,7 +192,7 @@ func (p *proxy) unforwardable(r *http.Request) error {
 		return &Error{Status: http.StatusNotImplemented, Err: errors.New("gateway: Proxy: CONNECT asks for a tunnel")}
 	case r.URL.Opaque != "" || r.URL.Path != "" && r.URL.Path[0] != '/':
 		reason = "a target that is no path"
-	case !validHost(r.Host):
+	case !httpfield.IsHostBytes(r.Host):
 		reason = "a malformed Host"
 	default:
 		if reason = urlpath.Ambiguity(r.URL.Path); reason != "" {
@@ -202,17 +203,6 @@ func (p *proxy) unforwardable(r *http.Request) error {
 		return nil
 	}
 	return &Error{Status: http.StatusBadRequest, Err: errors.New("gateway: Proxy: " + reason)}
-}
-
-// validHost reports whether a Host, which goes on in X-Forwarded-Host, a list, is made of what may stand in one
-// and is one. Over HTTP/2 the server lets anything through.
-func validHost(host string) bool {
-	for i := range len(host) {
-		if c := host[i]; foldByte(c) == 0 && strings.IndexByte("-.:_~%!$&'()*+;=[]", c) < 0 {
-			return false
-		}
-	}
-	return true
 }
 
 // hasContent reports whether r has a body, or could have one.
@@ -297,19 +287,19 @@ func (p *proxy) outgoing(ex *exchange, r, out *http.Request) error {
 	}
 	link.RawQuery = urlpath.CleanQuery(link.RawQuery)
 
-	protocols := upgradeTypes(r.Header)
-	if !printable(protocols) {
+	protocols := httpfield.UpgradeProtocols(r.Header)
+	if !httpfield.IsPrintable(protocols) {
 		return &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("gateway: Proxy: upgrade to protocol %q", protocols)}
 	}
 	out.Header = p.forwardable(ex, r.Header)
-	if hasToken(r.Header["Te"], "trailers") {
+	if httpfield.HasToken(r.Header["Te"], "trailers") {
 		out.Header["Te"] = []string{"trailers"}
 	}
 	if protocols != "" && r.ProtoMajor == 1 && r.ProtoMinor >= 1 && !hasContent(r) {
 		out.Header["Connection"] = []string{"Upgrade"}
 		out.Header["Upgrade"] = []string{protocols}
 	}
-	if err := p.own.write(out.Header, r); err != nil {
+	if err := p.owned.write(out.Header, r); err != nil {
 		return err
 	}
 	out.Trailer = nil
@@ -317,7 +307,7 @@ func (p *proxy) outgoing(ex *exchange, r, out *http.Request) error {
 		traceHeader := ex.traceField()
 		out.Trailer = make(http.Header, len(r.Trailer))
 		for name := range r.Trailer {
-			if !neverTrailer(name) && !p.own.owns(name) && !isTraceField(name, traceHeader) {
+			if p.owned.allowTrailer(name, traceHeader) {
 				out.Trailer[name] = nil // its value comes with the end of the body
 			}
 		}
@@ -337,7 +327,7 @@ func (p *proxy) forwardable(ex *exchange, h http.Header) http.Header {
 	traceHeader := ex.traceField()
 	out := make(http.Header, len(h)+8)
 	for name, values := range h {
-		if isHopByHop(name) || p.own.owns(name) || isTraceField(name, traceHeader) {
+		if httpfield.IsHopByHop(name) || p.owned.has(name, traceHeader) {
 			continue
 		}
 		if p.opts.Rewrite != nil {
@@ -345,7 +335,7 @@ func (p *proxy) forwardable(ex *exchange, h http.Header) http.Header {
 		}
 		out[name] = values
 	}
-	removeNamed(out, h["Connection"])
+	httpfield.RemoveNamed(out, h["Connection"])
 	return out
 }
 
@@ -401,7 +391,7 @@ func (p *proxy) answer(ex *exchange, rw *responseWriter, r *http.Request, res *h
 	announced := len(res.Trailer)
 	if announced > 0 && r.ProtoAtLeast(1, 1) {
 		for name := range res.Trailer {
-			if !neverTrailer(name) {
+			if httpfield.AllowedInTrailer(name) {
 				h.Add("Trailer", name)
 			}
 		}
@@ -410,7 +400,7 @@ func (p *proxy) answer(ex *exchange, rw *responseWriter, r *http.Request, res *h
 		}
 	}
 	rw.WriteHeader(res.StatusCode)
-	if res.StatusCode == http.StatusNoContent || res.StatusCode == http.StatusNotModified {
+	if !httpfield.BodyAllowed(res.StatusCode) {
 		return
 	}
 
@@ -440,7 +430,7 @@ func (p *proxy) answer(ex *exchange, rw *responseWriter, r *http.Request, res *h
 	// Even a short answer is sent in chunks then, which alone carry trailers.
 	_ = rw.FlushError()
 	for name, values := range res.Trailer {
-		if neverTrailer(name) {
+		if !httpfield.AllowedInTrailer(name) {
 			continue
 		}
 		if len(res.Trailer) != announced {
@@ -463,12 +453,12 @@ func abort(rw *responseWriter, body *requestBody) {
 // upgrade joins the two connections after both ends agreed to switch protocols. wire is the connection
 // below the response's body, which alone can be closed by half.
 func (p *proxy) upgrade(rw *responseWriter, r, out *http.Request, res *http.Response, wire net.Conn) {
-	asked, got := out.Header["Upgrade"], upgradeTypes(res.Header)
-	if got == "" || !hasToken(asked, got) {
+	asked, got := out.Header["Upgrade"], httpfield.UpgradeProtocols(res.Header)
+	if got == "" || !httpfield.HasToken(asked, got) {
 		WriteError(rw, r, fmt.Errorf("%w: switched to protocol %q, asked was %q", ErrBadGateway, got, asked))
 		return
 	}
-	removeHopByHop(res.Header)
+	httpfield.RemoveHopByHop(res.Header)
 	res.Header["Connection"], res.Header["Upgrade"] = []string{"Upgrade"}, []string{got}
 	if !p.modify(rw, r, res, nil) {
 		return
@@ -575,7 +565,7 @@ func (t *trip) pass(code int, header textproto.MIMEHeader) error {
 	saved := maps.Clone(h)
 	clear(h)
 	maps.Copy(h, http.Header(header))
-	removeHopByHop(h)
+	httpfield.RemoveHopByHop(h)
 	t.w.WriteHeader(code)
 	clear(h)
 	maps.Copy(h, saved)

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
 // Decision is a limiter's answer.
@@ -202,7 +204,7 @@ func RateLimit(l Limiter, key KeyFunc, opts *RateLimitOptions) Middleware {
 		proto.opts = *opts
 	}
 	proto.opts.withDefaults()
-	proto.quoted = quoteString(proto.opts.Name)
+	proto.quoted = httpfield.String(proto.opts.Name)
 	proto.refusal = fmt.Errorf("%w: policy %s", ErrRateLimited, proto.quoted)
 	if proto.opts.ReportOnly {
 		proto.report = newReporter("ratelimit " + proto.opts.Name)
@@ -224,10 +226,8 @@ func (o *RateLimitOptions) withDefaults() {
 	if o.Name == "" {
 		o.Name = "default"
 	}
-	for i := range len(o.Name) {
-		if c := o.Name[i]; c < ' ' || c > '~' {
-			panic("gateway: RateLimit: Name must be printable ASCII")
-		}
+	if !httpfield.IsPrintable(o.Name) {
+		panic("gateway: RateLimit: Name must be printable ASCII")
 	}
 	if o.MaxWait == 0 {
 		o.MaxWait = time.Second
@@ -392,22 +392,22 @@ func (h *rateLimit) tellIETF(to http.Header, d *Decision) {
 	var buf [192]byte
 	b := append(buf[:0], h.quoted...)
 	b = append(b, ";q="...)
-	b = appendInteger(b, int64(d.Limit))
+	b = httpfield.AppendInteger(b, int64(d.Limit))
 	if d.Window > 0 {
 		b = append(b, ";w="...)
-		b = appendInteger(b, wholeSeconds(d.Window))
+		b = httpfield.AppendInteger(b, wholeSeconds(d.Window))
 	}
 	end := len(b)
 	b = append(b, h.quoted...)
 	b = append(b, ";r="...)
-	b = appendInteger(b, int64(d.Remaining))
+	b = httpfield.AppendInteger(b, int64(d.Remaining))
 	b = append(b, ";t="...)
 	// Retry-After and t must not contradict each other (section 6).
 	more := d.ResetAfter
 	if !d.OK && d.RetryAfter > 0 {
 		more = d.RetryAfter
 	}
-	b = appendInteger(b, wholeSeconds(more))
+	b = httpfield.AppendInteger(b, wholeSeconds(more))
 
 	both := string(b)
 	values := []string{both[:end], both[end:]}
@@ -443,14 +443,4 @@ func wholeSeconds(d time.Duration) int64 {
 		s++
 	}
 	return s
-}
-
-// appendInteger writes what a structured field's Integer can hold (RFC 9651 section 3.3.1), not negative.
-func appendInteger(b []byte, n int64) []byte {
-	return strconv.AppendInt(b, min(max(n, 0), 999_999_999_999_999), 10)
-}
-
-// quoteString writes printable ASCII as a structured field's String (RFC 9651 section 3.3.3).
-func quoteString(s string) string {
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }

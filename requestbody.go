@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
 // requestBody is what the transport reads: at most limit bytes of the client's body, and nothing once the
@@ -23,7 +25,7 @@ type requestBody struct {
 	aborted bool // no read of the connection succeeds any more
 
 	// Which trailers are the gateway's to write.
-	own         *ownFields
+	owned       *ownedFields
 	traceHeader string
 
 	mu     sync.Mutex // held while reading
@@ -75,7 +77,7 @@ func (b *requestBody) fillTrailer() {
 		return
 	}
 	for name, values := range b.from.Trailer {
-		if len(values) > 0 && validToken(name) && !neverTrailer(name) && !b.own.owns(name) && !isTraceField(name, b.traceHeader) {
+		if len(values) > 0 && httpfield.IsToken(name) && b.owned.allowTrailer(name, b.traceHeader) {
 			b.trailer[name] = values
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
 // Require lets a request pass when allow returns true for its Identity. Otherwise it answers 403, or 401 when nobody
@@ -47,7 +49,7 @@ func RequireScopes(scopes ...string) Middleware {
 		return true
 	}, &Error{
 		Status: http.StatusForbidden,
-		Header: http.Header{"Www-Authenticate": {`Bearer error="insufficient_scope", scope="` + list + `"`}},
+		Header: http.Header{"Www-Authenticate": {`Bearer error="insufficient_scope", scope=` + httpfield.String(list)}},
 		Err:    fmt.Errorf("%w: needs the scopes %s", ErrForbidden, list),
 	})
 }

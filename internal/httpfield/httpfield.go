@@ -1,0 +1,112 @@
+// Package httpfield holds the rules of HTTP header fields: which characters a name and a value may have, which
+// names a server could take for the same, which fields are meant for one hop, how lists are searched, and how
+// structured fields are written. Its functions look at names and values alone. They know nothing of who sent a
+// message or of what a gateway does with it.
+package httpfield
+
+import (
+	"net/http"
+	"net/textproto"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// IsToken reports whether s is a token, as field names and methods are (RFC 9110 section 5.6.2).
+func IsToken(s string) bool {
+	for i := range len(s) {
+		if !isTokenByte(s[i]) {
+			return false
+		}
+	}
+	return s != ""
+}
+
+func isTokenByte(c byte) bool {
+	return foldByte(c) != 0 || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0
+}
+
+// ToToken returns s with "_" in place of every character that a token cannot hold.
+func ToToken(s string) string {
+	return strings.Map(func(c rune) rune {
+		if c < utf8.RuneSelf && isTokenByte(byte(c)) {
+			return c
+		}
+		return '_'
+	}, s)
+}
+
+// IsToken68 reports whether s has the syntax of credentials in one piece, as a bearer token has (token68 in
+// RFC 9110 section 11.2, b64token in RFC 6750 section 2.1).
+func IsToken68(s string) bool {
+	s = strings.TrimRight(s, "=")
+	for i := range len(s) {
+		if c := s[i]; foldByte(c) == 0 && strings.IndexByte("-._~+/", c) < 0 {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// IsHostBytes reports whether s has only characters that a Host may have. It accepts "". A server does not check
+// the Host of an HTTP/2 request, and a comma in it would make two elements of one in X-Forwarded-Host.
+func IsHostBytes(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; foldByte(c) == 0 && strings.IndexByte("-.:_~%!$&'()*+;=[]", c) < 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// IsPrintable reports whether s is printable ASCII, the blank included.
+func IsPrintable(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+// IsValue reports whether every reader of a field value s gets s (RFC 9110 section 5.5). So s is not empty, is
+// UTF-8 without control characters, and has no blank at either end, which a reader would cut off.
+func IsValue(s string) bool {
+	if s == "" || s[0] == ' ' || s[len(s)-1] == ' ' {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c == 0x7f {
+			return false
+		} else if c >= utf8.RuneSelf {
+			return isUnicodeValue(s)
+		}
+	}
+	return true
+}
+
+// isUnicodeValue is IsValue for text that is not ASCII alone. Some readers cut off the blanks of Unicode too.
+func isUnicodeValue(s string) bool {
+	if !utf8.ValidString(s) || strings.TrimSpace(s) != s {
+		return false
+	}
+	return !strings.ContainsFunc(s, unicode.IsControl)
+}
+
+// HasToken reports whether one of the comma-separated lists has token as an element, in upper or lower case.
+func HasToken(lists []string, token string) bool {
+	for _, list := range lists {
+		for t := range strings.SplitSeq(list, ",") {
+			if strings.EqualFold(textproto.TrimString(t), token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// BodyAllowed reports whether a response with this status may have a body (RFC 9110 section 6.4.1). The response
+// to a HEAD request never has one, whatever its status.
+func BodyAllowed(status int) bool {
+	return status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified
+}
