@@ -48,9 +48,9 @@ func TestMemoryIsAsDocumented(t *testing.T) {
 			return b
 		}, 140},
 		{"a label", telemetry.MaxLabels, func() any {
-			c := new(telemetry.LabelCache[label])
+			c := new(telemetry.LabelCache[serverLabels])
 			for i := range telemetry.MaxLabels {
-				c.Options(label{method: "GET", route: fmt.Sprintf("/route/%d", i), scheme: "http", version: "1.1", status: 200})
+				c.Options(serverLabels{method: "GET", route: fmt.Sprintf("/route/%d", i), scheme: "http", version: "1.1", status: 200})
 			}
 			return c
 		}, 700},

@@ -19,60 +19,69 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
-// scope names this library to OpenTelemetry.
+// scope is the instrumentation scope of this library's tracers and meters.
 const scope = "github.com/seed-96248d0c/gateway"
 
-// ObserveOptions say to whom Observe tells what it sees.
+// ObserveOptions configures the logger, tracer and meter that Observe reports to.
 type ObserveOptions struct {
 	Logger      *slog.Logger             // nil: no access log
 	Tracer      trace.TracerProvider     // nil: otel.GetTracerProvider()
 	Meter       metric.MeterProvider     // nil: otel.GetMeterProvider()
 	TraceHeader string                   // "" means X-Trace-ID; set on the upstream request and on the answer
-	TrustTrace  func(*http.Request) bool // whose traceparent (first) or trace header to continue; nil: nobody's, linked instead
-	Quiet       func(*http.Request) bool // no log line, such as for probes; nil: all
+	TrustTrace  func(*http.Request) bool // whose traceparent, or else trace header, to continue; nil: nobody's; a traceparent that is not trusted is linked
+	Quiet       func(*http.Request) bool // requests without a log line, such as probes; nil: none
 }
 
-// Observe measures by the RED method, starts the server span, gives the request its trace id, and writes
-// one access-log line. Outermost, it sees every refusal. Inside another Observe it does nothing.
+// Observe measures each request by the RED method (rate, errors, duration), starts the server span, gives the
+// request its trace id, and writes one line to the access log. Put it outermost, so that it sees every refusal.
+// Inside another Observe it does nothing.
 //
-// The measure is the histogram http.server.request.duration of OpenTelemetry's semantic conventions for
-// HTTP, in seconds, whose count is the rate; with http.request.method, http.route (the matched pattern's
-// path, never the raw one), http.response.status_code, url.scheme, network.protocol.version,
-// gateway.outcome, and error.type where OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted or OutcomeInternal is
-// it, or where the gateway itself refused with a 5xx. Who failed is told by gateway.outcome. A method that no RFC
-// knows is _OTHER.
+// The metric is the histogram http.server.request.duration, in seconds, of OpenTelemetry's semantic conventions for
+// HTTP. Its count gives the rate. Its attributes are:
 //
-// The span takes its name from method and pattern; of a method that no RFC knows, "HTTP" stands for it. Where
-// error.type is set its status is an error. Where no tracing SDK is installed, ids are made here and passed on as
-// sampled, so that services behind the gateway may trace.
+//   - http.request.method; _OTHER for a method that no RFC defines
+//   - http.route: the path of the matched pattern, never the path of the request
+//   - http.response.status_code, url.scheme and network.protocol.version
+//   - gateway.outcome: the Outcome, which tells who failed
+//   - error.type: set when the outcome is OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted or OutcomeInternal,
+//     and when the gateway itself refused with a 5xx
 //
-// The log line has the message "request" and the attributes method, path (without the query), route (its name),
-// status (499 when the client left first), outcome, took, bytes (of the body), client, trace_id; and where there
-// are such, subject, cause (why it ended so) and remarks (what went wrong and the answer does not show). Its level
-// is Error for the four outcomes above, Warn for any other 5xx and where there are remarks, and else Info. What a
-// client can make long is cut at 512 bytes.
+// The span is named after the method and the route, such as "GET /users/{id}". A method that no RFC defines is "HTTP"
+// there. The span's status is Error when error.type is set. Where no tracing SDK is installed, Observe makes the
+// ids and marks them as sampled, so that services behind the gateway can trace.
 //
-// It panics when TraceHeader is no field name.
+// The log line has the message "request" and these attributes: method, path (without the query), route (its name),
+// status (499 when the client left first), outcome, took, bytes (of the body), client and trace_id. Where they
+// exist, it also has subject, cause (why the exchange ended as it did) and remarks (what went wrong without changing
+// the answer). Its level is Error for the four outcomes listed above, Warn for any other 5xx and for a request with
+// remarks, and Info otherwise. Values that a client chooses are cut at 512 bytes.
+//
+// Observe panics when TraceHeader is not a field name.
 func Observe(opts *ObserveOptions) Middleware {
-	o := &observer{}
+	var opt ObserveOptions
 	if opts != nil {
-		o.opts = *opts
+		opt = *opts
 	}
-	if o.opts.Tracer == nil {
-		o.opts.Tracer = otel.GetTracerProvider()
+	if opt.Tracer == nil {
+		opt.Tracer = otel.GetTracerProvider()
 	}
-	if o.opts.Meter == nil {
-		o.opts.Meter = otel.GetMeterProvider()
+	if opt.Meter == nil {
+		opt.Meter = otel.GetMeterProvider()
 	}
-	if o.opts.TraceHeader == "" {
-		o.opts.TraceHeader = "X-Trace-ID"
+	if opt.TraceHeader == "" {
+		opt.TraceHeader = "X-Trace-ID"
 	}
-	if !httpfield.IsToken(o.opts.TraceHeader) {
-		panic("gateway: Observe: TraceHeader is no field name")
+	if !httpfield.IsToken(opt.TraceHeader) {
+		panic("gateway: Observe: TraceHeader is not a field name")
 	}
-	o.opts.TraceHeader = http.CanonicalHeaderKey(o.opts.TraceHeader)
-	o.tracer = o.opts.Tracer.Tracer(scope)
-	o.duration = telemetry.DurationHistogram(o.opts.Meter.Meter(scope), "http.server.request.duration", "Duration of HTTP server requests.")
+	o := &observer{
+		tracer: opt.Tracer.Tracer(scope),
+		duration: telemetry.DurationHistogram(opt.Meter.Meter(scope), "http.server.request.duration",
+			"Duration of HTTP server requests."),
+		traceHeader: http.CanonicalHeaderKey(opt.TraceHeader),
+		trustTrace:  opt.TrustTrace,
+		log:         accessLog{logger: opt.Logger, quiet: opt.Quiet},
+	}
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			o.serve(next, w, r)
@@ -80,7 +89,7 @@ func Observe(opts *ObserveOptions) Middleware {
 	}
 }
 
-// TraceID returns the request's trace id: 32 hex digits; "" outside Observe.
+// TraceID returns the request's trace id, 32 hex digits. It returns "" outside Observe.
 func TraceID(ctx context.Context) string {
 	ex := exchangeFrom(ctx)
 	if ex == nil {
@@ -91,11 +100,14 @@ func TraceID(ctx context.Context) string {
 	return ex.traceID
 }
 
+// observer is one Observe.
 type observer struct {
-	opts     ObserveOptions
-	tracer   trace.Tracer
-	duration metric.Float64Histogram
-	labels   telemetry.LabelCache[label]
+	tracer      trace.Tracer
+	duration    metric.Float64Histogram
+	labels      telemetry.LabelCache[serverLabels]
+	traceHeader string // in canonical form
+	trustTrace  func(*http.Request) bool
+	log         accessLog
 }
 
 func (o *observer) serve(next http.Handler, w http.ResponseWriter, r *http.Request) {
@@ -103,46 +115,48 @@ func (o *observer) serve(next http.Handler, w http.ResponseWriter, r *http.Reque
 	ex, rw, r := enter(w, r)
 	ex.mu.Lock()
 	again := ex.observed
-	ex.observed, ex.logged = true, o.opts.Logger != nil
+	ex.observed, ex.logged = true, o.log.logger != nil
 	ex.mu.Unlock()
 	if again {
 		next.ServeHTTP(rw, r)
 		return
 	}
 
-	r, span := o.trace(ex, r)
+	r, span := o.startSpan(ex, r)
 	defer func() {
 		panicked := recover()
 		o.finish(ex, rw, r, span, start, panicked)
 		if panicked != nil {
-			panic(panicked) // from here, so that its stack is still there
+			panic(panicked) // in this frame, so that the stack of the first panic is still printed
 		}
 	}()
-	rw.Header()[o.opts.TraceHeader] = []string{ex.traceID}
+	rw.Header()[o.traceHeader] = []string{ex.traceID}
 	next.ServeHTTP(rw, r)
 }
 
-// trace starts the server span and gives the record its ids.
-func (o *observer) trace(ex *exchange, r *http.Request) (*http.Request, trace.Span) {
-	// The span's context goes under the record, unless a foreign middleware has derived its own from it.
-	under := r.Context() == context.Context(ex)
+// startSpan starts the server span and writes the trace's ids into the record. The request that it returns has the
+// span in its context.
+func (o *observer) startSpan(ex *exchange, r *http.Request) (*http.Request, trace.Span) {
+	// The span goes into the context below the record, so that no new request is needed. If a foreign middleware
+	// has derived a context from the record, the span goes on top of that one.
+	below := r.Context() == context.Context(ex)
 	ctx := r.Context()
-	if under {
+	if below {
 		ctx = ex.Context
 	}
-	came, state := telemetry.Extract(r.Header, o.opts.TraceHeader)
-	trusted := came.IsValid() && o.opts.TrustTrace != nil && o.opts.TrustTrace(r)
+	caller, state := telemetry.Extract(r.Header, o.traceHeader)
+	trusted := caller.IsValid() && o.trustTrace != nil && o.trustTrace(r)
 	opts := telemetry.ServerSpan(r.Method)
 	switch {
 	case trusted:
 		if ts, err := trace.ParseTraceState(state); err == nil {
-			came = came.WithTraceState(ts)
+			caller = caller.WithTraceState(ts)
 		} else {
 			state = ""
 		}
-		ctx = trace.ContextWithRemoteSpanContext(ctx, came)
-	case came.IsValid() && came.IsRemote():
-		opts = append(opts, trace.WithLinks(trace.Link{SpanContext: came}))
+		ctx = trace.ContextWithRemoteSpanContext(ctx, caller)
+	case caller.IsValid() && caller.IsRemote():
+		opts = append(opts, trace.WithLinks(trace.Link{SpanContext: caller}))
 		fallthrough
 	default:
 		state = ""
@@ -151,7 +165,7 @@ func (o *observer) trace(ex *exchange, r *http.Request) (*http.Request, trace.Sp
 
 	sc := span.SpanContext()
 	if sc.IsValid() {
-		if under {
+		if below {
 			ex.Context = ctx
 		} else {
 			r = r.WithContext(ctx)
@@ -163,141 +177,103 @@ func (o *observer) trace(ex *exchange, r *http.Request) (*http.Request, trace.Sp
 		sc = telemetry.NewSpanContext()
 	}
 	if span.IsRecording() {
-		span.SetAttributes(
-			attribute.String("url.path", exportable(r.URL.Path)),
-			attribute.String("url.scheme", scheme(r)),
-			attribute.String("network.protocol.version", protocolVersion(r)),
-		)
-		if client := clientText(r); client != "" {
-			span.SetAttributes(attribute.String("client.address", client))
-		}
-		if telemetry.Method(r.Method) != r.Method {
-			span.SetAttributes(attribute.String("http.request.method_original", exportable(r.Method)))
-		}
+		describeRequest(span, r)
 	}
 	id := sc.TraceID().String()
 	ex.mu.Lock()
 	ex.span, ex.traceState = sc, state
-	ex.traceID, ex.traceHeader = id, o.opts.TraceHeader
+	ex.traceID, ex.traceHeader = id, o.traceHeader
 	ex.mu.Unlock()
 	return r, span
 }
 
-// finish tells how the exchange ended: to the histogram, the span and the log.
-func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, span trace.Span, start time.Time, panicked any) {
-	took := time.Since(start)
-	outcome, status, err := ex.end(rw, panicked)
-	pattern := RoutePattern(r.Context())
-	if pattern == "" {
-		pattern = r.Pattern // of a foreign mux, when r is a copy that the record does not know
+// describeRequest sets the attributes that are known when the request arrives.
+func describeRequest(span trace.Span, r *http.Request) {
+	span.SetAttributes(
+		attribute.String("url.path", exportable(r.URL.Path)),
+		attribute.String("url.scheme", scheme(r)),
+		attribute.String("network.protocol.version", protocolVersion(r)),
+	)
+	if client := clientText(r); client != "" {
+		span.SetAttributes(attribute.String("client.address", client))
 	}
-	route := pattern[max(0, strings.IndexByte(pattern, '/')):] // neither method nor host
+	if telemetry.Method(r.Method) != r.Method {
+		span.SetAttributes(attribute.String("http.request.method_original", exportable(r.Method)))
+	}
+}
 
-	ctx := r.Context()
-	if o.duration.Enabled(ctx) {
-		o.duration.Record(ctx, took.Seconds(), o.labels.Options(label{
-			method: telemetry.Method(r.Method), route: route, scheme: scheme(r), version: protocolVersion(r),
-			status: status, outcome: outcome,
+// summary is what Observe reports of one exchange.
+type summary struct {
+	pattern string // of the route that matched; "" when none did
+	status  int
+	outcome Outcome
+	err     error // why the outcome is what it is; may be nil
+	took    time.Duration
+}
+
+// route returns the pattern's path, without method and host.
+func (s *summary) route() string {
+	return s.pattern[max(0, strings.IndexByte(s.pattern, '/')):]
+}
+
+// finish ends the exchange and reports it to the histogram, the span and the log. panicked is what recover returned.
+func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, span trace.Span, start time.Time, panicked any) {
+	s := summary{took: time.Since(start)}
+	s.outcome, s.status, s.err = ex.end(rw, panicked)
+	s.pattern = RoutePattern(r.Context())
+	if s.pattern == "" {
+		s.pattern = r.Pattern // set by a foreign mux on a request that the record does not hold
+	}
+	if ctx := r.Context(); o.duration.Enabled(ctx) {
+		o.duration.Record(ctx, s.took.Seconds(), o.labels.Options(serverLabels{
+			method: telemetry.Method(r.Method), route: s.route(), scheme: scheme(r), version: protocolVersion(r),
+			status: s.status, outcome: s.outcome,
 		})...)
 	}
 	if span.IsRecording() {
-		if route != "" {
-			span.SetName(telemetry.SpanMethod(r.Method) + " " + route)
-			span.SetAttributes(attribute.String("http.route", route))
-		}
-		span.SetAttributes(
-			attribute.Int("http.response.status_code", status),
-			attribute.String("gateway.outcome", outcome.String()),
-		)
-		if kind := errorType(outcome, status); kind != "" {
-			span.SetStatus(codes.Error, outcome.String())
-			span.SetAttributes(attribute.String("error.type", kind))
-			if err != nil {
-				if text := err.Error(); !utf8.ValidString(text) {
-					err = errors.New(exportable(text))
-				}
-				span.RecordError(err)
-			}
-		}
+		describeResult(span, r, &s)
 	}
 	span.End()
-	o.log(ex, rw, r, pattern, status, outcome, err, took)
+	o.log.write(ex, rw, r, &s)
 }
 
-func (o *observer) log(ex *exchange, rw *responseWriter, r *http.Request, pattern string, status int, outcome Outcome, err error, took time.Duration) {
-	l := o.opts.Logger
-	ex.mu.Lock()
-	remarks := ex.remarks
-	ex.mu.Unlock()
-	level := slog.LevelInfo
-	switch {
-	case isFailure(outcome):
-		level = slog.LevelError
-	case status >= 500, len(remarks) > 0:
-		level = slog.LevelWarn
+// describeResult sets the span's name, status and the attributes that are known at the end.
+func describeResult(span trace.Span, r *http.Request, s *summary) {
+	if route := s.route(); route != "" {
+		span.SetName(telemetry.SpanMethod(r.Method) + " " + route)
+		span.SetAttributes(attribute.String("http.route", route))
 	}
-	if l == nil || !l.Enabled(r.Context(), level) || o.opts.Quiet != nil && o.opts.Quiet(r) {
+	span.SetAttributes(
+		attribute.Int("http.response.status_code", s.status),
+		attribute.String("gateway.outcome", s.outcome.String()),
+	)
+	kind := errorType(s.outcome, s.status)
+	if kind == "" {
 		return
 	}
-	ex.mu.Lock()
-	traceID, route, identity, written := ex.traceID, ex.route, ex.identity, rw.written
-	ex.mu.Unlock()
-	if route == "" {
-		route = pattern
+	span.SetStatus(codes.Error, s.outcome.String())
+	span.SetAttributes(attribute.String("error.type", kind))
+	if err := s.err; err != nil {
+		if text := err.Error(); !utf8.ValidString(text) {
+			err = errors.New(exportable(text))
+		}
+		span.RecordError(err)
 	}
-	attrs := make([]slog.Attr, 0, 12)
-	attrs = append(attrs,
-		slog.String("method", bounded(r.Method)),
-		slog.String("path", bounded(r.URL.Path)),
-		slog.String("route", route),
-		slog.Int("status", status),
-		slog.String("outcome", outcome.String()),
-		slog.Duration("took", took),
-		slog.Int64("bytes", written),
-		slog.String("client", clientText(r)),
-		slog.String("trace_id", traceID),
-	)
-	if identity != nil {
-		attrs = append(attrs, slog.String("subject", bounded(identity.Subject)))
-	}
-	if err != nil {
-		attrs = append(attrs, slog.String("cause", bounded(causeText(err))))
-	}
-	if len(remarks) > 0 {
-		attrs = append(attrs, slog.String("remarks", strings.ToValidUTF8(strings.Join(remarks, "; "), "\uFFFD")))
-	}
-	l.LogAttrs(r.Context(), level, "request", attrs...)
 }
 
-// bounded cuts what a client may make as long as it likes.
-func bounded(s string) string {
-	const most = 512
-	if len(s) <= most {
-		return s
-	}
-	return strings.ToValidUTF8(s[:most], "") + "…"
-}
-
-// exportable is bounded for an exporter: with one string that is not UTF-8, protocol buffers, and so OTLP, lose
-// all spans that are sent together.
+// exportable returns s cut by bounded, with U+FFFD for what is not UTF-8. OTLP uses protocol buffers, where one
+// invalid string loses all the spans of a batch.
 func exportable(s string) string { return strings.ToValidUTF8(bounded(s), "\uFFFD") }
 
-// clientText is the client's address; "" when it has none.
-func clientText(r *http.Request) string {
-	if a := ClientAddr(r); a.IsValid() {
-		return a.String()
-	}
-	return ""
-}
-
-// label is what the histogram tells apart.
-type label struct {
+// serverLabels are the values by which http.server.request.duration is split.
+type serverLabels struct {
 	method, route, scheme, version string
 	status                         int
 	outcome                        Outcome
 }
 
-func (l label) AttributeSet() attribute.Set {
+// AttributeSet implements telemetry.Labels.
+func (l serverLabels) AttributeSet() attribute.Set {
 	attrs := make([]attribute.KeyValue, 0, 7)
 	attrs = append(attrs,
 		attribute.String("http.request.method", l.method),
@@ -315,6 +291,7 @@ func (l label) AttributeSet() attribute.Set {
 	return attribute.NewSet(attrs...)
 }
 
+// scheme returns the value of url.scheme.
 func scheme(r *http.Request) string {
 	if r.TLS != nil {
 		return "https"
@@ -322,6 +299,7 @@ func scheme(r *http.Request) string {
 	return "http"
 }
 
+// protocolVersion returns the value of network.protocol.version.
 func protocolVersion(r *http.Request) string {
 	switch {
 	case r.ProtoMajor == 1 && r.ProtoMinor == 1:

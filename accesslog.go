@@ -1,0 +1,75 @@
+package gateway
+
+import (
+	"log/slog"
+	"net/http"
+	"strings"
+)
+
+// accessLog writes one line for each request; see Observe for its attributes.
+type accessLog struct {
+	logger *slog.Logger             // nil: writes nothing
+	quiet  func(*http.Request) bool // requests to leave out; nil: none
+}
+
+// write logs the exchange that s sums up.
+func (l *accessLog) write(ex *exchange, rw *responseWriter, r *http.Request, s *summary) {
+	ex.mu.Lock()
+	remarks := ex.remarks
+	ex.mu.Unlock()
+	level := slog.LevelInfo
+	switch {
+	case isFailure(s.outcome):
+		level = slog.LevelError
+	case s.status >= 500, len(remarks) > 0:
+		level = slog.LevelWarn
+	}
+	if l.logger == nil || !l.logger.Enabled(r.Context(), level) || l.quiet != nil && l.quiet(r) {
+		return
+	}
+	ex.mu.Lock()
+	traceID, route, identity, written := ex.traceID, ex.route, ex.identity, rw.written
+	ex.mu.Unlock()
+	if route == "" {
+		route = s.pattern
+	}
+	attrs := make([]slog.Attr, 0, 12)
+	attrs = append(attrs,
+		slog.String("method", bounded(r.Method)),
+		slog.String("path", bounded(r.URL.Path)),
+		slog.String("route", route),
+		slog.Int("status", s.status),
+		slog.String("outcome", s.outcome.String()),
+		slog.Duration("took", s.took),
+		slog.Int64("bytes", written),
+		slog.String("client", clientText(r)),
+		slog.String("trace_id", traceID),
+	)
+	if identity != nil {
+		attrs = append(attrs, slog.String("subject", bounded(identity.Subject)))
+	}
+	if s.err != nil {
+		attrs = append(attrs, slog.String("cause", bounded(causeText(s.err))))
+	}
+	if len(remarks) > 0 {
+		attrs = append(attrs, slog.String("remarks", strings.ToValidUTF8(strings.Join(remarks, "; "), "\uFFFD")))
+	}
+	l.logger.LogAttrs(r.Context(), level, "request", attrs...)
+}
+
+// bounded cuts a string whose length a client chooses.
+func bounded(s string) string {
+	const longest = 512
+	if len(s) <= longest {
+		return s
+	}
+	return strings.ToValidUTF8(s[:longest], "") + "…"
+}
+
+// clientText returns the client's address, or "" when it is unknown.
+func clientText(r *http.Request) string {
+	if a := ClientAddr(r); a.IsValid() {
+		return a.String()
+	}
+	return ""
+}
