@@ -170,6 +170,32 @@ func TestWriteErrorLeavesTheErrorAsItIs(t *testing.T) {
 	}
 }
 
+// TestWriteErrorRetryAfter: the error in the chain that knows when to retry fills in Retry-After, unless the *Error
+// has a value of its own.
+func TestWriteErrorRetryAfter(t *testing.T) {
+	c := gateway.NewCircuit("c", nil)
+	c.Trip(time.Hour)
+	_, open := c.Allow()
+	if open == nil {
+		t.Fatal("the circuit is not open")
+	}
+	for name, tt := range map[string]struct {
+		err  error
+		want string
+	}{
+		"the circuit's":         {open, "3600"},
+		"inside an Error":       {&gateway.Error{Status: 503, Err: open}, "3600"},
+		"the Error's own":       {&gateway.Error{Status: 503, Header: http.Header{"Retry-After": {"7"}}, Err: open}, "7"},
+		"the own of one inside": {fmt.Errorf("%w: %w", open, &gateway.Error{Status: 503, Header: http.Header{"Retry-After": {"7"}}}), "7"},
+	} {
+		w := httptest.NewRecorder()
+		gateway.WriteError(w, httptest.NewRequest("GET", "/", nil), tt.err)
+		if got := w.Result().Header["Retry-After"]; w.Code != 503 || len(got) != 1 || got[0] != tt.want {
+			t.Errorf("%s: status %d, Retry-After %q, want %q", name, w.Code, got, tt.want)
+		}
+	}
+}
+
 func TestWriteErrorAfterTheAnswerBegan(t *testing.T) {
 	h := gateway.Timeout(time.Hour)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, "begun")

@@ -15,6 +15,7 @@ import (
 	"io"
 	"log/slog"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -493,6 +494,48 @@ func TestJWKSOverHTTP(t *testing.T) {
 		_, err := k.Key(t.Context(), "k", "EdDSA")
 		if (err == nil) != ok {
 			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// TestJWKSRedirectFromTLS: a provider with https at its host name redirects. A redirect to https is followed, one to
+// plain http at the same host name is not: whoever is on the way could answer there with keys of their own.
+func TestJWKSRedirectFromTLS(t *testing.T) {
+	set := keySet(jwk("k", edPublic(), nil))
+	plain := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t.Errorf("%s was asked for over plain http", r.URL)
+		io.WriteString(w, set)
+	}))
+	defer plain.Close()
+	mux := http.NewServeMux()
+	mux.HandleFunc("/keys", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, set) })
+	mux.Handle("/to-https", http.RedirectHandler("https://example.com/keys", http.StatusFound))
+	mux.Handle("/to-http", http.RedirectHandler("http://example.com/keys", http.StatusFound))
+	secure := httptest.NewTLSServer(mux)
+	defer secure.Close()
+
+	// example.com is a name in the test server's certificate. Both of its ports are on loopback here.
+	listeners := map[string]net.Addr{
+		"example.com:443": secure.Listener.Addr(),
+		"example.com:80":  plain.Listener.Addr(),
+	}
+	client := secure.Client()
+	transport := client.Transport.(*http.Transport).Clone()
+	defer transport.CloseIdleConnections()
+	transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		to := listeners[addr]
+		if to == nil {
+			return nil, fmt.Errorf("dial %s", addr)
+		}
+		return new(net.Dialer).DialContext(ctx, network, to.String())
+	}
+	client.Transport = transport
+
+	for path, ok := range map[string]bool{"/keys": true, "/to-https": true, "/to-http": false} {
+		k := must(gateway.NewJWKS("https://example.com"+path, &gateway.JWKSOptions{Client: client}))
+		key, err := k.Key(t.Context(), "k", "EdDSA")
+		if (err == nil) != ok {
+			t.Errorf("%s: key %v, error %v", path, key, err)
 		}
 	}
 }
