@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-96248d0c/gateway/internal/fetch"
 	"github.com/seed-96248d0c/gateway/internal/flightcache"
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
@@ -34,7 +35,7 @@ type IntrospectionOptions struct {
 // It returns an error for an endpoint that is not https, unless it is on loopback, and for a negative
 // CacheSize.
 func NewIntrospection(endpoint string, opts IntrospectionOptions) (Authenticator, error) {
-	u, err := parseSecureURL(endpoint)
+	u, err := fetch.ParseURL(endpoint)
 	if err != nil {
 		return nil, fmt.Errorf("gateway: NewIntrospection: %w", err)
 	}
@@ -44,7 +45,7 @@ func NewIntrospection(endpoint string, opts IntrospectionOptions) (Authenticator
 	if opts.CacheFor == 0 {
 		opts.CacheFor = 30 * time.Second
 	}
-	in := &introspection{fetcher: newFetcher(opts.Client, maxIntrospection), endpoint: u.String(), opts: opts}
+	in := &introspection{client: fetch.NewClient(opts.Client, maxIntrospection), endpoint: u.String(), opts: opts}
 	if opts.CacheFor > 0 {
 		in.cache = newTokenCache(opts.CacheSize, in.ask)
 	}
@@ -52,7 +53,7 @@ func NewIntrospection(endpoint string, opts IntrospectionOptions) (Authenticator
 }
 
 type introspection struct {
-	fetcher  *fetcher
+	client   *fetch.Client
 	endpoint string
 	opts     IntrospectionOptions
 	cache    *flightcache.Cache[*Identity] // nil: none
@@ -98,7 +99,7 @@ func (in *introspection) ask(ctx context.Context, token string) (*flightcache.En
 		// Both are form-encoded first (RFC 6749 section 2.3.1).
 		req.SetBasicAuth(url.QueryEscape(in.opts.ClientID), url.QueryEscape(in.opts.ClientSecret))
 	}
-	body, _, err := in.fetcher.do(req)
+	body, _, err := in.client.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

@@ -24,6 +24,8 @@ import (
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+
+	"github.com/seed-96248d0c/gateway/internal/fetch"
 )
 
 // KeySource finds the key for a token header. kid is the attacker's word until the signature holds; alg is
@@ -244,7 +246,7 @@ type JWKSOptions struct {
 //
 // It is safe for concurrent use and holds at most two sets, one of them while a refresh reads it.
 type JWKS struct {
-	fetcher     *fetcher
+	client      *fetch.Client
 	url         *url.URL
 	maxAge      time.Duration
 	minInterval time.Duration
@@ -263,7 +265,7 @@ type JWKS struct {
 // NewJWKS returns the keys at rawURL without asking for them yet. It refuses a URL that is not https, unless
 // it is on loopback, and a negative option.
 func NewJWKS(rawURL string, opts *JWKSOptions) (*JWKS, error) {
-	u, err := parseSecureURL(rawURL)
+	u, err := fetch.ParseURL(rawURL)
 	if err != nil {
 		return nil, fmt.Errorf("gateway: NewJWKS: %w", err)
 	}
@@ -281,7 +283,7 @@ func NewJWKS(rawURL string, opts *JWKSOptions) (*JWKS, error) {
 		o.MaxBytes = 1 << 20
 	}
 	k := &JWKS{
-		fetcher:     newFetcher(o.Client, o.MaxBytes),
+		client:      fetch.NewClient(o.Client, o.MaxBytes),
 		url:         u,
 		maxAge:      o.MaxAge,
 		minInterval: o.MinInterval,
@@ -375,7 +377,7 @@ func (k *JWKS) refresh(ctx context.Context, now time.Time) (running <-chan struc
 	done := make(chan struct{})
 	k.running = done
 	// Others wait for this refresh too: it outlives the request that began it.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.fetcher.timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.client.Timeout())
 	go func() {
 		defer cancel()
 		set, err := k.fetch(ctx, now)
@@ -398,7 +400,7 @@ func (k *JWKS) refresh(ctx context.Context, now time.Time) (running <-chan struc
 }
 
 func (k *JWKS) fetch(ctx context.Context, now time.Time) (*keySet, error) {
-	body, header, err := k.fetcher.get(ctx, k.url)
+	body, header, err := k.client.Get(ctx, k.url)
 	if err != nil {
 		return nil, err
 	}

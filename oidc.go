@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/seed-96248d0c/gateway/internal/fetch"
 )
 
 // NewOIDC reads issuer's /.well-known/openid-configuration, within ctx and within 5s, and authenticates its
@@ -29,7 +31,7 @@ func NewOIDC(ctx context.Context, issuer string, opts JWTOptions) (*JWT, error) 
 
 // discover finds issuer's key set.
 func discover(ctx context.Context, issuer string) (*JWKS, error) {
-	u, err := parseSecureURL(issuer)
+	u, err := fetch.ParseURL(issuer)
 	if err != nil {
 		return nil, err
 	}
@@ -38,10 +40,10 @@ func discover(ctx context.Context, issuer string) (*JWKS, error) {
 	}
 	const document = "/.well-known/openid-configuration"
 	u.Path, u.RawPath = strings.TrimSuffix(u.Path, "/")+document, strings.TrimSuffix(u.EscapedPath(), "/")+document
-	f := newFetcher(nil, 1<<20)
-	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	client := fetch.NewClient(nil, 1<<20)
+	ctx, cancel := context.WithTimeout(ctx, client.Timeout())
 	defer cancel()
-	body, _, err := f.get(ctx, u)
+	body, _, err := client.Get(ctx, u)
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
+	"github.com/seed-96248d0c/gateway/internal/wsframe"
 )
 
 // ProxyOptions say what Proxy changes on the way. Without them the path, the query and the body go out as
@@ -491,12 +492,12 @@ func (p *proxy) upgrade(rw *responseWriter, r, out *http.Request, res *http.Resp
 	// A WebSocket is told when the server drains; what other protocols would need to hear is not known.
 	var toClient, toTarget io.Writer = conn, target
 	if strings.EqualFold(got, "websocket") {
-		client, server := &frameWriter{dst: conn}, &frameWriter{dst: target, masked: true}
+		client, server := wsframe.NewWriter(conn, false), wsframe.NewWriter(target, true)
 		toClient, toTarget = client, server
 		serving, _ := r.Context().Value(upgradesKey{}).(*upgrades)
 		forget := serving.atGoodbye(func() {
-			client.goAway()
-			server.goAway()
+			client.GoAway()
+			server.GoAway()
 		})
 		defer forget()
 	}

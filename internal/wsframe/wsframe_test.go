@@ -1,4 +1,4 @@
-package gateway
+package wsframe
 
 import (
 	"bytes"
@@ -20,10 +20,10 @@ func frames() [][]byte {
 	}
 }
 
-func TestFrameScanner(t *testing.T) {
+func TestScanner(t *testing.T) {
 	all := bytes.Join(frames(), nil)
 	for _, piece := range []int{1, 2, 3, 7, 1000, len(all)} {
-		var s frameScanner
+		var s scanner
 		var ends []int
 		for at := 0; at < len(all); {
 			rest := all[at:min(at+piece, len(all))]
@@ -49,7 +49,7 @@ func TestFrameScanner(t *testing.T) {
 	}
 }
 
-func TestFrameWriterGoesAwayBetweenFrames(t *testing.T) {
+func TestWriterGoesAwayBetweenFrames(t *testing.T) {
 	all := bytes.Join(frames(), nil)
 	goodbye := []byte{0x88, 2, 0x03, 0xe9}
 	var starts []int
@@ -59,9 +59,9 @@ func TestFrameWriterGoesAwayBetweenFrames(t *testing.T) {
 	}
 	for cut := 0; cut <= len(all); cut += 1 + cut/50 {
 		var got bytes.Buffer
-		w := &frameWriter{dst: &got}
+		w := NewWriter(&got, false)
 		w.Write(all[:cut])
-		w.goAway()
+		w.GoAway()
 		for rest := all[cut:]; len(rest) > 0; rest = rest[min(11, len(rest)):] {
 			if n, err := w.Write(rest[:min(11, len(rest))]); n != min(11, len(rest)) || err != nil {
 				t.Fatalf("Write: %d, %v", n, err)
@@ -77,13 +77,13 @@ func TestFrameWriterGoesAwayBetweenFrames(t *testing.T) {
 		if !bytes.Equal(got.Bytes(), append(append([]byte{}, all[:want]...), goodbye...)) {
 			t.Fatalf("cut at %d: %d bytes, want %d and a close", cut, got.Len(), want)
 		}
-		w.goAway()
+		w.GoAway()
 		if got.Len() != want+len(goodbye) {
 			t.Fatal("said twice")
 		}
 	}
 	var got bytes.Buffer
-	(&frameWriter{dst: &got, masked: true}).goAway()
+	NewWriter(&got, true).GoAway()
 	b := got.Bytes()
 	if len(b) != 8 || b[0] != 0x88 || b[1] != 0x82 || b[6]^b[2] != 0x03 || b[7]^b[3] != 0xe9 {
 		t.Errorf("masked: % x", b)

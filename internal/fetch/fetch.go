@@ -1,0 +1,109 @@
+// Package fetch reads small documents over HTTP from a server whose content is trusted: key sets, discovery
+// documents, verdicts on tokens. The server is not trusted to be quick, to be brief, or to stay where it is, so time,
+// size and redirects have bounds.
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// Client reads documents. It is safe for concurrent use.
+type Client struct {
+	client   http.Client
+	maxBytes int64
+}
+
+// NewClient returns a Client that sends requests as client does and refuses bodies above maxBytes. It works on a copy
+// of client; nil means http.DefaultTransport. A client without a timeout gets one of 5 seconds.
+//
+// Up to three redirects are followed, and only within the scheme and host of the first request. The CheckRedirect of
+// client is asked as well.
+func NewClient(client *http.Client, maxBytes int64) *Client {
+	c := &Client{maxBytes: maxBytes}
+	if client != nil {
+		c.client = *client
+	}
+	if c.client.Timeout <= 0 {
+		c.client.Timeout = 5 * time.Second
+	}
+	own := c.client.CheckRedirect
+	c.client.CheckRedirect = func(req *http.Request, via []*http.Request) error {
+		first := via[0].URL
+		switch {
+		case req.URL.Host != first.Host || req.URL.Scheme != first.Scheme:
+			return errors.New("redirect to another host")
+		case len(via) > 3:
+			return errors.New("too many redirects")
+		case own != nil:
+			return own(req, via)
+		}
+		return nil
+	}
+	return c
+}
+
+// Timeout returns the time that a request has, from its start to the end of its body.
+func (c *Client) Timeout() time.Duration { return c.client.Timeout }
+
+// Get reads the JSON document at u and returns it with the header of the response. Documents are read seldom, so it
+// does not keep the connection.
+func (c *Client) Get(ctx context.Context, u *url.URL) ([]byte, http.Header, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	req.Header.Set("Accept", "application/json")
+	req.Close = true
+	return c.Do(req)
+}
+
+// Do sends req and returns the body and the header of the response. A status other than 200 is an error.
+func (c *Client) Do(req *http.Request) ([]byte, http.Header, error) {
+	resp, err := c.client.Do(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, nil, fmt.Errorf("%s answers with status %d", req.URL.Redacted(), resp.StatusCode)
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, c.maxBytes+1))
+	if err != nil {
+		return nil, nil, err
+	}
+	if int64(len(body)) > c.maxBytes {
+		return nil, nil, fmt.Errorf("%s answers with more than %d bytes", req.URL.Redacted(), c.maxBytes)
+	}
+	return body, resp.Header, nil
+}
+
+// ParseURL parses a URL from which keys or verdicts may be read: https, or http on loopback.
+func ParseURL(raw string) (*url.URL, error) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case u.Hostname() == "":
+		return nil, errors.New("the URL has no host")
+	case u.Scheme == "https", u.Scheme == "http" && isLoopback(u.Hostname()):
+		return u, nil
+	}
+	return nil, fmt.Errorf("%s is neither https nor on loopback", u.Redacted())
+}
+
+func isLoopback(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.IsLoopback()
+}
