@@ -20,49 +20,57 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// Identity is what an Authenticator learned. Treat it as read-only: a cached one is shared by requests.
+// Identity is an authenticated caller, as an Authenticator found it. Treat it as read-only: a cached Identity
+// is shared by requests.
 //
-// A Subject is somebody only together with its Issuer where several issuers are trusted.
+// Where several issuers are trusted, a Subject is unique only together with its Issuer.
 type Identity struct {
 	Subject, Issuer  string
 	Audience, Scopes []string
 	Expiry           time.Time      // zero: none
-	Claims           map[string]any // everything, numbers as json.Number; nil where there are no claims
+	Claims           map[string]any // all claims, with numbers as json.Number; nil where there are no claims
 }
 
-// Authenticator says who sent r. It returns ErrNoCredentials when r has none of its kind, an error that
-// wraps ErrUnauthenticated when they are bad, and an *Error with its own status when it cannot tell (503:
-// the key set or the introspection endpoint is away). A nil Identity without an error is refused. It must
-// be safe for concurrent use.
+// Authenticator finds out who sent a request. Authenticate returns
+//
+//   - ErrNoCredentials when r has no credentials of the kind that it checks,
+//   - an error that wraps ErrUnauthenticated when the credentials are bad,
+//   - an *Error with a status of its own when it cannot decide, such as 503 while the key set or the introspection
+//     endpoint cannot be reached.
+//
+// A nil Identity without an error is treated as bad credentials. An Authenticator must be safe for concurrent
+// use.
 type Authenticator interface {
 	Authenticate(r *http.Request) (*Identity, error)
 }
 
-// AuthenticatorFunc is a function as an Authenticator.
+// AuthenticatorFunc is an adapter for using a function as an Authenticator.
 type AuthenticatorFunc func(r *http.Request) (*Identity, error)
 
 // Authenticate calls f.
 func (f AuthenticatorFunc) Authenticate(r *http.Request) (*Identity, error) { return f(r) }
 
-// AuthOptions say what Auth does with those whom it cannot place. The zero value refuses them.
+// AuthOptions configures Auth. With the zero value every request that is not authenticated is refused.
 type AuthOptions struct {
-	Optional   bool   // no credentials pass as anonymous; bad ones are still refused
-	Realm      string // told in the challenge; "" tells none. What is no visible ASCII panics
-	ReportOnly bool   // log and count what would be refused, refuse nothing
+	Optional   bool   // requests without credentials pass as anonymous; bad credentials are still refused
+	Realm      string // realm parameter of the challenge; "" omits it. Auth panics unless it is visible ASCII
+	ReportOnly bool   // log and count what would be refused, and refuse nothing
 }
 
-// Auth refuses requests that a cannot place: 401 with WWW-Authenticate (RFC 6750 section 3), which says
-// error="invalid_token" when there were credentials and they were bad. What is inside finds the caller by
-// IdentityFrom and in the field X-User-ID (the subject). Every field whose name has the letters and digits of
-// X-User-ID, which some servers take for the same, is removed first, from anonymous requests too. Proxy has
-// its own ProxyOptions.Identity.
+// Auth lets a request pass when a authenticates it. Otherwise it answers 401 with WWW-Authenticate (RFC 6750
+// section 3); the challenge has error="invalid_token" when there were credentials and they were bad.
 //
-// A subject that is empty or no field value (with CR, LF, NUL or another control character, blanks at
-// either end) is refused with 401: it would be another subject to those who read it there.
+// Handlers inside Auth get the caller from IdentityFrom, or from the request's field X-User-ID, which holds
+// the subject. Some servers treat X_User_Id or x.user.id as the same field. So Auth first removes every field
+// whose name has the same letters and digits as X-User-ID, from anonymous requests too. Proxy has its own
+// ProxyOptions.Identity.
 //
-// With ReportOnly, what would be refused goes on as anonymous, or as whom an Auth further out found. It is
-// told in Observe's log line, or by a warning in slog.Default where there is none, and counted by gateway.report_only, with policy="auth", in the global
-// MeterProvider.
+// A subject that is empty or not a valid field value is refused with 401, because readers of the field would
+// see another subject. Invalid are CR, LF, NUL and other control characters, and whitespace at either end.
+//
+// With ReportOnly a request that would be refused passes as anonymous, or with the Identity that an Auth
+// further out found. It is reported in Observe's log line, or by a warning in slog.Default where there is no
+// access log. The counter gateway.report_only in the global MeterProvider counts it, with policy="auth".
 //
 // Auth panics when a is nil.
 func Auth(a Authenticator, opts *AuthOptions) Middleware {
@@ -88,34 +96,34 @@ func Auth(a Authenticator, opts *AuthOptions) Middleware {
 			case report != nil:
 				report.add(ex, r, err)
 			case r.Context().Err() != nil:
-				WriteError(rw, r, err) // the client has left, or its time is up: nobody was refused
+				WriteError(rw, r, err) // the client left or a timeout expired: not a refusal
 				return
 			default:
 				refuse(rw, r, c.refusal(err))
 				return
 			}
-			next.ServeHTTP(rw, present(ex, r, id))
+			next.ServeHTTP(rw, setIdentity(ex, r, id))
 		})
 	}
 }
 
-// identify asks a and holds it to its word.
+// identify calls a and checks that its result is one that the interface allows.
 func identify(a Authenticator, r *http.Request) (*Identity, error) {
 	id, err := a.Authenticate(r)
 	switch {
 	case err != nil:
 		return nil, err
 	case id == nil:
-		return nil, badCredentials("nobody, and no error")
+		return nil, badCredentials("the Authenticator returned neither an identity nor an error")
 	case !httpfield.IsValue(id.Subject):
-		return nil, badCredentials("the subject is empty or no field value")
+		return nil, badCredentials("the subject is empty or not a valid field value")
 	}
 	return id, nil
 }
 
-// present puts id into the record, and its subject where a local handler looks for it. A nil id leaves
-// whom an outer Auth found.
-func present(ex *exchange, r *http.Request, id *Identity) *http.Request {
+// setIdentity stores id in the record and its subject in X-User-ID, whose aliases it removes. When id is nil,
+// the Identity that an outer Auth stored stays.
+func setIdentity(ex *exchange, r *http.Request, id *Identity) *http.Request {
 	ex.mu.Lock()
 	if id != nil {
 		ex.identity = id
@@ -148,16 +156,18 @@ func present(ex *exchange, r *http.Request, id *Identity) *http.Request {
 	return r
 }
 
-// userField is X-User-ID as it stands in an http.Header.
+// userField is X-User-ID in canonical form, the key in an http.Header.
 const userField = "X-User-Id"
 
-// badCredentials is why a caller is refused, for the log. It never holds a word of the caller's.
+// badCredentials is an error that wraps ErrUnauthenticated. Its text is the reason, for the log, and must not
+// contain anything that the caller sent.
 type badCredentials string
 
 func (e badCredentials) Error() string { return ErrUnauthenticated.Error() + ": " + string(e) }
 func (e badCredentials) Unwrap() error { return ErrUnauthenticated }
 
-// challenges are the values of WWW-Authenticate that one Auth sends.
+// challenges holds the values of WWW-Authenticate that one Auth sends: without credentials, and with bad
+// ones.
 type challenges struct {
 	none, invalid http.Header
 }
@@ -174,7 +184,8 @@ func newChallenges(who, realm string) challenges {
 	return challenges{http.Header{"Www-Authenticate": {none}}, http.Header{"Www-Authenticate": {invalid}}}
 }
 
-// refusal gives a 401 its challenge. An *Error keeps its own status and fields.
+// refusal adds the challenge to an error that is answered with 401. An *Error that has another status, or a
+// challenge of its own, is returned unchanged.
 func (c challenges) refusal(err error) error {
 	var e *Error
 	switch {
@@ -188,7 +199,7 @@ func (c challenges) refusal(err error) error {
 	return err
 }
 
-// reporter tells what a policy with ReportOnly would have refused.
+// reporter logs and counts what a policy with ReportOnly would have refused.
 type reporter struct {
 	policy  string
 	refused metric.Int64Counter
@@ -197,7 +208,7 @@ type reporter struct {
 
 func newReporter(policy string) *reporter {
 	refused, err := otel.GetMeterProvider().Meter(scope).Int64Counter("gateway.report_only",
-		metric.WithDescription("Requests that a policy would have refused, had it not been told to report only."),
+		metric.WithDescription("Requests that a policy with ReportOnly would have refused."),
 		metric.WithUnit("{request}"))
 	if err != nil {
 		otel.Handle(err)
@@ -205,6 +216,7 @@ func newReporter(policy string) *reporter {
 	return &reporter{policy, refused, metric.WithAttributeSet(attribute.NewSet(attribute.String("policy", policy)))}
 }
 
+// add counts a request that would have been refused with err, and logs it.
 func (p *reporter) add(ex *exchange, r *http.Request, err error) {
 	ex.mu.Lock()
 	traceID, route, logged := ex.traceID, ex.route, ex.logged
@@ -213,7 +225,7 @@ func (p *reporter) add(ex *exchange, r *http.Request, err error) {
 	p.refused.Add(ctx, 1, p.attrs)
 	ex.remark(p.policy+" would refuse", err)
 	if logged {
-		return // the access log tells
+		return // the remark is in the access log
 	}
 	slog.Default().LogAttrs(ctx, slog.LevelWarn, "gateway: would refuse",
 		slog.String("policy", p.policy),
@@ -223,8 +235,9 @@ func (p *reporter) add(ex *exchange, r *http.Request, err error) {
 		slog.String("trace_id", traceID))
 }
 
-// FirstOf asks each Authenticator in turn; the first that finds its kind of credentials decides, good or bad.
-// ErrNoCredentials when none does. It panics without any, and on a nil one.
+// FirstOf calls each Authenticator in turn. The first that finds credentials of its kind decides, whether
+// they are good or bad. FirstOf returns ErrNoCredentials when none finds any. It panics without
+// Authenticators, and on a nil one.
 func FirstOf(as ...Authenticator) Authenticator {
 	if len(as) == 0 || slices.Contains(as, nil) {
 		panic("gateway: FirstOf: nil Authenticator")
@@ -240,18 +253,21 @@ func FirstOf(as ...Authenticator) Authenticator {
 	})
 }
 
-// maxAPIKey bounds what is hashed.
+// maxAPIKey bounds the bytes that are hashed for a request.
 const maxAPIKey = 4 << 10
 
-// APIKeys authenticates by a key in a header field, which holds nothing else. lookup is given the key's SHA-256
-// and never the key itself: keep hashes, and a lost table gives no key away. Whoever guesses keys knows no
-// hash beforehand, so it does not matter in what time a map or a database finds one; to compare with a
+// APIKeys authenticates by an API key that is the whole value of a header field. lookup gets the SHA-256 of
+// the key, not the key: store hashes, so that a stolen table reveals no keys. A client that guesses keys
+// cannot choose their hashes, so a lookup in a map or a database needs no constant time. To compare with a
 // single hash, use subtle.ConstantTimeCompare.
 //
-// lookup returns a nil Identity, or an error that wraps ErrUnauthenticated, for a key that it does not know; an
-// *Error as it is; any other error says that it cannot tell and answers 503. It must be safe for concurrent
-// use. Two fields, and a key over 4 KiB, are refused. APIKeys panics on a malformed field name and a nil
-// lookup. Keys ought to be random, of 128 bits at least: a hash hides no password.
+// For an unknown key, lookup returns a nil Identity or an error that wraps ErrUnauthenticated. An *Error is
+// answered with its own status. Any other error means that lookup could not decide, and is answered with 503.
+// lookup must be safe for concurrent use.
+//
+// A request with two of the fields, or with a key over 4 KiB, is refused. Keys must be random, with at least
+// 128 bits: a hash does not protect a password. APIKeys panics on a malformed field name and when lookup is
+// nil.
 func APIKeys(header string, lookup func(ctx context.Context, sha256 [32]byte) (*Identity, error)) Authenticator {
 	name := fieldName("APIKeys", header)
 	if lookup == nil {
@@ -268,16 +284,20 @@ func APIKeys(header string, lookup func(ctx context.Context, sha256 [32]byte) (*
 			return nil, badCredentials("API key too long")
 		}
 		id, err := lookup(r.Context(), sha256.Sum256([]byte(values[0])))
-		return found(r, id, err)
+		return lookedUp(r, id, err)
 	})
 }
 
-// ClientCert authenticates by the verified TLS client certificate. The server's TLSConfig must verify:
-// ClientAuth is tls.VerifyClientCertIfGiven or tls.RequireAndVerifyClientCert, and ClientCAs names who may
-// issue. identify is asked about connections with such a certificate alone, cs.VerifiedChains[0][0]; what it
-// returns is taken as APIKeys takes what lookup does. A certificate that nobody verified, or that has expired
-// since the handshake, is refused. A connection without one has no credentials, nor has one without TLS, so
-// behind a balancer that ends TLS this finds nobody. ClientCert panics when identify is nil.
+// ClientCert authenticates by the verified TLS client certificate. The server's TLSConfig must verify it:
+// ClientAuth is tls.VerifyClientCertIfGiven or tls.RequireAndVerifyClientCert, and ClientCAs holds the
+// issuers to trust.
+//
+// identify is called only for connections with a verified certificate, which is cs.VerifiedChains[0][0]. Its
+// results mean the same as those of lookup in APIKeys. It must be safe for concurrent use.
+//
+// A certificate that was not verified, or that has expired since the handshake, is refused. A connection
+// without a certificate, or without TLS, has no credentials. So behind a load balancer that terminates TLS,
+// ClientCert never finds any. ClientCert panics when identify is nil.
 func ClientCert(identify func(cs *tls.ConnectionState) (*Identity, error)) Authenticator {
 	if identify == nil {
 		panic("gateway: ClientCert: nil function")
@@ -292,25 +312,26 @@ func ClientCert(identify func(cs *tls.ConnectionState) (*Identity, error)) Authe
 			return nil, badCredentials("the certificate has expired")
 		}
 		id, err := identify(r.TLS)
-		return found(r, id, err)
+		return lookedUp(r, id, err)
 	})
 }
 
-// found gives what a caller's function says of r the meaning that an Authenticator's answer has.
-func found(r *http.Request, id *Identity, err error) (*Identity, error) {
+// lookedUp turns the results of a user's function into those of an Authenticator. The function was called, so
+// there were credentials; an error that is neither a refusal nor an *Error means that it could not decide.
+func lookedUp(r *http.Request, id *Identity, err error) (*Identity, error) {
 	var e *Error
 	switch {
 	case err == nil && id != nil:
 		return id, nil
 	case err == nil, errors.Is(err, ErrNoCredentials):
-		return nil, badCredentials("unknown credentials") // there were some
+		return nil, badCredentials("unknown credentials")
 	case errors.Is(err, ErrUnauthenticated), errors.As(err, &e), r.Context().Err() != nil:
 		return nil, err
 	}
 	return nil, &Error{Status: http.StatusServiceUnavailable, Err: err}
 }
 
-// IdentityFrom returns who sent the request, as Auth or WithIdentity found it.
+// IdentityFrom returns the Identity that Auth or WithIdentity stored, and whether there is one.
 func IdentityFrom(ctx context.Context) (*Identity, bool) {
 	ex := exchangeFrom(ctx)
 	if ex == nil {
@@ -321,15 +342,17 @@ func IdentityFrom(ctx context.Context) (*Identity, bool) {
 	return ex.identity, ex.identity != nil
 }
 
-// WithIdentity is for handlers that know the caller by other means: a child of ctx's record, which
-// leaves the request's own as it is. A nil id makes the request anonymous to what is inside.
+// WithIdentity returns a context in which IdentityFrom returns id. It is for handlers that authenticate the
+// caller by other means. The request's own record does not change. A nil id makes the request anonymous to
+// the handlers that get the new context.
 func WithIdentity(ctx context.Context, id *Identity) context.Context {
 	v := exchangeFrom(ctx).variant(ctx)
 	v.identity = id
 	return v
 }
 
-// claimOf returns a claim, from the Identity's own field where it has one; nil when it has none.
+// claimOf returns a claim of id. The claims that Identity has fields for come from there. It is nil for an
+// absent claim.
 func claimOf(id *Identity, claim string) any {
 	switch claim {
 	case "sub":
@@ -344,9 +367,10 @@ func claimOf(id *Identity, claim string) any {
 	return id.Claims[claim]
 }
 
-// claimText writes a claim as a field value: a string as it is, a number as the token has it, true or
-// false, a list of strings joined by spaces. It returns false for a claim that is absent, empty, an object,
-// or no field value, and for a list in which an element could be taken for two.
+// claimText formats a claim as a field value: a string as it is, a number as it was written in the token,
+// true or false, a list of strings joined by spaces. It returns false when the claim is absent, empty, an
+// object, or not a valid field value. It also returns false for a list with an element that is empty or
+// contains a space: joined, ["a b"] would equal ["a", "b"].
 func claimText(id *Identity, claim string) (string, bool) {
 	var text string
 	switch v := claimOf(id, claim).(type) {

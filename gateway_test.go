@@ -170,8 +170,8 @@ func TestWriteErrorLeavesTheErrorAsItIs(t *testing.T) {
 	}
 }
 
-// TestWriteErrorRetryAfter: the error in the chain that knows when to retry fills in Retry-After, unless the *Error
-// has a value of its own.
+// TestWriteErrorRetryAfter: the error in the chain that knows when to retry fills in Retry-After, unless the
+// *Error has a value of its own.
 func TestWriteErrorRetryAfter(t *testing.T) {
 	c := gateway.NewCircuit("c", nil)
 	c.Trip(time.Hour)

@@ -498,8 +498,9 @@ func TestJWKSOverHTTP(t *testing.T) {
 	}
 }
 
-// TestJWKSRedirectFromTLS: a provider with https at its host name redirects. A redirect to https is followed, one to
-// plain http at the same host name is not: whoever is on the way could answer there with keys of their own.
+// TestJWKSRedirectFromTLS: a provider with https at its host name redirects. A redirect to https is followed,
+// one to plain http at the same host name is not: whoever is on the way could answer there with keys of their
+// own.
 func TestJWKSRedirectFromTLS(t *testing.T) {
 	set := keySet(jwk("k", edPublic(), nil))
 	plain := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -540,8 +541,8 @@ func TestJWKSRedirectFromTLS(t *testing.T) {
 	}
 }
 
-// TestJWKSFloodOverHTTP sends a thousand unknown kids at once through a real gateway, while the provider keeps
-// its answer back: those with a known kid are answered meanwhile.
+// TestJWKSFloodOverHTTP sends a thousand unknown kids at once through a real gateway, while the provider
+// keeps its answer back: those with a known kid are answered meanwhile.
 func TestJWKSFloodOverHTTP(t *testing.T) {
 	const minInterval = 200 * time.Millisecond
 	var fetches atomic.Int64

@@ -1,9 +1,10 @@
-// Package flightcache is a cache in memory that loads a value once for all who ask for its key at the same time.
+// Package flightcache is a cache in memory that loads a value once for all who ask for its key at the same
+// time.
 //
 // It is bounded by the number of entries and by their bytes. An entry expires at a time of its own. The load
 // function decides what is remembered: an error never is, and neither is an entry whose time is already over.
-// Callers that ask for one key at the same time still share one load in both cases. So a flood of keys that fail
-// displaces nothing.
+// Callers that ask for one key at the same time still share one load in both cases. So a flood of keys that
+// fail displaces nothing.
 //
 // To remember failures as well, give them a cache of their own, and load the first cache through the second:
 // the failures then compete with each other for room, and never with the values.
@@ -33,8 +34,8 @@ func (e *Entry[V]) bytes() int { return len(e.key) + e.Size }
 
 // A Cache maps keys to entries. It is safe for concurrent use.
 //
-// An entry is found by a hash whose seed is random in each process, and its whole key is then compared. So no key
-// is mistaken for another, and the time of a lookup reveals nothing about the keys that are there.
+// An entry is found by a hash whose seed is random in each process, and its whole key is then compared. So no
+// key is mistaken for another, and the time of a lookup reveals nothing about the keys that are there.
 type Cache[V any] struct {
 	load   func(ctx context.Context, key string) (*Entry[V], error)
 	seed   maphash.Seed
@@ -64,12 +65,12 @@ const (
 	sampleSize      = 8 // entries from which one is chosen for displacement
 )
 
-// New returns a cache of at most maxEntries entries, whose keys and Sizes are together at most maxBytes. Both are
-// divided evenly among shards. An entry that is larger than its shard is kept alone in it. New panics when a bound
-// is not positive.
+// New returns a cache of at most maxEntries entries, whose keys and Sizes are together at most maxBytes. Both
+// are divided evenly among shards. An entry that is larger than its shard is kept alone in it. New panics
+// when a bound is not positive.
 //
-// Load calls load for a key that the cache does not hold. load may run at the same time for different keys, and
-// must return an entry or an error.
+// Load calls load for a key that the cache does not hold. load may run at the same time for different keys,
+// and must return an entry or an error.
 func New[V any](maxEntries, maxBytes int, load func(ctx context.Context, key string) (*Entry[V], error)) *Cache[V] {
 	if maxEntries <= 0 || maxBytes <= 0 {
 		panic("flightcache: New: bounds must be positive")
@@ -96,11 +97,12 @@ func (c *Cache[V]) shardOf(key string) (*shard[V], uint64) {
 	return &c.shards[hash&uint64(len(c.shards)-1)], hash
 }
 
-// Load returns the entry for key. hit reports whether the cache held it already; otherwise it was loaded just now,
-// by this call or by another one that was running.
+// Load returns the entry for key. hit reports whether the cache held it already; otherwise it was loaded just
+// now, by this call or by another one that was running.
 //
-// The load runs with the context of the call that began it. When that context ends first, one of the waiting calls
-// loads again with its own. A call that waits returns when its own context ends, with that context's error.
+// The load runs with the context of the call that began it. When that context ends first, one of the waiting
+// calls loads again with its own. A call that waits returns when its own context ends, with that context's
+// error.
 func (c *Cache[V]) Load(ctx context.Context, key string) (e *Entry[V], hit bool, err error) {
 	s, hash := c.shardOf(key)
 	for {
@@ -154,8 +156,8 @@ func (c *Cache[V]) fly(ctx context.Context, s *shard[V], f *flight[V], hash uint
 	f.abandoned = f.err != nil && ctx.Err() != nil
 }
 
-// Forget removes e, which Load returned. It does nothing when the cache holds another entry for that key by now,
-// or none.
+// Forget removes e, which Load returned. It does nothing when the cache holds another entry for that key by
+// now, or none.
 func (c *Cache[V]) Forget(e *Entry[V]) {
 	s, hash := c.shardOf(e.key)
 	s.mu.Lock()
@@ -181,9 +183,9 @@ func (s *shard[V]) add(hash uint64, e *Entry[V], now time.Time) {
 	s.bytes += e.bytes()
 }
 
-// displace removes one entry of a small random sample: the first that has expired, or else the one that has not
-// been used for the longest time. The random order of the map's iteration makes the sample. The caller holds the
-// lock.
+// displace removes one entry of a small random sample: the first that has expired, or else the one that has
+// not been used for the longest time. The random order of the map's iteration makes the sample. The caller
+// holds the lock.
 func (s *shard[V]) displace(now time.Time) {
 	var oldest *Entry[V]
 	var oldestHash uint64

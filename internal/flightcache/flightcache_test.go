@@ -131,8 +131,8 @@ func TestOneFlight(t *testing.T) {
 	})
 }
 
-// TestLeaderLeaves: when the caller that loads for all leaves, another one loads, and only those fail whose own
-// context has ended.
+// TestLeaderLeaves: when the caller that loads for all leaves, another one loads, and only those fail whose
+// own context has ended.
 func TestLeaderLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var loads atomic.Int64
@@ -322,8 +322,8 @@ func TestKeyIsCopied(t *testing.T) {
 	runtime.KeepAlive(c)
 }
 
-// TestFailuresInACacheOfTheirOwn is the arrangement that the package comment describes: values and failures are
-// both remembered, and a flood of failures displaces no value.
+// TestFailuresInACacheOfTheirOwn is the arrangement that the package comment describes: values and failures
+// are both remembered, and a flood of failures displaces no value.
 func TestFailuresInACacheOfTheirOwn(t *testing.T) {
 	loads := make(map[string]int)
 	type result struct {
