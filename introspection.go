@@ -13,6 +13,7 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/fetch"
 	"github.com/seed-96248d0c/gateway/internal/flightcache"
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
+	"github.com/seed-96248d0c/gateway/internal/rawjson"
 )
 
 // IntrospectionOptions say how an endpoint is asked, and how long its word holds.
@@ -106,7 +107,7 @@ func (in *introspection) ask(ctx context.Context, token string) (*flightcache.En
 		}
 		return nil, introspectionAway(err)
 	}
-	answer, err := decodeObject(string(body), len(body))
+	answer, err := rawjson.DecodeObject(body, len(body))
 	if err != nil {
 		return nil, introspectionAway(err)
 	}

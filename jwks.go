@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/seed-96248d0c/gateway/internal/rawjson"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
@@ -483,7 +484,7 @@ func (s *keySet) find(kid, alg string) any {
 
 // parseKeySet reads a JWK Set (RFC 7517 section 5). One without a usable key is an error.
 func parseKeySet(body []byte) (*keySet, error) {
-	top, err := decodeObject(string(body), len(body))
+	top, err := rawjson.DecodeObject(body, len(body))
 	if err != nil {
 		return nil, fmt.Errorf("key set: %w", err)
 	}

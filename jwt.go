@@ -17,6 +17,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/seed-96248d0c/gateway/internal/flightcache"
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
+	"github.com/seed-96248d0c/gateway/internal/rawjson"
 )
 
 // JWTOptions say which tokens are believed. Issuer, Audience and Algorithms are required.
@@ -237,7 +238,7 @@ func (j *JWT) verify(ctx context.Context, token string) (*flightcache.Entry[veri
 	if err != nil {
 		return nil, badCredentials("malformed claims")
 	}
-	object, err := decodeObject(string(text), len(text))
+	object, err := rawjson.DecodeObject(text, len(text))
 	if err != nil {
 		return nil, fmt.Errorf("%w: claims: %w", ErrUnauthenticated, err)
 	}
@@ -264,7 +265,7 @@ func (j *JWT) readHeader(segment string) (alg, kid string, err error) {
 	if err != nil {
 		return "", "", badCredentials("malformed header")
 	}
-	header, err := decodeObject(string(text), maxHeaderValues)
+	header, err := rawjson.DecodeObject(text, maxHeaderValues)
 	if err != nil {
 		return "", "", fmt.Errorf("%w: header: %w", ErrUnauthenticated, err)
 	}
@@ -495,7 +496,7 @@ func (m *issuers) issuerOf(token string) string {
 	if err != nil {
 		return ""
 	}
-	issuer, err := memberOf(string(text), "iss")
+	issuer, err := rawjson.StringMember(text, "iss")
 	if err != nil {
 		return ""
 	}

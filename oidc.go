@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/seed-96248d0c/gateway/internal/fetch"
+	"github.com/seed-96248d0c/gateway/internal/rawjson"
 )
 
 // NewOIDC reads issuer's /.well-known/openid-configuration, within ctx and within 5s, and authenticates its
@@ -47,7 +48,7 @@ func discover(ctx context.Context, issuer string) (*JWKS, error) {
 	if err != nil {
 		return nil, err
 	}
-	doc, err := decodeObject(string(body), len(body))
+	doc, err := rawjson.DecodeObject(body, len(body))
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}

@@ -1,4 +1,4 @@
-package gateway
+package rawjson
 
 import (
 	"bytes"
@@ -7,35 +7,7 @@ import (
 	"testing"
 )
 
-func TestJSONText(t *testing.T) {
-	for name, c := range map[string]struct {
-		body, want string
-		ok         bool
-	}{
-		"object":           {" {\"a\" : 1}\r\n", `{"a" : 1}`, true},
-		"scalar":           {"12", "12", true},
-		"empty":            {"", "", false},
-		"blanks":           {" \n", "", false},
-		"two values":       {"{} {}", "", false},
-		"trailing garbage": {`{"a":1}x`, "", false},
-		"byte order mark":  {"\ufeff{}", "", false},
-		"invalid UTF-8":    {"\"\xff\"", "", false},
-		"lone surrogate":   {`"\ud800"`, `"\ud800"`, true},
-		"NaN":              {"NaN", "", false},
-		"comment":          {"{}//", "", false},
-		"deep":             {strings.Repeat("[", 9000) + strings.Repeat("]", 9000), "", true},
-		"deeper":           {strings.Repeat("[", 20000) + strings.Repeat("]", 20000), "", false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			got, ok := jsonText([]byte(c.body))
-			if ok != c.ok || ok && c.want != "" && string(got) != c.want {
-				t.Errorf("got %.40q, %v", got, ok)
-			}
-		})
-	}
-}
-
-func TestJSONAt(t *testing.T) {
+func TestPointer(t *testing.T) {
 	// The document of RFC 6901 section 5, and more.
 	const doc = `{"foo": ["bar", "baz"], "": 0, "a/b": 1, "c%d": 2, "e^f": 3, "g|h": 4, "i\\j": 5, "k\"l": 6,
 		" ": 7, "m~n": 8, "twice": 1, "twice": 2, "tw\u0069ce2": 9, "big": 12345678901234567890.10,
@@ -71,46 +43,43 @@ func TestJSONAt(t *testing.T) {
 		"/nothing/x":                   "",
 		"/absent":                      "",
 	} {
-		tokens, err := parsePointer(pointer)
+		tokens, err := ParsePointer(pointer)
 		if err != nil {
 			t.Errorf("%s: %v", pointer, err)
 			continue
 		}
-		got, err := jsonAt([]byte(doc), tokens)
+		got, err := Value(doc).At(tokens)
 		if string(got) != want || (err == nil) != (want != "") {
 			t.Errorf("%s: got %q, %v; want %q", pointer, got, err, want)
 		}
 	}
 	for _, bad := range []string{"a", "/~", "/~2", "/a~1~", "/a/~b"} {
-		if _, err := parsePointer(bad); err == nil {
+		if _, err := ParsePointer(bad); err == nil {
 			t.Errorf("pointer %q is taken", bad)
 		}
 	}
-	if tokens, err := parsePointer("/~01/~1~0"); err != nil || tokens[0] != "~1" || tokens[1] != "/~" {
+	if tokens, err := ParsePointer("/~01/~1~0"); err != nil || tokens[0] != "~1" || tokens[1] != "/~" {
 		t.Errorf("got %q, %v", tokens, err)
 	}
 }
 
-// FuzzJSONAt compares what the pointer finds with what encoding/json decodes.
-func FuzzJSONAt(f *testing.F) {
+// FuzzPointer compares what the pointer finds with what encoding/json decodes.
+func FuzzPointer(f *testing.F) {
 	f.Add([]byte(`{"a":[1,{"b":"c"}],"d":null}`), "/a/1/b")
 	f.Add([]byte("{\"a\" : 1 ,\n\"\\u0061b\":[ ]}"), "/ab")
 	f.Add([]byte(`{"x":{"x":1},"x":2}`), "/x/x")
 	f.Add([]byte(`[[],[[]],{"":{}}]`), "/2/")
 	f.Add([]byte(`{"a":"\\\"}"}`), "/a")
 	f.Fuzz(func(t *testing.T, body []byte, pointer string) {
-		doc, ok := jsonText(body)
+		doc, ok := Parse(body)
 		if !ok {
 			return
 		}
-		if end := skipValue(doc, 0); end != len(doc) {
-			t.Fatalf("the value ends at %d of %d", end, len(doc))
-		}
-		tokens, err := parsePointer(pointer)
+		tokens, err := ParsePointer(pointer)
 		if err != nil {
 			return
 		}
-		got, err := jsonAt(doc, tokens)
+		got, err := doc.At(tokens)
 		if err == nil && (!json.Valid(got) || !bytes.Contains(doc, got)) {
 			t.Fatalf("%q is no value of the document", got)
 		}
@@ -149,7 +118,7 @@ func FuzzJSONAt(f *testing.F) {
 		if err == nil && string(got) != string(want) {
 			t.Fatalf("got %q, want %q", got, want)
 		}
-		if err == nil || err == errAmbiguousMember {
+		if err == nil || err == ErrDuplicate {
 			return
 		}
 		t.Fatalf("%q is there: %v", want, err)

@@ -1,0 +1,450 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"time"
+	"unicode/utf8"
+
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
+	"github.com/seed-96248d0c/gateway/internal/rawjson"
+	"github.com/seed-96248d0c/gateway/internal/urlpath"
+)
+
+// Part is one request of an aggregate, and one member of its answer.
+//
+// A part succeeds when it answers 2xx with one JSON value in UTF-8, or 204 No Content, which becomes null. Everything
+// else is a failure: another status, a redirect too; a body that is not JSON, is cut off or is larger than MaxBytes; a
+// Pick that leads to nothing.
+type Part struct {
+	// Name is the part's member in the answer. It must be valid UTF-8, and no two parts may share it. "" and
+	// "errors" panic at setup.
+	Name string
+
+	// From answers the part: an *Upstream, a HandlerTransport, or another RoundTripper such as
+	// http.DefaultTransport. A RoundTripper that ignores its request's context delays the whole answer until it
+	// returns.
+	From http.RoundTripper
+
+	// Path is the path and query of a GET request: "/users/{id}/list?n=10&after={user.last}". {id} is a path
+	// value of the route. {user.last} is a field of the part named user, after its Pick; when that part failed,
+	// a field of its Default. A field may be nested: {user.address.city}, {user.emails.0}. Each value is
+	// percent-encoded as one path segment or one query value.
+	//
+	// The part fails when a value is empty, null, ".", "..", an object or an array, and when it would bring a dot
+	// segment, a backslash or NUL into the path behind an encoded slash. When the field is missing because the
+	// other part failed, this part fails with the other's outcome and status.
+	//
+	// Where From is a plain RoundTripper, Path is an absolute URL whose scheme and host have no braces:
+	// "http://10.0.0.1/x".
+	Path string
+
+	// Request builds the request, for other methods and for bodies. Set either Request or Path. It runs on the
+	// part's own goroutine. in carries the part's context and must not be changed; only one part can read its
+	// body. The request that Request returns gets the part's context, the fields that the gateway itself sets, and
+	// those of AggregateOptions.Headers that it does not have yet. When the part is required, an *Error from
+	// Request is the answer.
+	Request func(in *http.Request) (*http.Request, error)
+
+	// Optional makes a failure of the part harmless: the answer has Default in its place and lists the part in
+	// "errors". The failure of a part that is not optional fails the whole.
+	Optional bool
+
+	// Default is the member of an optional part that failed; nil means null. A Default that is not JSON, and one
+	// of a part that is not Optional, panic at setup.
+	Default json.RawMessage
+
+	// NotFoundNull makes a 404 null rather than a failure.
+	NotFoundNull bool
+
+	// Timeout is how long this part may take, from the moment that it is asked. 0 means
+	// AggregateOptions.Timeout, which also ends a part with a longer one. Its expiry is OutcomeTimeout.
+	Timeout time.Duration
+
+	// Pick is an RFC 6901 pointer into the body; "" means all of it. It leads to nothing where an object on the
+	// way has two members of the name.
+	Pick string
+}
+
+// part is a Part after setup.
+type part struct {
+	Part
+	member   []byte        // Name as a JSON string
+	metric   string        // Name as a token, for Server-Timing
+	fallback rawjson.Value // Default
+	pointer  rawjson.Pointer
+
+	upstream *Upstream // From, when it is one
+	local    bool      // From is a HandlerTransport
+
+	path     *urlpath.Template
+	fixed    *url.URL // the URL, when path has no holes
+	needs    []int    // the parts whose fields path takes
+	neededBy []int
+}
+
+var jsonNull = rawjson.Value("null")
+
+// set prepares the part. index has the number of each part by its name.
+func (p *part) set(from Part, index map[string]int) error {
+	p.Part = from
+	switch {
+	case p.Name == "" || !utf8.ValidString(p.Name):
+		return errors.New("the Name is empty or not UTF-8")
+	case p.Name == "errors":
+		return errors.New("the name is reserved for the aggregate")
+	case p.From == nil:
+		return errors.New("no From")
+	case (p.Path == "") == (p.Request == nil):
+		return errors.New("set one of Path and Request")
+	case p.Timeout < 0:
+		return errors.New("negative Timeout")
+	case p.Default != nil && !p.Optional:
+		return errors.New("a Default without Optional is never used")
+	}
+	p.member, _ = json.Marshal(p.Name)
+	p.metric = httpfield.ToToken(p.Name)
+	p.fallback = jsonNull
+	if from.Default != nil {
+		var ok bool
+		if p.fallback, ok = rawjson.Parse(slices.Clone(from.Default)); !ok {
+			return errors.New("the Default is not JSON")
+		}
+	}
+	var err error
+	if p.pointer, err = rawjson.ParsePointer(p.Pick); err != nil {
+		return err
+	}
+	p.upstream, _ = p.From.(*Upstream)
+	_, p.local = p.From.(*handlerTransport)
+	if p.Path == "" {
+		return nil
+	}
+	return p.setPath(index)
+}
+
+func (p *part) setPath(index map[string]int) error {
+	absolute := p.Path[0] != '/'
+	if _, plain := p.From.(*http.Transport); plain && !absolute {
+		return errors.New("the Path must be an absolute URL, because From is a plain transport")
+	}
+	if (p.upstream != nil || p.local) && absolute {
+		return errors.New("the Path must begin with a slash, because From sets the host")
+	}
+	var err error
+	if p.path, err = urlpath.ParseTemplate(p.Path, urlpath.Syntax{Origin: true, Query: true, Fields: true}); err != nil {
+		return fmt.Errorf("path %q: %w", p.Path, err)
+	}
+	for _, hole := range p.path.Holes() {
+		if hole.Field == nil {
+			continue
+		}
+		j, ok := index[hole.Name]
+		hole.Ref = j
+		if !ok {
+			return fmt.Errorf("path %q: no part is named %q", p.Path, hole.Name)
+		}
+		if !slices.Contains(p.needs, j) {
+			p.needs = append(p.needs, j)
+		}
+	}
+	if len(p.path.Holes()) == 0 {
+		target, err := p.path.Expand(nil)
+		if err != nil {
+			return err
+		}
+		p.fixed, err = url.Parse(target)
+		return err
+	}
+	return nil
+}
+
+// partFailure is why a part is missing.
+type partFailure struct {
+	outcome Outcome
+	err     *Error // the answer when the part is required
+}
+
+// ask sends the part's request and returns the value that the answer shows.
+func (p *part) ask(ctx context.Context, f *fanout) (rawjson.Value, *partFailure) {
+	if err := ctx.Err(); err != nil {
+		return nil, p.fail(result{err: err})
+	}
+	req, failure := p.request(ctx, f)
+	if failure != nil {
+		return nil, failure
+	}
+	res, err := p.From.RoundTrip(req)
+	if err == nil && res == nil {
+		err = errors.New("neither a response nor an error")
+	}
+	if err != nil {
+		return nil, p.fail(result{err: partError(req, err), gone: leftEarly(ctx)})
+	}
+	if res.Body == nil {
+		res.Body = http.NoBody
+	}
+
+	switch code := res.StatusCode; {
+	case code == http.StatusNoContent, code == http.StatusNotFound && p.NotFoundNull:
+		readRest(res)
+		return jsonNull, nil
+	case code < 200 || code > 299:
+		readRest(res)
+		return nil, p.failStatus(res)
+	}
+	body, err := f.read(res)
+	res.Body.Close() // also a body that is too large and may be endless
+	if err != nil {
+		tooLarge := errors.Is(err, errPartTooLarge)
+		return nil, p.fail(result{err: partError(req, err), began: !tooLarge, gone: leftEarly(ctx)})
+	}
+	return p.value(f, body, res.StatusCode)
+}
+
+// value returns the part of a body that the answer shows.
+func (p *part) value(f *fanout, body []byte, status int) (rawjson.Value, *partFailure) {
+	value, ok := rawjson.Parse(body)
+	var err error
+	if !ok {
+		err = errors.New("the body is not JSON")
+	} else if len(p.pointer) > 0 {
+		value, err = value.At(p.pointer)
+	}
+	if err != nil {
+		f.total.Add(-int64(len(body)))
+		return nil, p.fail(result{status: status, err: fmt.Errorf("%w: %w", ErrBadGateway, err)})
+	}
+	if f.opts.Merge && value.IsObject() && !fewMembers(value) {
+		return nil, p.fail(result{err: fmt.Errorf("%w: more than %d members", ErrBadGateway, maxMergedMembers)})
+	}
+	return value, nil
+}
+
+// request makes the part's request.
+func (p *part) request(ctx context.Context, f *fanout) (*http.Request, *partFailure) {
+	header := f.header
+	if !p.local { // HandlerTransport itself makes a record and copies the fields
+		ctx = f.ex.part(ctx)
+		header = header.Clone()
+	}
+	if p.Request != nil {
+		return p.customRequest(ctx, f, header)
+	}
+	target, failure := p.target(f)
+	if failure != nil {
+		return nil, failure
+	}
+	req := (&http.Request{
+		Method:     http.MethodGet,
+		URL:        target,
+		Proto:      "HTTP/1.1",
+		ProtoMajor: 1,
+		ProtoMinor: 1,
+		Header:     header,
+	}).WithContext(ctx)
+	p.address(req, f.in)
+	return req, nil
+}
+
+// customRequest makes the part's request with Part.Request. header has the fields that every part's request has.
+func (p *part) customRequest(ctx context.Context, f *fanout, header http.Header) (*http.Request, *partFailure) {
+	req, err := p.Request(f.in.WithContext(ctx))
+	if err == nil && (req == nil || req.URL == nil) {
+		err = errors.New("Request returned no request, or one without URL")
+	}
+	if err != nil {
+		return nil, p.fail(result{err: err, gone: leftEarly(ctx)})
+	}
+	req = req.WithContext(ctx)
+	link := *req.URL
+	req.URL = &link
+	req.RequestURI = ""
+	req.Close = false
+	h := req.Header.Clone()
+	if h == nil {
+		h = make(http.Header)
+	}
+	for name := range h {
+		if f.owns(name) || httpfield.IsHopByHop(name) || name == "Accept-Encoding" {
+			delete(h, name)
+		}
+	}
+	for name, values := range header {
+		if _, ok := h[name]; !ok {
+			h[name] = values
+		}
+	}
+	req.Header = h
+	p.address(req, f.in)
+	return req, nil
+}
+
+// address sets the request's host and sender as From expects them.
+func (p *part) address(req, in *http.Request) {
+	switch {
+	case p.upstream != nil:
+		req.Host = "" // the target's
+	case p.local:
+		req.Host, req.RemoteAddr, req.TLS = in.Host, in.RemoteAddr, in.TLS
+	}
+}
+
+// target fills the holes of the part's Path.
+func (p *part) target(f *fanout) (*url.URL, *partFailure) {
+	if p.fixed != nil {
+		link := *p.fixed
+		return &link, nil
+	}
+	var cause *partFailure // of the part whose failure leaves a hole empty
+	target, err := p.path.Expand(func(hole *urlpath.Hole) (string, error) {
+		if hole.Field == nil {
+			return f.in.PathValue(hole.Name), nil
+		}
+		from := &f.answers[hole.Ref]
+		text, err := fieldText(from.value, hole.Field)
+		if from.failure != nil && text == "" {
+			cause = from.failure
+		}
+		return text, err
+	})
+	var link *url.URL
+	if err == nil {
+		link, err = url.Parse(target)
+	}
+	switch {
+	case err == nil:
+		return link, nil
+	case cause != nil:
+		failure, answer := *cause, *cause.err
+		answer.Err = fmt.Errorf("gateway: part %q: %w: %w", p.Name, err, answer.Err)
+		failure.err = &answer
+		return nil, &failure
+	}
+	return nil, p.fail(result{err: fmt.Errorf("%w: %w", ErrBadGateway, err)})
+}
+
+// fieldText returns a field of a part's value as a URL carries it.
+func fieldText(v rawjson.Value, field []string) (string, error) {
+	v, err := v.At(field)
+	if err != nil {
+		return "", err
+	}
+	text, ok := v.Scalar()
+	if !ok {
+		return "", errors.New("an object or an array")
+	}
+	return text, nil
+}
+
+var errPartTooLarge = fmt.Errorf("%w: body too large", ErrBadGateway)
+
+// read reads a part's body, within the bounds of one body and of all.
+func (f *fanout) read(res *http.Response) ([]byte, error) {
+	if res.ContentLength > f.opts.MaxBytes {
+		return nil, fmt.Errorf("%w: %d bytes", errPartTooLarge, res.ContentLength)
+	}
+	// A declared length is not trusted with more memory than this. What really arrives makes the buffer grow.
+	b := make([]byte, 0, 1+min(max(res.ContentLength, 511), 32<<10))
+	for {
+		n, err := res.Body.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		all := f.total.Add(int64(n))
+		if err == io.EOF && int64(len(b)) <= f.opts.MaxBytes && all <= f.opts.MaxTotalBytes {
+			return b, nil
+		}
+		switch {
+		case int64(len(b)) > f.opts.MaxBytes:
+			err = fmt.Errorf("%w: more than %d bytes", errPartTooLarge, f.opts.MaxBytes)
+		case all > f.opts.MaxTotalBytes:
+			err = fmt.Errorf("%w: more than %d bytes with the others", errPartTooLarge, f.opts.MaxTotalBytes)
+		}
+		if err != nil {
+			f.total.Add(-int64(len(b)))
+			return nil, err
+		}
+		if len(b) == cap(b) {
+			b = slices.Grow(b, 1)
+		}
+	}
+}
+
+// partError is attemptError for any RoundTripper. A context.Canceled that the part's own context did not cause is
+// a failure of the RoundTripper.
+func partError(req *http.Request, err error) error {
+	if errors.Is(err, context.Canceled) && req.Context().Err() == nil {
+		err = hideCanceled{err}
+	}
+	return attemptError(req, err)
+}
+
+// fail returns the failure of a part that ended with r.
+func (p *part) fail(r result) *partFailure {
+	f := &partFailure{outcome: r.outcome(), err: &Error{Header: make(http.Header)}}
+	answer := finish(r.err)
+	var own *Error
+	switch {
+	case p.Request != nil && errors.As(r.err, &own):
+		*f.err = *answer
+	case answer.Status < 500 && answer.Status != statusClientClosed:
+		f.err.Status = answer.Status // this process found the client at fault
+	default:
+		f.err.Status = partStatus(f.outcome)
+	}
+	for _, name := range []string{"Retry-After", "Www-Authenticate"} {
+		if values, ok := answer.Header[name]; ok {
+			f.err.Header[name] = values
+		}
+	}
+	f.err.Err = fmt.Errorf("gateway: part %q: %w", p.Name, r.err)
+	return f
+}
+
+// failStatus returns the failure of a part that was answered with a status other than 2xx.
+func (p *part) failStatus(res *http.Response) *partFailure {
+	code := res.StatusCode
+	cause := fmt.Errorf("answered %d", code)
+	f := &partFailure{err: &Error{Header: make(http.Header), Err: fmt.Errorf("gateway: part %q: %w", p.Name, cause)}}
+	switch code {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusGone, http.StatusTooManyRequests:
+		f.outcome = result{status: code}.outcome()
+		f.err.Status = code
+	default:
+		f.outcome = result{err: fmt.Errorf("%w: %w", ErrBadGateway, cause)}.outcome()
+		// A gateway inside the handler has recorded more than the status tells: a refusal, a timeout.
+		if body, ok := res.Body.(handlerBody); ok && code >= 500 {
+			if o, noted := body.noted(); noted && o != OutcomeOK {
+				f.outcome = o
+			}
+		}
+		f.err.Status = partStatus(f.outcome)
+	}
+	switch f.err.Status {
+	case http.StatusUnauthorized:
+		if challenges := res.Header["Www-Authenticate"]; len(challenges) > 0 {
+			f.err.Header["Www-Authenticate"] = slices.Clone(challenges)
+		}
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		if wait := res.Header.Get("Retry-After"); wait != "" {
+			f.err.Header["Retry-After"] = []string{wait}
+		}
+	}
+	return f
+}
+
+// partStatus returns the status of the answer when a required part ended with o.
+func partStatus(o Outcome) int {
+	switch o {
+	case OutcomeRejected:
+		return http.StatusServiceUnavailable
+	case OutcomeTimeout:
+		return http.StatusGatewayTimeout
+	}
+	return http.StatusBadGateway
+}
