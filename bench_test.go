@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
-	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 
 	"github.com/seed-96248d0c/gateway"
+	"github.com/seed-96248d0c/gateway/gatewaytest"
 )
 
 // chain is a gateway with every concern on, over a transport without a network, and a request that it
@@ -94,8 +94,7 @@ func BenchmarkChain(b *testing.B) {
 		run(b, h, r)
 	})
 	b.Run("gateway with metrics and log", func(b *testing.B) {
-		meter := sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
-		h, r := chain(b, instant{}, &gateway.ObserveOptions{Meter: meter, Logger: slog.New(slog.DiscardHandler)})
+		h, r := chain(b, instant{}, &gateway.ObserveOptions{Meter: new(gatewaytest.Telemetry), Logger: slog.New(slog.DiscardHandler)})
 		run(b, h, r)
 	})
 	b.Run("Proxy alone", func(b *testing.B) {

@@ -25,10 +25,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/seed-96248d0c/gateway"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/metric/noop"
-	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+
+	"github.com/seed-96248d0c/gateway"
+	"github.com/seed-96248d0c/gateway/gatewaytest"
 )
 
 // jwk writes a public key as a JSON Web Key, with more members or others.
@@ -658,8 +659,8 @@ func TestJWKSHostileOverHTTP(t *testing.T) {
 
 // TestJWKSTold: a provider that is away is told in the log and in a metric, while the last good set serves.
 func TestJWKSTold(t *testing.T) {
-	tel := newTelemetry(t)
-	otel.SetMeterProvider(tel.meter)
+	tel := new(gatewaytest.Telemetry)
+	otel.SetMeterProvider(tel)
 	defer otel.SetMeterProvider(noop.NewMeterProvider())
 	var log bytes.Buffer
 	before := slog.Default()
@@ -687,20 +688,10 @@ func TestJWKSTold(t *testing.T) {
 			t.Errorf("%d times in the log: %s", n, want)
 		}
 	}
-	var rm metricdata.ResourceMetrics
-	if err := tel.reader.Collect(t.Context(), &rm); err != nil {
-		t.Fatal(err)
-	}
-	counts := make(map[string]int64)
-	for _, sm := range rm.ScopeMetrics {
-		for _, m := range sm.Metrics {
-			if m.Name == "gateway.jwks.refreshes" {
-				for _, p := range m.Data.(metricdata.Sum[int64]).DataPoints {
-					outcome, _ := p.Attributes.Value("outcome")
-					counts[outcome.AsString()] = p.Value
-				}
-			}
-		}
+	counts := make(map[string]float64)
+	for _, s := range tel.Series("gateway.jwks.refreshes") {
+		outcome, _ := s.Attributes.Value("outcome")
+		counts[outcome.AsString()] = s.Sum
 	}
 	if counts["ok"] != 1 || counts["error"] != 2 || len(counts) != 2 {
 		t.Errorf("counted: %v", counts)

@@ -15,62 +15,16 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
-	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
-	"go.opentelemetry.io/otel/sdk/metric/metricdata"
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
-	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/seed-96248d0c/gateway"
+	"github.com/seed-96248d0c/gateway/gatewaytest"
 )
 
-// telemetry is a real SDK whose spans and measures a test can read.
-type telemetry struct {
-	spans  *tracetest.InMemoryExporter
-	tracer *sdktrace.TracerProvider
-	reader *sdkmetric.ManualReader
-	meter  *sdkmetric.MeterProvider
-}
-
-func newTelemetry(t *testing.T) *telemetry {
-	tel := &telemetry{spans: tracetest.NewInMemoryExporter(), reader: sdkmetric.NewManualReader()}
-	tel.tracer = sdktrace.NewTracerProvider(sdktrace.WithSyncer(tel.spans))
-	tel.meter = sdkmetric.NewMeterProvider(sdkmetric.WithReader(tel.reader))
-	t.Cleanup(func() {
-		tel.tracer.Shutdown(context.Background())
-		tel.meter.Shutdown(context.Background())
-	})
-	return tel
-}
-
-// durations returns the counts of http.server.request.duration by attribute set.
-func (tel *telemetry) durations(t *testing.T) map[attribute.Distinct]metricdata.HistogramDataPoint[float64] {
-	t.Helper()
-	var rm metricdata.ResourceMetrics
-	if err := tel.reader.Collect(context.Background(), &rm); err != nil {
-		t.Fatal(err)
-	}
-	points := make(map[attribute.Distinct]metricdata.HistogramDataPoint[float64])
-	for _, sm := range rm.ScopeMetrics {
-		for _, m := range sm.Metrics {
-			if m.Name != "http.server.request.duration" {
-				continue
-			}
-			if m.Unit != "s" {
-				t.Errorf("unit %q", m.Unit)
-			}
-			for _, p := range m.Data.(metricdata.Histogram[float64]).DataPoints {
-				points[p.Attributes.Equivalent()] = p
-			}
-		}
-	}
-	return points
-}
-
 func TestObserveMeasures(t *testing.T) {
-	tel := newTelemetry(t)
+	tel := new(gatewaytest.Telemetry)
 	var rt gateway.Router
-	rt.Use(gateway.Observe(&gateway.ObserveOptions{Meter: tel.meter, Tracer: tel.tracer}))
+	rt.Use(gateway.Observe(&gateway.ObserveOptions{Meter: tel, Tracer: tel}))
 	rt.Handle("GET /users/{id}", text("user"))
 	rt.Handle("POST shop.example/fail", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(503)
@@ -103,11 +57,11 @@ func TestObserveMeasures(t *testing.T) {
 		}
 		return attribute.NewSet(attrs...)
 	}
-	got := tel.durations(t)
+	got := tel.Series("http.server.request.duration")
 	for _, tt := range []struct {
 		name  string
 		set   attribute.Set
-		count uint64
+		count int
 	}{
 		{"route", base("GET", "/users/{id}", 200, "ok"), 3},
 		{"answer of a failing handler", base("POST", "/fail", 503, "upstream_error", attribute.String("error.type", "503")), 1},
@@ -116,24 +70,26 @@ func TestObserveMeasures(t *testing.T) {
 		{"unknown methods", base("_OTHER", "", 405, "rejected"), 50},
 		{"no route", base("GET", "", 404, "rejected"), 1},
 	} {
-		p, ok := got[tt.set.Equivalent()]
-		if !ok || p.Count != tt.count {
-			t.Errorf("%s: count %d, want %d", tt.name, p.Count, tt.count)
+		i := slices.IndexFunc(got, func(s gatewaytest.Series) bool { return s.Attributes.Equals(&tt.set) })
+		if i < 0 {
+			t.Errorf("%s: not measured", tt.name)
+			continue
 		}
-		if p.Bounds != nil && (p.Bounds[0] != 0.005 || p.Bounds[len(p.Bounds)-1] != 10) {
-			t.Errorf("bounds %v", p.Bounds)
+		if s := got[i]; s.Count != tt.count || s.Unit != "s" || s.Scope != "github.com/seed-96248d0c/gateway" ||
+			len(s.Bounds) != 14 || s.Bounds[0] != 0.005 || s.Bounds[13] != 10 {
+			t.Errorf("%s: got %+v, want count %d", tt.name, s, tt.count)
 		}
-		delete(got, tt.set.Equivalent())
+		got = slices.Delete(got, i, i+1)
 	}
-	for _, p := range got {
-		t.Errorf("more than expected: %v", p.Attributes.Encoded(attribute.DefaultEncoder()))
+	for _, s := range got {
+		t.Errorf("more than expected: %v", s.Attributes.Encoded(attribute.DefaultEncoder()))
 	}
 }
 
 func TestObserveSpans(t *testing.T) {
-	tel := newTelemetry(t)
+	tel := new(gatewaytest.Telemetry)
 	var rt gateway.Router
-	rt.Use(gateway.Observe(&gateway.ObserveOptions{Tracer: tel.tracer, Meter: tel.meter}))
+	rt.Use(gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel}))
 	var inside trace.SpanContext
 	rt.Handle("GET /users/{id}", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		inside = trace.SpanContextFromContext(r.Context())
@@ -141,48 +97,53 @@ func TestObserveSpans(t *testing.T) {
 	}))
 	rec := httptest.NewRecorder()
 	rt.ServeHTTP(rec, httptest.NewRequest("GET", "/users/7", nil))
-	spans := tel.spans.GetSpans()
+	spans := tel.Spans()
 	if len(spans) != 1 {
 		t.Fatalf("%d spans", len(spans))
 	}
 	s := spans[0]
-	if s.Name != "GET /users/{id}" || s.SpanKind != trace.SpanKindServer || s.Status.Code != codes.Error || s.Parent.IsValid() {
-		t.Errorf("got %q %v %v %v", s.Name, s.SpanKind, s.Status, s.Parent)
+	if s.Name != "GET /users/{id}" || s.Kind != trace.SpanKindServer || s.Status != codes.Error || s.Parent.IsValid() {
+		t.Errorf("got %q %v %v %v", s.Name, s.Kind, s.Status, s.Parent)
 	}
-	if s.SpanContext.SpanID() != inside.SpanID() || rec.Header().Get("X-Trace-Id") != s.SpanContext.TraceID().String() {
-		t.Errorf("span %v, inside %v, answer %q", s.SpanContext, inside, rec.Header().Get("X-Trace-Id"))
+	if s.Context.SpanID() != inside.SpanID() || rec.Header().Get("X-Trace-Id") != s.Context.TraceID().String() {
+		t.Errorf("span %v, inside %v, answer %q", s.Context, inside, rec.Header().Get("X-Trace-Id"))
 	}
-	attrs := fmt.Sprint(s.Attributes)
-	for _, want := range []string{"http.request.method", "GET", "http.route", "/users/{id}", "http.response.status_code", "502", "url.path", "/users/7"} {
-		if !strings.Contains(attrs, want) {
-			t.Errorf("attributes lack %s: %s", want, attrs)
+	for key, want := range map[attribute.Key]string{
+		"http.request.method": "GET", "http.route": "/users/{id}", "http.response.status_code": "502", "url.path": "/users/7",
+		"url.scheme": "http", "network.protocol.version": "1.1", "gateway.outcome": "upstream_error", "error.type": "502",
+		"client.address": "192.0.2.1",
+	} {
+		if got, _ := s.Attributes.Value(key); got.String() != want {
+			t.Errorf("%s: %q, want %q", key, got.String(), want)
 		}
 	}
-	if len(s.Events) != 1 || !strings.Contains(fmt.Sprint(s.Events), "secret cause") {
-		t.Errorf("events %v", s.Events)
+	if len(s.Errors) != 1 || !strings.Contains(s.Errors[0].Error(), "secret cause") {
+		t.Errorf("errors %v", s.Errors)
 	}
 }
 
 func TestObserveSpansOfTheStrange(t *testing.T) {
-	tel := newTelemetry(t)
-	h := gateway.Observe(&gateway.ObserveOptions{Tracer: tel.tracer, Meter: tel.meter})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	tel := new(gatewaytest.Telemetry)
+	h := gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		gateway.WriteError(w, r, fmt.Errorf("%w: no %s", gateway.ErrBadGateway, r.URL.Path))
 	}))
 	r := httptest.NewRequest("BREW", "/%ff", nil)
 	r.RemoteAddr = "@"
 	h.ServeHTTP(httptest.NewRecorder(), r)
-	s := tel.spans.GetSpans()[0]
+	s := tel.Spans()[0]
 	if s.Name != "HTTP" {
 		t.Errorf("name %q", s.Name)
 	}
-	attrs := append(s.Attributes, s.Events[0].Attributes...)
-	if !slices.Contains(attrs, attribute.String("http.request.method_original", "BREW")) {
-		t.Errorf("attributes %v", attrs)
+	if got, _ := s.Attributes.Value("http.request.method_original"); got.AsString() != "BREW" {
+		t.Errorf("attributes %v", s.Attributes.ToSlice())
 	}
-	for _, a := range attrs {
+	for _, a := range s.Attributes.ToSlice() {
 		if !utf8.ValidString(a.Value.String()) || a.Key == "client.address" {
 			t.Errorf("%s=%q", a.Key, a.Value.String())
 		}
+	}
+	if len(s.Errors) != 1 || !utf8.ValidString(s.Errors[0].Error()) {
+		t.Errorf("errors %q", s.Errors)
 	}
 }
 
@@ -211,12 +172,12 @@ func TestObserveTraceOfTheCaller(t *testing.T) {
 		{"trace header untrusted", http.Header{"X-Trace-Id": {id}}, false, false, false},
 		{"trace header malformed", http.Header{"X-Trace-Id": {"../../etc/passwd\n0af7651916cd43"}}, true, false, false},
 	} {
-		for _, sdk := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s/sdk %v", tt.name, sdk), func(t *testing.T) {
-				tel := newTelemetry(t)
-				opts := &gateway.ObserveOptions{Meter: tel.meter}
-				if sdk {
-					opts.Tracer = tel.tracer
+		for _, traced := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/traced %v", tt.name, traced), func(t *testing.T) {
+				tel := new(gatewaytest.Telemetry)
+				opts := &gateway.ObserveOptions{Meter: tel}
+				if traced {
+					opts.Tracer = tel
 				}
 				if tt.trust {
 					opts.TrustTrace = func(*http.Request) bool { return true }
@@ -248,11 +209,16 @@ func TestObserveTraceOfTheCaller(t *testing.T) {
 				if seen.Get("Tracestate") != wantState {
 					t.Errorf("tracestate %q, want %q", seen.Get("Tracestate"), wantState)
 				}
-				if sdk && tt.header.Get("Traceparent") != "" && strings.HasSuffix(tt.header.Get("Traceparent"), "-00") == false {
-					spans := tel.spans.GetSpans()
-					if len(spans) != 1 || (len(spans[0].Links) == 1) != tt.linked {
-						t.Errorf("%d spans, links %v", len(spans), spans)
+				spans := tel.Spans()
+				switch unsampled := strings.HasSuffix(tt.header.Get("Traceparent"), "-00"); {
+				case !traced || unsampled:
+					if len(spans) != 0 {
+						t.Errorf("spans %+v", spans)
 					}
+				case len(spans) != 1 || (len(spans[0].Links) == 1) != tt.linked || spans[0].Parent.IsValid() != tt.continued:
+					t.Errorf("spans %+v", spans)
+				case tt.continued && tt.header.Get("Traceparent") != "" && spans[0].Parent.SpanID().String() != span:
+					t.Errorf("parent %v", spans[0].Parent)
 				}
 			})
 		}
@@ -300,24 +266,22 @@ func TestObserveLogs(t *testing.T) {
 }
 
 func TestObserveTwice(t *testing.T) {
-	tel := newTelemetry(t)
+	tel := new(gatewaytest.Telemetry)
 	j := make(journal, 10)
-	observe := gateway.Observe(&gateway.ObserveOptions{Meter: tel.meter, Tracer: tel.tracer, Logger: slog.New(j)})
+	observe := gateway.Observe(&gateway.ObserveOptions{Meter: tel, Tracer: tel, Logger: slog.New(j)})
 	observe(observe(text("once"))).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
-	if len(j) != 1 || len(tel.spans.GetSpans()) != 1 {
-		t.Errorf("%d lines, %d spans", len(j), len(tel.spans.GetSpans()))
+	if len(j) != 1 || len(tel.Spans()) != 1 {
+		t.Errorf("%d lines, %d spans", len(j), len(tel.Spans()))
 	}
-	for _, p := range tel.durations(t) {
-		if p.Count != 1 {
-			t.Errorf("count %d", p.Count)
-		}
+	if s := tel.Series("http.server.request.duration"); len(s) != 1 || s[0].Count != 1 {
+		t.Errorf("measured %+v", s)
 	}
 }
 
 // TestObserveUnderForeignMiddleware holds that Observe sees what is decided inside, also when it is not the
 // first that a request meets and somebody else's wrapper and context stand between.
 func TestObserveUnderForeignMiddleware(t *testing.T) {
-	tel := newTelemetry(t)
+	tel := new(gatewaytest.Telemetry)
 	j := make(journal, 10)
 	type key struct{}
 	between := func(next http.Handler) http.Handler {
@@ -334,7 +298,7 @@ func TestObserveUnderForeignMiddleware(t *testing.T) {
 		}
 		gateway.WriteError(w, r, gateway.ErrForbidden)
 	})))
-	h := gateway.Chain(gateway.TrustProxies(), between, gateway.Observe(&gateway.ObserveOptions{Meter: tel.meter, Tracer: tel.tracer, Logger: slog.New(j)}))(mux)
+	h := gateway.Chain(gateway.TrustProxies(), between, gateway.Observe(&gateway.ObserveOptions{Meter: tel, Tracer: tel, Logger: slog.New(j)}))(mux)
 	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/users/7", nil))
 	if line := j.next(t); line["status"] != "403" || line["outcome"] != "rejected" || line["route"] != "GET /users/{id}" {
 		t.Errorf("logged %v", line)

@@ -18,9 +18,9 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 
 	"github.com/seed-96248d0c/gateway"
+	"github.com/seed-96248d0c/gateway/gatewaytest"
 )
 
 func answered(r *http.Request, status int, body io.ReadCloser) *http.Response {
@@ -245,9 +245,9 @@ func TestUpstreamCountsBodies(t *testing.T) {
 }
 
 func TestUpstreamMeasures(t *testing.T) {
-	tel := newTelemetry(t)
+	tel := new(gatewaytest.Telemetry)
 	u := gateway.NewUpstream("u", gateway.MustTargets("https://t.example"), &gateway.UpstreamOptions{
-		Meter:     tel.meter,
+		Meter:     tel,
 		Transport: roundTrip(func(r *http.Request) (*http.Response, error) { return answered(r, 503, http.NoBody), nil }),
 	})
 	res, err := u.RoundTrip(httptest.NewRequest("PUT", "/", nil))
@@ -264,14 +264,8 @@ func TestUpstreamMeasures(t *testing.T) {
 		attribute.Int("http.response.status_code", 503),
 		attribute.String("error.type", "503"),
 	)
-	var rm metricdata.ResourceMetrics
-	if err := tel.reader.Collect(t.Context(), &rm); err != nil {
-		t.Fatal(err)
-	}
-	m := rm.ScopeMetrics[0].Metrics[0]
-	points := m.Data.(metricdata.Histogram[float64]).DataPoints
-	if m.Name != "http.client.request.duration" || m.Unit != "s" || len(points) != 1 || !points[0].Attributes.Equals(&want) {
-		t.Errorf("%s in %s: %v", m.Name, m.Unit, points)
+	if got := tel.Series("http.client.request.duration"); len(got) != 1 || got[0].Unit != "s" || got[0].Count != 1 || !got[0].Attributes.Equals(&want) {
+		t.Errorf("measured %+v", got)
 	}
 }
 
