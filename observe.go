@@ -33,11 +33,11 @@ type ObserveOptions struct {
 }
 
 // Observe measures each request by the RED method (rate, errors, duration), starts the server span, gives the
-// request its trace id, and writes one line to the access log. Put it outermost, so that it sees every refusal.
-// Inside another Observe it does nothing.
+// request its trace id, and writes one line to the access log. Put it outermost, so that it sees every
+// refusal. Inside another Observe it does nothing.
 //
-// The metric is the histogram http.server.request.duration, in seconds, of OpenTelemetry's semantic conventions for
-// HTTP. Its count gives the rate. Its attributes are:
+// The metric is the histogram http.server.request.duration, in seconds, of OpenTelemetry's semantic
+// conventions for HTTP. Its count gives the rate. Its attributes are:
 //
 //   - http.request.method; _OTHER for a method that no RFC defines
 //   - http.route: the path of the matched pattern, never the path of the request
@@ -46,15 +46,16 @@ type ObserveOptions struct {
 //   - error.type: set when the outcome is OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted or OutcomeInternal,
 //     and when the gateway itself refused with a 5xx
 //
-// The span is named after the method and the route, such as "GET /users/{id}". A method that no RFC defines is "HTTP"
-// there. The span's status is Error when error.type is set. Where no tracing SDK is installed, Observe makes the
-// ids and marks them as sampled, so that services behind the gateway can trace.
+// The span is named after the method and the route, such as "GET /users/{id}". A method that no RFC defines
+// is "HTTP" there. The span's status is Error when error.type is set. Where no tracing SDK is installed,
+// Observe makes the ids and marks them as sampled, so that services behind the gateway can trace.
 //
-// The log line has the message "request" and these attributes: method, path (without the query), route (its name),
-// status (499 when the client left first), outcome, took, bytes (of the body), client and trace_id. Where they
-// exist, it also has subject, cause (why the exchange ended as it did) and remarks (what went wrong without changing
-// the answer). Its level is Error for the four outcomes listed above, Warn for any other 5xx and for a request with
-// remarks, and Info otherwise. Values that a client chooses are cut at 512 bytes.
+// The log line has the message "request" and these attributes: method, path (without the query), route (its
+// name), status (499 when the client left first), outcome, took, bytes (of the body), client and trace_id.
+// Where they exist, it also has subject, cause (why the exchange ended as it did) and remarks (what went
+// wrong without changing the answer). Its level is Error for the four outcomes listed above, Warn for any
+// other 5xx and for a request with remarks, and Info otherwise. Values that a client chooses are cut at 512
+// bytes.
 //
 // Observe panics when TraceHeader is not a field name.
 func Observe(opts *ObserveOptions) Middleware {
@@ -134,11 +135,11 @@ func (o *observer) serve(next http.Handler, w http.ResponseWriter, r *http.Reque
 	next.ServeHTTP(rw, r)
 }
 
-// startSpan starts the server span and writes the trace's ids into the record. The request that it returns has the
-// span in its context.
+// startSpan starts the server span and writes the trace's ids into the record. The request that it returns
+// has the span in its context.
 func (o *observer) startSpan(ex *exchange, r *http.Request) (*http.Request, trace.Span) {
-	// The span goes into the context below the record, so that no new request is needed. If a foreign middleware
-	// has derived a context from the record, the span goes on top of that one.
+	// The span goes into the context below the record, so that no new request is needed. If a foreign
+	// middleware has derived a context from the record, the span goes on top of that one.
 	below := r.Context() == context.Context(ex)
 	ctx := r.Context()
 	if below {
@@ -216,7 +217,8 @@ func (s *summary) route() string {
 	return s.pattern[max(0, strings.IndexByte(s.pattern, '/')):]
 }
 
-// finish ends the exchange and reports it to the histogram, the span and the log. panicked is what recover returned.
+// finish ends the exchange and reports it to the histogram, the span and the log. panicked is what recover
+// returned.
 func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, span trace.Span, start time.Time, panicked any) {
 	s := summary{took: time.Since(start)}
 	s.outcome, s.status, s.err = ex.end(rw, panicked)
@@ -261,8 +263,8 @@ func describeResult(span trace.Span, r *http.Request, s *summary) {
 	}
 }
 
-// exportable returns s cut by bounded, with U+FFFD for what is not UTF-8. OTLP uses protocol buffers, where one
-// invalid string loses all the spans of a batch.
+// exportable returns s cut by bounded, with U+FFFD for what is not UTF-8. OTLP uses protocol buffers, where
+// one invalid string loses all the spans of a batch.
 func exportable(s string) string { return strings.ToValidUTF8(bounded(s), "\uFFFD") }
 
 // serverLabels are the values by which http.server.request.duration is split.

@@ -277,7 +277,7 @@ func (u *Upstream) send(out *http.Request, body *replay) (*http.Response, error)
 			}
 		}
 		res, err := u.opts.Transport.RoundTrip(out)
-		if err == nil || n == maxDeadConns || !pooled.wasDead() || !body.whole() || out.Context().Err() != nil {
+		if err == nil || n == maxDeadConns || !pooled.wasDead() || !body.resendable() || out.Context().Err() != nil {
 			return res, err
 		}
 	}

@@ -19,8 +19,8 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// These tests hold what gateway.Observe and gateway.Upstream report to the SDK of OpenTelemetry. The tests of the
-// gateway module use a small recorder instead, so that the module does not require the SDK.
+// These tests hold what gateway.Observe and gateway.Upstream report to the SDK of OpenTelemetry. The tests of
+// the gateway module use a small recorder instead, so that the module does not require the SDK.
 
 // answers is a transport that answers every request with a status, and keeps the header of the last one.
 type answers struct {

@@ -22,9 +22,9 @@ import (
 //	h := gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel})(handler)
 //
 // It needs no SDK, and records no more than this module uses: spans with their attributes, links and errors,
-// Float64Histogram and Int64Counter. Every other instrument does nothing. Like the SDK's default sampler, it samples
-// a span that has no parent, and any other span when its parent was sampled; a span that is not sampled is not
-// recorded.
+// Float64Histogram and Int64Counter. Every other instrument does nothing. Like the SDK's default sampler, it
+// samples a span that has no parent, and any other span when its parent was sampled; a span that is not
+// sampled is not recorded.
 //
 // The zero value is ready. Telemetry is safe for concurrent use and must not be copied.
 type Telemetry struct {

@@ -16,9 +16,9 @@ type Labels interface {
 	AttributeSet() attribute.Set
 }
 
-// LabelCache holds the attribute set of each label that was used, so that requests do not build them. It holds at
-// most MaxLabels of them. The zero value is empty and ready. It is safe for concurrent use; a label that is found
-// costs no lock and no allocation.
+// LabelCache holds the attribute set of each label that was used, so that requests do not build them. It
+// holds at most MaxLabels of them. The zero value is empty and ready. It is safe for concurrent use; a label
+// that is found costs no lock and no allocation.
 type LabelCache[L Labels] struct {
 	known atomic.Pointer[map[L][]metric.RecordOption] // replaced as a whole, never changed
 
@@ -32,9 +32,9 @@ const MaxLabels = 4096
 
 // Options returns the options to record a value with the attributes of l.
 //
-// The lock-free map is a copy, so a new label must not copy all the others. New labels collect in fresh, and are
-// merged when there were as many misses as there are labels. With 100 known labels and one new, for example, the
-// merge comes with the 101st lookup that missed.
+// The lock-free map is a copy, so a new label must not copy all the others. New labels collect in fresh, and
+// are merged when there were as many misses as there are labels. With 100 known labels and one new, for
+// example, the merge comes with the 101st lookup that missed.
 func (c *LabelCache[L]) Options(l L) []metric.RecordOption {
 	if known := c.known.Load(); known != nil {
 		if options, ok := (*known)[l]; ok {

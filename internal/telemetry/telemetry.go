@@ -2,8 +2,8 @@
 // upstreams and its circuits: instruments, attribute sets that are built once, method names with a bound, and
 // the traceparent of W3C Trace Context.
 //
-// It works on the OpenTelemetry API alone and needs no SDK. It does not know what an outcome is; callers bring
-// their own labels.
+// It works on the OpenTelemetry API alone and needs no SDK. It does not know what an outcome is; callers
+// bring their own labels.
 package telemetry
 
 import (
@@ -16,8 +16,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// DurationHistogram returns a histogram of seconds. Its buckets are those that the semantic conventions for HTTP
-// advise. An error goes to otel.Handle, and the histogram then records nothing.
+// DurationHistogram returns a histogram of seconds. Its buckets are those that the semantic conventions for
+// HTTP advise. An error goes to otel.Handle, and the histogram then records nothing.
 func DurationHistogram(m metric.Meter, name, description string) metric.Float64Histogram {
 	h, err := m.Float64Histogram(name, metric.WithUnit("s"), metric.WithDescription(description),
 		metric.WithExplicitBucketBoundaries(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10))
@@ -28,8 +28,8 @@ func DurationHistogram(m metric.Meter, name, description string) metric.Float64H
 	return h
 }
 
-// Counter returns a counter of whole numbers. The unit is in UCUM's notation, such as "{request}". An error goes to
-// otel.Handle; the result is never nil.
+// Counter returns a counter of whole numbers. The unit is in UCUM's notation, such as "{request}". An error
+// goes to otel.Handle; the result is never nil.
 func Counter(m metric.Meter, name, description, unit string) metric.Int64Counter {
 	c, err := m.Int64Counter(name, metric.WithDescription(description), metric.WithUnit(unit))
 	if err != nil {
@@ -59,8 +59,8 @@ func Method(method string) string {
 	return OtherMethod
 }
 
-// SpanMethod returns the method for a span's name. The semantic conventions use "HTTP" there for a method that no
-// RFC defines.
+// SpanMethod returns the method for a span's name. The semantic conventions use "HTTP" there for a method
+// that no RFC defines.
 func SpanMethod(method string) string {
 	if known := Method(method); known != OtherMethod {
 		return known
@@ -68,8 +68,8 @@ func SpanMethod(method string) string {
 	return "HTTP"
 }
 
-// ServerSpan returns the options that start a server span of a request with this method. The slice is shared and
-// has no spare capacity: append copies it.
+// ServerSpan returns the options that start a server span of a request with this method. The slice is shared
+// and has no spare capacity: append copies it.
 func ServerSpan(method string) []trace.SpanStartOption { return serverSpans[Method(method)] }
 
 // serverSpans holds the options of each method, so that a request does not build them.

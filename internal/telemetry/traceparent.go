@@ -14,9 +14,9 @@ import (
 
 // Extract returns the span of the caller and its tracestate, as the request's header names them.
 //
-// The field traceparent comes first; its SpanContext is remote. Without a valid one, the field traceHeader is read:
-// 32 hex digits of a trace id. That field has no span id, so the SpanContext gets a new one and is not remote. The
-// zero SpanContext means that the header names no span. A field that occurs twice is ignored.
+// The field traceparent comes first; its SpanContext is remote. Without a valid one, the field traceHeader is
+// read: 32 hex digits of a trace id. That field has no span id, so the SpanContext gets a new one and is not
+// remote. The zero SpanContext means that the header names no span. A field that occurs twice is ignored.
 func Extract(h http.Header, traceHeader string) (sc trace.SpanContext, tracestate string) {
 	if lines := h["Traceparent"]; len(lines) == 1 {
 		if sc := ParseTraceparent(lines[0]); sc.IsValid() {
@@ -33,8 +33,9 @@ func Extract(h http.Header, traceHeader string) (sc trace.SpanContext, tracestat
 	return trace.SpanContext{}, ""
 }
 
-// ParseTraceparent parses the value of a traceparent field (W3C Trace Context, section 3.2). The result is remote. It
-// is the zero SpanContext when s is malformed. Of a version after 00, it reads the part that version 00 defines.
+// ParseTraceparent parses the value of a traceparent field (W3C Trace Context, section 3.2). The result is
+// remote. It is the zero SpanContext when s is malformed. Of a version after 00, it reads the part that
+// version 00 defines.
 func ParseTraceparent(s string) trace.SpanContext {
 	if len(s) < 55 || s[2] != '-' || s[35] != '-' || s[52] != '-' || s[:2] == "ff" ||
 		s[:2] == "00" && len(s) != 55 || len(s) > 55 && s[55] != '-' {
