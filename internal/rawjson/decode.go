@@ -64,7 +64,7 @@ func StringMember(text []byte, name string) (string, error) {
 		if t.Kind != Name && t.Kind != String {
 			continue
 		}
-		s, paired := unquote(buf[:], text[t.Start:t.End], t.Escaped)
+		s, paired := unquote(buf[:], text[t.Start:t.End], t.Escaped())
 		if !paired {
 			return "", ErrSyntax
 		}
@@ -81,7 +81,7 @@ func StringMember(text []byte, name string) (string, error) {
 		if t.Kind != String {
 			return "", ErrSyntax
 		}
-		if s, paired = unquote(buf[:], text[t.Start:t.End], t.Escaped); !paired {
+		if s, paired = unquote(buf[:], text[t.Start:t.End], t.Escaped()); !paired {
 			return "", ErrSyntax
 		}
 		value = string(s)
@@ -165,7 +165,7 @@ func (d *decoder) array() ([]any, error) {
 
 // string decodes a Name or a String.
 func (d *decoder) string(t Token) (string, error) {
-	if !t.Escaped {
+	if !t.Escaped() {
 		return d.text[t.Start+1 : t.End-1], nil
 	}
 	var buf [64]byte

@@ -37,10 +37,23 @@ const (
 // are not tokens: the Lexer checks them and moves on.
 type Token struct {
 	Kind       Kind
-	Escaped    bool // a Name or String has a backslash in it, in this piece or an earlier one
-	Partial    bool // the token goes on in the next piece
-	Start, End int  // its bytes in the piece: piece[Start:End]
+	marks      marks
+	Start, End int // its bytes in the piece: piece[Start:End]
 }
+
+// marks are the boolean properties of a Token. In one field, a Token has few enough fields to stay in registers.
+type marks uint8
+
+const (
+	partial marks = 1 << iota
+	escaped
+)
+
+// Partial reports whether the token goes on in the next piece.
+func (t Token) Partial() bool { return t.marks&partial != 0 }
+
+// Escaped reports whether a Name or String has a backslash in it, in this piece or an earlier one.
+func (t Token) Escaped() bool { return t.marks&escaped != 0 }
 
 // Lexer splits one JSON text into tokens. The text is fed in pieces of any size: a piece may end within a token,
 // within an escape sequence and within a UTF-8 sequence. The Lexer accepts exactly the texts of RFC 8259 whose
@@ -87,11 +100,11 @@ const (
 
 // partialToken is the state within a token.
 type partialToken struct {
-	kind    Kind // More between tokens
-	escaped bool
-	state   state
-	left    uint8 // hexadecimal digits or UTF-8 bytes to come; of a literal, the bytes that were read
-	lo, hi  byte  // the range of the next UTF-8 byte
+	kind   Kind // More between tokens
+	marks  marks
+	state  state
+	left   uint8 // hexadecimal digits or UTF-8 bytes to come; of a literal, the bytes that were read
+	lo, hi byte  // the range of the next UTF-8 byte
 }
 
 // state is where in a string or a number the Lexer is.
@@ -131,9 +144,10 @@ func (l *Lexer) Next() (Token, error) {
 	if l.err != nil {
 		return Token{}, l.err
 	}
-	for l.pos < len(l.piece) {
+	p := l.piece
+	for l.pos < len(p) {
 		start := l.pos
-		c := l.piece[start]
+		c := p[start]
 		l.pos++
 		switch c {
 		case ' ', '\t', '\r', '\n':
@@ -161,11 +175,11 @@ func (l *Lexer) Next() (Token, error) {
 		case 'n':
 			return l.literal(Null, "null", start)
 		case '-':
-			return l.begin(Number, minus, start)
+			return l.number(minus, start)
 		case '0':
-			return l.begin(Number, zero, start)
+			return l.number(zero, start)
 		case '1', '2', '3', '4', '5', '6', '7', '8', '9':
-			return l.begin(Number, integer, start)
+			return l.number(integer, start)
 		default:
 			return l.fail(ErrSyntax)
 		}
@@ -219,13 +233,18 @@ func (l *Lexer) bracket(c byte, start int) (Token, error) {
 			return l.fail(ErrSyntax)
 		}
 	}
+	l.pop()
+	return t, nil
+}
+
+// pop leaves the innermost object or array.
+func (l *Lexer) pop() {
 	l.depth--
 	l.objects >>= 1
 	if n := len(l.outer) - 1; n >= 0 && l.depth%64 == 0 {
 		l.objects, l.outer = l.outer[n], l.outer[:n]
 	}
 	l.valueEnds()
-	return t, nil
 }
 
 // inObject reports whether the innermost level is an object. The depth is not 0.
@@ -236,6 +255,31 @@ func (l *Lexer) valueEnds() {
 	if l.depth == 0 {
 		l.expect = nothing
 	}
+}
+
+// skip moves past the rest of the innermost object or array, whose start was the last token, and returns the end of
+// it. It looks at brackets and strings alone: it is for the text of a Value, which was checked before.
+func (l *Lexer) skip() (end int) {
+	p, i := l.piece, l.pos
+	for depth := 1; i < len(p); i++ {
+		switch p[i] {
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth--; depth == 0 {
+				l.pos = i + 1
+				l.pop()
+				return l.pos
+			}
+		case '"':
+			for i++; i < len(p) && p[i] != '"'; i++ {
+				if p[i] == '\\' {
+					i++
+				}
+			}
+		}
+	}
+	return i
 }
 
 // quote starts a Name or a String. Most end in the same piece and have only plain bytes: those take a short way.
@@ -261,6 +305,20 @@ func (l *Lexer) quote(start int) (Token, error) {
 		l.valueEnds()
 	}
 	return Token{Kind: kind, Start: start, End: i + 1}, nil
+}
+
+// number starts a Number in the state s, by a short way when it ends in the same piece.
+func (l *Lexer) number(s state, start int) (Token, error) {
+	end, s, ok := scanNumber(l.piece, start+1, s)
+	if !ok {
+		return l.fail(ErrSyntax)
+	}
+	l.pos = end
+	if end == len(l.piece) || l.expect > aValueOrEnd {
+		return l.begin(Number, s, start)
+	}
+	l.valueEnds()
+	return Token{Kind: Number, Start: start, End: end}, nil
 }
 
 // literal starts a True, False or Null, by a short way when all of it is in this piece.
@@ -290,7 +348,8 @@ func (l *Lexer) scan(start int) (Token, error) {
 	case Name, String:
 		complete, ok = l.scanString()
 	case Number:
-		complete, ok = l.scanNumber()
+		l.pos, l.token.state, ok = scanNumber(l.piece, l.pos, l.token.state)
+		complete = l.pos < len(l.piece) || l.last && mayEnd(l.token.state)
 	case True:
 		complete, ok = l.scanLiteral("true")
 	case False:
@@ -301,14 +360,16 @@ func (l *Lexer) scan(start int) (Token, error) {
 	if !ok || !complete && l.last {
 		return l.fail(ErrSyntax)
 	}
-	t := Token{Kind: l.token.kind, Escaped: l.token.escaped, Partial: !complete, Start: start, End: l.pos}
-	if complete {
-		l.token.kind = More
-		if t.Kind == Name {
-			l.expect = aColon
-		} else {
-			l.valueEnds()
-		}
+	t := Token{Kind: l.token.kind, marks: l.token.marks, Start: start, End: l.pos}
+	if !complete {
+		t.marks |= partial
+		return t, nil
+	}
+	l.token.kind = More
+	if t.Kind == Name {
+		l.expect = aColon
+	} else {
+		l.valueEnds()
 	}
 	return t, nil
 }
@@ -357,7 +418,7 @@ func (l *Lexer) scanString() (complete, ok bool) {
 			l.pos = i + 1
 			return true, true
 		case c == '\\':
-			l.token.state, l.token.escaped = backslash, true
+			l.token.state, l.token.marks = backslash, escaped
 		case c < ' ':
 			return false, false
 		default:
@@ -444,9 +505,9 @@ func hexValue(c byte) (v byte, ok bool) {
 	return 0, false
 }
 
-// scanNumber reads up to the first byte that is not the number's: [-] (0 / 1-9 digits) [. digits] [e [+-] digits].
-func (l *Lexer) scanNumber() (complete, ok bool) {
-	p, i, s := l.piece, l.pos, l.token.state
+// scanNumber reads on in a number, from p[i] in the state s, up to the first byte that is not the number's:
+// [-] (0 / 1-9 digits) [. digits] [e [+-] digits]. When it reaches the end of p, the number may go on.
+func scanNumber(p []byte, i int, s state) (end int, in state, ok bool) {
 	for ; i < len(p); i++ {
 		c := p[i]
 		switch {
@@ -463,7 +524,7 @@ func (l *Lexer) scanNumber() (complete, ok bool) {
 			case exponent, exponentSign:
 				s = exponentDigits
 			default: // a zero in front
-				return false, false
+				return i, s, false
 			}
 		case c == '.' && (s == zero || s == integer):
 			s = point
@@ -472,12 +533,10 @@ func (l *Lexer) scanNumber() (complete, ok bool) {
 		case (c == '+' || c == '-') && s == exponent:
 			s = exponentSign
 		default:
-			l.pos = i
-			return true, mayEnd(s)
+			return i, s, mayEnd(s)
 		}
 	}
-	l.pos, l.token.state = i, s
-	return l.last && mayEnd(s), true
+	return i, s, true
 }
 
 // mayEnd reports whether a number can end in the state s.

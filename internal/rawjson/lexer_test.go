@@ -13,7 +13,7 @@ import (
 // tokensOf lexes pieces and returns the tokens, each as its kind and its whole text.
 func tokensOf(maxDepth int, pieces ...[]byte) (tokens []string, err error) {
 	lex := Lexer{MaxDepth: maxDepth}
-	partial := ""
+	text := ""
 	for i, piece := range pieces {
 		lex.Feed(piece, i == len(pieces)-1)
 		for {
@@ -30,10 +30,10 @@ func tokensOf(maxDepth int, pieces ...[]byte) (tokens []string, err error) {
 			if t.Kind == Done {
 				return tokens, nil
 			}
-			partial += string(piece[t.Start:t.End])
-			if !t.Partial {
-				tokens = append(tokens, fmt.Sprintf("%d%s depth=%d escaped=%v", t.Kind, partial, lex.Depth(), t.Escaped))
-				partial = ""
+			text += string(piece[t.Start:t.End])
+			if !t.Partial() {
+				tokens = append(tokens, fmt.Sprintf("%d%s depth=%d escaped=%v", t.Kind, text, lex.Depth(), t.Escaped()))
+				text = ""
 			}
 		}
 	}
@@ -44,7 +44,7 @@ func TestLexerTokens(t *testing.T) {
 	const text = " {\"a\\n\" : [ 1 ,-0.5e+3, true,false\n] , \"b\":{ },\"c\":null,\"d\":\"\u00e9\U0001F600\"} "
 	want := []Token{
 		{Kind: ObjectStart, Start: 1, End: 2},
-		{Kind: Name, Escaped: true, Start: 2, End: 7},
+		{Kind: Name, marks: escaped, Start: 2, End: 7},
 		{Kind: ArrayStart, Start: 10, End: 11},
 		{Kind: Number, Start: 12, End: 13},
 		{Kind: Number, Start: 15, End: 22},
@@ -80,13 +80,13 @@ func TestLexerPartialTokens(t *testing.T) {
 		last  bool
 		want  []Token
 	}{
-		{`[1`, false, []Token{{Kind: ArrayStart, End: 1}, {Kind: Number, Partial: true, Start: 1, End: 2}}},
+		{`[1`, false, []Token{{Kind: ArrayStart, End: 1}, {Kind: Number, marks: partial, Start: 1, End: 2}}},
 		{``, false, nil},
-		{`,"\`, false, []Token{{Kind: Number}, {Kind: String, Escaped: true, Partial: true, Start: 1, End: 3}}},
-		{"n\xc3", false, []Token{{Kind: String, Escaped: true, Partial: true, End: 2}}},
-		{"\xa9", false, []Token{{Kind: String, Escaped: true, Partial: true, End: 1}}},
-		{`"`, false, []Token{{Kind: String, Escaped: true, End: 1}}},
-		{`,tru`, false, []Token{{Kind: True, Partial: true, Start: 1, End: 4}}},
+		{`,"\`, false, []Token{{Kind: Number}, {Kind: String, marks: escaped | partial, Start: 1, End: 3}}},
+		{"n\xc3", false, []Token{{Kind: String, marks: escaped | partial, End: 2}}},
+		{"\xa9", false, []Token{{Kind: String, marks: escaped | partial, End: 1}}},
+		{`"`, false, []Token{{Kind: String, marks: escaped, End: 1}}},
+		{`,tru`, false, []Token{{Kind: True, marks: partial, Start: 1, End: 4}}},
 		{`e]`, false, []Token{{Kind: True, End: 1}, {Kind: ArrayEnd, Start: 1, End: 2}}},
 		{` `, false, nil},
 		{``, true, []Token{{Kind: Done}}},

@@ -79,15 +79,15 @@ func (it *Items) Next() (item Item, ok bool) {
 	}
 	start := t.Start
 	if t.Kind == Name {
-		item.name, item.escaped = it.text[t.Start:t.End], t.Escaped
+		item.name, item.escaped = it.text[t.Start:t.End], t.Escaped()
 		t, _ = it.lex.Next()
 	}
-	value := t.Start
-	for depth := it.lex.Depth(); depth > 1 && err == nil; depth = it.lex.Depth() {
-		t, err = it.lex.Next()
+	value, end := t.Start, t.End
+	if t.Kind == ObjectStart || t.Kind == ArrayStart {
+		end = it.lex.skip()
 	}
-	item.Text, item.Value = it.text[start:t.End], Value(it.text[value:t.End])
-	return item, err == nil
+	item.Text, item.Value = it.text[start:end], Value(it.text[value:end])
+	return item, true
 }
 
 // Name returns the decoded name of a member. A name with escapes is decoded into buf, which grows as append does;
