@@ -1,0 +1,474 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"math"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/seed-96248d0c/gateway/internal/rolling"
+	"github.com/seed-96248d0c/gateway/internal/telemetry"
+)
+
+// CircuitState is the state of a Circuit. It decides which requests pass.
+type CircuitState int
+
+const (
+	CircuitClosed   CircuitState = iota // every request passes
+	CircuitHalfOpen                     // a few requests pass, as probes of whether the upstream works again
+	CircuitOpen                         // no request passes
+)
+
+// String returns "closed", "half-open" or "open".
+func (s CircuitState) String() string {
+	switch s {
+	case CircuitClosed:
+		return "closed"
+	case CircuitHalfOpen:
+		return "half-open"
+	case CircuitOpen:
+		return "open"
+	}
+	return "CircuitState(" + strconv.Itoa(int(s)) + ")"
+}
+
+// CircuitOptions configures when a Circuit opens and how it closes again. NewCircuit panics on a negative value,
+// unless the field's comment gives it a meaning.
+type CircuitOptions struct {
+	Failures    int           // the circuit opens after so many failures in a row; 0 means 5, negative never
+	Ratio       float64       // it opens also at this share of failures in Window, in (0, 1]; 0 means none
+	MinRequests int           // in Window before Ratio counts; 0 means 20
+	Window      time.Duration // rolling, in steps of a twentieth; 0 means 10s
+	SlowCall    time.Duration // a call that takes longer to the response headers is a failure; 0 means none
+	OpenFor     time.Duration // how long the circuit stays open; 0 means 10s
+	Probes      int           // half-open: so many successes close it, and so many probes may be in flight; 0 means 1
+
+	// IsFailure reports whether an outcome counts as a failure. Other outcomes count as successes, except for
+	// the neutral ones, about which IsFailure is not asked. It is also asked about a response that was cut off,
+	// with OutcomeAborted. It is called without a lock held and must be safe for concurrent use. Nil means
+	// OutcomeTimeout, OutcomeUpstreamError and OutcomeAborted.
+	IsFailure func(o Outcome, status int) bool
+
+	// Meter provides two counters: gateway.circuit.changes, with the attributes gateway.circuit.name and
+	// gateway.circuit.state (the state that was entered), and gateway.circuit.refusals, with the name.
+	// Nil means otel.GetMeterProvider().
+	Meter metric.MeterProvider
+}
+
+func (o *CircuitOptions) withDefaults() CircuitOptions {
+	var d CircuitOptions
+	if o != nil {
+		d = *o
+	}
+	switch {
+	case math.IsNaN(d.Ratio) || d.Ratio < 0 || d.Ratio > 1:
+		panic("gateway: NewCircuit: Ratio must be between 0 and 1")
+	case d.MinRequests < 0:
+		panic("gateway: NewCircuit: MinRequests must not be negative")
+	case d.Window < 0:
+		panic("gateway: NewCircuit: Window must not be negative")
+	case d.SlowCall < 0:
+		panic("gateway: NewCircuit: SlowCall must not be negative")
+	case d.OpenFor < 0:
+		panic("gateway: NewCircuit: OpenFor must not be negative")
+	case d.Probes < 0 || d.Probes > math.MaxInt32:
+		panic("gateway: NewCircuit: Probes must be between 0 and 1<<31-1")
+	}
+	if d.Failures == 0 {
+		d.Failures = 5
+	}
+	if d.MinRequests == 0 {
+		d.MinRequests = 20
+	}
+	if d.Window == 0 {
+		d.Window = 10 * time.Second
+	}
+	if d.OpenFor == 0 {
+		d.OpenFor = 10 * time.Second
+	}
+	if d.Probes == 0 {
+		d.Probes = 1
+	}
+	if d.IsFailure == nil {
+		d.IsFailure = func(o Outcome, _ int) bool {
+			return o == OutcomeTimeout || o == OutcomeUpstreamError || o == OutcomeAborted
+		}
+	}
+	if d.Meter == nil {
+		d.Meter = otel.GetMeterProvider()
+	}
+	return d
+}
+
+// Circuit is a circuit breaker, built on sony/gobreaker.
+//
+// It opens after several failures in a row, or when the share of failures in a rolling window is too high. It stays
+// open for a time and refuses every request. Then it is half-open and lets a few probes through. Their successes
+// close it; a single failure opens it again.
+//
+// OutcomeClientCanceled, OutcomeRejected and OutcomeInternal are neutral, whatever IsFailure returns: they count
+// neither as success nor as failure, and they free a probe's place.
+//
+// No timer runs. An open circuit turns half-open at the first Allow or State after its time is over. A probe that
+// hangs loses its place after OpenFor; if it ends while the circuit is still half-open, it counts nevertheless.
+//
+// A Circuit is safe for concurrent use and starts no goroutine. It takes about 5 KB, besides the changes that wait
+// for a slow watcher. Make it with NewCircuit.
+type Circuit struct {
+	name string
+	o    CircuitOptions
+
+	// period is the present period. It is replaced under mu at each change of state. Allow and State read it
+	// without a lock.
+	period atomic.Pointer[period]
+
+	// mu guards the fields of the machine and of the present period. No callback runs while it is held.
+	mu sync.Mutex
+
+	// machine is the state machine of half-open and open. While the circuit is closed, no result is reported to
+	// it, because its counts cannot take back a success. Its own open time is a nanosecond: the time that counts
+	// is period.until, which is checked first.
+	machine *gobreaker.TwoStepCircuitBreaker[struct{}]
+	opening opening // how long the next opening lasts, and why
+
+	busy    *refusal // of a half-open circuit whose places for probes are all taken
+	news    circuitNews
+	metrics circuitMetrics
+}
+
+// opening is what Circuit.moved needs to know of the opening that it is called for.
+type opening struct {
+	d       time.Duration
+	tripped bool
+}
+
+// The results of probes that did not succeed, for gobreaker.
+var (
+	errProbeFailed  = errors.New("gateway: probe failed")
+	errProbeNeutral = errors.New("gateway: probe ended without a verdict")
+)
+
+// NewCircuit returns a closed circuit. The name appears in logs and metrics. NewCircuit panics on an option that is
+// out of range.
+func NewCircuit(name string, opts *CircuitOptions) *Circuit {
+	c := &Circuit{name: name, o: opts.withDefaults()}
+	c.opening = opening{d: c.o.OpenFor}
+	c.busy = &refusal{circuit: name, wait: time.Second}
+	c.machine = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+		Name:          name,
+		MaxRequests:   uint32(c.o.Probes),
+		Timeout:       1,
+		ReadyToTrip:   func(gobreaker.Counts) bool { return true },
+		IsExcluded:    func(err error) bool { return err == errProbeNeutral },
+		OnStateChange: c.moved,
+	})
+	c.period.Store(c.closedPeriod(time.Now()))
+	c.metrics = newCircuitMetrics(c.o.Meter.Meter(scope), name)
+	return c
+}
+
+// Name returns the name that NewCircuit was given.
+func (c *Circuit) Name() string { return c.name }
+
+// State returns the state. It turns an open circuit whose time is over half-open.
+func (c *Circuit) State() CircuitState {
+	p := c.period.Load()
+	if !p.ripe() {
+		return p.state
+	}
+	c.mu.Lock()
+	p = c.ripen()
+	c.mu.Unlock()
+	c.news.deliver(&c.metrics)
+	return p.state
+}
+
+// Changes returns the last changes of state, oldest first, at most 32.
+func (c *Circuit) Changes() []CircuitChange { return c.news.recent() }
+
+// Watch calls f after every change of state, in order, with no lock held, until stop is called.
+//
+// f runs on the goroutine that caused a change, or on one that is still delivering earlier changes. So it should be
+// quick. It may use the circuit. It is never called twice at once.
+//
+// After stop has returned, no call of f begins; one that is under way goes on. f itself may call stop. A panic in f
+// is logged by slog.Default and not passed on. While f blocks, up to 1,024 changes wait for it, at 88 bytes each;
+// when there are more, watchers miss the oldest ones. A nil f panics.
+func (c *Circuit) Watch(f func(CircuitChange)) (stop func()) {
+	if f == nil {
+		panic("gateway: Circuit.Watch: nil function")
+	}
+	return c.news.watch(f)
+}
+
+// Allow asks whether a request may pass. If not, it returns ErrCircuitOpen. If so, the caller must call done with
+// the result; otherwise a probe's place stays taken for OpenFor. done is safe for concurrent use. It does not block,
+// except in the functions given to Watch.
+//
+// Call done when the response headers have arrived, or when the request has failed before. If a response that began
+// well is then cut off, call done a second time, with OutcomeAborted: this takes the success back and counts a
+// failure. The row of failures becomes what it was before the success, plus the failures since, plus one. For
+// example, ok, fail, fail, then the ok is cut off: the row is 3. If a later success still stands, the row only grows
+// by one: ok, fail, ok, fail, then the first ok is cut off: the row is 2. The circuit remembers of the last 256
+// successes whether they still stand; it takes an older one to stand.
+//
+// A call of done after a change of state is ignored. So is any other call than these two.
+func (c *Circuit) Allow() (done func(o Outcome, status int), err error) {
+	t, err := c.allow()
+	if err != nil {
+		return nil, err
+	}
+	held := new(ticket) // not &t: then t would be on the heap, and a refusal would allocate too
+	*held = t
+	return held.done, nil
+}
+
+// allow is Allow for this package. While the circuit is closed or open, it does not allocate. The ticket must not be
+// copied after its done has been called.
+func (c *Circuit) allow() (ticket, error) {
+	p := c.period.Load()
+	if p.state == CircuitClosed {
+		return c.pass(p), nil
+	}
+	if p.state == CircuitOpen && !p.ripe() {
+		c.metrics.refusal()
+		return ticket{}, p.refusal
+	}
+
+	c.mu.Lock()
+	before := p
+	p = c.ripen()
+	var t ticket
+	switch p.state {
+	case CircuitClosed:
+		t = c.pass(p)
+	case CircuitHalfOpen:
+		t = c.probe(p)
+	}
+	c.mu.Unlock()
+	if p != before {
+		c.news.deliver(&c.metrics)
+	}
+	if t.circuit == nil {
+		c.metrics.refusal()
+		return t, p.refusal
+	}
+	return t, nil
+}
+
+// pass returns a ticket for a request to a closed circuit.
+func (c *Circuit) pass(p *period) ticket {
+	t := ticket{circuit: c, period: p}
+	if c.o.SlowCall > 0 {
+		t.start = time.Now()
+	}
+	return t
+}
+
+// probe returns a ticket for a request to a half-open circuit, or a zero one if no place is free. The caller holds
+// mu.
+func (c *Circuit) probe(p *period) ticket {
+	now := time.Now()
+	p.freeHung(now, c.o.OpenFor)
+	report, err := c.machine.Allow()
+	if err != nil {
+		return ticket{}
+	}
+	pr := &probe{report: report, start: now}
+	p.probes = append(p.probes, pr)
+	p.report = report
+	return ticket{circuit: c, period: p, start: now, probe: pr}
+}
+
+// ripen turns an open circuit half-open if its time is over, and returns the present period. The caller holds mu.
+func (c *Circuit) ripen() *period {
+	if c.period.Load().ripe() {
+		c.machine.State() // notices that its own open time is over, and calls moved
+	}
+	return c.period.Load()
+}
+
+// Trip opens the circuit for d, as an operator or another gateway's circuit may want. If the circuit is open
+// already, Trip can prolong the time but not shorten it; that is no change of state. A d that is not positive does
+// nothing.
+func (c *Circuit) Trip(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	c.mu.Lock()
+	p := c.period.Load()
+	if p.state == CircuitOpen {
+		if until := time.Now().Add(d); until.After(p.until) {
+			c.period.Store(c.openPeriod(until))
+		}
+		c.mu.Unlock()
+		return
+	}
+	c.opening = opening{d, true}
+	c.open(p)
+	c.opening = opening{d: c.o.OpenFor}
+	c.mu.Unlock()
+	c.news.deliver(&c.metrics)
+}
+
+// open opens the circuit, whose present period is p: the machine opens when a call fails that it has let through.
+// The caller holds mu.
+func (c *Circuit) open(p *period) {
+	report, err := c.machine.Allow()
+	if err != nil {
+		report = p.report // the circuit is half-open, and every place is taken
+	}
+	report(errProbeFailed)
+}
+
+// moved is called by gobreaker when its state has changed. Every use of the machine is under mu, and so is moved.
+func (c *Circuit) moved(_ string, from, to gobreaker.State) {
+	now := time.Now()
+	change := CircuitChange{Circuit: c.name, At: now, From: circuitState(from), To: circuitState(to)}
+	switch change.To {
+	case CircuitClosed:
+		c.period.Store(c.closedPeriod(now))
+	case CircuitHalfOpen:
+		c.period.Store(&period{state: CircuitHalfOpen, refusal: c.busy})
+	case CircuitOpen:
+		change.Until, change.Tripped = now.Add(c.opening.d), c.opening.tripped
+		c.period.Store(c.openPeriod(change.Until))
+	}
+	c.news.add(change)
+}
+
+func circuitState(s gobreaker.State) CircuitState {
+	switch s {
+	case gobreaker.StateClosed:
+		return CircuitClosed
+	case gobreaker.StateHalfOpen:
+		return CircuitHalfOpen
+	}
+	return CircuitOpen
+}
+
+func (c *Circuit) closedPeriod(now time.Time) *period {
+	return &period{state: CircuitClosed, counts: closedCounts{window: rolling.New[callCounts](now, c.o.Window)}}
+}
+
+func (c *Circuit) openPeriod(until time.Time) *period {
+	return &period{state: CircuitOpen, until: until, refusal: &refusal{circuit: c.name, until: until}}
+}
+
+// count counts the result v of a call, which has the ticket t of the present period. The caller holds mu.
+func (c *Circuit) count(t *ticket, o Outcome, v verdict, now time.Time) {
+	cut := false
+	switch {
+	case t.stage == stagePending:
+		if v == verdictSuccess && c.o.SlowCall > 0 && now.Sub(t.start) > c.o.SlowCall {
+			v = verdictFailure
+		}
+		t.stage = stageOver
+		if v == verdictSuccess {
+			t.stage = stageBegun
+		}
+	case t.stage == stageBegun && o == OutcomeAborted && v == verdictFailure:
+		t.stage = stageOver
+		cut = true
+	default:
+		return
+	}
+	if t.probe != nil {
+		t.period.probeEnded(t.probe, v)
+	} else {
+		c.countClosed(t, v, cut, now)
+	}
+}
+
+// countClosed counts a result in the closed period of t and opens the circuit when that is one failure too many.
+// With cut, the failure is that of a call whose success was counted earlier.
+func (c *Circuit) countClosed(t *ticket, v verdict, cut bool, now time.Time) {
+	n := &t.period.counts
+	switch {
+	case v == verdictNeutral:
+		return
+	case v == verdictSuccess:
+		n.success(&t.success)
+	case cut:
+		n.takeBack(&t.success)
+		n.failure()
+	default:
+		n.failure()
+	}
+	if c.o.Failures > 0 && n.row >= c.o.Failures {
+		c.open(t.period)
+		return
+	}
+
+	if c.o.Ratio == 0 {
+		return
+	}
+	n.window.Roll(now)
+	if cut {
+		n.window.TakeBack(t.success.slot, callCounts{requests: 1})
+	}
+	call := callCounts{requests: 1}
+	if v == verdictFailure {
+		call.failures = 1
+	}
+	t.success.slot = n.window.Add(call)
+	if sum := n.window.Total(); sum.requests >= c.o.MinRequests && float64(sum.failures)/float64(sum.requests) >= c.o.Ratio {
+		c.open(t.period)
+	}
+}
+
+// refusal is the error of a circuit that lets a request not pass. Each opening has one, which all refused requests
+// share.
+type refusal struct {
+	circuit string
+	until   time.Time     // zero: ask again after wait
+	wait    time.Duration // short, since a probe may end at any moment
+}
+
+func (r *refusal) Error() string { return ErrCircuitOpen.Error() + ": " + r.circuit }
+func (r *refusal) Unwrap() error { return ErrCircuitOpen }
+
+func (r *refusal) retryAfter() time.Duration {
+	if r.until.IsZero() {
+		return r.wait
+	}
+	return max(0, time.Until(r.until))
+}
+
+// circuitMetrics holds a circuit's counters, and their attributes ready for use.
+type circuitMetrics struct {
+	changed    metric.Int64Counter
+	changeAttr [3][]metric.AddOption // by the state that was entered
+	refused    metric.Int64Counter
+	refuseAttr []metric.AddOption
+}
+
+func newCircuitMetrics(meter metric.Meter, circuit string) circuitMetrics {
+	m := circuitMetrics{
+		changed: telemetry.Counter(meter, "gateway.circuit.changes", "Changes of a circuit's state, by the state that was entered.", "{change}"),
+		refused: telemetry.Counter(meter, "gateway.circuit.refusals", "Requests that a circuit did not let through.", "{request}"),
+	}
+	name := attribute.String("gateway.circuit.name", circuit)
+	for s := range m.changeAttr {
+		state := attribute.String("gateway.circuit.state", CircuitState(s).String())
+		m.changeAttr[s] = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(name, state))}
+	}
+	m.refuseAttr = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(name))}
+	return m
+}
+
+func (m *circuitMetrics) change(to CircuitState) {
+	m.changed.Add(context.Background(), 1, m.changeAttr[to]...)
+}
+
+func (m *circuitMetrics) refusal() {
+	m.refused.Add(context.Background(), 1, m.refuseAttr...)
+}

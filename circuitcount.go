@@ -1,0 +1,190 @@
+package gateway
+
+import (
+	"slices"
+	"time"
+
+	"github.com/seed-96248d0c/gateway/internal/rolling"
+)
+
+// period is the time between two changes of a circuit's state. Its counts end with it. When Trip prolongs an
+// opening, a new period begins as well.
+type period struct {
+	state   CircuitState
+	until   time.Time // open: the earliest half-open
+	refusal *refusal  // the error for requests that do not pass; nil when closed
+
+	// The fields below are guarded by the circuit's mu.
+
+	counts closedCounts // closed
+
+	probes []*probe    // half-open: those that hold a place, oldest first
+	report func(error) // half-open: of some probe; gobreaker accepts more than one report from each
+}
+
+// ripe reports whether p is an opening whose time is over.
+func (p *period) ripe() bool {
+	return p.state == CircuitOpen && !time.Now().Before(p.until)
+}
+
+// probe is a call that a half-open circuit has let through.
+type probe struct {
+	report func(error)
+	start  time.Time
+	freed  bool // its place was freed while it hung
+}
+
+// freeHung frees the places of the probes that have taken so long.
+func (p *period) freeHung(now time.Time, longest time.Duration) {
+	for len(p.probes) > 0 && now.Sub(p.probes[0].start) >= longest {
+		p.probes[0].report(errProbeNeutral)
+		p.probes[0].freed = true
+		p.probes = p.probes[1:]
+	}
+}
+
+// probeEnded reports the result of a probe to gobreaker, which may then change the state.
+func (p *period) probeEnded(pr *probe, v verdict) {
+	if i := slices.Index(p.probes, pr); i >= 0 {
+		p.probes = slices.Delete(p.probes, i, i+1)
+	}
+	switch v {
+	case verdictSuccess:
+		pr.report(nil)
+	case verdictFailure:
+		pr.report(errProbeFailed)
+	default:
+		if !pr.freed {
+			pr.report(errProbeNeutral)
+		}
+	}
+}
+
+// keptCut is how many successes of a closed period can be marked as taken back.
+const keptCut = 256
+
+// closedCounts counts the results of one closed period.
+type closedCounts struct {
+	row       int           // failures since the last success that stands
+	failures  uint64        // since the period began
+	successes uint64        // since the period began; its value after a success is that success's number
+	cut       [keptCut]bool // whether a success was taken back, for the last ones, at number%keptCut
+	window    rolling.Window[callCounts]
+}
+
+// callCounts is what one slot of the window holds.
+type callCounts struct{ requests, failures int }
+
+func (n callCounts) Plus(m callCounts) callCounts {
+	return callCounts{n.requests + m.requests, n.failures + m.failures}
+}
+
+func (n callCounts) Minus(m callCounts) callCounts {
+	return callCounts{n.requests - m.requests, n.failures - m.failures}
+}
+
+// countedSuccess is what closedCounts must know of a success in order to take it back.
+type countedSuccess struct {
+	number   uint64 // among the successes of the period
+	row      int    // before it
+	failures uint64 // of the period, before it
+	slot     int64  // of the window
+}
+
+func (n *closedCounts) failure() {
+	n.row++
+	n.failures++
+}
+
+// success counts a success, which ends the row, and fills in s.
+func (n *closedCounts) success(s *countedSuccess) {
+	s.row, s.failures = n.row, n.failures
+	n.row = 0
+	n.successes++
+	s.number = n.successes
+	n.cut[s.number%keptCut] = false
+}
+
+// takeBack makes the row what it would be if s had not happened. The call's failure is then counted in addition.
+//
+// For example, ok, fail, fail, then the ok is cut off: before the ok the row was 0, and two failures came since, so
+// takeBack makes it 2, and failure 3. But ok, fail, ok, fail, then the first ok is cut off: the second ok still
+// stands, so the row remains 1, and failure makes it 2.
+func (n *closedCounts) takeBack(s *countedSuccess) {
+	if !n.laterStands(s.number) {
+		n.row = s.row + int(n.failures-s.failures)
+	}
+	if n.successes-s.number < keptCut {
+		n.cut[s.number%keptCut] = true
+	}
+}
+
+// laterStands reports whether some success after that number stands, which is to say, was not taken back.
+func (n *closedCounts) laterStands(number uint64) bool {
+	for i := n.successes; i > number; i-- {
+		if n.successes-i >= keptCut || !n.cut[i%keptCut] {
+			return true
+		}
+	}
+	return false
+}
+
+// ticket is the permission for one call. The done of a zero ticket does nothing.
+type ticket struct {
+	circuit *Circuit
+	period  *period
+	start   time.Time // zero if the circuit does not need it
+	probe   *probe    // nil in a closed period
+
+	// The fields below are guarded by the circuit's mu.
+
+	stage   stage
+	success countedSuccess // in a closed period, once stage is stageBegun
+}
+
+// stage is how far a call has come.
+type stage uint8
+
+const (
+	stagePending stage = iota // no result was counted
+	stageBegun                // a success was counted, which can still be taken back
+	stageOver                 // further results are ignored
+)
+
+// verdict is how a circuit judges the outcome of a call.
+type verdict uint8
+
+const (
+	verdictNeutral verdict = iota
+	verdictSuccess
+	verdictFailure
+)
+
+// done is the function that Allow returns.
+func (t *ticket) done(o Outcome, status int) {
+	c := t.circuit
+	if c == nil {
+		return
+	}
+	v := verdictSuccess
+	switch {
+	case o == OutcomeClientCanceled, o == OutcomeRejected, o == OutcomeInternal:
+		v = verdictNeutral
+	case c.o.IsFailure(o, status):
+		v = verdictFailure
+	}
+	var now time.Time
+	if c.o.SlowCall > 0 || c.o.Ratio > 0 {
+		now = time.Now()
+	}
+	c.mu.Lock()
+	before := c.period.Load()
+	if before == t.period {
+		c.count(t, o, v, now)
+	}
+	changed := c.period.Load() != before
+	c.mu.Unlock()
+	if changed {
+		c.news.deliver(&c.metrics)
+	}
+}

@@ -1,0 +1,124 @@
+package gateway
+
+import (
+	"log/slog"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// CircuitChange is one change of a Circuit's state.
+type CircuitChange struct {
+	Circuit  string // the circuit's name
+	At       time.Time
+	From, To CircuitState
+	Until    time.Time // when open: the earliest half-open; Trip may prolong it without another change
+	Tripped  bool      // opened by Trip and not by failures
+}
+
+const (
+	keptChanges   = 32   // returned by Changes
+	queuedChanges = 1024 // that can wait for a watcher
+)
+
+// circuitNews keeps the last changes of a circuit and delivers each of them to the watchers. The zero value is ready
+// for use.
+//
+// add may be called with the circuit's mutex held, so add never calls a watcher. deliver does, with no lock held.
+type circuitNews struct {
+	mu         sync.Mutex
+	kept       []CircuitChange // the last keptChanges
+	queue      []CircuitChange // those that deliver has not taken yet
+	serial     uint64          // of the last change
+	watchers   []*circuitWatcher
+	delivering bool // some goroutine is in deliver's loop
+}
+
+// circuitWatcher is one call of Watch.
+type circuitWatcher struct {
+	f       func(CircuitChange)
+	after   uint64 // serial of the last change before Watch was called
+	stopped atomic.Bool
+}
+
+// add appends a change. When the queue is full, its oldest change is lost to the watchers.
+func (n *circuitNews) add(change CircuitChange) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.serial++
+	if len(n.kept) == keptChanges {
+		n.kept = slices.Delete(n.kept, 0, 1)
+	}
+	n.kept = append(n.kept, change)
+	if len(n.queue) == queuedChanges {
+		n.queue = n.queue[1:]
+	}
+	n.queue = append(n.queue, change)
+}
+
+// recent returns a copy of the last changes, oldest first.
+func (n *circuitNews) recent() []CircuitChange {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.kept)
+}
+
+// watch has deliver call f for every change that is added from now on, until stop is called.
+func (n *circuitNews) watch(f func(CircuitChange)) (stop func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	w := &circuitWatcher{f: f, after: n.serial}
+	// The list is replaced and never changed, because deliver reads it without the lock.
+	n.watchers = append(slices.Clip(n.watchers), w)
+	return func() {
+		w.stopped.Store(true)
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.watchers = slices.DeleteFunc(slices.Clone(n.watchers), func(other *circuitWatcher) bool { return other == w })
+	}
+}
+
+// deliver counts the queued changes in m and passes them to the watchers. It returns at once if another goroutine
+// does so already, or this one further up its stack: that call delivers them.
+func (n *circuitNews) deliver(m *circuitMetrics) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.delivering {
+		return
+	}
+	n.delivering = true
+	defer func() { n.delivering = false }()
+	for len(n.queue) > 0 {
+		serial := n.serial - uint64(len(n.queue)-1)
+		change := n.queue[0]
+		if n.queue = n.queue[1:]; len(n.queue) == 0 {
+			n.queue = nil
+		}
+		n.deliverOne(change, serial, m)
+	}
+}
+
+// deliverOne is called with mu held. It releases mu while the watchers run, and locks it again however they end:
+// one may call runtime.Goexit.
+func (n *circuitNews) deliverOne(change CircuitChange, serial uint64, m *circuitMetrics) {
+	watchers := n.watchers
+	n.mu.Unlock()
+	defer n.mu.Lock()
+	m.change(change.To)
+	for _, w := range watchers {
+		if serial > w.after && !w.stopped.Load() {
+			w.call(change)
+		}
+	}
+}
+
+func (w *circuitWatcher) call(change CircuitChange) {
+	defer func() {
+		if p := recover(); p != nil {
+			slog.Error("gateway: a circuit's watcher panicked", "circuit", change.Circuit, "panic", p, "stack", string(debug.Stack()))
+		}
+	}()
+	w.f(change)
+}
