@@ -10,26 +10,30 @@ import (
 	"sync/atomic"
 )
 
-// Balancer picks a target. Pick is called with healthy targets only, at least one, and must be safe for
-// concurrent use. done is called once, when the exchange ends; it may be nil.
+// Balancer picks the target of a request.
+//
+// Pick gets at least one target, and returns the index of one of them. The targets are the healthy ones; when
+// none is healthy, all of them. The Upstream calls done once, when the attempt has ended; done may be nil.
+// Pick and done must be safe for concurrent use.
 type Balancer interface {
 	Pick(r *http.Request, targets []Target) (index int, done func(Outcome))
 }
 
-// RoundRobin picks the targets in turn, by weight, with the turns of a heavy one spread over the round
-// (the smooth weighted round-robin of nginx). It keeps about 30 bytes a target.
+// RoundRobin returns a Balancer that picks the targets in turn, by weight. It spreads the turns of a heavy
+// target over the round, as nginx's smooth weighted round-robin does: with weights 5, 1 and 1, the order is a
+// a b a c a a. It takes about 30 bytes a target.
 func RoundRobin() Balancer { return &roundRobin{} }
 
 type roundRobin struct {
 	mu     sync.Mutex
-	credit map[*url.URL]int // what each target has saved up
+	credit map[*url.URL]int // grows by its weight each turn; the target with the most is picked, and pays the total
 }
 
 func (b *roundRobin) Pick(_ *http.Request, targets []Target) (int, func(Outcome)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.credit == nil || len(b.credit) > 2*len(targets)+64 {
-		b.credit = make(map[*url.URL]int, len(targets)) // forget targets that are gone
+		b.credit = make(map[*url.URL]int, len(targets)) // forgets targets that were removed
 	}
 	best, most, total := 0, 0, 0
 	for i, t := range targets {
@@ -45,19 +49,20 @@ func (b *roundRobin) Pick(_ *http.Request, targets []Target) (int, func(Outcome)
 	return best, nil
 }
 
-// LeastPending picks two targets by chance and of these the one with fewer requests in flight for its
-// weight (the power of two choices; Mitzenmacher, IEEE TPDS 12(10), 2001). It keeps about 140 bytes a target.
+// LeastPending returns a Balancer that draws two targets at random, by weight, and picks the one with fewer
+// requests in flight in relation to its weight (the power of two choices; Mitzenmacher, IEEE TPDS 12(10),
+// 2001). It takes about 140 bytes a target.
 func LeastPending() Balancer { return &leastPending{} }
 
 type leastPending struct {
-	loads sync.Map // *url.URL to *load
-	known atomic.Int64
+	loads sync.Map     // *url.URL to *load
+	known atomic.Int64 // number of loads
 }
 
-// load is what one target has in flight.
+// load counts the requests in flight to one target.
 type load struct {
 	pending atomic.Int64
-	done    func(Outcome) // made once, not once a request
+	done    func(Outcome) // subtracts one; made once, so that a request allocates no closure
 }
 
 func (b *leastPending) Pick(_ *http.Request, targets []Target) (int, func(Outcome)) {
@@ -69,7 +74,8 @@ func (b *leastPending) Pick(_ *http.Request, targets []Target) (int, func(Outcom
 			j = (i + 1 + rand.IntN(n-1)) % n
 		}
 		other := b.load(targets, j)
-		// Compares pending/weight without dividing. At rest the first choice stands, and it was by weight.
+		// This compares pending/weight without a division. Without load both are 0 and the first one stays,
+		// which was drawn by weight.
 		if other.pending.Load()*int64(max(1, targets[i].Weight)) < l.pending.Load()*int64(max(1, targets[j].Weight)) {
 			i, l = j, other
 		}
@@ -78,7 +84,7 @@ func (b *leastPending) Pick(_ *http.Request, targets []Target) (int, func(Outcom
 	return i, l.done
 }
 
-// byWeight picks a target by chance, each as often as its weight says.
+// byWeight draws a target at random, each with a probability in proportion to its weight.
 func byWeight(targets []Target) int {
 	total := 0
 	for _, t := range targets {
@@ -93,6 +99,7 @@ func byWeight(targets []Target) int {
 	return 0
 }
 
+// load returns the load of targets[i], which it creates for a new target.
 func (b *leastPending) load(targets []Target, i int) *load {
 	if l, ok := b.loads.Load(targets[i].URL); ok {
 		return l.(*load)
@@ -102,14 +109,14 @@ func (b *leastPending) load(targets []Target, i int) *load {
 	}
 	l := &load{}
 	l.done = func(Outcome) { l.pending.Add(-1) }
-	if stands, ok := b.loads.LoadOrStore(targets[i].URL, l); ok {
-		return stands.(*load)
+	if existing, ok := b.loads.LoadOrStore(targets[i].URL, l); ok {
+		return existing.(*load)
 	}
 	b.known.Add(1)
 	return l
 }
 
-// forget drops targets that are gone.
+// forget drops the loads of targets that were removed.
 func (b *leastPending) forget(targets []Target) {
 	stay := make(map[*url.URL]bool, len(targets))
 	for _, t := range targets {
@@ -124,10 +131,11 @@ func (b *leastPending) forget(targets []Target) {
 	})
 }
 
-// HashBy sends each key to a target of its own, by weighted rendezvous (Thaler and Ravishankar 1998; the
-// weights after Schindelhauer and Schomaker, 2005): a target that is lost moves only its own keys, one that
-// comes takes its share from all. Gateways with the same targets agree. It remembers nothing; each pick
-// hashes every target. A request without a key (the KeyFunc errs) goes to one by chance. A nil key panics.
+// HashBy returns a Balancer that sends requests with equal keys to the same target. It uses weighted
+// rendezvous hashing (Thaler and Ravishankar, 1998; weights by Schindelhauer and Schomaker, 2005). When a
+// target is removed, only its keys move. When a target is added, it takes its share of the keys from all
+// others. Gateways with the same targets make the same choice. HashBy keeps no state; each pick hashes every
+// target. A request for which key returns an error goes to a random target. A nil key panics.
 func HashBy(key KeyFunc) Balancer {
 	if key == nil {
 		panic("gateway: HashBy: nil KeyFunc")
@@ -148,7 +156,7 @@ func (b hashBy) Pick(r *http.Request, targets []Target) (int, func(Outcome)) {
 		_, _ = h.Write([]byte(key))
 		_, _ = h.Write([]byte{0})
 		_, _ = h.Write([]byte(t.URL.Scheme + "://" + t.URL.Host + t.URL.Path))
-		// In (0, 1), evenly.
+		// Uniform in (0, 1), both ends excluded.
 		u := (float64(mix(h.Sum64())>>11) + 0.5) / (1 << 53)
 		if score := -float64(max(1, t.Weight)) / math.Log(u); score > most {
 			best, most = i, score
@@ -157,7 +165,7 @@ func (b hashBy) Pick(r *http.Request, targets []Target) (int, func(Outcome)) {
 	return best, nil
 }
 
-// mix spreads what FNV leaves close together (the finalizer of SplitMix64).
+// mix spreads hashes that FNV leaves close together. It is the finalizer of SplitMix64.
 func mix(x uint64) uint64 {
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
 	x = (x ^ x>>27) * 0x94d049bb133111eb

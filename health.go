@@ -14,26 +14,34 @@ import (
 	"time"
 )
 
-// HealthOptions say when a target is left out. A target is out while its probes fail, or for a time after
-// its traffic failed. When all are out, all are tried: a gateway that refuses everything because its checks
-// do would be worse than the targets are.
+// HealthOptions configures when a target is left out of the pool. A target is out while its probes fail, and
+// for a time after its traffic failed (passive ejection). When every target is out, requests go to all of
+// them: a gateway that refuses everything would be worse than targets that may be sick.
 type HealthOptions struct {
-	Path       string        // active probe, which CheckHealth makes: GET, and 2xx or 3xx passes; "" means none
-	Interval   time.Duration // 0 means 5s
-	Timeout    time.Duration // 0 means 1s
-	Healthy    int           // passes in a row that bring a target back, from ejection too; 0 means 2
-	Unhealthy  int           // failures in a row, probes or traffic, that eject it; 0 means 3, negative never
-	EjectFor   time.Duration // passive ejection, doubled each time in a row, up to 64 times; 0 means 10s
-	MaxEjected float64       // share of the pool that passive ejection may take; 0 means 0.5, negative none
+	Path      string        // path of CheckHealth's probe, a GET that passes with 2xx or 3xx; "" means no probes
+	Interval  time.Duration // between probes; 0 means 5s
+	Timeout   time.Duration // of a probe; 0 means 1s
+	Healthy   int           // passed probes in a row that bring a target back, from ejection too; 0 means 2
+	Unhealthy int           // failures in a row, of probes or of traffic, that take it out; 0 means 3, negative never
+
+	// EjectFor is how long a passive ejection lasts. 0 means 10s. It doubles with each ejection in a row, up
+	// to 64 times EjectFor: with 10s, a target that fails again after each return is out for 10s, 20s, 40s
+	// and so on, and at most for 640s. A success ends the row.
+	EjectFor time.Duration
+
+	// MaxEjected is the share of the pool that may be passively ejected at the same time, at most 1. 0 means
+	// 0.5, negative none.
+	MaxEjected float64
 }
 
-// check refuses what has no meaning; where a field does not say what a negative value means, it has none.
+// check returns an error for a value without a meaning. A negative value has one only where its field says
+// so.
 func (o HealthOptions) check() error {
 	switch {
 	case o.Interval < 0, o.Timeout < 0, o.Healthy < 0, o.EjectFor < 0:
-		return errors.New("negative: Interval, Timeout, Healthy and EjectFor must not be")
+		return errors.New("Interval, Timeout, Healthy and EjectFor must not be negative")
 	case o.MaxEjected > 1 || o.MaxEjected != o.MaxEjected:
-		return errors.New("more than the pool: MaxEjected is a share of it, at most 1")
+		return errors.New("MaxEjected is a share of the pool, at most 1")
 	}
 	return nil
 }
@@ -60,51 +68,51 @@ func (o HealthOptions) withDefaults() HealthOptions {
 	return o
 }
 
-// TargetStatus is how one target is.
+// TargetStatus is the state of one target.
 type TargetStatus struct {
 	Target  Target
 	Healthy bool
 	Pending int    // requests in flight
-	Reason  string // why it is out; "" while healthy
+	Reason  string // why it is out of the pool; "" while healthy
 }
 
-// maxDoubling bounds how long a target that keeps failing is ejected: 64 times EjectFor.
+// maxDoubling bounds an ejection to 64 times EjectFor.
 const maxDoubling = 6
 
-// member is a target in a pool, and how it does.
+// member is a target in a pool, with its state.
 type member struct {
 	Target
 	pending   atomic.Int64
-	failures  atomic.Int32 // of traffic, in a row
-	ejections atomic.Int32 // in a row
+	failures  atomic.Int32 // failures of traffic in a row
+	ejections atomic.Int32 // ejections in a row
 
 	// Guarded by pool.mu.
-	passed, failed int       // probes in a row
-	sick           bool      // by probes
-	ejectedUntil   time.Time // by traffic
-	reason         string
+	passed, failed int       // probes that passed or failed in a row
+	sick           bool      // out because its probes failed
+	ejectedUntil   time.Time // out until then because its traffic failed
+	reason         string    // of the last time that it went out
 }
 
-// out reports whether m is left out at now.
+// out reports whether m is out of the pool at this time.
 func (m *member) out(now time.Time) bool { return m.sick || now.Before(m.ejectedUntil) }
 
-// pool is the targets of an Upstream.
+// pool holds the targets of an Upstream and decides which of them get requests.
 type pool struct {
-	health HealthOptions
-	in     atomic.Pointer[choice]
+	health  HealthOptions
+	current atomic.Pointer[choice]
 
 	mu      sync.Mutex
-	members []*member
+	members []*member // replaced as a whole, never changed
 }
 
-// choice is what a balancer may choose from. It is replaced, never changed.
+// choice is what a balancer may choose from. It is replaced as a whole, never changed.
 type choice struct {
 	members []*member
-	targets []Target  // the same
-	until   time.Time // when the first of the others may come back; zero: none will by itself
+	targets []Target  // of members, at the same indices
+	until   time.Time // when the first ejection of another member ends; zero if none is ejected
 }
 
-// replace makes targets the pool. One that stays, by its URL, keeps its state.
+// replace makes targets the members of the pool. A target whose URL was there before keeps its state.
 func (p *pool) replace(targets []Target) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -120,16 +128,16 @@ func (p *pool) replace(targets []Target) {
 			own := *t.URL
 			m = &member{Target: Target{URL: &own}}
 		}
-		delete(stay, key) // of two alike, each is its own
+		delete(stay, key) // a second target with this URL gets a state of its own
 		m.Weight = max(1, t.Weight)
 		p.members[i] = m
 	}
 	p.choose()
 }
 
-// choice returns the members that are in, or all when none is.
+// choice returns the members that are not out, or all members when every one is.
 func (p *pool) choice() *choice {
-	c := p.in.Load()
+	c := p.current.Load()
 	if c.until.IsZero() || time.Now().Before(c.until) {
 		return c
 	}
@@ -138,7 +146,7 @@ func (p *pool) choice() *choice {
 	return p.choose()
 }
 
-// choose finds anew who is in. The caller holds mu.
+// choose computes the current choice. The caller holds mu.
 func (p *pool) choose() *choice {
 	now := time.Now()
 	c := &choice{}
@@ -158,11 +166,11 @@ func (p *pool) choose() *choice {
 	for i, m := range c.members {
 		c.targets[i] = m.Target
 	}
-	p.in.Store(c)
+	p.current.Store(c)
 	return c
 }
 
-// without returns c less the members that were tried, or c when nobody else is left.
+// without returns c without the members that were tried, or c itself when no other member is left.
 func (c *choice) without(tried []*member) *choice {
 	rest := &choice{}
 next:
@@ -181,8 +189,9 @@ next:
 	return rest
 }
 
-// saw judges m by how traffic to it did. What is nobody's failure says nothing.
-func (p *pool) saw(m *member, o Outcome) {
+// recordTraffic updates m by the outcome of an attempt. An outcome that is neither a success nor the target's
+// failure, such as a client that left, changes nothing.
+func (p *pool) recordTraffic(m *member, o Outcome) {
 	if p.health.Unhealthy < 0 {
 		return
 	}
@@ -202,6 +211,8 @@ func (p *pool) saw(m *member, o Outcome) {
 	}
 }
 
+// eject takes m out for a time, after a row of failures that ended with o. It does nothing when m is ejected
+// already, or when too much of the pool is.
 func (p *pool) eject(m *member, o Outcome) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -218,15 +229,15 @@ func (p *pool) eject(m *member, o Outcome) {
 	if float64(ejected) > p.health.MaxEjected*float64(len(p.members)) {
 		return
 	}
-	m.passed = 0 // what it passed before tells nothing of now
+	m.passed = 0 // probes that passed before the ejection do not end it
 	doublings := min(m.ejections.Add(1)-1, maxDoubling)
 	m.ejectedUntil = now.Add(min(p.health.EjectFor, math.MaxInt64>>doublings) << doublings)
 	m.reason = fmt.Sprintf("ejected: %d failures in a row, the last: %s", m.failures.Swap(0), o)
 	p.choose()
 }
 
-// probed judges m by a probe; err is nil for one that passed.
-func (p *pool) probed(m *member, err error) {
+// recordProbe updates m by the result of a probe. err is nil for a probe that passed.
+func (p *pool) recordProbe(m *member, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err == nil {
@@ -246,12 +257,12 @@ func (p *pool) probed(m *member, err error) {
 	p.choose()
 }
 
-// CheckHealth probes every target until ctx ends, whose error it returns. The package starts no goroutine by
-// itself: run it with go. At most 16 probes run at once, on goroutines that end with it. Without
-// HealthOptions.Path it returns an error at once.
+// CheckHealth probes every target until ctx ends, and returns ctx's error. It blocks, so start it with go:
+// the package starts no goroutine that the caller did not ask for. At most 16 probes run at the same time, on
+// goroutines that end before CheckHealth does. Without HealthOptions.Path it returns an error at once.
 //
-// The first round is made at once, and the pauses between rounds vary by a tenth, so that many gateways do
-// not probe together.
+// The first round starts at once. The pauses between rounds vary by a tenth, so that many gateways do not
+// probe at the same moment.
 func (u *Upstream) CheckHealth(ctx context.Context) error {
 	if u.probe == nil {
 		return errors.New("gateway: Upstream.CheckHealth: no HealthOptions.Path")
@@ -265,17 +276,17 @@ func (u *Upstream) CheckHealth(ctx context.Context) error {
 		case <-pause.C:
 		}
 		u.pool.mu.Lock()
-		members := u.pool.members // is replaced, never changed
+		members := u.pool.members
 		u.pool.mu.Unlock()
 		var round sync.WaitGroup
-		places := make(chan struct{}, 16)
+		slots := make(chan struct{}, 16)
 		for _, m := range members {
-			places <- struct{}{}
+			slots <- struct{}{}
 			round.Go(func() {
-				defer func() { <-places }()
-				err := u.ask(ctx, m)
+				defer func() { <-slots }()
+				err := u.probeTarget(ctx, m)
 				if ctx.Err() == nil {
-					u.pool.probed(m, err)
+					u.pool.recordProbe(m, err)
 				}
 			})
 		}
@@ -284,8 +295,8 @@ func (u *Upstream) CheckHealth(ctx context.Context) error {
 	}
 }
 
-// ask probes m once.
-func (u *Upstream) ask(ctx context.Context, m *member) error {
+// probeTarget sends one probe to m. It returns nil if the probe passed.
+func (u *Upstream) probeTarget(ctx context.Context, m *member) error {
 	ctx, cancel := context.WithTimeout(ctx, u.opts.Health.Timeout)
 	defer cancel()
 	link := *u.probe
@@ -297,14 +308,15 @@ func (u *Upstream) ask(ctx context.Context, m *member) error {
 		return err
 	}
 	defer res.Body.Close()
-	_, _ = io.CopyN(io.Discard, res.Body, 4<<10) // so that the connection can be used again
+	_, _ = io.CopyN(io.Discard, res.Body, 4<<10) // so that the connection can be reused
 	if res.StatusCode < 200 || res.StatusCode > 399 {
 		return fmt.Errorf("status %d", res.StatusCode)
 	}
 	return nil
 }
 
-// Status is a snapshot for probes and pages, in the order of the targets.
+// Status returns the state of each target, in the order of the targets. It is a snapshot, for health
+// endpoints and status pages.
 func (u *Upstream) Status() []TargetStatus {
 	p := &u.pool
 	p.mu.Lock()
@@ -325,14 +337,14 @@ func (u *Upstream) Status() []TargetStatus {
 	return all
 }
 
-// parseProbe reads HealthOptions.Path.
+// parseProbe parses HealthOptions.Path, which may have a query.
 func parseProbe(path string) (*url.URL, error) {
 	u, err := url.Parse(path)
 	if err != nil {
 		return nil, err
 	}
 	if u.Scheme != "" || u.Host != "" || u.Opaque != "" || len(u.Path) == 0 || u.Path[0] != '/' {
-		return nil, fmt.Errorf("%q is no path", path)
+		return nil, fmt.Errorf("%q is not a path", path)
 	}
 	return u, nil
 }

@@ -24,12 +24,17 @@ const scope = "github.com/seed-96248d0c/gateway"
 
 // ObserveOptions configures the logger, tracer and meter that Observe reports to.
 type ObserveOptions struct {
-	Logger      *slog.Logger             // nil: no access log
-	Tracer      trace.TracerProvider     // nil: otel.GetTracerProvider()
-	Meter       metric.MeterProvider     // nil: otel.GetMeterProvider()
-	TraceHeader string                   // "" means X-Trace-ID; set on the upstream request and on the answer
-	TrustTrace  func(*http.Request) bool // whose traceparent, or else trace header, to continue; nil: nobody's; a traceparent that is not trusted is linked
-	Quiet       func(*http.Request) bool // requests without a log line, such as probes; nil: none
+	Logger      *slog.Logger         // nil: no access log
+	Tracer      trace.TracerProvider // nil: otel.GetTracerProvider()
+	Meter       metric.MeterProvider // nil: otel.GetMeterProvider()
+	TraceHeader string               // "" means X-Trace-ID; set on the upstream request and on the answer
+
+	// TrustTrace reports whether the trace of a request's caller is continued. The field traceparent is read,
+	// or TraceHeader when there is no valid traceparent. A traceparent that is not trusted becomes a link of
+	// the span. Nil trusts nobody.
+	TrustTrace func(*http.Request) bool
+
+	Quiet func(*http.Request) bool // requests without a log line, such as probes; nil: none
 }
 
 // Observe measures each request by the RED method (rate, errors, duration), starts the server span, gives the
@@ -43,8 +48,8 @@ type ObserveOptions struct {
 //   - http.route: the path of the matched pattern, never the path of the request
 //   - http.response.status_code, url.scheme and network.protocol.version
 //   - gateway.outcome: the Outcome, which tells who failed
-//   - error.type: set when the outcome is OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted or OutcomeInternal,
-//     and when the gateway itself refused with a 5xx
+//   - error.type: set when the outcome is OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted or
+//     OutcomeInternal, and when the gateway itself refused with a 5xx
 //
 // The span is named after the method and the route, such as "GET /users/{id}". A method that no RFC defines
 // is "HTTP" there. The span's status is Error when error.type is set. Where no tracing SDK is installed,

@@ -8,22 +8,22 @@ import (
 	"time"
 )
 
-// TransportOptions bound the connections to targets.
+// TransportOptions configures the connections to targets.
 type TransportOptions struct {
 	TLS            *tls.Config   // client certificates for mTLS, roots; nil: system roots
 	DialTimeout    time.Duration // 0 means 3s
 	MaxIdlePerHost int           // 0 means 256
-	MaxPerHost     int           // connections; 0 means no limit
+	MaxPerHost     int           // connections to one host; 0 means no limit
 	IdleTimeout    time.Duration // 0 means 90s
 }
 
-// maxResponseHeaderBytes bounds the header of a target's answer.
+// maxResponseHeaderBytes bounds the header of a target's response.
 const maxResponseHeaderBytes = 1 << 20
 
-// NewTransport returns the transport that upstreams use when none is given. It speaks HTTP/1.1 and, over
-// TLS, HTTP/2; to URLs of scheme h2c it speaks HTTP/2 without TLS. It asks no proxy of the environment,
-// leaves encodings alone, and takes at most 1 MiB of response header. It is safe for concurrent use. A negative
-// option panics.
+// NewTransport returns a transport like the one that upstreams use by default. It uses HTTP/1.1 and, over
+// TLS, HTTP/2. For URLs with the scheme h2c it uses HTTP/2 without TLS. It ignores the proxies of the
+// environment, does not decompress responses, and accepts at most 1 MiB of response header. It is safe for
+// concurrent use. It panics on a negative option.
 func NewTransport(opts *TransportOptions) http.RoundTripper {
 	var o TransportOptions
 	if opts != nil {
@@ -57,34 +57,34 @@ func NewTransport(opts *TransportOptions) http.RoundTripper {
 			ReadBufferSize:         16 << 10,
 		}
 	}
-	var usual, clear http.Protocols
-	usual.SetHTTP1(true)
-	usual.SetHTTP2(true)
-	clear.SetUnencryptedHTTP2(true)
-	return &transport{usual: build(&usual), clear: build(&clear)}
+	var standard, h2c http.Protocols
+	standard.SetHTTP1(true)
+	standard.SetHTTP2(true)
+	h2c.SetUnencryptedHTTP2(true)
+	return &transport{standard: build(&standard), h2c: build(&h2c)}
 }
 
-// defaultTransport is shared by every Upstream that is given none.
+// defaultTransport is shared by every Upstream without a transport of its own.
 var defaultTransport = sync.OnceValue(func() http.RoundTripper { return NewTransport(nil) })
 
 // transport adds the scheme h2c to http.Transport.
 type transport struct {
-	usual, clear *http.Transport
+	standard, h2c *http.Transport
 }
 
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme != "h2c" {
-		return t.usual.RoundTrip(r)
+		return t.standard.RoundTrip(r)
 	}
 	out := *r
 	u := *r.URL
 	u.Scheme = "http"
 	out.URL = &u
-	return t.clear.RoundTrip(&out)
+	return t.h2c.RoundTrip(&out)
 }
 
-// CloseIdleConnections closes the connections that no request uses.
+// CloseIdleConnections closes the connections that no request is using.
 func (t *transport) CloseIdleConnections() {
-	t.usual.CloseIdleConnections()
-	t.clear.CloseIdleConnections()
+	t.standard.CloseIdleConnections()
+	t.h2c.CloseIdleConnections()
 }

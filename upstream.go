@@ -1,17 +1,13 @@
 package gateway
 
 import (
-	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel"
@@ -22,17 +18,17 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
-// Target is one server of an Upstream. Its URL may have a path, which goes before the request's.
+// Target is one server of an Upstream.
 type Target struct {
-	URL    *url.URL // scheme http, https or h2c
+	URL    *url.URL // scheme http, https or h2c; its path, if any, is put before the request's
 	Weight int      // 0 means 1; at most 1,000,000
 }
 
 // maxWeight keeps sums of weights from overflowing.
 const maxWeight = 1_000_000
 
-// ParseTargets makes a target of each URL, such as "http://10.0.0.1:8080". It refuses a URL without host,
-// of another scheme than http, https and h2c, or with user, query or fragment.
+// ParseTargets returns one target for each URL, such as "http://10.0.0.1:8080". It returns an error for a URL
+// that has no host, has a scheme other than http, https and h2c, or has a user, a query or a fragment.
 func ParseTargets(rawURLs ...string) ([]Target, error) {
 	targets := make([]Target, 0, len(rawURLs))
 	for _, raw := range rawURLs {
@@ -51,7 +47,7 @@ func ParseTargets(rawURLs ...string) ([]Target, error) {
 	return targets, nil
 }
 
-// MustTargets is ParseTargets for URLs that are part of the program; it panics instead.
+// MustTargets is ParseTargets for URLs that are part of the program. It panics on an error.
 func MustTargets(rawURLs ...string) []Target {
 	targets, err := ParseTargets(rawURLs...)
 	if err != nil {
@@ -60,6 +56,7 @@ func MustTargets(rawURLs ...string) []Target {
 	return targets
 }
 
+// checkTarget returns an error for a URL that cannot be a target's.
 func checkTarget(u *url.URL) error {
 	switch {
 	case u == nil:
@@ -81,42 +78,45 @@ func validPort(port string) bool {
 	return err == nil && n > 0
 }
 
-// UpstreamOptions say how an Upstream chooses, waits and tries again.
+// UpstreamOptions configures how an Upstream chooses a target, waits for it, and retries.
 type UpstreamOptions struct {
 	Balancer  Balancer             // nil: LeastPending
 	Transport http.RoundTripper    // nil: NewTransport(nil), shared by the process
-	Timeout   time.Duration        // to response headers, each try; 0 means 30s, negative none
+	Timeout   time.Duration        // to response headers, for each attempt; 0 means 30s, negative none
 	Circuit   *Circuit             // nil: none
 	Meter     metric.MeterProvider // nil: otel.GetMeterProvider()
 	Retry     RetryOptions
 	Health    HealthOptions
 }
 
-// Upstream is a RoundTripper over its targets. It is safe for concurrent use.
+// Upstream is an http.RoundTripper that balances requests over its targets. It is safe for concurrent use.
 //
-// The errors of RoundTrip can be told apart with errors.Is: ErrNoTarget, ErrCircuitOpen, ErrTimeout,
-// ErrBodyTooLarge, context.Canceled, and ErrBadGateway for all else.
+// An error of RoundTrip wraps one of these, for errors.Is: ErrNoTarget, ErrCircuitOpen, ErrTimeout,
+// ErrBodyTooLarge, context.Canceled, and ErrBadGateway for everything else. An *Error of the request's body,
+// such as the 400 for a malformed one, is returned as it is.
 //
-// Each try is measured by the histogram http.client.request.duration of OpenTelemetry's semantic conventions,
-// to the response headers, with http.request.method, gateway.upstream.name and the target as server.address and
-// server.port. When
-// a request was sent again, the span that its context carries gets http.request.resend_count.
+// The histogram http.client.request.duration, of OpenTelemetry's semantic conventions, measures each attempt
+// up to the response headers. Its attributes are http.request.method, http.response.status_code,
+// gateway.upstream.name, gateway.outcome, error.type, and the target as server.address and server.port. When
+// a request was sent more than once, the span in its context gets the attribute http.request.resend_count.
 //
-// It keeps about 300 bytes a target, and of each request's body what RetryOptions.MaxBodyBytes says, until the
-// response headers are here.
+// An Upstream takes about 300 bytes a target. It also buffers each request's body, up to
+// RetryOptions.MaxBodyBytes, until the response headers arrive.
 type Upstream struct {
 	name     string
 	opts     UpstreamOptions
 	probe    *url.URL // path and query of the health check; nil for none
 	budget   *retryBudget
 	duration metric.Float64Histogram
-	labels   telemetry.LabelCache[tryLabel]
+	labels   telemetry.LabelCache[clientLabels]
 	pool     pool
 }
 
-// NewUpstream returns an Upstream of targets. Its name is for logs and metrics. It panics when a target's
-// URL is not one that ParseTargets takes, or its Weight is out of bounds, or when an option makes no
-// sense. Without targets every request gets ErrNoTarget.
+// NewUpstream returns an Upstream of targets. The name appears in logs and metrics. Without targets, every
+// request fails with ErrNoTarget.
+//
+// NewUpstream panics when ParseTargets would not accept a target's URL, when a Weight is out of bounds, and
+// when an option has no meaning, such as a negative number of attempts.
 func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream {
 	u := &Upstream{name: name}
 	if opts != nil {
@@ -149,7 +149,8 @@ func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream
 		}
 	}
 	u.budget = newRetryBudget(u.opts.Retry.Budget)
-	u.duration = telemetry.DurationHistogram(u.opts.Meter.Meter(scope), "http.client.request.duration", "Duration of HTTP client requests.")
+	u.duration = telemetry.DurationHistogram(u.opts.Meter.Meter(scope), "http.client.request.duration",
+		"Duration of HTTP client requests.")
 	u.pool.health = u.opts.Health
 	u.set("NewUpstream", targets)
 	return u
@@ -158,9 +159,9 @@ func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream
 // Name returns the name given to NewUpstream.
 func (u *Upstream) Name() string { return u.name }
 
-// SetTargets replaces the pool; requests in flight finish. It is the hook for service discovery. A target
-// that stays, by its URL, keeps its connections, its health and its count of pending requests. It panics as
-// NewUpstream does, and changes nothing then.
+// SetTargets replaces the targets. Requests in flight finish. It is the hook for service discovery. A target
+// whose URL was there before keeps its connections, its health and its count of pending requests. SetTargets
+// panics on the targets on which NewUpstream panics; in that case nothing changes.
 func (u *Upstream) SetTargets(targets []Target) { u.set("SetTargets", targets) }
 
 func (u *Upstream) set(caller string, targets []Target) {
@@ -175,8 +176,9 @@ func (u *Upstream) set(caller string, targets []Target) {
 	u.pool.replace(targets)
 }
 
-// RoundTrip sends r to one of the targets: r's URL needs only path and query; an empty r.Host becomes the
-// target's. Whoever gets a response must close its Body: until then the request counts as pending.
+// RoundTrip sends r to one of the targets, and to others if RetryOptions allow it. Of r's URL it uses only
+// path and query. An empty r.Host means the target's host. The caller must close the response's Body: until
+// then, the request counts as pending.
 func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	body := newReplay(r, u.opts.Retry.MaxBodyBytes)
 	defer body.settle()
@@ -185,7 +187,7 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	var tried []*member
 	for n := 1; ; n++ {
-		res, m, err := u.try(r, body, tried)
+		res, m, err := u.attempt(r, body, tried)
 		status := 0
 		if res != nil {
 			status = res.StatusCode
@@ -206,236 +208,8 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 }
 
-// try makes one attempt. The member is nil when none was asked.
-func (u *Upstream) try(r *http.Request, body *replay, tried []*member) (*http.Response, *member, error) {
-	choice := u.pool.choice()
-	if len(choice.members) == 0 {
-		return nil, nil, fmt.Errorf("%w: upstream %s", ErrNoTarget, u.name)
-	}
-	t := &attempt{upstream: u, method: r.Method, client: r.Context(), start: time.Now()}
-	if c := u.opts.Circuit; c != nil && !exchangeFrom(r.Context()).admits(c) {
-		var err error
-		if t.circuit, err = c.allow(); err != nil {
-			return nil, nil, err
-		}
-	}
-	// A panic in a balancer or a transport leaves nothing pending.
-	defer func() {
-		if !t.answered {
-			t.end(OutcomeInternal)
-		}
-	}()
-
-	if len(tried) > 0 {
-		choice = choice.without(tried)
-	}
-	i, done := u.opts.Balancer.Pick(r, choice.targets)
-	t.picked = done
-	t.member = choice.members[i]
-	t.member.pending.Add(1)
-
-	ctx := t.client
-	if d := u.opts.Timeout; d > 0 {
-		var cancel context.CancelCauseFunc
-		ctx, cancel = context.WithCancelCause(ctx)
-		t.cancel = cancel
-		t.timer = time.AfterFunc(d, func() { cancel(ErrTimeout) })
-	}
-	out := r.WithContext(ctx)
-	t.link = *r.URL
-	out.URL = &t.link
-	aim(out.URL, t.member.URL)
-	res, err := u.send(out, body)
-	if t.timer != nil && !t.timer.Stop() && err == nil && context.Cause(ctx) == ErrTimeout {
-		// The time ran out just as the headers came: the body is cancelled already.
-		res.Body.Close()
-		res, err = nil, ErrTimeout
-	}
-	if err != nil {
-		err = attemptError(out, err)
-		t.end(result{err: err, gone: leftEarly(t.client)}.outcome())
-		return nil, t.member, err
-	}
-	t.answer(res)
-	return res, t.member, nil
-}
-
-// send makes the round trip of one attempt. net/http's transport makes it again by itself when a connection
-// from the pool turns out dead, if the method is safe and there is no body; for the other idempotent requests
-// that is done here.
-func (u *Upstream) send(out *http.Request, body *replay) (*http.Response, error) {
-	var pooled *pooledConn
-	if body != nil && isIdempotent(out.Method) || out.Method == http.MethodPut || out.Method == http.MethodDelete {
-		pooled = new(pooledConn)
-		out = out.WithContext(httptrace.WithClientTrace(out.Context(),
-			&httptrace.ClientTrace{GotConn: pooled.got, GotFirstResponseByte: pooled.answer}))
-	}
-	for n := 1; ; n++ {
-		if body != nil {
-			if err := body.attach(out); err != nil {
-				return nil, err
-			}
-		}
-		res, err := u.opts.Transport.RoundTrip(out)
-		if err == nil || n == maxDeadConns || !pooled.wasDead() || !body.resendable() || out.Context().Err() != nil {
-			return res, err
-		}
-	}
-}
-
-// maxDeadConns is how many pooled connections may turn out dead before a request fails.
-const maxDeadConns = 5
-
-// pooledConn watches whether a request met a connection from the pool that was dead. A nil one saw nothing.
-type pooledConn struct{ reused, answered atomic.Bool }
-
-func (c *pooledConn) got(info httptrace.GotConnInfo) {
-	c.reused.Store(info.Reused)
-	c.answered.Store(false)
-}
-
-func (c *pooledConn) answer() { c.answered.Store(true) }
-
-// wasDead is asked after a failure.
-func (c *pooledConn) wasDead() bool { return c != nil && c.reused.Load() && !c.answered.Load() }
-
-// attempt is one try at one target.
-type attempt struct {
-	io.ReadCloser // the response's body
-
-	upstream *Upstream
-	member   *member
-	method   string
-	link     url.URL         // that was asked
-	client   context.Context // ends when the one who asked leaves
-	start    time.Time
-	timer    *time.Timer
-	cancel   context.CancelCauseFunc
-	circuit  ticket
-	picked   func(Outcome)
-	status   int
-	answered bool
-	ended    atomic.Bool
-}
-
-// answer takes the response's body over, so that the attempt ends with it.
-func (t *attempt) answer(res *http.Response) {
-	t.answered = true
-	t.status = res.StatusCode
-	t.tell(result{status: t.status}.outcome())
-	t.ReadCloser = res.Body
-	if conn, ok := res.Body.(io.ReadWriteCloser); ok {
-		res.Body = &attemptConn{attempt: t, conn: conn} // switched protocols
-	} else {
-		res.Body = t
-	}
-}
-
-// Read ends the attempt with the body, well or badly.
-func (t *attempt) Read(p []byte) (int, error) {
-	n, err := t.ReadCloser.Read(p)
-	switch {
-	case err == nil:
-	case err == io.EOF:
-		t.end(result{status: t.status}.outcome())
-	default:
-		o := result{err: err, began: true, gone: leftEarly(t.client)}.outcome()
-		// A stream that outlasts the caller's own time says nothing of the target, which has answered in time.
-		if t.end(o) && o == OutcomeAborted {
-			t.circuit.done(o, t.status)
-			t.upstream.pool.saw(t.member, o)
-		}
-	}
-	return n, err
-}
-
-// Close before the end is the caller's choice and nobody's failure. It is said first: a Read that is under way,
-// as on a switched connection, fails when the body is closed.
-func (t *attempt) Close() error {
-	t.end(result{status: t.status, gone: leftEarly(t.client)}.outcome())
-	return t.ReadCloser.Close()
-}
-
-// tell says how it went up to the response headers, or that there were none.
-func (t *attempt) tell(o Outcome) {
-	t.circuit.done(o, t.status)
-	t.upstream.pool.saw(t.member, o)
-	if u := t.upstream; u.duration.Enabled(t.client) {
-		u.duration.Record(t.client, time.Since(t.start).Seconds(), u.labels.Options(tryLabel{
-			method: telemetry.Method(cmp.Or(t.method, http.MethodGet)), upstream: u.name, target: t.member.URL, status: t.status, outcome: o,
-		})...)
-	}
-}
-
-// end gives back what the attempt held, once, and reports whether this was the time.
-func (t *attempt) end(o Outcome) bool {
-	if !t.ended.CompareAndSwap(false, true) {
-		return false
-	}
-	if t.timer != nil {
-		t.timer.Stop()
-	}
-	if t.cancel != nil {
-		t.cancel(nil)
-	}
-	if t.member == nil { // it did not come as far as a target
-		t.circuit.done(o, 0)
-		return true
-	}
-	if !t.answered {
-		t.tell(o)
-	}
-	t.member.pending.Add(-1)
-	if t.picked != nil {
-		t.picked(o)
-	}
-	return true
-}
-
-// attemptConn is the body of a 101: a connection both ways.
-type attemptConn struct {
-	*attempt
-	conn io.ReadWriteCloser
-}
-
-func (c *attemptConn) Write(p []byte) (int, error) { return c.conn.Write(p) }
-
-// tryLabel is what http.client.request.duration tells apart.
-type tryLabel struct {
-	method   string
-	upstream string
-	target   *url.URL
-	status   int // 0 without a response
-	outcome  Outcome
-}
-
-func (l tryLabel) AttributeSet() attribute.Set {
-	attrs := make([]attribute.KeyValue, 0, 7)
-	attrs = append(attrs,
-		attribute.String("http.request.method", l.method),
-		attribute.String("gateway.upstream.name", l.upstream),
-		attribute.String("gateway.outcome", l.outcome.String()),
-		attribute.String("server.address", l.target.Hostname()),
-	)
-	port, err := strconv.Atoi(l.target.Port())
-	if err != nil {
-		port = 80
-		if l.target.Scheme == "https" {
-			port = 443
-		}
-	}
-	attrs = append(attrs, attribute.Int("server.port", port))
-	if l.status != 0 {
-		attrs = append(attrs, attribute.Int("http.response.status_code", l.status))
-	}
-	if kind := errorType(l.outcome, l.status); kind != "" {
-		attrs = append(attrs, attribute.String("error.type", kind))
-	}
-	return attribute.NewSet(attrs...)
-}
-
-// readRest reads the rest of a short answer that is not wanted, so that its connection can be used again. It
-// does not wait for one that is slow.
+// readRest reads what is left of a response that is not used, and closes its body. A short rest is read to
+// the end, so that the connection can be reused. A slow or long one is cut off.
 func readRest(res *http.Response) {
 	late := time.AfterFunc(100*time.Millisecond, func() { res.Body.Close() })
 	_, _ = io.CopyN(io.Discard, res.Body, 4<<10)
@@ -443,8 +217,8 @@ func readRest(res *http.Response) {
 	res.Body.Close()
 }
 
-// aim makes u, a path and a query, a URL of target: the target's path goes before u's, with one slash between
-// them, and both keep their escaping.
+// aim points u, which has a path and a query, at target. It puts the target's path before u's, with one slash
+// between them. Both keep their escaping.
 func aim(u, target *url.URL) {
 	u.Scheme, u.Host = target.Scheme, target.Host
 	if target.Path == "" || target.Path == "/" {

@@ -1,0 +1,288 @@
+package gateway
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+
+	"github.com/seed-96248d0c/gateway/internal/telemetry"
+)
+
+// attempt is one attempt to send a request to one target. With a response it becomes the response's body, and
+// lasts until that is read or closed.
+type attempt struct {
+	io.ReadCloser // the response's body
+
+	upstream *Upstream
+	caller
+	destination
+	timeout headerTimeout
+	circuit ticket
+	progress
+}
+
+// caller is the request that an attempt serves.
+type caller struct {
+	method string
+	client context.Context // canceled when the client leaves
+	start  time.Time
+}
+
+// destination is the target that the balancer picked.
+type destination struct {
+	member *member       // nil before the pick
+	url    url.URL       // of the outgoing request
+	done   func(Outcome) // the balancer's; may be nil
+}
+
+// progress is how far an attempt has come.
+type progress struct {
+	status   int  // of the response; 0 before there is one
+	answered bool // there is a response
+	ended    atomic.Bool
+}
+
+// attempt sends r once. It prefers targets that are not among tried. The member that it returns is the target
+// that was asked, or nil when none was.
+func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member) (*http.Response, *member, error) {
+	choice := u.pool.choice()
+	if len(choice.members) == 0 {
+		return nil, nil, fmt.Errorf("%w: upstream %s", ErrNoTarget, u.name)
+	}
+	a := &attempt{upstream: u, caller: caller{method: r.Method, client: r.Context(), start: time.Now()}}
+	if c := u.opts.Circuit; c != nil && !exchangeFrom(r.Context()).admits(c) {
+		var err error
+		if a.circuit, err = c.allow(); err != nil {
+			return nil, nil, err
+		}
+	}
+	// After a panic in a balancer or a transport, nothing may stay pending.
+	defer func() {
+		if !a.answered {
+			a.end(OutcomeInternal)
+		}
+	}()
+
+	if len(tried) > 0 {
+		choice = choice.without(tried)
+	}
+	i, done := u.opts.Balancer.Pick(r, choice.targets)
+	a.done = done
+	a.member = choice.members[i]
+	a.member.pending.Add(1)
+
+	ctx := a.timeout.start(a.client, u.opts.Timeout)
+	out := r.WithContext(ctx)
+	a.url = *r.URL
+	out.URL = &a.url
+	aim(out.URL, a.member.URL)
+	res, err := u.send(out, body)
+	if expired := a.timeout.stop(); expired && err == nil && context.Cause(ctx) == ErrTimeout {
+		// The headers arrived just as the time ran out. The body is canceled already.
+		res.Body.Close()
+		res, err = nil, ErrTimeout
+	}
+	if err != nil {
+		err = attemptError(out, err)
+		a.end(result{err: err, gone: leftEarly(a.client)}.outcome())
+		return nil, a.member, err
+	}
+	a.answer(res)
+	return res, a.member, nil
+}
+
+// headerTimeout cancels an attempt whose response headers do not arrive in time.
+type headerTimeout struct {
+	timer  *time.Timer // nil without a timeout
+	cancel context.CancelCauseFunc
+}
+
+// start returns the context for the attempt. It is canceled with ErrTimeout after d, if d is positive and
+// stop is not called before.
+func (t *headerTimeout) start(ctx context.Context, d time.Duration) context.Context {
+	if d <= 0 {
+		return ctx
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	t.cancel = cancel
+	t.timer = time.AfterFunc(d, func() { cancel(ErrTimeout) })
+	return ctx
+}
+
+// stop stops the timer and reports whether it had fired. The attempt's context stays as it is.
+func (t *headerTimeout) stop() bool { return t.timer != nil && !t.timer.Stop() }
+
+// release stops the timer and cancels the attempt's context.
+func (t *headerTimeout) release() {
+	if t.timer != nil {
+		t.timer.Stop()
+		t.cancel(nil)
+	}
+}
+
+// send makes the round trip of one attempt. A request that met a dead connection from the pool is sent again,
+// on another connection, if it is idempotent and its body can be replayed. net/http's transport does that by
+// itself for safe methods without a body; send does it for the others.
+func (u *Upstream) send(out *http.Request, body *replay) (*http.Response, error) {
+	var pooled *pooledConn
+	if body != nil && isIdempotent(out.Method) || out.Method == http.MethodPut || out.Method == http.MethodDelete {
+		pooled = new(pooledConn)
+		out = out.WithContext(httptrace.WithClientTrace(out.Context(),
+			&httptrace.ClientTrace{GotConn: pooled.got, GotFirstResponseByte: pooled.answer}))
+	}
+	for n := 1; ; n++ {
+		if body != nil {
+			if err := body.attach(out); err != nil {
+				return nil, err
+			}
+		}
+		res, err := u.opts.Transport.RoundTrip(out)
+		if err == nil || n == maxDeadConns || !pooled.wasDead() || !body.resendable() || out.Context().Err() != nil {
+			return res, err
+		}
+	}
+}
+
+// maxDeadConns is how many dead connections from the pool a request may meet before it fails.
+const maxDeadConns = 5
+
+// pooledConn observes whether a request was sent on a connection from the pool. A nil pooledConn observed
+// nothing.
+type pooledConn struct{ reused, answered atomic.Bool }
+
+func (c *pooledConn) got(info httptrace.GotConnInfo) {
+	c.reused.Store(info.Reused)
+	c.answered.Store(false)
+}
+
+func (c *pooledConn) answer() { c.answered.Store(true) }
+
+// wasDead reports, after a round trip failed, whether it failed on a pooled connection before any byte came
+// back.
+func (c *pooledConn) wasDead() bool { return c != nil && c.reused.Load() && !c.answered.Load() }
+
+// answer makes the attempt the body of res, so that the attempt ends with it.
+func (a *attempt) answer(res *http.Response) {
+	a.answered = true
+	a.status = res.StatusCode
+	a.report(result{status: a.status}.outcome())
+	a.ReadCloser = res.Body
+	if conn, ok := res.Body.(io.ReadWriteCloser); ok {
+		res.Body = &attemptConn{attempt: a, conn: conn} // the protocol was switched
+	} else {
+		res.Body = a
+	}
+}
+
+// Read ends the attempt when the body ends or fails.
+func (a *attempt) Read(p []byte) (int, error) {
+	n, err := a.ReadCloser.Read(p)
+	switch {
+	case err == nil:
+	case err == io.EOF:
+		a.end(result{status: a.status}.outcome())
+	default:
+		o := result{err: err, began: true, gone: leftEarly(a.client)}.outcome()
+		// Only an abort is counted on top of the success that the headers were. A timeout is not: a stream
+		// that outlasts the caller's own deadline is no fault of the target, which answered in time.
+		if a.end(o) && o == OutcomeAborted {
+			a.circuit.done(o, a.status)
+			a.upstream.pool.recordTraffic(a.member, o)
+		}
+	}
+	return n, err
+}
+
+// Close ends the attempt. Closing before the end of the body is the caller's choice and no failure. The
+// attempt ends before the body is closed, because a Read under way, as on a switched connection, fails when
+// the body is closed.
+func (a *attempt) Close() error {
+	a.end(result{status: a.status, gone: leftEarly(a.client)}.outcome())
+	return a.ReadCloser.Close()
+}
+
+// report records the outcome up to the response headers: with the circuit, the target's health and the
+// histogram.
+func (a *attempt) report(o Outcome) {
+	a.circuit.done(o, a.status)
+	a.upstream.pool.recordTraffic(a.member, o)
+	if u := a.upstream; u.duration.Enabled(a.client) {
+		u.duration.Record(a.client, time.Since(a.start).Seconds(), u.labels.Options(clientLabels{
+			method:   telemetry.Method(cmp.Or(a.method, http.MethodGet)),
+			upstream: u.name, target: a.member.URL, status: a.status, outcome: o,
+		})...)
+	}
+}
+
+// end releases what the attempt holds. Only the first call has an effect; end reports whether this was the
+// first.
+func (a *attempt) end(o Outcome) bool {
+	if !a.ended.CompareAndSwap(false, true) {
+		return false
+	}
+	a.timeout.release()
+	if a.member == nil { // a panic before a target was picked
+		a.circuit.done(o, 0)
+		return true
+	}
+	if !a.answered {
+		a.report(o)
+	}
+	a.member.pending.Add(-1)
+	if a.done != nil {
+		a.done(o)
+	}
+	return true
+}
+
+// attemptConn is the body of a 101 response: a connection that is read and written.
+type attemptConn struct {
+	*attempt
+	conn io.ReadWriteCloser
+}
+
+func (c *attemptConn) Write(p []byte) (int, error) { return c.conn.Write(p) }
+
+// clientLabels are the values by which http.client.request.duration is split.
+type clientLabels struct {
+	method   string
+	upstream string
+	target   *url.URL
+	status   int // 0 without a response
+	outcome  Outcome
+}
+
+// AttributeSet implements telemetry.Labels.
+func (l clientLabels) AttributeSet() attribute.Set {
+	attrs := make([]attribute.KeyValue, 0, 7)
+	attrs = append(attrs,
+		attribute.String("http.request.method", l.method),
+		attribute.String("gateway.upstream.name", l.upstream),
+		attribute.String("gateway.outcome", l.outcome.String()),
+		attribute.String("server.address", l.target.Hostname()),
+	)
+	port, err := strconv.Atoi(l.target.Port())
+	if err != nil {
+		port = 80
+		if l.target.Scheme == "https" {
+			port = 443
+		}
+	}
+	attrs = append(attrs, attribute.Int("server.port", port))
+	if l.status != 0 {
+		attrs = append(attrs, attribute.Int("http.response.status_code", l.status))
+	}
+	if kind := errorType(l.outcome, l.status); kind != "" {
+		attrs = append(attrs, attribute.String("error.type", kind))
+	}
+	return attribute.NewSet(attrs...)
+}
