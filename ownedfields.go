@@ -140,8 +140,8 @@ func (w *fieldWriter) set(name, value string) {
 	w.header[name] = w.values[n-1 : n : n]
 }
 
-// clientAddr sets X-Real-IP to the client's address, and X-Forwarded-For to the list of a trusted proxy with the
-// peer's address behind it.
+// clientAddr sets X-Real-IP to the client's address, and X-Forwarded-For to the list of a trusted proxy with
+// the peer's address behind it.
 func (w *fieldWriter) clientAddr() {
 	if !w.peer.IsValid() {
 		return

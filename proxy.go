@@ -1,65 +1,68 @@
 package gateway
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"mime"
-	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/http/httputil"
-	"net/textproto"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
 
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
-	"github.com/seed-96248d0c/gateway/internal/wsframe"
 )
 
-// ProxyOptions say what Proxy changes on the way. Without them the path, the query and the body go out as
-// they came.
+// ProxyOptions configures what Proxy changes in a request and in its response. The zero value leaves the
+// path, the query and the body as they are.
 type ProxyOptions struct {
 	StripPrefix    string                       // removed from the path, by whole segments; a path without it gets 404
-	Path           string                       // new path; {name} takes the route's path value
+	Path           string                       // new path; {name} is replaced by the route's path value
 	PreserveHost   bool                         // send the client's Host instead of the target's
-	MaxBodyBytes   int64                        // request body; 0 means 10 MiB, negative none; above it 413
+	MaxBodyBytes   int64                        // limit of a request body, above which the client gets 413; 0 means 10 MiB, negative no limit
 	Identity       map[string]string            // field to claim: written when somebody is authenticated, removed with its aliases from every request that comes in; nil means {"X-User-ID": "sub"}
 	ClientCert     bool                         // send the verified client certificate as Client-Cert (RFC 9440)
-	Rewrite        func(*httputil.ProxyRequest) // last word on the outgoing request; nil changes nothing
-	ModifyResponse func(*http.Response) error   // an error is answered instead; nil changes nothing
+	Rewrite        func(*httputil.ProxyRequest) // called last with the outgoing request; nil changes nothing
+	ModifyResponse func(*http.Response) error   // called with the target's response; an error is answered in its place; nil changes nothing
 }
 
-// Proxy forwards to an Upstream, or to any RoundTripper (then Rewrite sets the URL): streaming, server-sent
-// events, WebSocket and other upgrades, gRPC and trailers both ways. It removes hop-by-hop fields (RFC 9110
-// section 7.6.1), sets X-Forwarded-For, -Host and -Proto, X-Real-IP, X-Trace-ID, traceparent and the
-// identity fields, and lets no client forge them under any spelling that a backend could fold into them:
-// what it writes it also removes, on public routes and from trailers too. An Identity whose claim is no field
-// value is refused with 401; a claim that is absent or empty writes nothing.
+// Proxy returns a handler that forwards requests to an Upstream, or to any other RoundTripper (Rewrite then
+// sets the URL). It streams bodies both ways, and supports server-sent events, WebSocket and other upgrades,
+// gRPC, and trailers both ways.
 //
-// What two parsers could read differently does not go on: a path with dot segments, encoded or not, gets 400
-// whatever mux routed it; query parameters are cleaned as httputil.ReverseProxy does, and raw bytes that may
-// not stand in a query are escaped; CONNECT gets 501. An upgrade to another version of HTTP, behind which
-// nobody would look at the requests any more, is not offered to the target, nor is one from HTTP/1.0 or with a
-// body.
+// Proxy removes hop-by-hop fields (RFC 9110 section 7.6.1). It sets X-Forwarded-For, X-Forwarded-Host,
+// X-Forwarded-Proto, X-Real-IP, X-Trace-ID, traceparent and the identity fields. No client can forge one of
+// these: Proxy removes them from every request, from its trailers too and on public routes too, under every
+// spelling that a backend could take for the same field. An Identity with a claim that cannot be a field
+// value is refused with 401. A claim that is absent or empty writes nothing.
 //
-// The answer goes back as it came, also without a Content-Type. 1xx answers go on at once, at most 100. What
-// goes wrong before the answer has begun is answered by WriteError; after that the connection is aborted with
-// http.ErrAbortHandler, so that the client sees that its answer is not whole.
+// Proxy does not forward what two parsers could read differently:
+//   - A path with dot segments, encoded or not, gets 400, whatever mux routed it.
+//   - Query parameters are cleaned as httputil.ReverseProxy does. Raw bytes that a query may not have are
+//     escaped.
+//   - CONNECT gets 501.
+//   - An upgrade is not offered to the target when it is to another version of HTTP, whose requests the
+//     gateway could not check, or when the request is HTTP/1.0 or has a body.
 //
-// When the client asked for 100-continue over HTTP/1.1, its body is not asked for before the target does, or
-// the transport's patience ends (a second with NewTransport).
+// The response reaches the client unchanged; Proxy adds no Content-Type. Up to 100 informational (1xx)
+// responses are passed on at once. An error before the response has begun is answered by WriteError. After
+// that, Proxy aborts the connection with http.ErrAbortHandler, so that the client sees that its response is
+// incomplete.
 //
-// Rewrite may change or replace Out; the request ends with In in any case. What ModifyResponse changes, it must
-// change as a whole: a new body needs its own Content-Length. A panic in either goes on up.
+// When a client sent Expect: 100-continue over HTTP/1.1, its body is not requested before the target requests
+// it, or the transport stops waiting (after one second with NewTransport).
 //
-// It panics at setup when to is nil, a template is malformed, or a field name is
-// none, is another's alias, or is one that Proxy writes anyway.
+// Rewrite may modify Out or replace it. Either way, the outgoing request is canceled when In is.
+// ModifyResponse must leave a consistent response: a new body needs its own Content-Length. A panic in either
+// function is not recovered.
+//
+// Proxy panics at setup when to is nil, when Path is malformed, and when an identity field is no field name,
+// is an alias of another, or is one that Proxy writes anyway.
 func Proxy(to http.RoundTripper, opts *ProxyOptions) http.Handler {
 	if to == nil {
 		panic("gateway: Proxy: nil RoundTripper")
@@ -93,98 +96,82 @@ type proxy struct {
 	template *urlpath.Template
 }
 
+// forwarding is one request on its way through a proxy. It is one allocation for everything that the steps
+// share.
+type forwarding struct {
+	*proxy
+	ex          *exchange
+	w           *responseWriter
+	in          *http.Request // the client's
+	traceHeader string        // the field that carries the trace id; "" for none
+
+	content requestBody
+	body    *requestBody // content; nil when the client sends no body
+
+	trace   httptrace.ClientTrace
+	interim interim
+}
+
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ex, rw, r := enter(w, r)
-	if err := p.unforwardable(r); err != nil {
+	if err := p.checkRequest(r); err != nil {
 		refuse(rw, r, err)
 		return
 	}
-	t := &trip{w: rw, silent: !r.ProtoAtLeast(1, 1)}
-	t.trace.Got1xxResponse = t.pass
-	ctx := r.Context()
-	if p.opts.Rewrite == nil {
-		ctx = httptrace.WithClientTrace(ctx, &t.trace)
-	}
-	out := r.WithContext(ctx)
-	if err := p.outgoing(ex, r, out); err != nil {
+	f := &forwarding{proxy: p, ex: ex, w: rw, in: r, traceHeader: ex.traceField()}
+	out, err := f.outgoing()
+	if err != nil {
 		refuse(rw, r, err)
 		return
 	}
-	var body *requestBody
-	if hasContent(r) {
-		body = &t.body
-		body.from, body.trailer, body.limit = r, out.Trailer, p.opts.MaxBodyBytes
-		body.owned, body.traceHeader = p.owned, ex.traceField()
-		out.Body = body
-		// The transport may still be reading when the answer is complete; after that it must not.
-		defer body.finish(rw)
-		if r.ProtoMajor == 1 && httpfield.HasToken(r.Header["Expect"], "100-continue") {
-			e := &expectation{changed: make(chan struct{})}
-			body.expectation = e
-			t.trace.GotConn = e.begin
-			t.trace.GotFirstResponseByte = e.firstByte
-		}
-	} else {
-		out.Body = nil // lets the transport send the request again on another connection
-		out.ContentLength = 0
+	f.setBody(out)
+	if f.body != nil {
+		// The transport may still be reading when the response is complete. It must not read after the
+		// handler returns.
+		defer f.body.finish(rw)
 	}
-
 	if p.opts.Rewrite != nil {
-		pr := &httputil.ProxyRequest{In: r, Out: out}
-		p.opts.Rewrite(pr)
-		out = pr.Out
-		ctx := out.Context()
-		if exchangeFrom(ctx) != ex {
-			// A request made from nothing would not notice that the client has left.
-			own, cancel := context.WithCancel(ctx)
-			defer cancel()
-			defer context.AfterFunc(r.Context(), cancel)()
-			ctx = own
-		}
-		out = out.WithContext(httptrace.WithClientTrace(ctx, &t.trace))
-		if out.Header == nil {
-			out.Header = make(http.Header)
-		}
+		var release func()
+		out, release = f.rewrite(out)
+		defer release()
 	}
 	if _, ok := out.Header["User-Agent"]; !ok {
-		out.Header["User-Agent"] = noField // else the transport names itself
+		out.Header["User-Agent"] = noField // otherwise the transport sends its own
 	}
 	if len(out.Header["Upgrade"]) > 0 {
-		t.trace.GotConn = t.gotConn
+		f.trace.GotConn = f.interim.gotConn
 	}
+
 	res, err := p.to.RoundTrip(out)
-	t.over()
+	f.interim.stop()
 	if err != nil {
-		p.fail(rw, r, body, attemptError(out, err))
+		f.fail(attemptError(out, err))
 		return
 	}
-	// ModifyResponse may replace the body, and a panic of its must not leave it open.
+	// ModifyResponse may replace the body or panic. The target's body is closed in any case.
 	arrived := res.Body
 	defer arrived.Close()
-	if err := unanswerable(res); err != nil {
-		p.fail(rw, r, body, err)
+	if err := checkResponse(res); err != nil {
+		f.fail(err)
 		return
 	}
 	if res.StatusCode == http.StatusSwitchingProtocols {
-		p.upgrade(rw, r, out, res, t.conn)
+		f.upgrade(out, res)
 		return
 	}
-
 	httpfield.RemoveHopByHop(res.Header)
-	if !p.modify(rw, r, res, body) {
+	if !f.modify(res) {
 		return
 	}
 	if res.Body != arrived {
 		defer res.Body.Close()
 	}
-	if body != nil && body.unread() {
-		body.goOn(rw)
-	}
-	p.answer(ex, rw, r, res, body)
+	f.answerEarly()
+	f.answer(res)
 }
 
-// unforwardable says why r does not go on, whoever routed it; nil when it does.
-func (p *proxy) unforwardable(r *http.Request) error {
+// checkRequest returns why r is not forwarded, however it was routed, and nil when it is.
+func (p *proxy) checkRequest(r *http.Request) error {
 	var reason string
 	switch {
 	case p.opts.MaxBodyBytes > 0 && r.ContentLength > p.opts.MaxBodyBytes:
@@ -206,34 +193,59 @@ func (p *proxy) unforwardable(r *http.Request) error {
 	return &Error{Status: http.StatusBadRequest, Err: errors.New("gateway: Proxy: " + reason)}
 }
 
-// hasContent reports whether r has a body, or could have one.
-func hasContent(r *http.Request) bool {
-	return r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0
+// outgoing returns the request that is sent, without its body.
+func (f *forwarding) outgoing() (*http.Request, error) {
+	f.interim.w, f.interim.body = f.w, &f.content
+	f.interim.silent = !f.in.ProtoAtLeast(1, 1)
+	f.trace.Got1xxResponse = f.interim.pass
+	ctx := f.in.Context()
+	if f.opts.Rewrite == nil { // else rewrite does it, for Rewrite may replace the context
+		ctx = httptrace.WithClientTrace(ctx, &f.trace)
+	}
+	out := f.in.WithContext(ctx)
+	out.Close = false
+	out.RequestURI = ""
+	if !f.opts.PreserveHost {
+		out.Host = ""
+	}
+	var err error
+	if out.URL, err = f.url(); err != nil {
+		return nil, err
+	}
+	if out.Header, err = f.header(); err != nil {
+		return nil, err
+	}
+	out.Trailer = f.trailer()
+	if len(out.Trailer) > 0 {
+		out.ContentLength = -1 // over HTTP/1.1 only a chunked body has trailers
+	}
+	return out, nil
 }
 
-// unanswerable says why an answer cannot be passed on; nil when it can. It mends what needs no refusal.
-func unanswerable(res *http.Response) error {
-	if code := res.StatusCode; code < 200 && code != http.StatusSwitchingProtocols || code > 999 {
-		return fmt.Errorf("%w: status %d", ErrBadGateway, code)
+// url returns the path and the query that are sent. The Upstream or Rewrite sets scheme and host: those of an
+// absolute URL are the client's choice and are dropped.
+func (f *forwarding) url() (*url.URL, error) {
+	link := *f.in.URL
+	link.Scheme, link.User, link.Host = "", nil, ""
+	path := urlpath.Escaped(f.in.URL)
+	if prefix := f.opts.StripPrefix; prefix != "" {
+		rest, ok := strings.CutPrefix(path, prefix)
+		if !ok || rest != "" && rest[0] != '/' {
+			return nil, ErrNoRoute
+		}
+		path = rest
 	}
-	switch lengths := res.Header["Content-Length"]; {
-	case len(lengths) == 0:
-	case len(lengths) > 1 || !isDigits(lengths[0]):
-		// HTTP/2 does not frame by it, but the client's HTTP/1.1 will.
-		return fmt.Errorf("%w: Content-Length %q", ErrBadGateway, lengths)
-	case lengths[0][0] == '0' && len(lengths[0]) > 1: // which some would read as octal
-		res.Header["Content-Length"] = []string{strings.TrimLeft(lengths[0][:len(lengths[0])-1], "0") + lengths[0][len(lengths[0])-1:]}
-	}
-	return nil
-}
-
-func isDigits(s string) bool {
-	for i := range len(s) {
-		if s[i] < '0' || s[i] > '9' {
-			return false
+	if f.template != nil {
+		var err error
+		if path, err = fillPath(f.template, f.in); err != nil {
+			return nil, err
 		}
 	}
-	return s != ""
+	if err := urlpath.SetEscaped(&link, path); err != nil {
+		return nil, &Error{Status: http.StatusBadRequest, Err: err}
+	}
+	link.RawQuery = urlpath.CleanQuery(link.RawQuery)
+	return &link, nil
 }
 
 // fillPath fills a template of ProxyOptions.Path with the path values of r.
@@ -257,108 +269,155 @@ func fillPath(template *urlpath.Template, r *http.Request) (string, error) {
 	return "", fmt.Errorf("gateway: Proxy: Path: %w", err)
 }
 
-// outgoing makes out, a copy of r, the request that is sent, but for its body.
-func (p *proxy) outgoing(ex *exchange, r, out *http.Request) error {
-	link := *r.URL
-	// The client may have sent an absolute URL: where to is for the Upstream or Rewrite to say.
-	link.Scheme, link.User, link.Host = "", nil, ""
-	out.URL = &link
-	out.Close = false
-	out.RequestURI = ""
-	if !p.opts.PreserveHost {
-		out.Host = ""
-	}
+// noField is the value of a field that the transport does not send.
+var noField = []string{""}
 
-	path := urlpath.Escaped(r.URL)
-	if prefix := p.opts.StripPrefix; prefix != "" {
-		rest, ok := strings.CutPrefix(path, prefix)
-		if !ok || rest != "" && rest[0] != '/' {
-			return ErrNoRoute
+// header returns the fields that are sent. Every rule for them is here: a client's field is copied unless it
+// is for the client's connection alone or is the gateway's own; what Connection names is removed; TE and
+// Upgrade, which are for one connection, are written anew; last come the gateway's own fields, so that
+// Connection cannot remove them.
+func (f *forwarding) header() (http.Header, error) {
+	in := f.in.Header
+	h := make(http.Header, len(in)+8)
+	for name, values := range in {
+		if httpfield.IsHopByHop(name) || f.owned.has(name, f.traceHeader) {
+			continue
 		}
-		path = rest
-	}
-	if p.template != nil {
-		var err error
-		if path, err = fillPath(p.template, r); err != nil {
-			return err
+		if f.opts.Rewrite != nil {
+			values = slices.Clone(values) // In keeps its values, whatever Rewrite does to Out
 		}
+		h[name] = values
 	}
-	if err := urlpath.SetEscaped(&link, path); err != nil {
-		return &Error{Status: http.StatusBadRequest, Err: err}
-	}
-	link.RawQuery = urlpath.CleanQuery(link.RawQuery)
+	httpfield.RemoveNamed(h, in["Connection"])
 
-	protocols := httpfield.UpgradeProtocols(r.Header)
+	if httpfield.HasToken(in["Te"], "trailers") {
+		h["Te"] = []string{"trailers"}
+	}
+	protocols := httpfield.UpgradeProtocols(in)
 	if !httpfield.IsPrintable(protocols) {
-		return &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("gateway: Proxy: upgrade to protocol %q", protocols)}
+		return nil, &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("gateway: Proxy: upgrade to protocol %q", protocols)}
 	}
-	out.Header = p.forwardable(ex, r.Header)
-	if httpfield.HasToken(r.Header["Te"], "trailers") {
-		out.Header["Te"] = []string{"trailers"}
+	if protocols != "" && f.in.ProtoMajor == 1 && f.in.ProtoMinor >= 1 && !hasContent(f.in) {
+		h["Connection"] = []string{"Upgrade"}
+		h["Upgrade"] = []string{protocols}
 	}
-	if protocols != "" && r.ProtoMajor == 1 && r.ProtoMinor >= 1 && !hasContent(r) {
-		out.Header["Connection"] = []string{"Upgrade"}
-		out.Header["Upgrade"] = []string{protocols}
+	return h, f.owned.write(h, f.in)
+}
+
+// trailer returns the names of the trailers that the client announced and that are sent. Their values come
+// with the end of the body. Nil means that there can be none.
+func (f *forwarding) trailer() http.Header {
+	if !hasContent(f.in) || f.in.ContentLength >= 0 && len(f.in.Trailer) == 0 {
+		return nil
 	}
-	if err := p.owned.write(out.Header, r); err != nil {
-		return err
-	}
-	out.Trailer = nil
-	if hasContent(r) && (r.ContentLength < 0 || len(r.Trailer) > 0) {
-		traceHeader := ex.traceField()
-		out.Trailer = make(http.Header, len(r.Trailer))
-		for name := range r.Trailer {
-			if p.owned.allowTrailer(name, traceHeader) {
-				out.Trailer[name] = nil // its value comes with the end of the body
-			}
+	h := make(http.Header, len(f.in.Trailer))
+	for name := range f.in.Trailer {
+		if f.owned.allowTrailer(name, f.traceHeader) {
+			h[name] = nil
 		}
-		if len(out.Trailer) > 0 {
-			out.ContentLength = -1 // over HTTP/1.1 only chunks carry trailers
+	}
+	return h
+}
+
+// hasContent reports whether r has a body, or may have one.
+func hasContent(r *http.Request) bool {
+	return r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0
+}
+
+// setBody gives out the client's body, within the limit.
+func (f *forwarding) setBody(out *http.Request) {
+	if !hasContent(f.in) {
+		out.Body = nil // lets the transport send the request again on another connection
+		out.ContentLength = 0
+		return
+	}
+	b := &f.content
+	b.from, b.trailer, b.limit = f.in, out.Trailer, f.opts.MaxBodyBytes
+	b.owned, b.traceHeader = f.owned, f.traceHeader
+	f.body, out.Body = b, b
+	if f.in.ProtoMajor == 1 && httpfield.HasToken(f.in.Header["Expect"], "100-continue") {
+		b.expectation = &expectation{changed: make(chan struct{})}
+		f.trace.GotConn = b.expectation.begin
+		f.trace.GotFirstResponseByte = b.expectation.firstByte
+	}
+}
+
+// rewrite calls ProxyOptions.Rewrite and returns the request to send. The caller calls release when the
+// request has ended.
+func (f *forwarding) rewrite(out *http.Request) (rewritten *http.Request, release func()) {
+	pr := &httputil.ProxyRequest{In: f.in, Out: out}
+	f.opts.Rewrite(pr)
+	ctx := pr.Out.Context()
+	release = func() {}
+	if exchangeFrom(ctx) != f.ex {
+		// Out was replaced by a request whose context does not end when the client leaves.
+		own, cancel := context.WithCancel(ctx)
+		stop := context.AfterFunc(f.in.Context(), cancel)
+		ctx, release = own, func() { stop(); cancel() }
+	}
+	rewritten = pr.Out.WithContext(httptrace.WithClientTrace(ctx, &f.trace))
+	if rewritten.Header == nil {
+		rewritten.Header = make(http.Header)
+	}
+	return rewritten, release
+}
+
+// fail answers a request that got no response that can be passed on.
+func (f *forwarding) fail(err error) {
+	if f.body != nil {
+		if cause := f.body.cause(); cause != nil && !leftEarly(f.in.Context()) {
+			err = cause // the transport may have replaced it by an error of its own
 		}
+		if f.body.unread() && !f.body.stop() {
+			f.body.allowEarlyAnswer(f.w)
+		}
+	}
+	WriteError(f.w, f.in, err)
+}
+
+// answerEarly lets the answer begin before the client has sent its whole body.
+func (f *forwarding) answerEarly() {
+	if f.body != nil && f.body.unread() {
+		f.body.allowEarlyAnswer(f.w)
+	}
+}
+
+// checkResponse returns why a response cannot be passed on, and nil when it can. It repairs what a strict
+// client would reject and what has only one meaning.
+func checkResponse(res *http.Response) error {
+	if code := res.StatusCode; code < 200 && code != http.StatusSwitchingProtocols || code > 999 {
+		return fmt.Errorf("%w: status %d", ErrBadGateway, code)
+	}
+	lengths := res.Header["Content-Length"]
+	if len(lengths) == 0 {
+		return nil
+	}
+	length := lengths[0]
+	if len(lengths) > 1 || !isDigits(length) {
+		// HTTP/2 does not frame by Content-Length, but the client's HTTP/1.1 does.
+		return fmt.Errorf("%w: Content-Length %q", ErrBadGateway, lengths)
+	}
+	if last := len(length) - 1; length[0] == '0' && last > 0 { // some would read it as octal
+		res.Header["Content-Length"] = []string{strings.TrimLeft(length[:last], "0") + length[last:]}
 	}
 	return nil
 }
 
-// noField stands for a field that is not sent.
-var noField = []string{""}
-
-// forwardable copies the fields that are for the target: none that is for this hop alone, and none that
-// the gateway writes itself.
-func (p *proxy) forwardable(ex *exchange, h http.Header) http.Header {
-	traceHeader := ex.traceField()
-	out := make(http.Header, len(h)+8)
-	for name, values := range h {
-		if httpfield.IsHopByHop(name) || p.owned.has(name, traceHeader) {
-			continue
-		}
-		if p.opts.Rewrite != nil {
-			values = slices.Clone(values) // In keeps its own, whatever Rewrite does
-		}
-		out[name] = values
-	}
-	httpfield.RemoveNamed(out, h["Connection"])
-	return out
-}
-
-// fail answers a request that got no response.
-func (p *proxy) fail(rw *responseWriter, r *http.Request, body *requestBody, err error) {
-	if body != nil {
-		if cause := body.cause(); cause != nil && !leftEarly(r.Context()) {
-			err = cause // whatever the transport made of it
-		}
-		if body.unread() && !body.quit() {
-			body.goOn(rw)
+func isDigits(s string) bool {
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
+			return false
 		}
 	}
-	WriteError(rw, r, err)
+	return s != ""
 }
 
-// modify lets ModifyResponse have its say, and answers if it says no.
-func (p *proxy) modify(rw *responseWriter, r *http.Request, res *http.Response, body *requestBody) bool {
-	if p.opts.ModifyResponse == nil {
+// modify calls ModifyResponse. When that returns an error, modify answers with it and returns false.
+func (f *forwarding) modify(res *http.Response) bool {
+	if f.opts.ModifyResponse == nil {
 		return true
 	}
-	err := p.opts.ModifyResponse(res)
+	err := f.opts.ModifyResponse(res)
 	if err == nil {
 		return true
 	}
@@ -366,20 +425,33 @@ func (p *proxy) modify(rw *responseWriter, r *http.Request, res *http.Response, 
 	if !errors.As(err, &own) {
 		err = fmt.Errorf("%w: ModifyResponse: %w", ErrBadGateway, err)
 	}
-	if body != nil && body.unread() {
-		body.goOn(rw)
-	}
-	WriteError(rw, r, err)
+	f.answerEarly()
+	WriteError(f.w, f.in, err)
 	return false
 }
 
-// answer passes the response on. body is the request's, nil for none.
-func (p *proxy) answer(ex *exchange, rw *responseWriter, r *http.Request, res *http.Response, body *requestBody) {
-	traceHeader := ex.traceField()
-	h := rw.Header()
+// answer passes the response on.
+func (f *forwarding) answer(res *http.Response) {
+	announced := len(res.Trailer)
+	f.answerHeader(res)
+	f.w.WriteHeader(res.StatusCode)
+	if !httpfield.BodyAllowed(res.StatusCode) {
+		return
+	}
+	streams := res.ContentLength == -1 && f.in.Method != http.MethodHead || isEventStream(res.Header)
+	if err := f.answerBody(res.Body, streams); err != nil {
+		f.abort()
+	}
+	res.Body.Close() // adds the trailers that were not announced
+	f.answerTrailer(res, announced)
+}
+
+// answerHeader sets the fields of the response, and announces its trailers.
+func (f *forwarding) answerHeader(res *http.Response) {
+	h := f.w.Header()
 	for name, values := range res.Header {
-		if isTraceField(name, traceHeader) {
-			continue // the gateway has said it
+		if isTraceField(name, f.traceHeader) {
+			continue // the gateway has set its own
 		}
 		if had, ok := h[name]; ok {
 			values = append(had[:len(had):len(had)], values...)
@@ -387,49 +459,49 @@ func (p *proxy) answer(ex *exchange, rw *responseWriter, r *http.Request, res *h
 		h[name] = values
 	}
 	if _, ok := h["Content-Type"]; !ok {
-		h["Content-Type"] = nil // else the server guesses
+		h["Content-Type"] = nil // otherwise the server guesses one
 	}
-	announced := len(res.Trailer)
-	if announced > 0 && r.ProtoAtLeast(1, 1) {
-		for name := range res.Trailer {
-			if httpfield.AllowedInTrailer(name) {
-				h.Add("Trailer", name)
-			}
-		}
-		if r.ProtoMajor == 1 && r.Method != http.MethodHead {
-			delete(h, "Content-Length") // came over HTTP/2; over HTTP/1.1 only chunks carry trailers
-		}
-	}
-	rw.WriteHeader(res.StatusCode)
-	if !httpfield.BodyAllowed(res.StatusCode) {
+	if len(res.Trailer) == 0 || !f.in.ProtoAtLeast(1, 1) {
 		return
 	}
+	for name := range res.Trailer {
+		if httpfield.AllowedInTrailer(name) {
+			h.Add("Trailer", name)
+		}
+	}
+	if f.in.ProtoMajor == 1 && f.in.Method != http.MethodHead {
+		delete(h, "Content-Length") // the target sent it over HTTP/2; over HTTP/1.1 only a chunked body has trailers
+	}
+}
 
-	streams := res.ContentLength == -1 && r.Method != http.MethodHead || isEventStream(res.Header)
-	readErr, writeErr := copyBody(rw, res.Body, streams)
+// answerBody copies the body to the client. When that fails it records the outcome and returns the cause.
+func (f *forwarding) answerBody(body io.Reader, streams bool) error {
+	readErr, writeErr := copyBody(f.w, body, streams)
 	switch {
 	case errors.Is(writeErr, http.ErrContentLength):
 		// ModifyResponse has replaced the body and left the length of the old one.
-		ex.note(result{panicked: true}.outcome(), writeErr)
-		abort(rw, body)
+		f.ex.note(result{panicked: true}.outcome(), writeErr)
+		return writeErr
 	case writeErr != nil:
-		// The client is gone, or its connection is; there is nobody to tell.
-		ex.note(result{gone: true}.outcome(), writeErr)
-		abort(rw, body)
+		// The client or its connection is gone, so nobody can be answered.
+		f.ex.note(result{gone: true}.outcome(), writeErr)
+		return writeErr
 	case readErr != nil:
-		e := result{err: readErr, began: true, gone: leftEarly(r.Context())}
-		ex.note(e.outcome(), fmt.Errorf("%w: body of the response: %w", ErrBadGateway, readErr))
-		_ = rw.FlushError() // the client gets what came
-		abort(rw, body)
+		end := result{err: readErr, began: true, gone: leftEarly(f.in.Context())}
+		f.ex.note(end.outcome(), fmt.Errorf("%w: body of the response: %w", ErrBadGateway, readErr))
+		_ = f.w.FlushError() // the client gets what was read before the error
+		return readErr
 	}
+	return nil
+}
 
-	// Closing fills in trailers that were not announced.
-	res.Body.Close()
+// answerTrailer sets the trailers of the response, of which announced many were announced before its body.
+func (f *forwarding) answerTrailer(res *http.Response, announced int) {
 	if len(res.Trailer) == 0 {
 		return
 	}
-	// Even a short answer is sent in chunks then, which alone carry trailers.
-	_ = rw.FlushError()
+	_ = f.w.FlushError() // otherwise the server sends a short body with a Content-Length and without trailers
+	h := f.w.Header()
 	for name, values := range res.Trailer {
 		if !httpfield.AllowedInTrailer(name) {
 			continue
@@ -441,149 +513,21 @@ func (p *proxy) answer(ex *exchange, rw *responseWriter, r *http.Request, res *h
 	}
 }
 
-// abort ends an answer that has begun and cannot be finished.
-func abort(rw *responseWriter, body *requestBody) {
-	if body != nil && body.unread() {
-		// Else the server would wait for the rest of the body before it closes the connection.
-		body.aborted = true
-		_ = http.NewResponseController(rw).SetReadDeadline(past)
+// abort ends a response that has begun and cannot be completed.
+func (f *forwarding) abort() {
+	if f.body != nil && f.body.unread() {
+		// Otherwise the server would wait for the rest of the client's body before it closes the connection.
+		f.body.aborted = true
+		_ = http.NewResponseController(f.w).SetReadDeadline(past)
 	}
 	panic(http.ErrAbortHandler)
 }
 
-// upgrade joins the two connections after both ends agreed to switch protocols. wire is the connection
-// below the response's body, which alone can be closed by half.
-func (p *proxy) upgrade(rw *responseWriter, r, out *http.Request, res *http.Response, wire net.Conn) {
-	asked, got := out.Header["Upgrade"], httpfield.UpgradeProtocols(res.Header)
-	if got == "" || !httpfield.HasToken(asked, got) {
-		WriteError(rw, r, fmt.Errorf("%w: switched to protocol %q, asked was %q", ErrBadGateway, got, asked))
-		return
-	}
-	httpfield.RemoveHopByHop(res.Header)
-	res.Header["Connection"], res.Header["Upgrade"] = []string{"Upgrade"}, []string{got}
-	if !p.modify(rw, r, res, nil) {
-		return
-	}
-	target, ok := res.Body.(io.ReadWriteCloser)
-	if !ok {
-		WriteError(rw, r, fmt.Errorf("%w: switched protocols on a connection that cannot be written to", ErrBadGateway))
-		return
-	}
-	defer target.Close()
-	conn, buf, err := rw.Hijack()
-	if err != nil {
-		// What stands around the gateway cannot do that; no target is to blame.
-		answerError(rw, r, finish(fmt.Errorf("gateway: Proxy: upgrade: %w", err)), result{panicked: true})
-		return
-	}
-	defer conn.Close()
-	// The server no longer watches the connection for a request that ends another way.
-	stop := context.AfterFunc(r.Context(), func() { target.Close(); conn.Close() })
-	defer stop()
-
-	h := rw.Header()
-	for name, values := range res.Header {
-		h[name] = append(h[name], values...)
-	}
-	head := http.Response{StatusCode: res.StatusCode, ProtoMajor: 1, ProtoMinor: 1, Header: h}
-	if head.Write(buf) != nil || buf.Flush() != nil {
-		return
-	}
-	// A WebSocket is told when the server drains; what other protocols would need to hear is not known.
-	var toClient, toTarget io.Writer = conn, target
-	if strings.EqualFold(got, "websocket") {
-		client, server := wsframe.NewWriter(conn, false), wsframe.NewWriter(target, true)
-		toClient, toTarget = client, server
-		serving, _ := r.Context().Value(upgradesKey{}).(*upgrades)
-		forget := serving.atGoodbye(func() {
-			client.GoAway()
-			server.GoAway()
-		})
-		defer forget()
-	}
-	finished := make(chan bool, 2)
-	join := func(dst io.Writer, src io.Reader, wire net.Conn) {
-		_, err := io.Copy(dst, src)
-		if cw, ok := wire.(interface{ CloseWrite() error }); ok && err == nil {
-			// One direction has ended well; the other may go on.
-			err = cw.CloseWrite()
-		} else if err == nil {
-			err = errors.ErrUnsupported
-		}
-		finished <- err == nil
-	}
-	// The server's reader would take a half-closed connection for a client that left: only what it has
-	// already is read from it.
-	early, _ := buf.Reader.Peek(buf.Reader.Buffered())
-	go join(toTarget, io.MultiReader(bytes.NewReader(early), conn), wire)
-	go join(toClient, target, conn)
-	if wellEnded := <-finished; !wellEnded {
-		target.Close()
-		conn.Close()
-	}
-	<-finished
-}
-
-// trip is one request on its way: it passes 1xx answers on until the final one is here, and remembers the
-// connection that they come by.
-type trip struct {
-	w      *responseWriter
-	silent bool // the client knows no 1xx
-	trace  httptrace.ClientTrace
-	body   requestBody
-
-	mu     sync.Mutex
-	conn   net.Conn
-	passed int
-	ended  bool
-}
-
-func (t *trip) gotConn(info httptrace.GotConnInfo) {
-	t.mu.Lock()
-	t.conn = info.Conn
-	t.mu.Unlock()
-}
-
-// most1xx bounds the informational answers to one request; net/http does not once it hands them out.
-const most1xx = 100
-
-func (t *trip) pass(code int, header textproto.MIMEHeader) error {
-	if e := t.body.expectation; e != nil {
-		e.informed(code)
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.ended {
-		return nil
-	}
-	if t.passed++; t.passed > most1xx {
-		return fmt.Errorf("%w: more than %d informational answers", ErrBadGateway, most1xx)
-	}
-	if t.silent || code == http.StatusContinue {
-		return nil // the server sends its own 100 when the body is read
-	}
-	h := t.w.Header()
-	saved := maps.Clone(h)
-	clear(h)
-	maps.Copy(h, http.Header(header))
-	httpfield.RemoveHopByHop(h)
-	t.w.WriteHeader(code)
-	clear(h)
-	maps.Copy(h, saved)
-	return nil
-}
-
-// over says that the final answer, or none, is here.
-func (t *trip) over() {
-	t.mu.Lock()
-	t.ended = true
-	t.mu.Unlock()
-}
-
-// buffers are for copying bodies.
+// buffers holds buffers for copying bodies.
 var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
-// copyBody copies src to the client, each piece at once if it streams, and tells apart which end failed.
+// copyBody copies src to the client. If streams is true, it flushes after each read. It returns an error of
+// src apart from an error of w.
 func copyBody(w *responseWriter, src io.Reader, streams bool) (readErr, writeErr error) {
 	if src == http.NoBody {
 		return nil, nil

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptrace"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,18 +12,18 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// requestBody is what the transport reads: at most limit bytes of the client's body, and nothing once the
-// handler has returned. Closing it does not close the client's: that would wait for bytes that a client
-// which was told 100-continue has not sent.
+// requestBody is the body that the transport reads: at most limit bytes of the client's body, and nothing once
+// the handler has returned. Close does not close the client's body: that would wait for bytes which a client
+// that expects 100-continue has not sent.
 type requestBody struct {
 	from    *http.Request
 	limit   int64       // negative: none
-	trailer http.Header // of the outgoing request; takes its values at the end
-	ended   atomic.Bool // read to its end
+	trailer http.Header // of the outgoing request; its values are set at the end of the body
+	ended   atomic.Bool // from was read to its end
 	failed  atomic.Pointer[error]
-	aborted bool // no read of the connection succeeds any more
+	aborted bool // reads of the client's connection fail from now on
 
-	// Which trailers are the gateway's to write.
+	// For fillTrailer: the trailers that only the gateway may write.
 	owned       *ownedFields
 	traceHeader string
 
@@ -32,14 +31,14 @@ type requestBody struct {
 	read   int64
 	closed atomic.Bool
 
-	*expectation // of a client that waits for 100-continue; nil for others
+	*expectation // nil unless the client expects 100-continue
 }
 
 var errBodyClosed = errors.New("gateway: read of a request body after its end")
 
 func (b *requestBody) Read(p []byte) (int, error) {
 	if b.expectation != nil && b.hold() {
-		return 0, nil // it may be another attempt's turn to read
+		return 0, nil // another attempt may have begun, which reads now
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -70,8 +69,8 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// fillTrailer gives the outgoing request the trailers that came with the end of the body, those too that
-// nobody announced.
+// fillTrailer sets the trailers of the outgoing request, which have arrived with the end of the body.
+// Trailers that were not announced are among them.
 func (b *requestBody) fillTrailer() {
 	if b.trailer == nil {
 		return
@@ -88,7 +87,7 @@ func (b *requestBody) fail(err error) error {
 	return err
 }
 
-// cause is why the body could not be read, nil if it could.
+// cause returns why the body could not be read, and nil if it could.
 func (b *requestBody) cause() error {
 	if err := b.failed.Load(); err != nil {
 		return *err
@@ -96,7 +95,7 @@ func (b *requestBody) cause() error {
 	return nil
 }
 
-// Close is called by the transport when it needs no more.
+// Close ends reading. The transport calls it when it needs no more of the body.
 func (b *requestBody) Close() error {
 	b.closed.Store(true)
 	if b.expectation != nil {
@@ -105,21 +104,21 @@ func (b *requestBody) Close() error {
 	return nil
 }
 
-// unread reports whether a part of the body is left that stands in the way of the next request.
+// unread reports whether a part of the body is left on the client's connection, in front of the next request.
 func (b *requestBody) unread() bool { return b.from.ProtoMajor == 1 && !b.ended.Load() }
 
-// goOn lets the answer begin although the body has not ended: without it the server would swallow the body
-// first. What is left of the body comes before the next request then, and net/http cannot always tell them
-// apart (golang/go#68560), so there is no next one on the connection.
-func (b *requestBody) goOn(rw *responseWriter) {
+// allowEarlyAnswer lets the answer begin before the body has ended. Without it, the server would first read
+// the body to its end. The rest of the body is then sent in front of the next request, and net/http cannot
+// always tell the two apart (golang/go#68560), so the connection is closed after the answer.
+func (b *requestBody) allowEarlyAnswer(rw *responseWriter) {
 	if http.NewResponseController(rw).EnableFullDuplex() == nil {
 		rw.Header()["Connection"] = []string{"close"}
 	}
 }
 
-// quit ends reading, and reports whether nobody is reading any more. The server deals with the rest as it
-// does with any body that a handler leaves: it reads what is short, and the connection goes on.
-func (b *requestBody) quit() bool {
+// stop ends reading, and reports whether no read is under way. The server treats the rest of the body like
+// any that a handler leaves unread: it reads a short one, and keeps the connection.
+func (b *requestBody) stop() bool {
 	b.Close()
 	if !b.mu.TryLock() {
 		return false
@@ -128,10 +127,10 @@ func (b *requestBody) quit() bool {
 	return true
 }
 
-// finish is called by the handler at its end: nothing is read after it. A read that is under way is ended;
-// the server would do that too, but waits for ever where the read comes to its end in the same moment.
+// finish ends reading when the handler returns. It interrupts a read that is under way. The server would do
+// that, too, but it waits for ever when the read ends in the same moment.
 func (b *requestBody) finish(rw *responseWriter) {
-	if b.quit() || !b.unread() {
+	if b.stop() || !b.unread() {
 		return
 	}
 	control := http.NewResponseController(rw)
@@ -145,62 +144,5 @@ func (b *requestBody) finish(rw *responseWriter) {
 	}
 }
 
-// past is a deadline that ends a read.
+// past is a deadline that interrupts a read at once.
 var past = time.Unix(1, 0)
-
-// expectation is what is known of whether the target wants the body. A transport whose target answers without
-// asking for it reads it all the same, to keep the connection, and so would ask the client for it.
-type expectation struct {
-	lock     sync.Mutex
-	answered bool          // the target of this attempt has, and not with 1xx
-	wanted   bool          // it sent 100
-	over     bool          // nobody reads any more
-	changed  chan struct{} // closed at the next change
-}
-
-// hold waits while the target has answered and does not want the body, and reports whether it had to.
-func (e *expectation) hold() bool {
-	e.lock.Lock()
-	changed, held := e.changed, e.answered && !e.wanted && !e.over
-	e.lock.Unlock()
-	if held {
-		<-changed
-	}
-	return held
-}
-
-// change makes whoever waits look again. The caller holds e.lock.
-func (e *expectation) change() {
-	close(e.changed)
-	e.changed = make(chan struct{})
-}
-
-// begin says that an attempt begins.
-func (e *expectation) begin(httptrace.GotConnInfo) {
-	e.lock.Lock()
-	defer e.lock.Unlock()
-	e.answered, e.wanted = false, false
-	e.change()
-}
-
-// firstByte says that an answer begins, of whatever kind.
-func (e *expectation) firstByte() {
-	e.lock.Lock()
-	e.answered = true
-	e.lock.Unlock()
-}
-
-// informed says that the answer that began was a 1xx.
-func (e *expectation) informed(code int) {
-	e.lock.Lock()
-	defer e.lock.Unlock()
-	e.answered, e.wanted = false, e.wanted || code == http.StatusContinue
-	e.change()
-}
-
-func (e *expectation) release() {
-	e.lock.Lock()
-	defer e.lock.Unlock()
-	e.over = true
-	e.change()
-}

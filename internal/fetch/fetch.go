@@ -1,6 +1,6 @@
 // Package fetch reads small documents over HTTP from a server whose content is trusted: key sets, discovery
-// documents, verdicts on tokens. The server is not trusted to be quick, to be brief, or to stay where it is, so time,
-// size and redirects have bounds.
+// documents, verdicts on tokens. The server is not trusted to be quick, to be brief, or to stay where it is,
+// so time, size and redirects have bounds.
 package fetch
 
 import (
@@ -21,11 +21,11 @@ type Client struct {
 	maxBytes int64
 }
 
-// NewClient returns a Client that sends requests as client does and refuses bodies above maxBytes. It works on a copy
-// of client; nil means http.DefaultTransport. A client without a timeout gets one of 5 seconds.
+// NewClient returns a Client that sends requests as client does and refuses bodies above maxBytes. It works
+// on a copy of client; nil means http.DefaultTransport. A client without a timeout gets one of 5 seconds.
 //
-// Up to three redirects are followed, and only within the scheme and host of the first request. The CheckRedirect of
-// client is asked as well.
+// Up to three redirects are followed, and only within the scheme and host of the first request. The
+// CheckRedirect of client is asked as well.
 func NewClient(client *http.Client, maxBytes int64) *Client {
 	c := &Client{maxBytes: maxBytes}
 	if client != nil {
@@ -53,8 +53,8 @@ func NewClient(client *http.Client, maxBytes int64) *Client {
 // Timeout returns the time that a request has, from its start to the end of its body.
 func (c *Client) Timeout() time.Duration { return c.client.Timeout }
 
-// Get reads the JSON document at u and returns it with the header of the response. Documents are read seldom, so it
-// does not keep the connection.
+// Get reads the JSON document at u and returns it with the header of the response. Documents are read seldom,
+// so it does not keep the connection.
 func (c *Client) Get(ctx context.Context, u *url.URL) ([]byte, http.Header, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {

@@ -48,8 +48,8 @@ func IsToken68(s string) bool {
 	return s != ""
 }
 
-// IsHostBytes reports whether s has only characters that a Host may have. It accepts "". A server does not check
-// the Host of an HTTP/2 request, and a comma in it would make two elements of one in X-Forwarded-Host.
+// IsHostBytes reports whether s has only characters that a Host may have. It accepts "". A server does not
+// check the Host of an HTTP/2 request, and a comma in it would make two elements of one in X-Forwarded-Host.
 func IsHostBytes(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; foldByte(c) == 0 && strings.IndexByte("-.:_~%!$&'()*+;=[]", c) < 0 {
@@ -105,8 +105,8 @@ func HasToken(lists []string, token string) bool {
 	return false
 }
 
-// BodyAllowed reports whether a response with this status may have a body (RFC 9110 section 6.4.1). The response
-// to a HEAD request never has one, whatever its status.
+// BodyAllowed reports whether a response with this status may have a body (RFC 9110 section 6.4.1). The
+// response to a HEAD request never has one, whatever its status.
 func BodyAllowed(status int) bool {
 	return status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified
 }

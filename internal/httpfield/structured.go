@@ -6,8 +6,8 @@ import (
 	"strconv"
 )
 
-// The functions of this file write the bare items of structured fields (RFC 9651 section 4.1). Each appends to b,
-// so that a caller builds a whole field in one buffer:
+// The functions of this file write the bare items of structured fields (RFC 9651 section 4.1). Each appends
+// to b, so that a caller builds a whole field in one buffer:
 //
 //	b = httpfield.AppendString(b, "default")
 //	b = httpfield.AppendInteger(append(b, ";q="...), 100) // "default";q=100
@@ -28,8 +28,8 @@ func AppendString(b []byte, s string) []byte {
 // String returns what AppendString appends.
 func String(s string) string { return string(AppendString(make([]byte, 0, len(s)+2), s)) }
 
-// AppendInteger appends an Integer that is not negative. A number out of the bounds of an Integer is replaced by
-// the nearest within them.
+// AppendInteger appends an Integer that is not negative. A number out of the bounds of an Integer is replaced
+// by the nearest within them.
 func AppendInteger(b []byte, n int64) []byte {
 	return strconv.AppendInt(b, min(max(n, 0), 999_999_999_999_999), 10)
 }

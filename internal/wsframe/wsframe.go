@@ -51,8 +51,8 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// GoAway sends a close frame with status 1001, going away (RFC 6455 section 7.4.1): now if no frame is under way,
-// else as soon as the current frame has ended. Further calls do nothing.
+// GoAway sends a close frame with status 1001, going away (RFC 6455 section 7.4.1): now if no frame is under
+// way, else as soon as the current frame has ended. Further calls do nothing.
 func (w *Writer) GoAway() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -91,7 +91,8 @@ type scanner struct {
 // between reports whether the stream is between two frames.
 func (s *scanner) between() bool { return s.n == 0 && s.left == 0 }
 
-// scan reads from p up to the end of the current frame, or to the end of p, and returns the number of bytes read.
+// scan reads from p up to the end of the current frame, or to the end of p, and returns the number of bytes
+// read.
 func (s *scanner) scan(p []byte) int {
 	read := 0
 	for s.left == 0 && read < len(p) {

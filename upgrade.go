@@ -1,0 +1,104 @@
+package gateway
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
+	"github.com/seed-96248d0c/gateway/internal/wsframe"
+)
+
+// upgrade answers a 101: it takes the client's connection over and joins it with the target's, until both
+// directions have ended.
+func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
+	protocol, err := agreedProtocol(out, res)
+	if err != nil {
+		WriteError(f.w, f.in, err)
+		return
+	}
+	httpfield.RemoveHopByHop(res.Header)
+	res.Header["Connection"], res.Header["Upgrade"] = []string{"Upgrade"}, []string{protocol}
+	if !f.modify(res) {
+		return
+	}
+	target, ok := res.Body.(io.ReadWriteCloser)
+	if !ok {
+		WriteError(f.w, f.in, fmt.Errorf("%w: switched protocols on a connection that cannot be written to", ErrBadGateway))
+		return
+	}
+	defer target.Close()
+	client, buf, err := f.w.Hijack()
+	if err != nil {
+		// A writer outside the gateway does not support it. No target is to blame.
+		answerError(f.w, f.in, finish(fmt.Errorf("gateway: Proxy: upgrade: %w", err)), result{panicked: true})
+		return
+	}
+	defer client.Close()
+	// The server does not watch a connection that was taken over, but the request's context may still end.
+	stop := context.AfterFunc(f.in.Context(), func() { target.Close(); client.Close() })
+	defer stop()
+	if f.sendSwitch(buf.Writer, res) != nil {
+		return
+	}
+
+	var toClient, toTarget io.Writer = client, target
+	if strings.EqualFold(protocol, "websocket") {
+		// Only in a WebSocket is there a known way to ask both ends to leave when the server drains.
+		c, t := wsframe.NewWriter(client, false), wsframe.NewWriter(target, true)
+		serving, _ := f.in.Context().Value(upgradesKey{}).(*upgrades)
+		defer serving.atGoodbye(func() { c.GoAway(); t.GoAway() })()
+		toClient, toTarget = c, t
+	}
+	// The server's reader would take a connection that the client half-closed for one that it left. So only
+	// what the reader has buffered is read from it.
+	early, _ := buf.Reader.Peek(buf.Reader.Buffered())
+	fromClient := io.MultiReader(bytes.NewReader(early), client)
+
+	finished := make(chan bool, 2)
+	go func() { finished <- copyDirection(toTarget, fromClient, f.interim.conn) }()
+	go func() { finished <- copyDirection(toClient, target, client) }()
+	if halfClosed := <-finished; !halfClosed {
+		target.Close()
+		client.Close()
+	}
+	<-finished
+}
+
+// agreedProtocol returns the protocol of a 101, which must be one that the request offered.
+func agreedProtocol(out *http.Request, res *http.Response) (string, error) {
+	offered, agreed := out.Header["Upgrade"], httpfield.UpgradeProtocols(res.Header)
+	if agreed == "" || !httpfield.HasToken(offered, agreed) {
+		return "", fmt.Errorf("%w: switched to protocol %q, asked was %q", ErrBadGateway, agreed, offered)
+	}
+	return agreed, nil
+}
+
+// sendSwitch sends the 101 to the client, whose connection was taken over.
+func (f *forwarding) sendSwitch(w *bufio.Writer, res *http.Response) error {
+	h := f.w.Header()
+	for name, values := range res.Header {
+		h[name] = append(h[name], values...)
+	}
+	head := http.Response{StatusCode: res.StatusCode, ProtoMajor: 1, ProtoMinor: 1, Header: h}
+	if err := head.Write(w); err != nil {
+		return err
+	}
+	return w.Flush()
+}
+
+// copyDirection copies src to dst until src ends, then closes the writing half of conn, the connection below
+// dst. It reports whether both succeeded, so that the other direction may go on.
+func copyDirection(dst io.Writer, src io.Reader, conn net.Conn) (halfClosed bool) {
+	_, err := io.Copy(dst, src)
+	if err != nil {
+		return false
+	}
+	half, ok := conn.(interface{ CloseWrite() error })
+	return ok && half.CloseWrite() == nil
+}
