@@ -22,27 +22,26 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
-// HandlerTransport makes a handler of this process usable where a RoundTripper is asked for. Each round
-// trip has a record of its own: it knows the trace, the client and the identity of the request around it,
-// and a Router inside overwrites nothing of the outer request's.
+// HandlerTransport returns a RoundTripper that calls a handler of this process. Each round trip has a record of its
+// own. The record starts with the trace, the client address and the identity of the request around it, and a Router
+// inside h does not change the outer request's record.
 //
-// The handler runs on a goroutine of its own and sees the request as a server would hand it over: Host,
-// RequestURI and RemoteAddr are set (the outer client's address, where that is known), the fields are a
-// copy, and its context ends when the caller's does, when the caller closes the response's body, or when
-// the handler returns. The response is there as soon as its header is; its body follows as it is written,
-// with at most 4 KiB held back until Flush or the end, so one round trip holds about 6 KiB beside what the
-// handler needs itself. Content-Length, trailers, 1xx answers (to an httptrace.ClientTrace) and HEAD behave
-// as over a connection. There is no connection, so Hijack and upgrades are not supported.
+// The handler runs on a goroutine of its own and receives the request as a server would pass it: Host, RequestURI and
+// RemoteAddr are set (to the outer client's address, where that is known), and the fields are a copy. Its context ends
+// when the caller's does, when the caller closes the response's body, or when the handler returns. RoundTrip returns
+// as soon as the handler has sent its header; the body follows as it is written. At most 4 KiB are held back until
+// Flush or the end, so one round trip needs about 6 KiB besides what the handler itself needs. Content-Length,
+// trailers, 1xx answers (to an httptrace.ClientTrace) and HEAD work as over a connection. There is no connection, so
+// Hijack and upgrades are not supported.
 //
-// A panic becomes an error, which counts as OutcomeInternal, or the end of the body when the response has
-// begun; it is logged with its stack where the server logs its own. http.ErrAbortHandler is the end of a
-// connection.
+// A panic becomes RoundTrip's error, which counts as OutcomeInternal, or the body's read error when the response has
+// begun. Its stack is logged where the server logs panics. http.ErrAbortHandler has the effect of a closed connection.
 //
-// When the context ends, the round trip and reads of the body return at once and writes fail. A handler
-// that looks at neither its context nor its writes' errors is not waited for: its goroutine lasts until it
-// returns, as that of any handler.
+// When the caller's context ends, RoundTrip and reads of the body return at once, and the handler's writes fail. A
+// handler that ignores its context and its write errors is not waited for: its goroutine runs until it returns, as
+// that of any handler does.
 //
-// It is safe for concurrent use if h is. It panics when h is nil.
+// The RoundTripper is safe for concurrent use if h is. HandlerTransport panics when h is nil.
 func HandlerTransport(h http.Handler) http.RoundTripper {
 	if h == nil {
 		panic("gateway: HandlerTransport: nil handler")
@@ -66,16 +65,15 @@ func (t *handlerTransport) RoundTrip(req *http.Request) (*http.Response, error) 
 	ex := exchangeFrom(outer).part(ctx)
 	trip := &handlerTrip{
 		outer:    outer,
-		cancel:   cancel,
 		request:  req,
+		inner:    ex,
+		cancel:   cancel,
 		answered: make(chan struct{}),
-		header:   make(http.Header),
-		declared: -1,
+		head:     tripHead{header: make(http.Header), declared: -1},
 	}
 	in := inbound(req, ex)
 	ex.w = responseWriter{ResponseWriter: trip, ex: ex}
 	ex.req, ex.ownHeader = in, true
-	trip.inner = ex
 	go trip.serve(t.handler, &ex.w, in)
 
 	select {
@@ -89,7 +87,7 @@ func (t *handlerTransport) RoundTrip(req *http.Request) (*http.Response, error) 
 	return &trip.res, nil
 }
 
-// inbound is the request that a server would make of req.
+// inbound returns the request that a server would make of req.
 func inbound(req *http.Request, ex *exchange) *http.Request {
 	link := &url.URL{Path: req.URL.Path, RawPath: req.URL.RawPath, RawQuery: req.URL.RawQuery, ForceQuery: req.URL.ForceQuery}
 	if link.Path == "" {
@@ -99,7 +97,7 @@ func inbound(req *http.Request, ex *exchange) *http.Request {
 	if link.RawQuery != "" || link.ForceQuery {
 		target += "?" + link.RawQuery
 	}
-	// Not a copy of req, which may carry the path values of the route that it came by.
+	// Not a copy of req: that could have the path values of the outer route.
 	in := (&http.Request{
 		Method:        req.Method,
 		URL:           link,
@@ -113,7 +111,7 @@ func inbound(req *http.Request, ex *exchange) *http.Request {
 		Host:          req.Host,
 		RemoteAddr:    req.RemoteAddr,
 		TLS:           req.TLS,
-		Trailer:       req.Trailer, // takes its values while the body is read
+		Trailer:       req.Trailer, // the values are set while the body is read
 	}).WithContext(ex)
 	if in.Method == "" {
 		in.Method = http.MethodGet
@@ -137,37 +135,51 @@ func inbound(req *http.Request, ex *exchange) *http.Request {
 	return in
 }
 
-// handlerTrip is one round trip: the ResponseWriter that the handler has, and what the caller gets of it.
+// handlerTrip is one round trip. It is the handler's ResponseWriter and holds the caller's response.
 type handlerTrip struct {
-	outer    context.Context // the caller's
-	inner    *exchange       // the handler's record
-	cancel   context.CancelFunc
-	request  *http.Request
-	answered chan struct{} // closed when res or err stands
+	outer   context.Context    // the caller's
+	request *http.Request      // the caller's
+	inner   *exchange          // the handler's record
+	cancel  context.CancelFunc // ends the handler's context
 
-	res http.Response // the caller's, once answered
-	err error         // instead
+	answered chan struct{} // closed once res or err is set
+	res      http.Response // the caller's
+	err      error         // instead of res
+	reader   tripReader
 
-	// The reader's, once answered. Of data and pipe one is set.
-	data   []byte // all of a short body
-	end    error  // what comes after data
-	pipe   *io.PipeReader
-	closed atomic.Bool
-
-	mu       sync.Mutex
-	header   http.Header // the handler's
-	sent     http.Header // as it was when the status was; nil before
-	status   int         // 0 until there is one
-	declared int64       // Content-Length; -1 when unknown
-	written  int64
-	held     []byte // written and not passed on
-	dead     error  // why writes fail
-	out      *io.PipeWriter
-	unwatch  func() bool
-	trailer  http.Header // when the handler has returned
+	mu     sync.Mutex // guards head and writer
+	head   tripHead
+	writer tripWriter
 }
 
-// heldBytes is how much is held back, as by net/http's server.
+// tripHead is the status and the fields of the response.
+type tripHead struct {
+	header   http.Header // the handler's
+	sent     http.Header // a copy, made when the status was set; nil before
+	status   int         // 0 until it is set
+	declared int64       // Content-Length; -1 when unknown
+	trailer  http.Header // set once the handler has returned
+}
+
+// tripWriter is the handler's side of the body.
+type tripWriter struct {
+	written int64
+	held    []byte // written and not sent
+	err     error  // why writes fail; nil while they may succeed
+	pipe    *io.PipeWriter
+	unwatch func() bool // stops the watch of the caller's context
+}
+
+// tripReader is the caller's side of the body. It is set before answered is closed, and only the caller uses it
+// afterwards. It has either a pipe or data and end.
+type tripReader struct {
+	data   []byte // all of a short body
+	end    error  // what a read returns after data
+	pipe   *io.PipeReader
+	closed atomic.Bool
+}
+
+// heldBytes is how many bytes are held back, the same as in net/http's server.
 const heldBytes = 4 << 10
 
 var errHandlerDone = errors.New("gateway: HandlerTransport: write after the handler has returned")
@@ -175,7 +187,7 @@ var errHandlerDone = errors.New("gateway: HandlerTransport: write after the hand
 // serve runs the handler.
 func (t *handlerTrip) serve(h http.Handler, w http.ResponseWriter, in *http.Request) {
 	if body := in.Body; body != http.NoBody {
-		// What reads the body while the caller has gone would wait for ever.
+		// When the caller has gone, nobody writes the body any more: a read would block for ever.
 		stop := context.AfterFunc(t.outer, func() { body.Close() })
 		defer func() {
 			if stop() {
@@ -196,7 +208,7 @@ func (t *handlerTrip) serve(h http.Handler, w http.ResponseWriter, in *http.Requ
 	returned = true
 }
 
-// failure makes an error of what a handler panicked with; nil means runtime.Goexit.
+// failure returns the error for a handler that panicked. panicked is nil after runtime.Goexit.
 func (t *handlerTrip) failure(panicked any) error {
 	if panicked != nil && panicked != http.ErrAbortHandler {
 		logf := log.Printf
@@ -223,296 +235,324 @@ func isPanic(err error) bool {
 	return errors.As(err, &p)
 }
 
-// Header is the handler's view of the response's fields.
-func (t *handlerTrip) Header() http.Header { return t.header }
+// Header returns the fields that the handler sets.
+func (t *handlerTrip) Header() http.Header { return t.head.header }
 
-// WriteHeader passes 1xx on and notes the final status.
+// WriteHeader reports 1xx to the caller's trace and sets the final status.
 func (t *handlerTrip) WriteHeader(code int) {
 	if code < 100 || code > 999 {
 		panic(fmt.Sprintf("gateway: HandlerTransport: invalid status %d", code))
 	}
 	if code < 200 && code != http.StatusSwitchingProtocols {
 		t.mu.Lock()
-		late := t.dead != nil || t.status != 0
+		late := t.writer.err != nil || t.head.status != 0
 		t.mu.Unlock()
 		trace := httptrace.ContextClientTrace(t.outer)
 		if !late && trace != nil && trace.Got1xxResponse != nil {
-			_ = trace.Got1xxResponse(code, textproto.MIMEHeader(t.header.Clone()))
+			_ = trace.Got1xxResponse(code, textproto.MIMEHeader(t.head.header.Clone()))
 		}
 		return
 	}
 	t.mu.Lock()
-	t.begin(code)
+	t.setStatus(code)
 	t.mu.Unlock()
 }
 
-// begin fixes status and fields, if nothing has. The caller holds mu.
-func (t *handlerTrip) begin(code int) {
-	if t.status != 0 || t.dead != nil {
+// setStatus sets the status and the fields to send, unless they are set. The caller holds mu.
+func (t *handlerTrip) setStatus(code int) {
+	head := &t.head
+	if head.status != 0 || t.writer.err != nil {
 		return
 	}
-	t.status = code
-	t.sent = t.header.Clone()
-	for name := range t.sent {
+	head.status = code
+	head.sent = head.header.Clone()
+	for name := range head.sent {
 		if strings.HasPrefix(name, http.TrailerPrefix) {
-			delete(t.sent, name)
+			delete(head.sent, name)
 		}
 	}
-	for _, line := range t.sent["Trailer"] {
-		for name := range strings.SplitSeq(line, ",") {
-			name = http.CanonicalHeaderKey(textproto.TrimString(name))
-			if httpfield.IsToken(name) && name != "Trailer" && name != "Content-Length" && name != "Transfer-Encoding" {
-				if t.res.Trailer == nil {
-					t.res.Trailer = make(http.Header)
-				}
-				t.res.Trailer[name] = nil // its value comes with the end of the body
-			}
-		}
-	}
-	delete(t.sent, "Trailer")
-	// A field without a value is one that is not to be sent.
-	if length := t.sent["Content-Length"]; len(length) > 0 {
+	t.announceTrailers()
+	// A Content-Length without a value is how a handler asks for none.
+	if length := head.sent["Content-Length"]; len(length) > 0 {
 		n, err := strconv.ParseInt(length[0], 10, 64)
 		if err != nil || n < 0 || !httpfield.BodyAllowed(code) {
-			delete(t.sent, "Content-Length")
+			delete(head.sent, "Content-Length")
 		} else {
-			t.declared = n
+			head.declared = n
 		}
 	}
 }
 
-// Write holds back what is short and passes the rest on, which waits for the reader.
+// announceTrailers turns the field Trailer into the keys of the response's Trailer. Their values follow at the end of
+// the body. The caller holds mu.
+func (t *handlerTrip) announceTrailers() {
+	for _, line := range t.head.sent["Trailer"] {
+		for name := range strings.SplitSeq(line, ",") {
+			name = http.CanonicalHeaderKey(textproto.TrimString(name))
+			if !httpfield.IsToken(name) || name == "Trailer" || name == "Content-Length" || name == "Transfer-Encoding" {
+				continue
+			}
+			if t.res.Trailer == nil {
+				t.res.Trailer = make(http.Header)
+			}
+			t.res.Trailer[name] = nil
+		}
+	}
+	delete(t.head.sent, "Trailer")
+}
+
+// Write holds back what is short. It sends the rest, which waits for the reader.
 func (t *handlerTrip) Write(p []byte) (int, error) {
 	t.mu.Lock()
-	t.begin(http.StatusOK)
+	t.setStatus(http.StatusOK)
+	head, w := &t.head, &t.writer
+	var err error
 	switch {
-	case t.dead != nil:
-		err := t.dead
+	case w.err != nil:
+		err = w.err
+	case !httpfield.BodyAllowed(head.status):
+		err = http.ErrBodyNotAllowed
+	case head.declared >= 0 && w.written+int64(len(p)) > head.declared:
+		err = http.ErrContentLength
+	}
+	if err != nil {
 		t.mu.Unlock()
 		return 0, err
-	case !httpfield.BodyAllowed(t.status):
-		t.mu.Unlock()
-		return 0, http.ErrBodyNotAllowed
-	case t.declared >= 0 && t.written+int64(len(p)) > t.declared:
-		t.mu.Unlock()
-		return 0, http.ErrContentLength
 	}
-	t.written += int64(len(p))
+	w.written += int64(len(p))
 	if t.request.Method == http.MethodHead {
 		t.mu.Unlock()
 		return len(p), nil
 	}
-	if len(t.held)+len(p) <= heldBytes {
-		t.held = append(t.held, p...)
+	if len(w.held)+len(p) <= heldBytes {
+		w.held = append(w.held, p...)
 		t.mu.Unlock()
 		return len(p), nil
 	}
-	if err := t.passOn(p); err != nil { // unlocks
+	if err := t.send(p); err != nil { // unlocks
 		return 0, err
 	}
 	return len(p), nil
 }
 
-// Flush passes on what is held back.
+// Flush sends what is held back.
 func (t *handlerTrip) Flush() { _ = t.FlushError() }
 
 // FlushError is Flush for http.ResponseController.
 func (t *handlerTrip) FlushError() error {
 	t.mu.Lock()
-	t.begin(http.StatusOK)
-	if err := t.dead; err != nil {
+	t.setStatus(http.StatusOK)
+	if err := t.writer.err; err != nil {
 		t.mu.Unlock()
 		return err
 	}
-	return t.passOn(nil)
+	return t.send(nil) // unlocks
 }
 
-// EnableFullDuplex is for http.ResponseController: reading and writing never wait for each other here.
+// EnableFullDuplex is for http.ResponseController. Here, reads and writes never wait for each other.
 func (t *handlerTrip) EnableFullDuplex() error { return nil }
 
-// passOn answers, if that has not been done, and hands what is held back and p to the reader. The caller
-// holds mu, which is unlocked before anything waits.
-func (t *handlerTrip) passOn(p []byte) error {
-	held := t.held
-	t.held = nil // two goroutines may write; each has its own bytes
-	if t.out == nil {
-		t.sniff(held, p)
-		body, out := io.Pipe()
-		t.out = out
-		if t.bodiless() {
-			t.end = io.EOF
-		} else {
-			t.pipe = body
-		}
-		t.unwatch = context.AfterFunc(t.outer, func() { out.CloseWithError(t.outer.Err()) })
-		t.answer(t.declared)
+// send gives the caller its response, unless it has it, and writes what is held back and then p to the reader. The
+// caller holds mu. send unlocks it before it waits.
+func (t *handlerTrip) send(p []byte) error {
+	held := t.writer.held
+	t.writer.held = nil // two goroutines may write; each has its own bytes
+	if t.writer.pipe == nil {
+		t.setContentType(held, p)
+		t.openPipe()
+		t.respond(t.head.declared)
 	}
-	out := t.out
+	pipe := t.writer.pipe
 	t.mu.Unlock()
 	for _, b := range [2][]byte{held, p} {
 		if len(b) == 0 {
 			continue
 		}
-		if _, err := out.Write(b); err != nil {
+		if _, err := pipe.Write(b); err != nil {
 			return err
 		}
 	}
-	if held != nil {
+	if held != nil { // reuse its memory
 		t.mu.Lock()
-		if t.held == nil {
-			t.held = held[:0]
+		if t.writer.held == nil {
+			t.writer.held = held[:0]
 		}
 		t.mu.Unlock()
 	}
 	return nil
 }
 
-// sniff names the content's type as net/http's server does, from the first bytes.
-func (t *handlerTrip) sniff(first, second []byte) {
-	if _, ok := t.sent["Content-Type"]; ok || len(first)+len(second) == 0 || t.sent.Get("Content-Encoding") != "" {
+// openPipe connects the writer to the reader until the caller's context ends. The caller holds mu.
+func (t *handlerTrip) openPipe() {
+	out, in := &t.writer, &t.reader
+	in.pipe, out.pipe = io.Pipe()
+	if t.bodiless() {
+		in.pipe, in.end = nil, io.EOF
+	}
+	pipe := out.pipe
+	out.unwatch = context.AfterFunc(t.outer, func() { pipe.CloseWithError(t.outer.Err()) })
+}
+
+// setContentType sets the content type from the first bytes, as net/http's server does. The caller holds mu.
+func (t *handlerTrip) setContentType(first, second []byte) {
+	sent := t.head.sent
+	if _, ok := sent["Content-Type"]; ok || len(first)+len(second) == 0 || sent.Get("Content-Encoding") != "" {
 		return
 	}
 	if len(first) < 512 && len(second) > 0 {
 		first = append(first[:len(first):len(first)], second[:min(len(second), 512)]...)
 	}
-	t.sent["Content-Type"] = []string{http.DetectContentType(first)}
+	sent["Content-Type"] = []string{http.DetectContentType(first)}
 }
 
-// answer gives the caller its response. The caller holds mu.
-func (t *handlerTrip) answer(length int64) {
-	if !httpfield.BodyAllowed(t.status) {
+// respond gives the caller its response. The caller holds mu.
+func (t *handlerTrip) respond(length int64) {
+	status := t.head.status
+	if !httpfield.BodyAllowed(status) {
 		length = 0
 	}
-	t.res.Status = strconv.Itoa(t.status) + " " + http.StatusText(t.status)
-	t.res.StatusCode = t.status
+	t.res.Status = strconv.Itoa(status) + " " + http.StatusText(status)
+	t.res.StatusCode = status
 	t.res.Proto, t.res.ProtoMajor, t.res.ProtoMinor = "HTTP/1.1", 1, 1
-	t.res.Header = t.sent
+	t.res.Header = t.head.sent
 	t.res.ContentLength = length
 	t.res.Request = t.request
 	t.res.Body = handlerBody{t}
 	close(t.answered)
 }
 
-// finish ends the response when the handler has: in whole, or because of failure.
+// fail makes err the result of the round trip. The caller holds mu.
+func (t *handlerTrip) fail(err error) {
+	t.err = err
+	close(t.answered)
+}
+
+// finish ends the response after the handler has ended. failure is nil when the handler returned.
 func (t *handlerTrip) finish(failure error) {
 	t.mu.Lock()
-	if t.dead != nil {
+	if t.writer.err != nil {
 		t.mu.Unlock()
 		return
 	}
 	if failure == nil {
-		failure = t.outer.Err() // a handler that gave up has not answered in whole
+		failure = t.outer.Err() // the handler may have given up: its response may be incomplete
 	}
 	end := failure
 	if failure == nil {
-		t.begin(http.StatusOK)
-		t.endTrailer()
-		if end = io.EOF; t.written < t.declared && !t.bodiless() {
-			end = io.ErrUnexpectedEOF // as over a connection, which would be closed
+		t.setStatus(http.StatusOK)
+		t.setTrailer()
+		end = io.EOF
+		if t.writer.written < t.head.declared && !t.bodiless() {
+			end = io.ErrUnexpectedEOF // over a connection, it would be closed
 		}
 	}
-	t.dead = errHandlerDone
-	if out, held := t.out, t.held; out != nil {
+	t.writer.err = errHandlerDone
+	if t.writer.pipe != nil {
+		pipe, held := t.writer.pipe, t.writer.held
 		t.mu.Unlock()
 		if failure == nil && len(held) > 0 {
-			_, _ = out.Write(held)
+			_, _ = pipe.Write(held)
 		}
-		t.unwatch()
-		out.CloseWithError(end)
+		t.writer.unwatch()
+		pipe.CloseWithError(end)
 		return
 	}
 	defer t.mu.Unlock()
-	if failure != nil { // nothing has gone out, so there is no response
-		t.err = failure
-		close(t.answered)
+	if failure != nil {
+		t.fail(failure)
 		return
 	}
-	t.sniff(t.held, nil)
-	length := t.declared
-	if _, said := t.sent["Content-Length"]; !said && length < 0 && len(t.res.Trailer) == 0 && len(t.trailer) == 0 && !t.bodiless() {
-		length = int64(len(t.held))
-		t.sent["Content-Length"] = []string{strconv.FormatInt(length, 10)}
+	t.finishShort(end)
+}
+
+// finishShort gives the caller a response that is held back in whole. The caller holds mu.
+func (t *handlerTrip) finishShort(end error) {
+	head, held := &t.head, t.writer.held
+	t.setContentType(held, nil)
+	length := head.declared
+	_, set := head.sent["Content-Length"]
+	if !set && length < 0 && len(t.res.Trailer) == 0 && len(head.trailer) == 0 && !t.bodiless() {
+		length = int64(len(held))
+		head.sent["Content-Length"] = []string{strconv.FormatInt(length, 10)}
 	}
-	t.data, t.end = t.held, end
-	t.answer(length)
+	t.reader.data, t.reader.end = held, end
+	t.respond(length)
 }
 
 // bodiless reports whether the response has no body, whatever the handler writes. The caller holds mu.
 func (t *handlerTrip) bodiless() bool {
-	return t.request.Method == http.MethodHead || !httpfield.BodyAllowed(t.status)
+	return t.request.Method == http.MethodHead || !httpfield.BodyAllowed(t.head.status)
 }
 
-// endTrailer gathers the trailers that the handler has set. The caller holds mu.
-func (t *handlerTrip) endTrailer() {
-	for name, values := range t.header {
+// setTrailer collects the trailers that the handler has set. The caller holds mu.
+func (t *handlerTrip) setTrailer() {
+	for name, values := range t.head.header {
 		if after, ok := strings.CutPrefix(name, http.TrailerPrefix); ok {
 			name = http.CanonicalHeaderKey(after)
 		} else if _, ok := t.res.Trailer[name]; !ok {
 			continue
 		}
-		if t.trailer == nil {
-			t.trailer = make(http.Header)
+		if t.head.trailer == nil {
+			t.head.trailer = make(http.Header)
 		}
-		t.trailer[name] = values
+		t.head.trailer[name] = values
 	}
 }
 
-// abandon ends the round trip without a response, unless there is one.
+// abandon ends the round trip with err, unless the caller has a response.
 func (t *handlerTrip) abandon(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	select {
 	case <-t.answered:
 	default:
-		t.dead, t.err, t.held = err, err, nil
-		close(t.answered)
+		t.writer.err, t.writer.held = err, nil
+		t.fail(err)
 	}
 }
 
 // handlerBody is the body of the caller's response.
 type handlerBody struct{ trip *handlerTrip }
 
-// Read fills in the trailers at the end.
-func (b handlerBody) Read(p []byte) (int, error) {
-	t := b.trip
-	if t.closed.Load() {
+// Read sets the trailers' values at the end of the body.
+func (b handlerBody) Read(p []byte) (n int, err error) {
+	t, r := b.trip, &b.trip.reader
+	if r.closed.Load() {
 		return 0, http.ErrBodyReadAfterClose
 	}
-	var n int
-	var err error
-	if t.pipe != nil {
-		n, err = t.pipe.Read(p)
+	if r.pipe != nil {
+		n, err = r.pipe.Read(p)
 	} else {
-		n = copy(p, t.data)
-		if t.data = t.data[n:]; len(t.data) == 0 {
-			err = t.end
+		n = copy(p, r.data)
+		if r.data = r.data[n:]; len(r.data) == 0 {
+			err = r.end
 		}
 	}
 	if err == io.EOF {
 		t.mu.Lock()
-		if t.res.Trailer == nil && t.trailer != nil {
+		if t.res.Trailer == nil && t.head.trailer != nil {
 			t.res.Trailer = make(http.Header)
 		}
-		maps.Copy(t.res.Trailer, t.trailer)
+		maps.Copy(t.res.Trailer, t.head.trailer)
 		t.mu.Unlock()
 	}
 	return n, err
 }
 
-// Close ends the handler's context and fails its writes.
+// Close ends the handler's context and makes its writes fail.
 func (b handlerBody) Close() error {
-	t := b.trip
-	if !t.closed.CompareAndSwap(false, true) {
+	r := &b.trip.reader
+	if !r.closed.CompareAndSwap(false, true) {
 		return nil
 	}
-	t.cancel()
-	if t.pipe != nil {
-		t.pipe.CloseWithError(io.ErrClosedPipe)
+	b.trip.cancel()
+	if r.pipe != nil {
+		r.pipe.CloseWithError(io.ErrClosedPipe)
 	}
 	return nil
 }
 
-// noted returns how the handler's own gateway says that it ended, if it says so.
+// noted returns the outcome that a gateway inside the handler has recorded, and whether it has recorded one.
 func (b handlerBody) noted() (Outcome, bool) {
 	ex := b.trip.inner
 	ex.mu.Lock()
