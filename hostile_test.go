@@ -60,6 +60,7 @@ var hostileTokens = sync.OnceValue(func() []hostile {
 		add("alg "+alg+", no signature", h+"."+body+".")
 		add("alg "+alg+", a signature", h+"."+body+"."+sig)
 	}
+	add("RFC 7515 appendix A.5", "eyJhbGciOiJub25lIn0.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.")
 	add("alg missing", headed(`{"kid":"rsa"}`))
 	add("alg null", headed(`{"alg":null,"kid":"rsa"}`))
 	add("alg a number", headed(`{"alg":256,"kid":"rsa"}`))

@@ -2,15 +2,10 @@ package gateway
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rsa"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
 	"net/http"
 	"net/url"
 	"slices"
@@ -20,13 +15,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/golang-jwt/jwt/v5"
-	"github.com/seed-96248d0c/gateway/internal/rawjson"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/seed-96248d0c/gateway/internal/fetch"
+	"github.com/seed-96248d0c/gateway/internal/jose"
 )
 
 // KeySource finds the key for a token header. kid is the attacker's word until the signature holds; alg is
@@ -56,105 +50,6 @@ func keyFrom(ctx context.Context, keys KeySource, kid, alg string) (any, error) 
 	return nil, &Error{Status: http.StatusServiceUnavailable, Err: err}
 }
 
-// algorithm ties a name in a token's header to the one kind of key that it may be used with. Otherwise an
-// RSA public key, which everybody has, would serve as the secret of an HMAC (RFC 8725 section 3.1).
-type algorithm struct {
-	signing jwt.SigningMethod
-	kind    keyKind
-	curve   elliptic.Curve // of an elliptic key
-	secret  int            // shortest secret in bytes: the hash's length (RFC 7518 section 3.2)
-}
-
-type keyKind int
-
-const (
-	rsaKind keyKind = iota
-	ecKind
-	edKind
-	secretKind
-)
-
-var algorithms = map[string]*algorithm{
-	"RS256": {signing: jwt.SigningMethodRS256, kind: rsaKind},
-	"RS384": {signing: jwt.SigningMethodRS384, kind: rsaKind},
-	"RS512": {signing: jwt.SigningMethodRS512, kind: rsaKind},
-	"PS256": {signing: jwt.SigningMethodPS256, kind: rsaKind},
-	"PS384": {signing: jwt.SigningMethodPS384, kind: rsaKind},
-	"PS512": {signing: jwt.SigningMethodPS512, kind: rsaKind},
-	"ES256": {signing: jwt.SigningMethodES256, kind: ecKind, curve: elliptic.P256()},
-	"ES384": {signing: jwt.SigningMethodES384, kind: ecKind, curve: elliptic.P384()},
-	"ES512": {signing: jwt.SigningMethodES512, kind: ecKind, curve: elliptic.P521()},
-	"EdDSA": {signing: jwt.SigningMethodEdDSA, kind: edKind},
-	"HS256": {signing: jwt.SigningMethodHS256, kind: secretKind, secret: 32},
-	"HS384": {signing: jwt.SigningMethodHS384, kind: secretKind, secret: 48},
-	"HS512": {signing: jwt.SigningMethodHS512, kind: secretKind, secret: 64},
-}
-
-// The bounds of an RSA key. A longer one makes every signature dear to check.
-const (
-	minRSABits = 2048
-	maxRSABits = 8192
-)
-
-// accepts reports whether key is of a's kind and strong enough.
-func (a *algorithm) accepts(key any) bool {
-	switch k := key.(type) {
-	case *rsa.PublicKey:
-		if a.kind != rsaKind || k == nil || k.N == nil {
-			return false
-		}
-		bits := k.N.BitLen()
-		return minRSABits <= bits && bits <= maxRSABits && k.E > 2 && k.E&1 == 1
-	case *ecdsa.PublicKey:
-		return a.kind == ecKind && k != nil && k.Curve == a.curve
-	case ed25519.PublicKey:
-		return a.kind == edKind && len(k) == ed25519.PublicKeySize
-	case []byte:
-		return a.kind == secretKind && len(k) >= a.secret
-	}
-	return false
-}
-
-// verify checks a signature over input with key, whatever key is.
-func (a *algorithm) verify(input string, signature []byte, key any) error {
-	if !a.accepts(key) {
-		return badCredentials("the key is not of the kind that the algorithm asks for")
-	}
-	if a.signing.Verify(input, signature, key) != nil {
-		return badCredentials("wrong signature")
-	}
-	return nil
-}
-
-// sameKey compares two keys. Interfaces that hold slices cannot be compared by ==.
-func sameKey(a, b any) bool {
-	switch a := a.(type) {
-	case *rsa.PublicKey:
-		b, ok := b.(*rsa.PublicKey)
-		return ok && b != nil && (a == b || a.Equal(b))
-	case *ecdsa.PublicKey:
-		b, ok := b.(*ecdsa.PublicKey)
-		return ok && b != nil && (a == b || a.Equal(b))
-	case ed25519.PublicKey:
-		b, ok := b.(ed25519.PublicKey)
-		return ok && a.Equal(b)
-	case []byte:
-		b, ok := b.([]byte)
-		return ok && subtle.ConstantTimeCompare(a, b) == 1
-	}
-	return false
-}
-
-// isUsableKey reports whether there is an algorithm for key.
-func isUsableKey(key any) bool {
-	for _, a := range algorithms {
-		if a.accepts(key) {
-			return true
-		}
-	}
-	return false
-}
-
 // staticKeys are keys that never change.
 type staticKeys struct {
 	one   any // for every kid, if not nil
@@ -181,7 +76,7 @@ func StaticKeys(keys map[string]any) KeySource {
 }
 
 func staticKey(who string, key any) any {
-	if !isUsableKey(key) {
+	if !jose.IsUsable(key) {
 		panic(fmt.Sprintf("gateway: %s: no algorithm can use this %T", who, key))
 	}
 	switch k := key.(type) {
@@ -199,20 +94,20 @@ func (s *staticKeys) Key(_ context.Context, kid, alg string) (any, error) {
 	if key == nil {
 		key = s.byKid[kid]
 	}
-	if a := algorithms[alg]; a == nil || !a.accepts(key) {
+	if a := jose.Lookup(alg); a == nil || !a.Accepts(key) {
 		return nil, errNoKey
 	}
 	return key, nil
 }
 
 // serve reports whether there is a key for any of methods.
-func (s *staticKeys) serve(methods map[string]*algorithm) bool {
+func (s *staticKeys) serve(methods map[string]*jose.Algorithm) bool {
 	for _, a := range methods {
-		if s.one != nil && a.accepts(s.one) {
+		if s.one != nil && a.Accepts(s.one) {
 			return true
 		}
 		for _, key := range s.byKid {
-			if a.accepts(key) {
+			if a.Accepts(key) {
 				return true
 			}
 		}
@@ -252,7 +147,7 @@ type JWKS struct {
 	maxAge      time.Duration
 	minInterval time.Duration
 
-	set atomic.Pointer[keySet] // the last good one
+	set atomic.Pointer[fetchedKeys] // the last good one
 
 	mu      sync.Mutex
 	running chan struct{} // closed when the running refresh is over; nil when none runs
@@ -261,6 +156,12 @@ type JWKS struct {
 
 	refreshes  metric.Int64Counter
 	good, fail metric.MeasurementOption
+}
+
+// fetchedKeys is a set with the time from which it is to be refreshed.
+type fetchedKeys struct {
+	keys    *jose.KeySet
+	refresh time.Time
 }
 
 // NewJWKS returns the keys at rawURL without asking for them yet. It refuses a URL that is not https, unless
@@ -309,7 +210,7 @@ const maxKeyWait = time.Second
 func (k *JWKS) Key(ctx context.Context, kid, alg string) (any, error) {
 	now := time.Now()
 	if set := k.set.Load(); set != nil {
-		if key := set.find(kid, alg); key != nil {
+		if key := set.keys.Find(kid, alg); key != nil {
 			if now.After(set.refresh) {
 				k.refresh(ctx, now)
 			}
@@ -339,7 +240,7 @@ func (k *JWKS) Key(ctx context.Context, kid, alg string) (any, error) {
 		}
 		missing := k.missing() // before the set is looked at: it may be replaced in between
 		if set := k.set.Load(); set != nil {
-			if key := set.find(kid, alg); key != nil {
+			if key := set.keys.Find(kid, alg); key != nil {
 				return key, nil
 			}
 		}
@@ -400,12 +301,12 @@ func (k *JWKS) refresh(ctx context.Context, now time.Time) (running <-chan struc
 	return done, now, 0
 }
 
-func (k *JWKS) fetch(ctx context.Context, now time.Time) (*keySet, error) {
+func (k *JWKS) fetch(ctx context.Context, now time.Time) (*fetchedKeys, error) {
 	body, header, err := k.client.Get(ctx, k.url)
 	if err != nil {
 		return nil, err
 	}
-	set, err := parseKeySet(body)
+	keys, err := jose.ParseKeySet(body)
 	if err != nil {
 		return nil, err
 	}
@@ -413,8 +314,7 @@ func (k *JWKS) fetch(ctx context.Context, now time.Time) (*keySet, error) {
 	if age == 0 {
 		age = cacheAge(header)
 	}
-	set.refresh = now.Add(max(age*3/4, k.minInterval))
-	return set, nil
+	return &fetchedKeys{keys, now.Add(max(age*3/4, k.minInterval))}, nil
 }
 
 // cacheAge is how long the response may be used (RFC 9111 section 5.2.2), at most an hour; 15 minutes where
@@ -435,159 +335,4 @@ func cacheAge(h http.Header) time.Duration {
 		}
 	}
 	return min(age, time.Hour)
-}
-
-// keySet is what a JWK Set said. It does not change.
-type keySet struct {
-	keys    []publicKey
-	byKid   map[string][]publicKey
-	refresh time.Time // when to ask again
-}
-
-// publicKey is a key with the one algorithm that it is for; "" means every one of its kind.
-type publicKey struct {
-	key any
-	kid string
-	alg string
-}
-
-func (p publicKey) serves(alg string) bool {
-	if p.alg != "" && p.alg != alg {
-		return false
-	}
-	a := algorithms[alg]
-	return a != nil && a.accepts(p.key)
-}
-
-// find returns the key for kid and alg, nil when there is none. Without a kid it must be the only one that
-// could be meant.
-func (s *keySet) find(kid, alg string) any {
-	if kid != "" {
-		for _, p := range s.byKid[kid] {
-			if p.serves(alg) {
-				return p.key
-			}
-		}
-		return nil
-	}
-	var found any
-	for _, p := range s.keys {
-		if p.serves(alg) {
-			if found != nil {
-				return nil
-			}
-			found = p.key
-		}
-	}
-	return found
-}
-
-// parseKeySet reads a JWK Set (RFC 7517 section 5). One without a usable key is an error.
-func parseKeySet(body []byte) (*keySet, error) {
-	top, err := rawjson.DecodeObject(body, len(body))
-	if err != nil {
-		return nil, fmt.Errorf("key set: %w", err)
-	}
-	list, ok := top["keys"].([]any)
-	if !ok {
-		return nil, errors.New("key set without keys")
-	}
-	set := &keySet{byKid: make(map[string][]publicKey)}
-	for _, e := range list {
-		jwk, _ := e.(map[string]any)
-		if p, ok := parseKey(jwk); ok {
-			set.keys = append(set.keys, p)
-			set.byKid[p.kid] = append(set.byKid[p.kid], p)
-		}
-	}
-	if len(set.keys) == 0 {
-		return nil, fmt.Errorf("key set without a usable key among %d", len(list))
-	}
-	return set, nil
-}
-
-// parseKey reads a JSON Web Key (RFC 7517 section 4, RFC 7518 section 6, RFC 8037 section 2) that is of use.
-func parseKey(jwk map[string]any) (p publicKey, ok bool) {
-	text := func(name string) string {
-		s, _ := jwk[name].(string)
-		return s
-	}
-	if _, private := jwk["d"]; private {
-		return p, false // whoever reads the set can sign with it
-	}
-	if use, there := jwk["use"]; there && use != "sig" {
-		return p, false
-	}
-	if ops, there := jwk["key_ops"]; there {
-		list, _ := ops.([]any)
-		if !slices.Contains(list, any("verify")) {
-			return p, false
-		}
-	}
-	if p.kid = text("kid"); p.kid == "" && jwk["kid"] != nil {
-		return p, false
-	}
-
-	switch text("kty") {
-	case "RSA":
-		n, e := octets(text("n")), octets(text("e"))
-		if len(e) == 0 || len(e) > 4 || len(n) > maxRSABits/8+1 {
-			return p, false
-		}
-		exponent := new(big.Int).SetBytes(e).Int64()
-		if exponent > 1<<31-1 {
-			return p, false
-		}
-		p.key = &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(exponent)}
-	case "EC":
-		key, err := parsePoint(text("crv"), octets(text("x")), octets(text("y")))
-		if err != nil {
-			return p, false
-		}
-		p.key = key
-	case "OKP":
-		if text("crv") != "Ed25519" {
-			return p, false
-		}
-		p.key = ed25519.PublicKey(octets(text("x")))
-	default:
-		return p, false
-	}
-
-	if alg, there := jwk["alg"]; there {
-		p.alg, _ = alg.(string)
-		if p.alg == "Ed25519" {
-			p.alg = "EdDSA" // its newer name (RFC 9864)
-		}
-		return p, algorithms[p.alg] != nil && p.serves(p.alg)
-	}
-	return p, isUsableKey(p.key)
-}
-
-// parsePoint reads a point of one of the three curves, at its full length, and checks that it is on it.
-func parsePoint(crv string, x, y []byte) (*ecdsa.PublicKey, error) {
-	var curve elliptic.Curve
-	switch crv {
-	case "P-256":
-		curve = elliptic.P256()
-	case "P-384":
-		curve = elliptic.P384()
-	case "P-521":
-		curve = elliptic.P521()
-	default:
-		return nil, errors.New("unknown curve")
-	}
-	if size := (curve.Params().BitSize + 7) / 8; len(x) != size || len(y) != size {
-		return nil, errors.New("coordinate of a wrong length")
-	}
-	return ecdsa.ParseUncompressedPublicKey(curve, slices.Concat([]byte{4}, x, y))
-}
-
-// octets decodes base64url; nil when it is none.
-func octets(s string) []byte {
-	b, err := segments.DecodeString(s)
-	if err != nil {
-		return nil
-	}
-	return b
 }
