@@ -2,73 +2,74 @@ package gateway
 
 import (
 	"context"
-	"crypto/sha256"
-	"hash/maphash"
 	"math"
-	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/seed-96248d0c/gateway/internal/keytable"
 )
 
-// LimiterOptions bound a limiter's memory. A key at rest is forgotten without loss: its state is that of
-// a new one. When MaxKeys are busy, new keys share one overflow allowance, as large as that of one key, so
-// a flood of keys neither grows memory nor resets anyone. Keys longer than 64 bytes are held as their
-// SHA-256.
+// LimiterOptions bounds a limiter's memory.
 //
-// A busy key costs about 160 bytes in a bucket and 95 in a window, at most 175 and 110, besides the key itself
-// (BenchmarkMemory measures it): with keys of 16 bytes, a million buckets take 176 MB. A limiter without keys
-// takes 40 KiB.
+// A limiter forgets a key at rest: its state equals that of a new key, so nothing is lost. When MaxKeys keys are busy,
+// new keys share one overflow allowance, which is as large as that of one key. So a flood of keys neither grows memory
+// nor resets the state of another key. A key longer than 64 bytes is held as its SHA-256.
+//
+// A busy key costs about 160 bytes in a bucket and 95 in a window, at most 175 and 110, plus the key itself
+// (BenchmarkMemory measures it). With keys of 16 bytes, a million buckets take 176 MB. A limiter without keys takes
+// 40 KiB.
 type LimiterOptions struct {
 	MaxKeys int // 0 means 1<<20; negative panics
 }
 
-// MemoryLimiter is a Limiter and a Returner in this process, made by NewTokenBucket, NewLeakyBucket or
-// NewFixedWindow; the zero value is not usable. It is safe for concurrent use, and its keys are spread over
-// 256 locks.
+const defaultMaxKeys = 1 << 20
+
+// MemoryLimiter is a Limiter and a Returner in the memory of this process. Make it with NewTokenBucket,
+// NewLeakyBucket or NewFixedWindow; the zero value is not usable. It is safe for concurrent use. Its keys are spread
+// over 256 locks.
 //
-// It starts no goroutine: a Take looks, once in a millisecond, at 64 keys in turn and forgets those at rest.
-// One that finds no room for a new key does so too, so that where a tenth of the keys are at rest, a new one
-// almost always finds room. A clock that is set back mints nothing.
+// It starts no goroutine. Instead, once in a millisecond, a Take looks at 64 keys in turn and forgets those at rest. A
+// Take that finds no room for a new key does so too; so when a tenth of the keys are at rest, a new key almost always
+// finds room. A clock that is set back creates no units.
 type MemoryLimiter struct {
-	keys keyTable
+	keys keyLimiter
 }
 
-// keyTable is a table with the states of any algorithm.
-type keyTable interface {
+// keyLimiter is a stateLimiter with the states of any algorithm.
+type keyLimiter interface {
 	take(now time.Time, key string, n int) Decision
 	give(now time.Time, key string, n int, ref int64)
 	size() int
 }
 
-// NewTokenBucket lets bursts pass: burst at once, perSecond in the long run. Window is the time in which an
-// empty bucket fills.
+// NewTokenBucket returns a limiter that allows bursts: burst units at once, and perSecond units in the long run.
+// Decision.Window is the time in which an empty bucket fills.
 //
-// It panics when perSecond is not a positive number or burst is less than 1. More than 1e9 a second count
-// as 1e9, the clock's own measure.
+// It panics when perSecond is not a positive number or burst is less than 1. More than 1e9 units a second count as
+// 1e9, the resolution of the clock.
 func NewTokenBucket(perSecond float64, burst int, opts *LimiterOptions) *MemoryLimiter {
 	if burst < 1 {
 		panic("gateway: NewTokenBucket: burst must be at least 1")
 	}
-	return &MemoryLimiter{newTable("NewTokenBucket", newRateBucket("NewTokenBucket", perSecond, burst, false), opts)}
+	return newMemoryLimiter("NewTokenBucket", newRateBucket("NewTokenBucket", perSecond, burst, false), opts)
 }
 
-// NewLeakyBucket lets one pass every 1/perSecond: one at once, queue more with a Wait, the rest refused.
-// A cost of n takes n slots; it waits for the first of them. Limit is queue+1.
+// NewLeakyBucket returns a limiter that lets one unit pass every 1/perSecond: one at once, queue more after a
+// Decision.Wait, and no others. A cost of n takes n slots and waits for the first of them. Decision.Limit is queue+1.
 //
-// It panics when perSecond is not a positive number or queue is negative. More than 1e9 a second count as
-// 1e9.
+// It panics when perSecond is not a positive number or queue is negative. More than 1e9 units a second count as 1e9.
 func NewLeakyBucket(perSecond float64, queue int, opts *LimiterOptions) *MemoryLimiter {
 	if queue < 0 {
 		panic("gateway: NewLeakyBucket: queue must not be negative")
 	}
-	return &MemoryLimiter{newTable("NewLeakyBucket", newRateBucket("NewLeakyBucket", perSecond, min(queue, math.MaxInt-1)+1, true), opts)}
+	burst := min(queue, math.MaxInt-1) + 1
+	return newMemoryLimiter("NewLeakyBucket", newRateBucket("NewLeakyBucket", perSecond, burst, true), opts)
 }
 
-// NewFixedWindow lets limit pass in each window, aligned to the Unix epoch: a window of 24 hours begins at
-// midnight UTC. Around the border of two windows twice the limit can pass at once.
+// NewFixedWindow returns a limiter that lets limit units pass in each window. Windows are aligned to the Unix epoch: a
+// window of 24 hours begins at midnight UTC. Around the border of two windows, twice the limit can pass in a short
+// time.
 //
 // It panics when limit is less than 1 or window is not positive.
 func NewFixedWindow(limit int, window time.Duration, opts *LimiterOptions) *MemoryLimiter {
@@ -78,18 +79,17 @@ func NewFixedWindow(limit int, window time.Duration, opts *LimiterOptions) *Memo
 	if window <= 0 {
 		panic("gateway: NewFixedWindow: window must be positive")
 	}
-	return &MemoryLimiter{newTable("NewFixedWindow", &fixedWindow{limit: limit, length: window}, opts)}
+	return newMemoryLimiter("NewFixedWindow", &fixedWindow{limit: limit, length: window}, opts)
 }
 
-// Take spends n units of key's allowance. An n below 1 counts as 1. One above the limit can never pass: it
-// is refused with RetryAfter 0. Take never blocks, needs no ctx, and its error is always nil. A refusal
-// takes nothing.
+// Take spends n units of key's allowance. An n below 1 counts as 1. An n above the limit can never pass: it is refused
+// with RetryAfter 0. A refusal takes nothing. Take never blocks, does not use its context, and its error is always nil.
 func (l *MemoryLimiter) Take(_ context.Context, key string, n int) (Decision, error) {
 	return l.keys.take(time.Now(), key, max(n, 1)), nil
 }
 
-// Return gives n units back that d granted to key, as Returner says. An n below 1 counts as 1. No key
-// ever has more than a new one. Its error is always nil.
+// Return gives back n units that d granted to key, as Returner describes. An n below 1 counts as 1. A key never has
+// more units than a new key. The error is always nil.
 func (l *MemoryLimiter) Return(_ context.Context, key string, n int, d Decision) error {
 	if d.OK {
 		l.keys.give(time.Now(), key, max(n, 1), d.Ref)
@@ -97,73 +97,25 @@ func (l *MemoryLimiter) Return(_ context.Context, key string, n int, d Decision)
 	return nil
 }
 
-// Len returns how many keys are held, those at rest that were not looked at yet among them. It is never
-// more than MaxKeys.
+// Len returns how many keys are held, including keys at rest that have not been looked at yet. It is never more than
+// MaxKeys.
 func (l *MemoryLimiter) Len() int { return l.keys.size() }
 
-const (
-	defaultMaxKeys = 1 << 20
-	shardCount     = 256
-	longestKey     = 64
-	sweepEvery     = time.Millisecond
-	sweepKeys      = 64 // looked at once in sweepEvery, and when there is no room
-)
-
-// limitAlgorithm is the arithmetic on the state S of one key. Its methods are called with the state's lock
-// held and with a time that never goes back.
+// limitAlgorithm is the arithmetic on the state S of one key. Its methods are called with the state's lock held, and
+// with a time that never goes back for this state.
 type limitAlgorithm[S any] interface {
-	begin(s *S, now time.Time) // makes a zero S the state of a new key
+	keytable.States[S]
 	take(s *S, now time.Time, n int) Decision
 	give(s *S, now time.Time, n int, ref int64)
-	rested(s *S, now time.Time) bool // whether s is as a new key's
 }
 
-// table holds the state of every key that is not at rest.
-type table[S any] struct {
+// stateLimiter applies an algorithm to the states of a table.
+type stateLimiter[S any] struct {
 	algorithm limitAlgorithm[S]
-	seed      maphash.Seed
-	maxKeys   int64
-	shards    [shardCount]shard[S]
-
-	overflow struct {
-		mu    sync.Mutex
-		clock forwardClock
-		begun bool
-		state S
-	}
-
-	held  atomic.Int64  // keys
-	swept atomic.Int64  // Unix time of the last sweep, in nanoseconds
-	next  atomic.Uint32 // the shard before the one to be swept next
+	table     *keytable.Table[S]
 }
 
-// shard is the part of a table under one lock.
-type shard[S any] struct {
-	mu      sync.Mutex
-	clock   forwardClock
-	keys    map[string]*keyState[S]
-	entries []*keyState[S] // the same, for the sweep
-	pos     int            // where in entries the sweep goes on
-	_       [64]byte       // no two shards' locks in one cache line
-}
-
-type keyState[S any] struct {
-	key   string
-	state S
-}
-
-// forwardClock turns times that were read before a lock was taken into times that never go back.
-type forwardClock struct{ last time.Time }
-
-func (c *forwardClock) advance(now time.Time) time.Time {
-	if now.Before(c.last) {
-		return c.last
-	}
-	c.last = now
-	return now
-}
-
-func newTable[S any](caller string, a limitAlgorithm[S], opts *LimiterOptions) *table[S] {
+func newMemoryLimiter[S any](caller string, a limitAlgorithm[S], opts *LimiterOptions) *MemoryLimiter {
 	maxKeys := defaultMaxKeys
 	if opts != nil {
 		if opts.MaxKeys < 0 {
@@ -173,183 +125,40 @@ func newTable[S any](caller string, a limitAlgorithm[S], opts *LimiterOptions) *
 			maxKeys = opts.MaxKeys
 		}
 	}
-	return &table[S]{algorithm: a, seed: maphash.MakeSeed(), maxKeys: int64(maxKeys)}
+	return &MemoryLimiter{&stateLimiter[S]{algorithm: a, table: keytable.New(maxKeys, keytable.States[S](a))}}
 }
 
-// size leaves out those who count themselves and are about to find no room.
-func (t *table[S]) size() int { return int(min(t.held.Load(), t.maxKeys)) }
+func (l *stateLimiter[S]) size() int { return l.table.Len() }
 
-func (t *table[S]) take(now time.Time, key string, n int) Decision {
-	k := keyName{plain: key}
-	s := t.shardOf(&k)
-	d, ok := t.takeFrom(s, &k, now, n)
-	if ok {
-		t.sweepInTime(now)
-		return d
+// take marks a decision of the overflow by a negative Ref, so that give knows where the units came from.
+func (l *stateLimiter[S]) take(now time.Time, key string, n int) Decision {
+	s := l.table.Lock(key, now)
+	defer s.Unlock()
+	d := l.algorithm.take(s.State, s.Now, n)
+	if s.Overflow {
+		d.Ref = ^d.Ref
 	}
-	t.sweep(now)
-	if d, ok = t.takeFrom(s, &k, now, n); ok {
-		return d
-	}
-	return t.takeOverflow(now, n)
-}
-
-// takeFrom reports false, and takes nothing, when k is new and there is no room for it.
-func (t *table[S]) takeFrom(s *shard[S], k *keyName, now time.Time, n int) (Decision, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now = s.clock.advance(now)
-	e := s.find(k)
-	if e == nil {
-		if t.held.Add(1) > t.maxKeys {
-			t.held.Add(-1)
-			return Decision{}, false
-		}
-		e = s.add(k)
-		t.algorithm.begin(&e.state, now)
-	}
-	return t.algorithm.take(&e.state, now, n), true
-}
-
-// takeOverflow marks its decisions by a negative Ref, so that they are given back where they were taken
-// from.
-func (t *table[S]) takeOverflow(now time.Time, n int) Decision {
-	o := &t.overflow
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	now = o.clock.advance(now)
-	if !o.begun {
-		t.algorithm.begin(&o.state, now)
-		o.begun = true
-	}
-	d := t.algorithm.take(&o.state, now, n)
-	d.Ref = ^d.Ref
 	return d
 }
 
-func (t *table[S]) give(now time.Time, key string, n int, ref int64) {
+func (l *stateLimiter[S]) give(now time.Time, key string, n int, ref int64) {
+	var s keytable.Locked[S]
 	if ref < 0 {
-		o := &t.overflow
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		if o.begun {
-			t.algorithm.give(&o.state, o.clock.advance(now), n, ^ref)
-		}
-		return
+		ref = ^ref
+		s = l.table.LockOverflow(now)
+	} else {
+		s = l.table.LockHeld(key, now)
 	}
-	k := keyName{plain: key}
-	s := t.shardOf(&k)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	// A key that is not held is at rest: it has everything already.
-	if e := s.find(&k); e != nil {
-		t.algorithm.give(&e.state, s.clock.advance(now), n, ref)
+	if s.State == nil {
+		return // the key is not held, so it is at rest and has its whole allowance
 	}
+	defer s.Unlock()
+	l.algorithm.give(s.State, s.Now, n, ref)
 }
 
-// sweepInTime sweeps if nobody did lately. A clock that was set back counts as long ago.
-func (t *table[S]) sweepInTime(now time.Time) {
-	at, last := now.UnixNano(), t.swept.Load()
-	if since := at - last; since < 0 || since >= int64(sweepEvery) {
-		if t.swept.CompareAndSwap(last, at) {
-			t.sweep(now)
-		}
-	}
-}
-
-// sweep looks at sweepKeys keys, where the last sweep ended, and forgets those at rest. It waits for no lock
-// and is called with none held.
-func (t *table[S]) sweep(now time.Time) {
-	keys := sweepKeys
-	for i := 0; i < shardCount && keys > 0; i++ {
-		s := &t.shards[t.next.Add(1)%shardCount]
-		if !s.mu.TryLock() {
-			continue
-		}
-		if len(s.entries) > 0 {
-			at := s.clock.advance(now)
-			for j := min(keys, len(s.entries)); j > 0; j-- {
-				keys--
-				if s.pos >= len(s.entries) {
-					s.pos = 0
-				}
-				if t.algorithm.rested(&s.entries[s.pos].state, at) {
-					s.remove(s.pos)
-					t.held.Add(-1)
-				} else {
-					s.pos++
-				}
-			}
-		}
-		s.mu.Unlock()
-	}
-}
-
-func (t *table[S]) shardOf(k *keyName) *shard[S] {
-	return &t.shards[k.hash(t.seed)%shardCount]
-}
-
-func (s *shard[S]) find(k *keyName) *keyState[S] {
-	if k.hashed {
-		return s.keys[string(k.sum[:])]
-	}
-	return s.keys[k.plain]
-}
-
-func (s *shard[S]) add(k *keyName) *keyState[S] {
-	e := &keyState[S]{key: k.own()}
-	if s.keys == nil {
-		s.keys = make(map[string]*keyState[S])
-	}
-	s.keys[e.key] = e
-	s.entries = append(s.entries, e)
-	return e
-}
-
-func (s *shard[S]) remove(i int) {
-	last := len(s.entries) - 1
-	delete(s.keys, s.entries[i].key)
-	s.entries[i] = s.entries[last]
-	s.entries[last] = nil
-	s.entries = s.entries[:last]
-	if last == 0 {
-		s.keys, s.entries = nil, nil // a map never shrinks by itself
-	}
-}
-
-// keyName is a key as a table knows it. A hashed one is longer than any that is held as it is, so
-// that nobody can choose a key that is another's hash.
-type keyName struct {
-	plain  string
-	hashed bool
-	sum    [longestKey + 1]byte
-}
-
-func (k *keyName) hash(seed maphash.Seed) uint64 {
-	if len(k.plain) <= longestKey {
-		return maphash.String(seed, k.plain)
-	}
-	k.digest()
-	return maphash.Bytes(seed, k.sum[:])
-}
-
-func (k *keyName) digest() {
-	var buf [512]byte // keys up to this size are hashed without an allocation
-	sum := sha256.Sum256(append(buf[:0], k.plain...))
-	copy(k.sum[:], sum[:])
-	k.hashed = true
-}
-
-// own returns what the table keeps: nothing of the request that the key was cut from.
-func (k *keyName) own() string {
-	if k.hashed {
-		return string(k.sum[:])
-	}
-	return strings.Clone(k.plain)
-}
-
-// rateBucket is the token bucket and, with queued set, the leaky bucket: a token bucket in which a unit
-// waits until those that were taken before it have come back.
+// rateBucket is the token bucket and, if queued is true, the leaky bucket. A leaky bucket is a token bucket in which a
+// unit waits until those that were taken before it have come back. For example, at 10 a second, the first unit passes at
+// once, the second waits 100 ms and the third 200 ms.
 type rateBucket struct {
 	rate   float64
 	burst  int
@@ -362,7 +171,7 @@ func newRateBucket(caller string, perSecond float64, burst int, queued bool) *ra
 		panic("gateway: " + caller + ": perSecond must be positive")
 	}
 	b := &rateBucket{rate: min(perSecond, 1e9), burst: burst, queued: queued}
-	// The subtraction is for quotients such as 10.000000000000002.
+	// The subtraction keeps a quotient such as 10.000000000000002 from being rounded up to 11.
 	const most = math.MaxInt64 / int64(time.Second)
 	if s := math.Ceil(float64(burst)/b.rate - 1e-9); s < float64(most) {
 		b.window = time.Duration(max(s, 1)) * time.Second
@@ -372,8 +181,8 @@ func newRateBucket(caller string, perSecond float64, burst int, queued bool) *ra
 	return b
 }
 
-// begin fills the limiter: a zero one starts empty.
-func (b *rateBucket) begin(s *rate.Limiter, now time.Time) {
+// Begin fills the bucket: a zero rate.Limiter is empty.
+func (b *rateBucket) Begin(s *rate.Limiter, now time.Time) {
 	s.SetBurstAt(now, b.burst)
 	s.SetLimitAt(now, rate.Limit(b.rate))
 	s.AllowN(now, -b.burst)
@@ -395,8 +204,8 @@ func (b *rateBucket) take(s *rate.Limiter, now time.Time, n int) Decision {
 	return d
 }
 
-// give gives a leaky bucket's slot back only while the queue ends with it, for who came later has been
-// told to wait until it is over.
+// give gives back the slot of a leaky bucket only while that is the last in the queue. Those that came later have been
+// granted a Wait that begins after this slot, and keep it.
 func (b *rateBucket) give(s *rate.Limiter, now time.Time, n int, ref int64) {
 	if b.queued {
 		end := queueEnd(now, b.timeFor(float64(b.burst)-s.TokensAt(now)))
@@ -404,14 +213,15 @@ func (b *rateBucket) give(s *rate.Limiter, now time.Time, n int, ref int64) {
 			return
 		}
 	}
-	s.AllowN(now, -min(n, b.burst)) // the next look at it cuts the tokens at the burst
+	s.AllowN(now, -min(n, b.burst)) // the next call cuts the tokens at the burst
 }
 
-func (b *rateBucket) rested(s *rate.Limiter, now time.Time) bool {
+func (b *rateBucket) AtRest(s *rate.Limiter, now time.Time) bool {
 	return s.TokensAt(now) >= float64(b.burst)
 }
 
-// units is how many could be taken at once. rate.Limiter lets pass what lacks less than a nanosecond.
+// units returns how many units could be taken at once. Like rate.Limiter, it ignores a lack of less than a nanosecond's
+// worth.
 func (b *rateBucket) units(tokens float64) int {
 	tokens += b.rate * 0.999e-9
 	switch {
@@ -423,8 +233,8 @@ func (b *rateBucket) units(tokens float64) int {
 	return int(tokens)
 }
 
-// timeFor is how long that many tokens take to come, in whole nanoseconds. It rounds up, but not for the
-// last digits of a quotient.
+// timeFor returns the time in which so many tokens come, in whole nanoseconds. It rounds up, unless the excess is only a
+// rounding error of the quotient.
 func (b *rateBucket) timeFor(tokens float64) time.Duration {
 	switch ns := tokens / b.rate * 1e9; {
 	case ns < 1:
@@ -436,7 +246,7 @@ func (b *rateBucket) timeFor(tokens float64) time.Duration {
 	}
 }
 
-// queueEnd is the Unix time, in nanoseconds, at which a queue that takes so long is over.
+// queueEnd returns the Unix time, in nanoseconds, at which a queue that lasts for after is empty.
 func queueEnd(now time.Time, after time.Duration) int64 {
 	at := max(now.UnixNano(), 0)
 	if int64(after) > math.MaxInt64-at {
@@ -445,18 +255,19 @@ func queueEnd(now time.Time, after time.Duration) int64 {
 	return at + int64(after)
 }
 
-// fixedWindow counts in windows that are aligned to the Unix epoch.
+// fixedWindow is the fixed window, aligned to the Unix epoch.
 type fixedWindow struct {
 	limit  int
 	length time.Duration
 }
 
-// windowCount is what one key took.
+// windowCount counts the units that one key has taken in a window.
 type windowCount struct {
 	start int64 // of the window, Unix time in nanoseconds
 	used  int
 }
 
+// startAt returns the start of the window that now is in.
 func (w *fixedWindow) startAt(now time.Time) int64 {
 	at := now.UnixNano()
 	into := at % int64(w.length)
@@ -466,10 +277,10 @@ func (w *fixedWindow) startAt(now time.Time) int64 {
 	return at - into
 }
 
-func (w *fixedWindow) begin(s *windowCount, now time.Time) { s.start = w.startAt(now) }
+func (w *fixedWindow) Begin(s *windowCount, now time.Time) { s.start = w.startAt(now) }
 
 func (w *fixedWindow) take(s *windowCount, now time.Time, n int) Decision {
-	// A window does not begin again when the clock is set back.
+	// When the clock is set back, the present window goes on.
 	if start := w.startAt(now); start > s.start {
 		s.start, s.used = start, 0
 	}
@@ -494,6 +305,6 @@ func (w *fixedWindow) give(s *windowCount, _ time.Time, n int, ref int64) {
 	}
 }
 
-func (w *fixedWindow) rested(s *windowCount, now time.Time) bool {
+func (w *fixedWindow) AtRest(s *windowCount, now time.Time) bool {
 	return s.used == 0 || w.startAt(now) > s.start
 }
