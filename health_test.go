@@ -143,6 +143,56 @@ func TestPassiveEjection(t *testing.T) {
 	})
 }
 
+// Requests that are in flight when their target is ejected may fail, too. That must neither prolong the ejection nor
+// change its reason, nor double the next one.
+func TestFailuresWhileEjectedChangeNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fail := make(chan error)
+		first := pick(func(gateway.Outcome) func(gateway.Outcome) { return nil })
+		u := gateway.NewUpstream("u", gateway.MustTargets("http://a", "http://b", "http://c"), &gateway.UpstreamOptions{
+			Balancer: first, Health: gateway.HealthOptions{EjectFor: time.Minute, MaxEjected: 1},
+			Transport: roundTrip(func(r *http.Request) (*http.Response, error) { return nil, <-fail }),
+		})
+		begin := func(n int) {
+			for range n {
+				go u.RoundTrip(httptest.NewRequest("GET", "/", nil))
+			}
+			synctest.Wait()
+		}
+		end := func(n int, err error) {
+			for range n {
+				fail <- err
+			}
+			synctest.Wait()
+		}
+		begin(9)
+		end(3, io.EOF)
+		const reason = "ejected: 3 failures in a row, the last: upstream_error"
+		if got := u.Status()[0]; got.Healthy || got.Reason != reason {
+			t.Fatalf("after three failures: %+v", got)
+		}
+		time.Sleep(30 * time.Second)
+		end(6, gateway.ErrTimeout)
+		if got := u.Status()[0]; got.Healthy || got.Reason != reason || got.Pending != 0 {
+			t.Errorf("after six more: %+v", got)
+		}
+		time.Sleep(30 * time.Second)
+		if got := states(u); got != "a b c" {
+			t.Errorf("after a minute: %s", got)
+		}
+		begin(3)
+		end(3, io.EOF)
+		time.Sleep(2*time.Minute - time.Second)
+		if got := states(u); got != "-a b c" {
+			t.Errorf("in the second ejection: %s", got)
+		}
+		time.Sleep(time.Second)
+		if got := states(u); got != "a b c" {
+			t.Errorf("after the second ejection, of two minutes: %s", got)
+		}
+	})
+}
+
 func TestEjectionIsOfTheTargetsFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for name, err := range map[string]error{
