@@ -20,34 +20,42 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/rawjson"
 )
 
-// JWTOptions say which tokens are believed. Issuer, Audience and Algorithms are required.
+// JWTOptions configures which tokens a JWT accepts. Issuer, Audience and Algorithms are required.
 type JWTOptions struct {
-	Issuer, Audience string                     // required: the token's iss, and one of its aud
-	Algorithms       []string                   // required: of RS, PS, ES and HS with 256, 384 or 512, and EdDSA; "none" panics
-	Type             string                     // required "typ", such as "at+jwt" (RFC 9068); "" accepts any
+	Issuer, Audience string                     // required: the token's iss, and one value of its aud
+	Algorithms       []string                   // required: RS, PS, ES or HS with 256, 384 or 512, or EdDSA
+	Type             string                     // required typ, such as "at+jwt" (RFC 9068); "" accepts any
 	Leeway           time.Duration              // for exp, nbf and iat; 0 means none
 	Token            func(*http.Request) string // nil: the Authorization bearer; see CookieToken, HeaderToken
-	CacheSize        int                        // verified tokens remembered until they expire; 0 means 10,000, negative none
-	MaxBytes         int                        // of a token, checked before any work; 0 means 16 KiB
-	Revoked          func(*Identity) bool       // asked on every request, cache hits too; nil: none
+	CacheSize        int                        // verified tokens that are remembered; 0 means 10,000, negative none
+	MaxBytes         int                        // length of a token, checked before any work; 0 means 16 KiB
+	Revoked          func(*Identity) bool       // called on every request, cache hits too; nil: no token is revoked
 }
 
-// JWT authenticates bearer tokens (RFC 7519, under RFC 8725's rules). It is safe for concurrent use.
+// JWT authenticates bearer tokens (RFC 7519) by the rules of RFC 8725. It is safe for concurrent use.
 //
-// A token is refused unless all of this holds. Its size is within MaxBytes. It is three parts of base64url
-// without padding or bits to spare. Header and claims are JSON objects that can be read in one way only: no
-// member stands twice. The algorithm is one of Algorithms, and the key is of the kind that the algorithm asks
-// for: RSA of 2048 bits at least, the curve of ES256, ES384 or ES512, Ed25519, or a secret as long as the hash.
-// There is no crit. The signature holds. The issuer is Issuer, aud is or holds Audience, exp is there and
-// ahead, nbf and iat are not ahead where they are there, and all three are numbers.
+// A token is accepted only if all of this holds:
 //
-// Scopes are those of the claim "scope", a string of them with spaces between or a list; without it those
-// of "scp". The header's jwk, jku, x5c and x5u are never looked at.
+//   - It is at most MaxBytes long.
+//   - It has three parts of base64url without padding. Bits that encode nothing are zero.
+//   - Header and claims are JSON objects. None has two members of one name, since readers differ on which
+//     counts.
+//   - The header's alg is one of Algorithms, and the key fits it: RSA of at least 2048 bits, the curve of ES256,
+//     ES384 or ES512, Ed25519, or a secret that is as long as the hash.
+//   - The header has no crit.
+//   - The signature is valid.
+//   - The claim iss equals Issuer, and aud is or contains Audience.
+//   - The claim exp is present and in the future. nbf and iat, where present, are not in the future. All three
+//     are numbers.
 //
-// A token that was verified is remembered until it expires, until its key is no longer what the KeySource
-// returns, or until Revoked says so, and is not verified again; requests with one token at the same time
-// verify it once. Of CacheSize tokens the least used go first, and sooner when they are longer than 2 KiB on
-// average. One costs about 1.2 KiB and twice its length: 24 MB for 10,000 tokens of 700 bytes.
+// The Identity's Scopes come from the claim scope, or from scp where there is no scope. Both may be a string
+// of scopes separated by spaces, or a list. The header's jwk, jku, x5c and x5u are never read.
+//
+// A verified token is remembered and not verified again, until it expires or until the KeySource returns
+// another key for it. Requests with the same token at the same time verify it once. When CacheSize tokens are
+// remembered, those that were not used for longest make room; this begins earlier when tokens are longer than
+// 2 KiB on average. A remembered token takes about 1.2 KiB and twice its length: 24 MB for 10,000 tokens of
+// 700 bytes.
 type JWT struct {
 	keys      KeySource
 	methods   map[string]*jose.Algorithm // the allowed ones, by name
@@ -61,22 +69,25 @@ type JWT struct {
 	cache     *flightcache.Cache[verified] // nil: none
 }
 
-// verified is a token that was found good.
+// verified is a token whose signature and claims were valid.
 type verified struct {
 	id *Identity
 
-	// The key that verified it, and how the KeySource was asked for that key.
+	// The key that verified it, and the arguments with which the KeySource returned that key.
 	key      any
 	kid, alg string
 }
+
+// tokenEntry is a verified token in the cache.
+type tokenEntry = flightcache.Entry[verified]
 
 const (
 	defaultTokenCache = 10_000
 	meanTokenBytes    = 2 << 10 // an entry that is longer takes the place of several
 )
 
-// newTokenCache returns a cache of at most size tokens, with meanTokenBytes for each on average. A size of 0 means
-// the default, and a negative one no cache: nil.
+// newTokenCache returns a cache of at most size tokens, with meanTokenBytes for each on average. A size of 0
+// means the default. For a negative size it returns nil: no cache.
 func newTokenCache[V any](size int, load func(context.Context, string) (*flightcache.Entry[V], error)) *flightcache.Cache[V] {
 	if size < 0 {
 		return nil
@@ -87,9 +98,9 @@ func newTokenCache[V any](size int, load func(context.Context, string) (*flightc
 	return flightcache.New(size, size*meanTokenBytes, load)
 }
 
-// NewJWT returns a JWT that verifies with keys. It panics without keys, Issuer, Audience and Algorithms, on
-// an algorithm that it does not know, "none" first of all, on a negative Leeway or MaxBytes, and when keys are
-// static and none of them serves any of Algorithms.
+// NewJWT returns a JWT that verifies tokens with keys. It panics when keys is nil, when Issuer, Audience or
+// Algorithms is missing, on an unknown algorithm, such as "none", and on a negative Leeway or MaxBytes. It
+// also panics when keys come from StaticKey or StaticKeys and none of them fits any of Algorithms.
 func NewJWT(keys KeySource, opts JWTOptions) *JWT {
 	if keys == nil {
 		panic("gateway: NewJWT: nil KeySource")
@@ -116,7 +127,7 @@ func NewJWT(keys KeySource, opts JWTOptions) *JWT {
 		j.methods[name] = jose.Lookup(name)
 	}
 	if s, ok := keys.(*staticKeys); ok && !s.serve(j.methods) {
-		panic("gateway: NewJWT: no key is of the kind that Algorithms ask for")
+		panic("gateway: NewJWT: no key is of the kind that Algorithms require")
 	}
 	if j.maxBytes == 0 {
 		j.maxBytes = 16 << 10
@@ -125,7 +136,7 @@ func NewJWT(keys KeySource, opts JWTOptions) *JWT {
 	return j
 }
 
-// check panics on options that cannot be meant.
+// check panics on missing and invalid options. who is the constructor, for the message.
 func (o *JWTOptions) check(who string) {
 	switch {
 	case o.Issuer == "":
@@ -155,7 +166,7 @@ func (j *JWT) Authenticate(r *http.Request) (*Identity, error) {
 	return j.Verify(r.Context(), token)
 }
 
-// tokenOf finds the token that r carries, which is not empty.
+// tokenOf returns the token that r carries. It is never empty without an error.
 func (j *JWT) tokenOf(r *http.Request) (string, error) {
 	if j.token == nil {
 		return bearer(r.Header)
@@ -167,13 +178,13 @@ func (j *JWT) tokenOf(r *http.Request) (string, error) {
 	return token, nil
 }
 
-// Verify says whom a token speaks of. The error wraps ErrUnauthenticated when the token is bad; it is an
-// *Error with status 503 when the keys are out of reach, and ctx's own when that ended first.
+// Verify returns the Identity of a token. The error wraps ErrUnauthenticated when the token is bad. It is an
+// *Error with status 503 when the keys cannot be had, and ctx.Err() when ctx ended first.
 func (j *JWT) Verify(ctx context.Context, token string) (*Identity, error) {
 	if len(token) > j.maxBytes {
 		return nil, badCredentials("token too long")
 	}
-	var e *flightcache.Entry[verified]
+	var e *tokenEntry
 	var hit bool
 	var err error
 	if j.cache != nil {
@@ -194,9 +205,9 @@ func (j *JWT) Verify(ctx context.Context, token string) (*Identity, error) {
 	return id, nil
 }
 
-// recheck asks the KeySource whether the key that verified a cached token is still valid. A token whose key has
-// been replaced is verified again.
-func (j *JWT) recheck(ctx context.Context, token string, e *flightcache.Entry[verified]) (*flightcache.Entry[verified], error) {
+// recheck asks the KeySource whether the key that verified a cached token is still valid. A token whose key
+// has been replaced is verified again.
+func (j *JWT) recheck(ctx context.Context, token string, e *tokenEntry) (*tokenEntry, error) {
 	v := &e.Value
 	key, err := keyFrom(ctx, j.keys, v.kid, v.alg)
 	if err != nil {
@@ -212,8 +223,9 @@ func (j *JWT) recheck(ctx context.Context, token string, e *flightcache.Entry[ve
 	return e, nil
 }
 
-// verify does the work, the cheap parts first: what has no good signature costs no more than its header.
-func (j *JWT) verify(ctx context.Context, token string) (*flightcache.Entry[verified], error) {
+// verify checks a token, the cheap parts first. A token with a bad signature costs no more than decoding its
+// header and the signature's verification: its claims are not decoded.
+func (j *JWT) verify(ctx context.Context, token string) (*tokenEntry, error) {
 	head, payload, sig, ok := jose.Split(token)
 	if !ok {
 		return nil, badCredentials("malformed token")
@@ -250,7 +262,7 @@ func (j *JWT) verify(ctx context.Context, token string) (*flightcache.Entry[veri
 		return nil, fmt.Errorf("%w: %w", ErrUnauthenticated, err)
 	}
 	id := c.identity()
-	return &flightcache.Entry[verified]{
+	return &tokenEntry{
 		Value: verified{id: id, key: key, kid: kid, alg: alg},
 		Until: id.Expiry.Add(j.leeway),
 	}, nil
@@ -280,7 +292,7 @@ func (j *JWT) readHeader(segment string) (alg, kid string, err error) {
 	return alg, kid, nil
 }
 
-// claims are a token's, as the validator asks for them. What is there but of a wrong type is an error.
+// claims implements jwt.Claims for the validator. A claim that is present but has the wrong type is an error.
 type claims map[string]any
 
 var errClaimType = errors.New("claim of a wrong type")
@@ -291,7 +303,7 @@ func (c claims) GetNotBefore() (*jwt.NumericDate, error)      { return c.date("n
 func (c claims) GetIssuer() (string, error)                   { return c.text("iss") }
 func (c claims) GetSubject() (string, error)                  { return c.text("sub") }
 
-// GetAudience reads a string or a list of them (RFC 7519 section 4.1.3).
+// GetAudience reads aud, which is a string or a list of strings (RFC 7519 section 4.1.3).
 func (c claims) GetAudience() (jwt.ClaimStrings, error) {
 	switch v := c["aud"].(type) {
 	case string:
@@ -309,6 +321,7 @@ func (c claims) GetAudience() (jwt.ClaimStrings, error) {
 	return nil, errClaimType
 }
 
+// text returns a claim that is a string, "" when it is absent.
 func (c claims) text(name string) (string, error) {
 	v, there := c[name]
 	s, ok := v.(string)
@@ -318,7 +331,8 @@ func (c claims) text(name string) (string, error) {
 	return s, nil
 }
 
-// date reads a NumericDate (RFC 7519 section 2) between the years 1970 and 9999.
+// date returns a claim that is a NumericDate (RFC 7519 section 2) in the years 1970 to 9999, nil when it is
+// absent.
 func (c claims) date(name string) (*jwt.NumericDate, error) {
 	v, there := c[name]
 	if !there {
@@ -337,13 +351,13 @@ func (c claims) date(name string) (*jwt.NumericDate, error) {
 	return &jwt.NumericDate{Time: time.Unix(int64(sec), int64(frac*1e9))}, nil
 }
 
-// Validate is asked by the validator after its own questions.
+// Validate checks what the validator does not check itself. The validator calls it last.
 func (c claims) Validate() error {
 	_, err := c.text("sub")
 	return err
 }
 
-// identity is what valid claims say.
+// identity returns the Identity that valid claims describe.
 func (c claims) identity() *Identity {
 	id := &Identity{Claims: c}
 	id.Subject, _ = c.text("sub")
@@ -359,7 +373,8 @@ func (c claims) identity() *Identity {
 	return id
 }
 
-// scopesOf reads a string of scopes (RFC 8693 section 4.2) or a list of them, which some issuers send.
+// scopesOf reads scopes from a string with spaces between them (RFC 8693 section 4.2), or from a list, which
+// some issuers send. It skips what is not a scope.
 func scopesOf(v any) []string {
 	var list []string
 	switch v := v.(type) {
@@ -379,10 +394,14 @@ func scopesOf(v any) []string {
 	return list
 }
 
-// Issuers picks by the token's own "iss", which nobody has verified yet, the JWT that then verifies it or not: each
-// issuer has its own keys, audience, algorithms and way to carry a token. A token of any other issuer is
-// refused. Together with KeyBySubject and the Identity's Issuer, equal subjects of two issuers stay two. It
-// panics without any, and on a JWT that is nil or stands under another name than its own JWTOptions.Issuer.
+// Issuers chooses the JWT for a token by the token's claim iss. Nobody has verified iss at that point; the
+// JWT that it selects then verifies the token with its own keys, audience and algorithms. A token of any
+// other issuer is refused. A token must also be where its own issuer's JWTOptions.Token finds it.
+//
+// Two issuers may have users with the same Subject. KeyBySubject and the Identity's Issuer keep them apart.
+//
+// Issuers panics without issuers, on a nil JWT, and on a JWT whose JWTOptions.Issuer differs from its key in
+// the map.
 func Issuers(byIssuer map[string]*JWT) Authenticator {
 	if len(byIssuer) == 0 {
 		panic("gateway: Issuers: no issuers")
@@ -391,7 +410,7 @@ func Issuers(byIssuer map[string]*JWT) Authenticator {
 	for _, issuer := range slices.Sorted(maps.Keys(byIssuer)) {
 		j := byIssuer[issuer]
 		if j == nil || j.issuer != issuer {
-			panic("gateway: Issuers: the JWT under " + strconv.Quote(issuer) + " is not that issuer's")
+			panic("gateway: Issuers: the JWT under " + strconv.Quote(issuer) + " belongs to another issuer")
 		}
 		m.list = append(m.list, j)
 		m.maxBytes = max(m.maxBytes, j.maxBytes)
@@ -401,11 +420,11 @@ func Issuers(byIssuer map[string]*JWT) Authenticator {
 
 type issuers struct {
 	byIssuer map[string]*JWT
-	list     []*JWT // by name
-	maxBytes int
+	list     []*JWT // sorted by issuer, so that the order is always the same
+	maxBytes int    // the largest of all
 }
 
-// Authenticate lets the first token that is found decide.
+// Authenticate looks for a token in each place where an issuer has its tokens. The first token decides.
 func (m *issuers) Authenticate(r *http.Request) (*Identity, error) {
 	for _, finder := range m.list {
 		token, err := finder.tokenOf(r)
@@ -420,9 +439,10 @@ func (m *issuers) Authenticate(r *http.Request) (*Identity, error) {
 			return nil, badCredentials("unknown issuer")
 		}
 		if j != finder {
-			// Found where one issuer's tokens are, it must be where its own issuer's are, too.
+			// The token was found where finder has its tokens. Its own issuer must have them there, too: a
+			// token that an issuer sends in a cookie is not accepted as a bearer token.
 			if own, err := j.tokenOf(r); err != nil || own != token {
-				return nil, badCredentials("not where this issuer's tokens are")
+				return nil, badCredentials("the token is not where its issuer's tokens are sent")
 			}
 		}
 		return j.Verify(r.Context(), token)
@@ -430,7 +450,7 @@ func (m *issuers) Authenticate(r *http.Request) (*Identity, error) {
 	return nil, ErrNoCredentials
 }
 
-// issuerOf reads iss from a token that may be anything; "" when it has none.
+// issuerOf returns the claim iss of a token that nobody has verified, "" when it has none or is malformed.
 func (m *issuers) issuerOf(token string) string {
 	if len(token) > m.maxBytes {
 		return ""
@@ -450,8 +470,9 @@ func (m *issuers) issuerOf(token string) string {
 	return issuer
 }
 
-// bearer finds the token in Authorization (RFC 6750 section 2.1). Another scheme there is none of its kind;
-// two fields, or a scheme without one token after it, are bad.
+// bearer returns the token in Authorization (RFC 6750 section 2.1). A field with another scheme is not
+// credentials of this kind. Two fields, or the scheme without exactly one token after it, are bad
+// credentials.
 func bearer(h http.Header) (string, error) {
 	values := h["Authorization"]
 	if len(values) == 0 {
@@ -467,7 +488,7 @@ func bearer(h http.Header) (string, error) {
 	}
 	v = v[len(scheme):]
 	if v != "" && httpfield.IsToken(v[:1]) {
-		return "", ErrNoCredentials // a longer name of a scheme
+		return "", ErrNoCredentials // a scheme whose name begins with Bearer
 	}
 	token := strings.TrimLeft(v, " ")
 	if token == "" || len(token) == len(v) {
@@ -476,11 +497,11 @@ func bearer(h http.Header) (string, error) {
 	return token, nil
 }
 
-// CookieToken finds the token in a cookie, for JWTOptions.Token. Of two cookies of one name neither is
-// believed. It panics on an empty name.
+// CookieToken returns a function that finds the token in a cookie, for JWTOptions.Token. A request with two
+// cookies of that name is refused. CookieToken panics on an empty name.
 //
-// A cookie is sent by any page that makes the browser ask: guard what changes state with
-// http.CrossOriginProtection, too.
+// Browsers send a cookie with every request to its host, also with those that a page of somebody else makes.
+// So guard requests that change state with http.CrossOriginProtection, too.
 func CookieToken(name string) func(*http.Request) string {
 	if name == "" {
 		panic("gateway: CookieToken: empty name")
@@ -496,8 +517,9 @@ func CookieToken(name string) func(*http.Request) string {
 	}
 }
 
-// HeaderToken finds the token in a header field, which holds nothing else, for JWTOptions.Token. Of two
-// fields of one name neither is believed. It panics on a name that is none.
+// HeaderToken returns a function that finds the token in a header field, whose whole value it is, for
+// JWTOptions.Token. A request with two fields of that name is refused. HeaderToken panics on a malformed
+// field name.
 func HeaderToken(name string) func(*http.Request) string {
 	key := fieldName("HeaderToken", name)
 	return func(r *http.Request) string {
@@ -511,10 +533,11 @@ func HeaderToken(name string) func(*http.Request) string {
 	}
 }
 
-// ambiguous is what no verifier takes for a token.
+// ambiguous stands for two tokens. No verifier accepts it, so the request is refused.
 const ambiguous = ","
 
-// fieldName returns the canonical form of a field name, and panics on what is none.
+// fieldName returns the canonical form of a field name, and panics on a malformed one. who is the caller, for
+// the message.
 func fieldName(who, name string) string {
 	if !httpfield.IsToken(name) {
 		panic("gateway: " + who + ": malformed field name")
