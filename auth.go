@@ -35,8 +35,8 @@ type Identity struct {
 //
 //   - ErrNoCredentials when r has no credentials of the kind that it checks,
 //   - an error that wraps ErrUnauthenticated when the credentials are bad,
-//   - an *Error with a status of its own when it cannot decide, such as 503 while the key set or the introspection
-//     endpoint cannot be reached.
+//   - an *Error with a status of its own when it cannot decide, such as 503 while the key set or the
+//     introspection endpoint cannot be reached.
 //
 // A nil Identity without an error is treated as bad credentials. An Authenticator must be safe for concurrent
 // use.

@@ -16,25 +16,29 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/rawjson"
 )
 
-// IntrospectionOptions say how an endpoint is asked, and how long its word holds.
+// IntrospectionOptions configures how an introspection endpoint is asked, and how long its answers are used.
 type IntrospectionOptions struct {
-	ClientID, ClientSecret string        // of this gateway at the endpoint, sent by Basic; without a ClientID none are sent
-	Audience               string        // required in aud; "" asks for none
-	Client                 *http.Client  // nil: one with a 5s timeout
-	CacheFor               time.Duration // 0 means 30s, capped by the token's exp; negative none
-	CacheSize              int           // tokens; 0 means 10,000
+	ClientID, ClientSecret string        // this gateway's own credentials, sent as Basic; "" sends none
+	Audience               string        // required in aud; "" accepts any
+	Client                 *http.Client  // nil: one with a timeout of 5s
+	CacheFor               time.Duration // for active tokens; 0 means 30s, negative none; ends with exp
+	CacheSize              int           // tokens that are remembered; 0 means 10,000
 }
 
-// NewIntrospection authenticates opaque bearer tokens by asking endpoint about each (RFC 7662). A token that is
-// not active is refused with 401; an endpoint that is away, or whose answer cannot be read, answers 503:
-// nothing is known of the token. exp, nbf and aud are held to where the answer has them.
+// NewIntrospection returns an Authenticator for opaque bearer tokens, which asks endpoint about each (RFC
+// 7662). A token that is not active is refused with 401. When the endpoint cannot be reached, or its answer
+// cannot be read, the request is answered with 503. exp, nbf and aud are checked where the answer contains
+// them.
 //
-// Good tokens are remembered for CacheFor, so a revoked one may live as long. Bad ones are not remembered:
-// let a RateLimit by address stand outside. Requests with one token at the same time ask once. A token may
-// have 16 KiB and an answer 64 KiB; for each 2 KiB of both a remembered token takes the place of one.
+// Active tokens are remembered for CacheFor, so a revoked token stays valid for that long. Inactive tokens
+// are not remembered: put a RateLimit by address outside, so that a flood of them does not reach the
+// endpoint. Requests with the same token at the same time ask the endpoint once.
 //
-// It returns an error for an endpoint that is not https, unless it is on loopback, and for a negative
-// CacheSize.
+// A token may have 16 KiB, and an answer 64 KiB. CacheSize assumes 2 KiB for token and answer together: a
+// longer pair takes the place of several.
+//
+// NewIntrospection returns an error for an endpoint that is not https, unless its host is on loopback, and
+// for a negative CacheSize.
 func NewIntrospection(endpoint string, opts IntrospectionOptions) (Authenticator, error) {
 	u, err := fetch.ParseURL(endpoint)
 	if err != nil {
@@ -62,10 +66,10 @@ type introspection struct {
 
 const (
 	maxOpaqueToken   = 16 << 10
-	maxIntrospection = 64 << 10 // an answer, which its Identity keeps
+	maxIntrospection = 64 << 10 // length of an answer, which its Identity keeps in memory
 )
 
-// Authenticate finds the bearer token and asks about it.
+// Authenticate finds the bearer token, and asks the endpoint about it unless it is in the cache.
 func (in *introspection) Authenticate(r *http.Request) (*Identity, error) {
 	token, err := bearer(r.Header)
 	if err != nil {
@@ -86,19 +90,12 @@ func (in *introspection) Authenticate(r *http.Request) (*Identity, error) {
 	return e.Value, nil
 }
 
-// ask puts one question to the endpoint.
+// ask asks the endpoint about a token, and returns an entry for the cache when the token is active.
 func (in *introspection) ask(ctx context.Context, token string) (*flightcache.Entry[*Identity], error) {
 	now := time.Now()
-	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}.Encode()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, in.endpoint, strings.NewReader(form))
+	req, err := in.request(ctx, token)
 	if err != nil {
 		return nil, err
-	}
-	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	req.Header.Set("Accept", "application/json")
-	if in.opts.ClientID != "" {
-		// Both are form-encoded first (RFC 6749 section 2.3.1).
-		req.SetBasicAuth(url.QueryEscape(in.opts.ClientID), url.QueryEscape(in.opts.ClientSecret))
 	}
 	body, _, err := in.client.Do(req)
 	if err != nil {
@@ -111,6 +108,37 @@ func (in *introspection) ask(ctx context.Context, token string) (*flightcache.En
 	if err != nil {
 		return nil, introspectionAway(err)
 	}
+	id, err := in.judge(answer, now)
+	if err != nil {
+		return nil, err
+	}
+	until := now.Add(in.opts.CacheFor)
+	if !id.Expiry.IsZero() && id.Expiry.Before(until) {
+		until = id.Expiry
+	}
+	return &flightcache.Entry[*Identity]{Value: id, Size: len(body), Until: until}, nil
+}
+
+// request returns the request to the endpoint (RFC 7662 section 2.1).
+func (in *introspection) request(ctx context.Context, token string) (*http.Request, error) {
+	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, in.endpoint, strings.NewReader(form))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req.Header.Set("Accept", "application/json")
+	if in.opts.ClientID != "" {
+		// Basic takes both form-encoded (RFC 6749 section 2.3.1).
+		req.SetBasicAuth(url.QueryEscape(in.opts.ClientID), url.QueryEscape(in.opts.ClientSecret))
+	}
+	return req, nil
+}
+
+// judge returns the Identity in an endpoint's answer (RFC 7662 section 2.2). The error wraps
+// ErrUnauthenticated when the token is not valid here and now. It is a 503 when the answer cannot be
+// understood.
+func (in *introspection) judge(answer map[string]any, now time.Time) (*Identity, error) {
 	active, ok := answer["active"].(bool)
 	switch {
 	case !ok:
@@ -118,7 +146,6 @@ func (in *introspection) ask(ctx context.Context, token string) (*flightcache.En
 	case !active:
 		return nil, badCredentials("the token is not active")
 	}
-
 	c := claims(answer)
 	exp, err := c.date("exp")
 	nbf, nbfErr := c.date("nbf")
@@ -137,14 +164,10 @@ func (in *introspection) ask(ctx context.Context, token string) (*flightcache.En
 	case in.opts.Audience != "" && !slices.Contains(aud, in.opts.Audience):
 		return nil, badCredentials("the token is for another audience")
 	}
-	until := now.Add(in.opts.CacheFor)
-	if exp != nil && exp.Before(until) {
-		until = exp.Time
-	}
-	return &flightcache.Entry[*Identity]{Value: c.identity(), Size: len(body), Until: until}, nil
+	return c.identity(), nil
 }
 
-// introspectionAway is the answer when nothing is known of a token.
+// introspectionAway is the error when the endpoint gave no usable answer.
 func introspectionAway(err error) error {
 	return &Error{Status: http.StatusServiceUnavailable, Err: fmt.Errorf("gateway: introspection: %w", err)}
 }

@@ -23,21 +23,24 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/jose"
 )
 
-// KeySource finds the key for a token header. kid is the attacker's word until the signature holds; alg is
-// one of JWTOptions.Algorithms. It is asked on every request, cached tokens too, so that a withdrawn key ends
-// its tokens; it must be cheap when it has the key, and safe for concurrent use.
+// KeySource returns the keys that verify tokens. Key gets kid from the token's header and alg, which is one
+// of JWTOptions.Algorithms. Until the signature is verified, kid is whatever an attacker chose.
 //
-// A key is an *rsa.PublicKey, an *ecdsa.PublicKey, an ed25519.PublicKey or a []byte, and is not changed once
-// it has been returned. An error that wraps ErrUnauthenticated says that there is no such key; any other says
-// that the source cannot tell, which answers 503 unless it is an *Error.
+// Key is called on every request, also for a token in the cache, so that tokens end with the key that signed
+// them. So it must be cheap when it has the key. It must be safe for concurrent use.
+//
+// A key is an *rsa.PublicKey, an *ecdsa.PublicKey, an ed25519.PublicKey or a []byte for a secret. It must not
+// be modified once it has been returned. An error that wraps ErrUnauthenticated means that there is no such
+// key. Any other error means that the source could not decide: it is answered with 503, unless it is an
+// *Error.
 type KeySource interface {
 	Key(ctx context.Context, kid, alg string) (any, error)
 }
 
-// errNoKey does not name the kid: it is as long, as strange and as frequent as the attacker likes.
+// errNoKey does not contain the kid: an attacker would choose what the log holds, and how much.
 const errNoKey = badCredentials("no such key")
 
-// keyFrom asks a source and gives its errors a status.
+// keyFrom calls keys.Key and turns an error by which it could not decide into a 503.
 func keyFrom(ctx context.Context, keys KeySource, kid, alg string) (any, error) {
 	key, err := keys.Key(ctx, kid, alg)
 	if err == nil {
@@ -50,20 +53,21 @@ func keyFrom(ctx context.Context, keys KeySource, kid, alg string) (any, error) 
 	return nil, &Error{Status: http.StatusServiceUnavailable, Err: err}
 }
 
-// staticKeys are keys that never change.
+// staticKeys is a KeySource whose keys never change.
 type staticKeys struct {
-	one   any // for every kid, if not nil
+	one   any // for every kid; nil: byKid
 	byKid map[string]any
 }
 
-// StaticKey is one key for every kid, and for tokens without one. It panics on a key that no algorithm can
-// use: one of another type than KeySource names, an RSA key under 2048 bits or over 8192, another curve than
-// P-256, P-384 and P-521, a secret under 32 bytes.
+// StaticKey returns a KeySource with one key, for every kid and for tokens without one. It panics on a key
+// that no algorithm accepts: one of a type that KeySource does not list, an RSA key under 2048 or over 8192
+// bits, a curve other than P-256, P-384 and P-521, or a secret under 32 bytes.
 func StaticKey(key any) KeySource {
 	return &staticKeys{one: staticKey("StaticKey", key)}
 }
 
-// StaticKeys are keys by kid; a token must name its own. It panics as StaticKey does, and without keys.
+// StaticKeys returns a KeySource with keys by kid. A token without a kid has no key. It panics without keys,
+// and on a key on which StaticKey panics.
 func StaticKeys(keys map[string]any) KeySource {
 	if len(keys) == 0 {
 		panic("gateway: StaticKeys: no keys")
@@ -75,6 +79,7 @@ func StaticKeys(keys map[string]any) KeySource {
 	return s
 }
 
+// staticKey returns key, or a copy where the caller could modify it. who is the constructor, for the message.
 func staticKey(who string, key any) any {
 	if !jose.IsUsable(key) {
 		panic(fmt.Sprintf("gateway: %s: no algorithm can use this %T", who, key))
@@ -88,7 +93,7 @@ func staticKey(who string, key any) any {
 	return key
 }
 
-// Key returns the key for kid, if alg can use it.
+// Key returns the key for kid, if alg accepts it.
 func (s *staticKeys) Key(_ context.Context, kid, alg string) (any, error) {
 	key := s.one
 	if key == nil {
@@ -100,7 +105,7 @@ func (s *staticKeys) Key(_ context.Context, kid, alg string) (any, error) {
 	return key, nil
 }
 
-// serve reports whether there is a key for any of methods.
+// serve reports whether a key fits any of methods.
 func (s *staticKeys) serve(methods map[string]*jose.Algorithm) bool {
 	for _, a := range methods {
 		if s.one != nil && a.Accepts(s.one) {
@@ -115,57 +120,62 @@ func (s *staticKeys) serve(methods map[string]*jose.Algorithm) bool {
 	return false
 }
 
-// JWKSOptions say how a key set is fetched and kept.
+// JWKSOptions configures how a JWKS fetches its key set.
 type JWKSOptions struct {
-	Client      *http.Client  // nil: one with a 5s timeout
-	MaxAge      time.Duration // 0 means the response's Cache-Control, at most 1h, or 15m
-	MinInterval time.Duration // 0 means 10s
-	MaxBytes    int64         // 0 means 1 MiB
+	Client      *http.Client  // nil: one with a timeout of 5s
+	MaxAge      time.Duration // of a set; 0 means that of its Cache-Control, at most 1h, or 15m without one
+	MinInterval time.Duration // between the starts of two refreshes; 0 means 10s
+	MaxBytes    int64         // of the response's body; 0 means 1 MiB
 }
 
-// JWKS is a KeySource over a URL (RFC 7517). It fetches on first use, refreshes when three quarters of the
-// set's age are over and on an unknown kid, never more often than MinInterval however many requests ask,
-// serves the last good set while the URL fails or sends an empty or unreadable one, and blocks no request
-// whose key it already has: a refresh runs in one goroutine, started by a request and bounded by Client's
-// timeout, 5s where it has none. A request with an unknown kid waits for a refresh that begins after it came, so
-// that a key may be used as soon as it is published; when MinInterval puts that off by more than a second, the
-// request is refused at once. While the URL fails nobody can tell an unknown kid from a new one, and it is answered
-// with 503 and Retry-After.
+// JWKS is a KeySource that fetches its keys from a URL (RFC 7517). It is safe for concurrent use.
 //
-// A key that cannot be used is skipped: symmetric keys and those published with their private half always,
-// others than for signatures (use, key_ops), of an unknown type, curve or algorithm, malformed or too weak. A
-// key with an alg serves that algorithm alone. A token without a kid is verified only if one key alone could
-// be meant.
+// The set is fetched when the first key is asked for. It is refreshed when three quarters of its age are
+// over, and for a kid that it does not contain. Refreshes start at least MinInterval apart, however many
+// requests ask. While the URL fails, or sends a set that is empty or unreadable, the last good set stays in
+// use.
 //
-// Redirects to another host or scheme are not followed. A refresh that fails is told by a warning in
-// slog.Default; gateway.jwks.refreshes in the global MeterProvider counts all, by outcome "ok" or "error".
+// A request whose key is in the set never waits: a refresh runs in one goroutine, which a request starts, and
+// which ends with Client's timeout, or after 5s where Client has none. A request with an unknown kid waits
+// for a refresh that begins after the request came, so a key can be used as soon as it is published. When
+// MinInterval does not permit that refresh within a second, the request is refused at once. After a failed
+// refresh an unknown kid may well be a new one, so it is answered with 503 and Retry-After and not with 401.
 //
-// It is safe for concurrent use and holds at most two sets, one of them while a refresh reads it.
+// A key that cannot be used is skipped: a symmetric key, a key that is published with its private half, one
+// for other uses than signatures (use, key_ops), one of an unknown type, curve or algorithm, a malformed one,
+// and a weak one. A key with alg is used for that algorithm only. A token without a kid is verified only if
+// exactly one key of the set fits its algorithm.
+//
+// Redirects to another host or scheme are not followed. A refresh that fails is logged as a warning to
+// slog.Default. The counter gateway.jwks.refreshes in the global MeterProvider counts all refreshes, by
+// outcome "ok" or "error".
+//
+// A JWKS holds at most two sets, the second one only while a refresh parses it.
 type JWKS struct {
 	client      *fetch.Client
 	url         *url.URL
 	maxAge      time.Duration
 	minInterval time.Duration
 
-	set atomic.Pointer[fetchedKeys] // the last good one
+	set atomic.Pointer[fetchedKeys] // the last good set; nil before the first
 
 	mu      sync.Mutex
-	running chan struct{} // closed when the running refresh is over; nil when none runs
-	last    time.Time     // when the last refresh began
-	err     error         // how it failed
+	running chan struct{} // closed at the end of the running refresh; nil when none runs
+	last    time.Time     // start of the last refresh
+	err     error         // of the last refresh that ended; nil when it succeeded
 
 	refreshes  metric.Int64Counter
 	good, fail metric.MeasurementOption
 }
 
-// fetchedKeys is a set with the time from which it is to be refreshed.
+// fetchedKeys is a key set with the time after which a request for one of its keys starts a refresh.
 type fetchedKeys struct {
 	keys    *jose.KeySet
 	refresh time.Time
 }
 
-// NewJWKS returns the keys at rawURL without asking for them yet. It refuses a URL that is not https, unless
-// it is on loopback, and a negative option.
+// NewJWKS returns the key set at rawURL, which it does not fetch yet. It returns an error for a negative
+// option, and for a URL that is not https, unless its host is on loopback.
 func NewJWKS(rawURL string, opts *JWKSOptions) (*JWKS, error) {
 	u, err := fetch.ParseURL(rawURL)
 	if err != nil {
@@ -201,12 +211,12 @@ func NewJWKS(rawURL string, opts *JWKSOptions) (*JWKS, error) {
 	return k, nil
 }
 
-// maxKeyWait is how long a request with an unknown kid waits for MinInterval to pass.
+// maxKeyWait bounds how long a request with an unknown kid waits until MinInterval permits a refresh.
 const maxKeyWait = time.Second
 
-// Key returns the key that kid and alg mean. The error wraps ErrUnauthenticated when there is none, is an
-// *Error with status 503 when the last refresh failed and the last good set has none, and ctx's own when that
-// ended first.
+// Key returns the key for kid and alg. The error wraps ErrUnauthenticated when there is no such key. It is an
+// *Error with status 503 when the last good set does not contain the key and the last refresh failed, and
+// ctx.Err() when ctx ended first.
 func (k *JWKS) Key(ctx context.Context, kid, alg string) (any, error) {
 	now := time.Now()
 	if set := k.set.Load(); set != nil {
@@ -217,11 +227,19 @@ func (k *JWKS) Key(ctx context.Context, kid, alg string) (any, error) {
 			return key, nil
 		}
 	}
-	// A refresh that began before the request came may have missed a key that was published between.
-	for arrived := now; ; now = time.Now() {
+	return k.awaitKey(ctx, kid, alg, now)
+}
+
+// awaitKey waits for a refresh that can contain a key that was published before the request arrived.
+//
+// A refresh that began before the request may have read the set just before the key was published. So a
+// request that finds such a refresh running waits for its end and then, when the key is still missing, for
+// the next one.
+func (k *JWKS) awaitKey(ctx context.Context, kid, alg string, arrived time.Time) (any, error) {
+	for now := arrived; ; now = time.Now() {
 		running, began, wait := k.refresh(ctx, now)
-		late := began.Before(arrived)
-		if running == nil && late && wait <= maxKeyWait {
+		stale := began.Before(arrived)
+		if running == nil && stale && wait <= maxKeyWait {
 			soon := time.NewTimer(wait)
 			select {
 			case <-soon.C:
@@ -238,19 +256,20 @@ func (k *JWKS) Key(ctx context.Context, kid, alg string) (any, error) {
 				return nil, ctx.Err()
 			}
 		}
-		missing := k.missing() // before the set is looked at: it may be replaced in between
+		missing := k.missing() // before the set is loaded, because the next refresh may replace both in between
 		if set := k.set.Load(); set != nil {
 			if key := set.keys.Find(kid, alg); key != nil {
 				return key, nil
 			}
 		}
-		if running == nil || !late {
+		if running == nil || !stale {
 			return nil, missing
 		}
 	}
 }
 
-// missing is what the last refresh says of a key that is not in the set: that there is none, or nothing.
+// missing returns the error for a key that is not in the set: there is no such key, or, after a failed
+// refresh, nobody can tell.
 func (k *JWKS) missing() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -260,12 +279,13 @@ func (k *JWKS) missing() error {
 	return &Error{
 		Status: http.StatusServiceUnavailable,
 		Header: http.Header{"Retry-After": {seconds(k.minInterval - time.Since(k.last))}},
-		Err:    fmt.Errorf("gateway: key set out of reach: %w", k.err),
+		Err:    fmt.Errorf("gateway: key set not available: %w", k.err),
 	}
 }
 
-// refresh begins a refresh, if none runs and one may. It returns what is closed when the running one is
-// over, nil when none runs; when the last one began; and in how long another may.
+// refresh starts a refresh, unless one is running or MinInterval forbids it. It returns a channel that is
+// closed when the running refresh ends, nil when none runs; the start of the last refresh; and, when none
+// runs, how long MinInterval forbids the next one.
 func (k *JWKS) refresh(ctx context.Context, now time.Time) (running <-chan struct{}, began time.Time, wait time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -278,29 +298,33 @@ func (k *JWKS) refresh(ctx context.Context, now time.Time) (running <-chan struc
 	k.last = now
 	done := make(chan struct{})
 	k.running = done
-	// Others wait for this refresh too: it outlives the request that began it.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.client.Timeout())
-	go func() {
-		defer cancel()
-		set, err := k.fetch(ctx, now)
-		if err == nil {
-			k.set.Store(set)
-			k.refreshes.Add(ctx, 1, k.good)
-		} else {
-			k.refreshes.Add(ctx, 1, k.fail)
-			slog.Default().LogAttrs(ctx, slog.LevelWarn, "gateway: key set not refreshed",
-				slog.String("url", k.url.Redacted()),
-				slog.Bool("serving_last_good", k.set.Load() != nil),
-				slog.String("error", err.Error()))
-		}
-		k.mu.Lock()
-		k.running, k.err = nil, err
-		k.mu.Unlock()
-		close(done)
-	}()
+	// Other requests wait for this refresh, too. So it does not end with the one that started it.
+	go k.runRefresh(context.WithoutCancel(ctx), now, done)
 	return done, now, 0
 }
 
+// runRefresh fetches the set, stores a good one, and closes done.
+func (k *JWKS) runRefresh(ctx context.Context, now time.Time, done chan struct{}) {
+	ctx, cancel := context.WithTimeout(ctx, k.client.Timeout())
+	defer cancel()
+	set, err := k.fetch(ctx, now)
+	if err == nil {
+		k.set.Store(set)
+		k.refreshes.Add(ctx, 1, k.good)
+	} else {
+		k.refreshes.Add(ctx, 1, k.fail)
+		slog.Default().LogAttrs(ctx, slog.LevelWarn, "gateway: key set not refreshed",
+			slog.String("url", k.url.Redacted()),
+			slog.Bool("serving_last_good", k.set.Load() != nil),
+			slog.String("error", err.Error()))
+	}
+	k.mu.Lock()
+	k.running, k.err = nil, err
+	k.mu.Unlock()
+	close(done)
+}
+
+// fetch reads the set and calculates when it is to be refreshed: after three quarters of its age.
 func (k *JWKS) fetch(ctx context.Context, now time.Time) (*fetchedKeys, error) {
 	body, header, err := k.client.Get(ctx, k.url)
 	if err != nil {
@@ -317,8 +341,8 @@ func (k *JWKS) fetch(ctx context.Context, now time.Time) (*fetchedKeys, error) {
 	return &fetchedKeys{keys, now.Add(max(age*3/4, k.minInterval))}, nil
 }
 
-// cacheAge is how long the response may be used (RFC 9111 section 5.2.2), at most an hour; 15 minutes where
-// it does not say.
+// cacheAge returns how long the response may be used (RFC 9111 section 5.2.2): at most an hour, and 15
+// minutes where Cache-Control has no age.
 func cacheAge(h http.Header) time.Duration {
 	age := 15 * time.Minute
 	for _, line := range h["Cache-Control"] {

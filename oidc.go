@@ -10,13 +10,18 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/rawjson"
 )
 
-// NewOIDC reads issuer's /.well-known/openid-configuration, within ctx and within 5s, and authenticates its
-// tokens with the keys that are named there (OpenID Connect Discovery 1.0 section 4). opts.Issuer is left "".
+// NewOIDC returns a JWT for the tokens of an OpenID Connect provider. It reads issuer's
+// /.well-known/openid-configuration, within ctx and within 5s, and takes the keys from the key set that is
+// named there (OpenID Connect Discovery 1.0 section 4). opts.Issuer must be "".
 //
-// It returns an error when issuer is not https, unless it is on loopback, when the document cannot be had or
-// read, when it speaks of another issuer, and when its key set is at a URL that NewJWKS refuses, or at one
-// without https while issuer has it. Algorithms stay required: those of the document are the provider's, and
-// they can be more than you meant to believe. It panics as NewJWT does, and when opts.Issuer is set.
+// It returns an error when issuer is not https, unless its host is on loopback; when the document cannot be
+// fetched or read; when the document is another issuer's; and when NewJWKS refuses the URL of the key set, or
+// that URL is not https although issuer is.
+//
+// Algorithms stay required. Those in the document are all that the provider can use, which may be more than
+// you want to accept.
+//
+// NewOIDC panics where NewJWT does, and when opts.Issuer is set.
 func NewOIDC(ctx context.Context, issuer string, opts JWTOptions) (*JWT, error) {
 	if opts.Issuer != "" {
 		panic("gateway: NewOIDC: Issuer is set twice")
@@ -30,7 +35,7 @@ func NewOIDC(ctx context.Context, issuer string, opts JWTOptions) (*JWT, error) 
 	return NewJWT(keys, opts), nil
 }
 
-// discover finds issuer's key set.
+// discover reads issuer's configuration and returns its key set.
 func discover(ctx context.Context, issuer string) (*JWKS, error) {
 	u, err := fetch.ParseURL(issuer)
 	if err != nil {
@@ -52,7 +57,7 @@ func discover(ctx context.Context, issuer string) (*JWKS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
-	// Whoever answers for the issuer must say that it is the issuer (section 4.3).
+	// The document must be this issuer's own (section 4.3).
 	if doc["issuer"] != issuer {
 		return nil, errors.New("the configuration is another issuer's")
 	}
