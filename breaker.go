@@ -7,20 +7,21 @@ import (
 
 // BreakerOptions configures what Breaker does while its circuit is open.
 type BreakerOptions struct {
-	// Fallback answers instead of the 503. In it, ErrorFrom returns the error of the refusal. The outcome of the
-	// exchange is OutcomeRejected, whatever Fallback answers. Nil means none.
+	// Fallback answers instead of the 503. In it, ErrorFrom returns the error of the refusal. The outcome of
+	// the exchange is OutcomeRejected, whatever Fallback answers. Nil means none.
 	Fallback http.Handler
 }
 
-// Breaker protects a handler by a circuit. While c is open, Breaker does not call the handler and answers 503 with
-// Retry-After at once.
+// Breaker protects a handler by a circuit. While c is open, Breaker does not call the handler and answers 503
+// with Retry-After at once.
 //
-// Breaker reports the handler's result to the circuit when the final status is sent, so that a long stream does not
-// hold a probe's place. If the response is then cut off, it reports that as well. A 5xx is a failure. What the gateway
-// itself refuses inside (401, 429) is neutral, and so are a client that leaves and a panic. The panic is passed on.
+// Breaker reports the handler's result to the circuit when the final status is sent, so that a long stream
+// does not hold a probe's place. If the response is then cut off, it reports that as well. A 5xx is a
+// failure. What the gateway itself refuses inside (401, 429) is neutral, and so are a client that leaves and
+// a panic. The panic is passed on.
 //
-// Several Breakers may share one circuit. When one stands inside another, or when an Upstream inside has the same
-// circuit, only the outer Breaker asks the circuit and reports to it. A nil c panics.
+// Several Breakers may share one circuit. When one stands inside another, or when an Upstream inside has the
+// same circuit, only the outer Breaker asks the circuit and reports to it. A nil c panics.
 func Breaker(c *Circuit, opts *BreakerOptions) Middleware {
 	if c == nil {
 		panic("gateway: Breaker: nil circuit")

@@ -17,8 +17,8 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// serveBreaker sends one request through h without a connection. It returns the response, and the value that h
-// panicked with, if any.
+// serveBreaker sends one request through h without a connection. It returns the response, and the value that
+// h panicked with, if any.
 func serveBreaker(h http.Handler, ctx context.Context) (res *http.Response, panicked any) {
 	w := httptest.NewRecorder()
 	defer func() {
@@ -29,8 +29,8 @@ func serveBreaker(h http.Handler, ctx context.Context) (res *http.Response, pani
 	return
 }
 
-// breakerAnswer is a handler that sends the statuses, the body and the error, as far as it has them, and then panics
-// if panics is not nil.
+// breakerAnswer is a handler that sends the statuses, the body and the error, as far as it has them, and then
+// panics if panics is not nil.
 type breakerAnswer struct {
 	status []int
 	body   string
@@ -63,7 +63,8 @@ func TestBreakerCounts(t *testing.T) {
 		c.Trip(time.Hour)
 		return c
 	}
-	// Each handler is behind a circuit that has seen one failure and opens at two in a row. How is it counted?
+	// Each handler is behind a circuit that has seen one failure and opens at two in a row. How is it
+	// counted?
 	const failure, success, neutral = "failure", "success", "neutral"
 	tests := []struct {
 		name   string
@@ -111,7 +112,8 @@ func TestBreakerCounts(t *testing.T) {
 			if ctx == nil {
 				ctx = context.Background()
 			}
-			// A failure opens c at once. After a neutral outcome, the next failure opens it; after a success, the second.
+			// A failure opens c at once. After a neutral outcome, the next failure opens it; after a success,
+			// the second.
 			c := gateway.NewCircuit("c", opts)
 			playCircuit(t, c, "f")
 			_, p := serveBreaker(gateway.Breaker(c, nil)(tt.h), ctx)

@@ -40,8 +40,8 @@ func (s CircuitState) String() string {
 	return "CircuitState(" + strconv.Itoa(int(s)) + ")"
 }
 
-// CircuitOptions configures when a Circuit opens and how it closes again. NewCircuit panics on a negative value,
-// unless the field's comment gives it a meaning.
+// CircuitOptions configures when a Circuit opens and how it closes again. NewCircuit panics on a negative
+// value, unless the field's comment gives it a meaning.
 type CircuitOptions struct {
 	Failures    int           // the circuit opens after so many failures in a row; 0 means 5, negative never
 	Ratio       float64       // it opens also at this share of failures in Window, in (0, 1]; 0 means none
@@ -52,9 +52,9 @@ type CircuitOptions struct {
 	Probes      int           // half-open: so many successes close it, and so many probes may be in flight; 0 means 1
 
 	// IsFailure reports whether an outcome counts as a failure. Other outcomes count as successes, except for
-	// the neutral ones, about which IsFailure is not asked. It is also asked about a response that was cut off,
-	// with OutcomeAborted. It is called without a lock held and must be safe for concurrent use. Nil means
-	// OutcomeTimeout, OutcomeUpstreamError and OutcomeAborted.
+	// the neutral ones, about which IsFailure is not asked. It is also asked about a response that was cut
+	// off, with OutcomeAborted. It is called without a lock held and must be safe for concurrent use. Nil
+	// means OutcomeTimeout, OutcomeUpstreamError and OutcomeAborted.
 	IsFailure func(o Outcome, status int) bool
 
 	// Meter provides two counters: gateway.circuit.changes, with the attributes gateway.circuit.name and
@@ -110,18 +110,19 @@ func (o *CircuitOptions) withDefaults() CircuitOptions {
 
 // Circuit is a circuit breaker, built on sony/gobreaker.
 //
-// It opens after several failures in a row, or when the share of failures in a rolling window is too high. It stays
-// open for a time and refuses every request. Then it is half-open and lets a few probes through. Their successes
-// close it; a single failure opens it again.
+// It opens after several failures in a row, or when the share of failures in a rolling window is too high. It
+// stays open for a time and refuses every request. Then it is half-open and lets a few probes through. Their
+// successes close it; a single failure opens it again.
 //
-// OutcomeClientCanceled, OutcomeRejected and OutcomeInternal are neutral, whatever IsFailure returns: they count
-// neither as success nor as failure, and they free a probe's place.
+// OutcomeClientCanceled, OutcomeRejected and OutcomeInternal are neutral, whatever IsFailure returns: they
+// count neither as success nor as failure, and they free a probe's place.
 //
-// No timer runs. An open circuit turns half-open at the first Allow or State after its time is over. A probe that
-// hangs loses its place after OpenFor; if it ends while the circuit is still half-open, it counts nevertheless.
+// No timer runs. An open circuit turns half-open at the first Allow or State after its time is over. A probe
+// that hangs loses its place after OpenFor; if it ends while the circuit is still half-open, it counts
+// nevertheless.
 //
-// A Circuit is safe for concurrent use and starts no goroutine. It takes about 5 KB, besides the changes that wait
-// for a slow watcher. Make it with NewCircuit.
+// A Circuit is safe for concurrent use and starts no goroutine. It takes about 5 KB, besides the changes that
+// wait for a slow watcher. Make it with NewCircuit.
 type Circuit struct {
 	name string
 	o    CircuitOptions
@@ -133,9 +134,9 @@ type Circuit struct {
 	// mu guards the fields of the machine and of the present period. No callback runs while it is held.
 	mu sync.Mutex
 
-	// machine is the state machine of half-open and open. While the circuit is closed, no result is reported to
-	// it, because its counts cannot take back a success. Its own open time is a nanosecond: the time that counts
-	// is period.until, which is checked first.
+	// machine is the state machine of half-open and open. While the circuit is closed, no result is reported
+	// to it, because its counts cannot take back a success. Its own open time is a nanosecond: the time that
+	// counts is period.until, which is checked first.
 	machine *gobreaker.TwoStepCircuitBreaker[struct{}]
 	opening opening // how long the next opening lasts, and why
 
@@ -156,8 +157,8 @@ var (
 	errProbeNeutral = errors.New("gateway: probe ended without a verdict")
 )
 
-// NewCircuit returns a closed circuit. The name appears in logs and metrics. NewCircuit panics on an option that is
-// out of range.
+// NewCircuit returns a closed circuit. The name appears in logs and metrics. NewCircuit panics on an option
+// that is out of range.
 func NewCircuit(name string, opts *CircuitOptions) *Circuit {
 	c := &Circuit{name: name, o: opts.withDefaults()}
 	c.opening = opening{d: c.o.OpenFor}
@@ -196,12 +197,12 @@ func (c *Circuit) Changes() []CircuitChange { return c.news.recent() }
 
 // Watch calls f after every change of state, in order, with no lock held, until stop is called.
 //
-// f runs on the goroutine that caused a change, or on one that is still delivering earlier changes. So it should be
-// quick. It may use the circuit. It is never called twice at once.
+// f runs on the goroutine that caused a change, or on one that is still delivering earlier changes. So it
+// should be quick. It may use the circuit. It is never called twice at once.
 //
-// After stop has returned, no call of f begins; one that is under way goes on. f itself may call stop. A panic in f
-// is logged by slog.Default and not passed on. While f blocks, up to 1,024 changes wait for it, at 88 bytes each;
-// when there are more, watchers miss the oldest ones. A nil f panics.
+// After stop has returned, no call of f begins; one that is under way goes on. f itself may call stop. A
+// panic in f is logged by slog.Default and not passed on. While f blocks, up to 1,024 changes wait for it, at
+// 88 bytes each; when there are more, watchers miss the oldest ones. A nil f panics.
 func (c *Circuit) Watch(f func(CircuitChange)) (stop func()) {
 	if f == nil {
 		panic("gateway: Circuit.Watch: nil function")
@@ -209,16 +210,16 @@ func (c *Circuit) Watch(f func(CircuitChange)) (stop func()) {
 	return c.news.watch(f)
 }
 
-// Allow asks whether a request may pass. If not, it returns ErrCircuitOpen. If so, the caller must call done with
-// the result; otherwise a probe's place stays taken for OpenFor. done is safe for concurrent use. It does not block,
-// except in the functions given to Watch.
+// Allow asks whether a request may pass. If not, it returns ErrCircuitOpen. If so, the caller must call done
+// with the result; otherwise a probe's place stays taken for OpenFor. done is safe for concurrent use. It
+// does not block, except in the functions given to Watch.
 //
-// Call done when the response headers have arrived, or when the request has failed before. If a response that began
-// well is then cut off, call done a second time, with OutcomeAborted: this takes the success back and counts a
-// failure. The row of failures becomes what it was before the success, plus the failures since, plus one. For
-// example, ok, fail, fail, then the ok is cut off: the row is 3. If a later success still stands, the row only grows
-// by one: ok, fail, ok, fail, then the first ok is cut off: the row is 2. The circuit remembers of the last 256
-// successes whether they still stand; it takes an older one to stand.
+// Call done when the response headers have arrived, or when the request has failed before. If a response that
+// began well is then cut off, call done a second time, with OutcomeAborted: this takes the success back and
+// counts a failure. The row of failures becomes what it was before the success, plus the failures since, plus
+// one. For example, ok, fail, fail, then the ok is cut off: the row is 3. If a later success still stands,
+// the row only grows by one: ok, fail, ok, fail, then the first ok is cut off: the row is 2. The circuit
+// remembers for the last 256 successes whether they still stand; an older one counts as standing.
 //
 // A call of done after a change of state is ignored. So is any other call than these two.
 func (c *Circuit) Allow() (done func(o Outcome, status int), err error) {
@@ -231,8 +232,8 @@ func (c *Circuit) Allow() (done func(o Outcome, status int), err error) {
 	return held.done, nil
 }
 
-// allow is Allow for this package. While the circuit is closed or open, it does not allocate. The ticket must not be
-// copied after its done has been called.
+// allow is Allow for this package. While the circuit is closed or open, it does not allocate. The ticket must
+// not be copied after its done has been called.
 func (c *Circuit) allow() (ticket, error) {
 	p := c.period.Load()
 	if p.state == CircuitClosed {
@@ -273,8 +274,8 @@ func (c *Circuit) pass(p *period) ticket {
 	return t
 }
 
-// probe returns a ticket for a request to a half-open circuit, or a zero one if no place is free. The caller holds
-// mu.
+// probe returns a ticket for a request to a half-open circuit, or a zero one if no place is free. The caller
+// holds mu.
 func (c *Circuit) probe(p *period) ticket {
 	now := time.Now()
 	p.freeHung(now, c.o.OpenFor)
@@ -288,7 +289,8 @@ func (c *Circuit) probe(p *period) ticket {
 	return ticket{circuit: c, period: p, start: now, probe: pr}
 }
 
-// ripen turns an open circuit half-open if its time is over, and returns the present period. The caller holds mu.
+// ripen turns an open circuit half-open if its time is over, and returns the present period. The caller holds
+// mu.
 func (c *Circuit) ripen() *period {
 	if c.period.Load().ripe() {
 		c.machine.State() // notices that its own open time is over, and calls moved
@@ -297,8 +299,8 @@ func (c *Circuit) ripen() *period {
 }
 
 // Trip opens the circuit for d, as an operator or another gateway's circuit may want. If the circuit is open
-// already, Trip can prolong the time but not shorten it; that is no change of state. A d that is not positive does
-// nothing.
+// already, Trip can prolong the time but not shorten it; that is no change of state. A d that is not positive
+// does nothing.
 func (c *Circuit) Trip(d time.Duration) {
 	if d <= 0 {
 		return
@@ -319,8 +321,8 @@ func (c *Circuit) Trip(d time.Duration) {
 	c.news.deliver(&c.metrics)
 }
 
-// open opens the circuit, whose present period is p: the machine opens when a call fails that it has let through.
-// The caller holds mu.
+// open opens the circuit, whose present period is p: the machine opens when a call fails that it has let
+// through. The caller holds mu.
 func (c *Circuit) open(p *period) {
 	report, err := c.machine.Allow()
 	if err != nil {
@@ -329,7 +331,8 @@ func (c *Circuit) open(p *period) {
 	report(errProbeFailed)
 }
 
-// moved is called by gobreaker when its state has changed. Every use of the machine is under mu, and so is moved.
+// moved is called by gobreaker when its state has changed. Every use of the machine is under mu, and so is
+// moved.
 func (c *Circuit) moved(_ string, from, to gobreaker.State) {
 	now := time.Now()
 	change := CircuitChange{Circuit: c.name, At: now, From: circuitState(from), To: circuitState(to)}
@@ -388,8 +391,8 @@ func (c *Circuit) count(t *ticket, o Outcome, v verdict, now time.Time) {
 	}
 }
 
-// countClosed counts a result in the closed period of t and opens the circuit when that is one failure too many.
-// With cut, the failure is that of a call whose success was counted earlier.
+// countClosed counts a result in the closed period of t and opens the circuit when that is one failure too
+// many. With cut, the failure is that of a call whose success was counted earlier.
 func (c *Circuit) countClosed(t *ticket, v verdict, cut bool, now time.Time) {
 	n := &t.period.counts
 	switch {
@@ -425,8 +428,8 @@ func (c *Circuit) countClosed(t *ticket, v verdict, cut bool, now time.Time) {
 	}
 }
 
-// refusal is the error of a circuit that lets a request not pass. Each opening has one, which all refused requests
-// share.
+// refusal is the error for requests that a circuit does not let pass. Each opening has one refusal, which all
+// its refused requests share.
 type refusal struct {
 	circuit string
 	until   time.Time     // zero: ask again after wait

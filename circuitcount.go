@@ -105,11 +105,12 @@ func (n *closedCounts) success(s *countedSuccess) {
 	n.cut[s.number%keptCut] = false
 }
 
-// takeBack makes the row what it would be if s had not happened. The call's failure is then counted in addition.
+// takeBack makes the row what it would be if s had not happened. The call's failure is then counted in
+// addition.
 //
-// For example, ok, fail, fail, then the ok is cut off: before the ok the row was 0, and two failures came since, so
-// takeBack makes it 2, and failure 3. But ok, fail, ok, fail, then the first ok is cut off: the second ok still
-// stands, so the row remains 1, and failure makes it 2.
+// For example, ok, fail, fail, then the ok is cut off: before the ok the row was 0, and two failures came
+// since, so takeBack makes it 2, and failure 3. But ok, fail, ok, fail, then the first ok is cut off: the
+// second ok still stands, so the row remains 1, and failure makes it 2.
 func (n *closedCounts) takeBack(s *countedSuccess) {
 	if !n.laterStands(s.number) {
 		n.row = s.row + int(n.failures-s.failures)

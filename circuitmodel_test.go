@@ -79,7 +79,8 @@ func (m *circuitModel) allow(call *circuitCall) bool {
 	return true
 }
 
-// placed counts the successes of probes that still had their place: gobreaker does not give these places back.
+// placed counts the successes of probes that still had their place: gobreaker does not give these places
+// back.
 func (m *circuitModel) placed() int {
 	n := 0
 	for _, e := range m.events {

@@ -23,10 +23,11 @@ const (
 	queuedChanges = 1024 // that can wait for a watcher
 )
 
-// circuitNews keeps the last changes of a circuit and delivers each of them to the watchers. The zero value is ready
-// for use.
+// circuitNews keeps the last changes of a circuit and delivers each of them to the watchers. The zero value
+// is ready for use.
 //
-// add may be called with the circuit's mutex held, so add never calls a watcher. deliver does, with no lock held.
+// add may be called with the circuit's mutex held, so add never calls a watcher. deliver does, with no lock
+// held.
 type circuitNews struct {
 	mu         sync.Mutex
 	kept       []CircuitChange // the last keptChanges
@@ -80,8 +81,8 @@ func (n *circuitNews) watch(f func(CircuitChange)) (stop func()) {
 	}
 }
 
-// deliver counts the queued changes in m and passes them to the watchers. It returns at once if another goroutine
-// does so already, or this one further up its stack: that call delivers them.
+// deliver counts the queued changes in m and passes them to the watchers. It returns at once if another
+// goroutine does so already, or this one further up its stack: that call delivers them.
 func (n *circuitNews) deliver(m *circuitMetrics) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -100,8 +101,8 @@ func (n *circuitNews) deliver(m *circuitMetrics) {
 	}
 }
 
-// deliverOne is called with mu held. It releases mu while the watchers run, and locks it again however they end:
-// one may call runtime.Goexit.
+// deliverOne is called with mu held. It releases mu while the watchers run, and locks it again however they
+// end: one may call runtime.Goexit.
 func (n *circuitNews) deliverOne(change CircuitChange, serial uint64, m *circuitMetrics) {
 	watchers := n.watchers
 	n.mu.Unlock()

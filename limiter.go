@@ -12,13 +12,14 @@ import (
 
 // LimiterOptions bounds a limiter's memory.
 //
-// A limiter forgets a key at rest: its state equals that of a new key, so nothing is lost. When MaxKeys keys are busy,
-// new keys share one overflow allowance, which is as large as that of one key. So a flood of keys neither grows memory
-// nor resets the state of another key. A key longer than 64 bytes is held as its SHA-256.
+// A limiter forgets a key at rest: its state equals that of a new key, so nothing is lost. When MaxKeys keys
+// are busy, new keys share one overflow allowance, which is as large as that of one key. So a flood of keys
+// neither grows memory nor resets the state of another key. A key longer than 64 bytes is held as its
+// SHA-256.
 //
 // A busy key costs about 160 bytes in a bucket and 95 in a window, at most 175 and 110, plus the key itself
-// (BenchmarkMemory measures it). With keys of 16 bytes, a million buckets take 176 MB. A limiter without keys takes
-// 40 KiB.
+// (BenchmarkMemory measures it). With keys of 16 bytes, a million buckets take 176 MB. A limiter without keys
+// takes 40 KiB.
 type LimiterOptions struct {
 	MaxKeys int // 0 means 1<<20; negative panics
 }
@@ -26,12 +27,12 @@ type LimiterOptions struct {
 const defaultMaxKeys = 1 << 20
 
 // MemoryLimiter is a Limiter and a Returner in the memory of this process. Make it with NewTokenBucket,
-// NewLeakyBucket or NewFixedWindow; the zero value is not usable. It is safe for concurrent use. Its keys are spread
-// over 256 locks.
+// NewLeakyBucket or NewFixedWindow; the zero value is not usable. It is safe for concurrent use. Its keys are
+// spread over 256 locks.
 //
-// It starts no goroutine. Instead, once in a millisecond, a Take looks at 64 keys in turn and forgets those at rest. A
-// Take that finds no room for a new key does so too; so when a tenth of the keys are at rest, a new key almost always
-// finds room. A clock that is set back creates no units.
+// It starts no goroutine. Instead, once in a millisecond, a Take looks at 64 keys in turn and forgets those
+// at rest. A Take that finds no room for a new key does so too; so when a tenth of the keys are at rest, a
+// new key almost always finds room. A clock that is set back creates no units.
 type MemoryLimiter struct {
 	keys keyLimiter
 }
@@ -43,11 +44,11 @@ type keyLimiter interface {
 	size() int
 }
 
-// NewTokenBucket returns a limiter that allows bursts: burst units at once, and perSecond units in the long run.
-// Decision.Window is the time in which an empty bucket fills.
+// NewTokenBucket returns a limiter that allows bursts: burst units at once, and perSecond units in the long
+// run. Decision.Window is the time in which an empty bucket fills.
 //
-// It panics when perSecond is not a positive number or burst is less than 1. More than 1e9 units a second count as
-// 1e9, the resolution of the clock.
+// It panics when perSecond is not a positive number or burst is less than 1. More than 1e9 units a second
+// count as 1e9, the resolution of the clock.
 func NewTokenBucket(perSecond float64, burst int, opts *LimiterOptions) *MemoryLimiter {
 	if burst < 1 {
 		panic("gateway: NewTokenBucket: burst must be at least 1")
@@ -56,9 +57,11 @@ func NewTokenBucket(perSecond float64, burst int, opts *LimiterOptions) *MemoryL
 }
 
 // NewLeakyBucket returns a limiter that lets one unit pass every 1/perSecond: one at once, queue more after a
-// Decision.Wait, and no others. A cost of n takes n slots and waits for the first of them. Decision.Limit is queue+1.
+// Decision.Wait, and no others. A cost of n takes n slots and waits for the first of them. Decision.Limit is
+// queue+1.
 //
-// It panics when perSecond is not a positive number or queue is negative. More than 1e9 units a second count as 1e9.
+// It panics when perSecond is not a positive number or queue is negative. More than 1e9 units a second count
+// as 1e9.
 func NewLeakyBucket(perSecond float64, queue int, opts *LimiterOptions) *MemoryLimiter {
 	if queue < 0 {
 		panic("gateway: NewLeakyBucket: queue must not be negative")
@@ -67,9 +70,9 @@ func NewLeakyBucket(perSecond float64, queue int, opts *LimiterOptions) *MemoryL
 	return newMemoryLimiter("NewLeakyBucket", newRateBucket("NewLeakyBucket", perSecond, burst, true), opts)
 }
 
-// NewFixedWindow returns a limiter that lets limit units pass in each window. Windows are aligned to the Unix epoch: a
-// window of 24 hours begins at midnight UTC. Around the border of two windows, twice the limit can pass in a short
-// time.
+// NewFixedWindow returns a limiter that lets limit units pass in each window. Windows are aligned to the Unix
+// epoch: a window of 24 hours begins at midnight UTC. Around the border of two windows, twice the limit can
+// pass in a short time.
 //
 // It panics when limit is less than 1 or window is not positive.
 func NewFixedWindow(limit int, window time.Duration, opts *LimiterOptions) *MemoryLimiter {
@@ -82,14 +85,15 @@ func NewFixedWindow(limit int, window time.Duration, opts *LimiterOptions) *Memo
 	return newMemoryLimiter("NewFixedWindow", &fixedWindow{limit: limit, length: window}, opts)
 }
 
-// Take spends n units of key's allowance. An n below 1 counts as 1. An n above the limit can never pass: it is refused
-// with RetryAfter 0. A refusal takes nothing. Take never blocks, does not use its context, and its error is always nil.
+// Take spends n units of key's allowance. An n below 1 counts as 1. An n above the limit can never pass: it
+// is refused with RetryAfter 0. A refusal takes nothing. Take never blocks, does not use its context, and its
+// error is always nil.
 func (l *MemoryLimiter) Take(_ context.Context, key string, n int) (Decision, error) {
 	return l.keys.take(time.Now(), key, max(n, 1)), nil
 }
 
-// Return gives back n units that d granted to key, as Returner describes. An n below 1 counts as 1. A key never has
-// more units than a new key. The error is always nil.
+// Return gives back n units that d granted to key, as Returner describes. An n below 1 counts as 1. A key
+// never has more units than a new key. The error is always nil.
 func (l *MemoryLimiter) Return(_ context.Context, key string, n int, d Decision) error {
 	if d.OK {
 		l.keys.give(time.Now(), key, max(n, 1), d.Ref)
@@ -97,12 +101,12 @@ func (l *MemoryLimiter) Return(_ context.Context, key string, n int, d Decision)
 	return nil
 }
 
-// Len returns how many keys are held, including keys at rest that have not been looked at yet. It is never more than
-// MaxKeys.
+// Len returns how many keys are held, including keys at rest that have not been looked at yet. It is never
+// more than MaxKeys.
 func (l *MemoryLimiter) Len() int { return l.keys.size() }
 
-// limitAlgorithm is the arithmetic on the state S of one key. Its methods are called with the state's lock held, and
-// with a time that never goes back for this state.
+// limitAlgorithm is the arithmetic on the state S of one key. Its methods are called with the state's lock
+// held, and with a time that never goes back for this state.
 type limitAlgorithm[S any] interface {
 	keytable.States[S]
 	take(s *S, now time.Time, n int) Decision
@@ -156,9 +160,9 @@ func (l *stateLimiter[S]) give(now time.Time, key string, n int, ref int64) {
 	l.algorithm.give(s.State, s.Now, n, ref)
 }
 
-// rateBucket is the token bucket and, if queued is true, the leaky bucket. A leaky bucket is a token bucket in which a
-// unit waits until those that were taken before it have come back. For example, at 10 a second, the first unit passes at
-// once, the second waits 100 ms and the third 200 ms.
+// rateBucket is the token bucket and, if queued is true, the leaky bucket. A leaky bucket is a token bucket
+// in which a unit waits until those that were taken before it have come back. For example, at 10 a second,
+// the first unit passes at once, the second waits 100 ms and the third 200 ms.
 type rateBucket struct {
 	rate   float64
 	burst  int
@@ -204,8 +208,8 @@ func (b *rateBucket) take(s *rate.Limiter, now time.Time, n int) Decision {
 	return d
 }
 
-// give gives back the slot of a leaky bucket only while that is the last in the queue. Those that came later have been
-// granted a Wait that begins after this slot, and keep it.
+// give gives back the slot of a leaky bucket only while that is the last in the queue. Those that came later
+// have been granted a Wait that begins after this slot, and keep it.
 func (b *rateBucket) give(s *rate.Limiter, now time.Time, n int, ref int64) {
 	if b.queued {
 		end := queueEnd(now, b.timeFor(float64(b.burst)-s.TokensAt(now)))
@@ -220,8 +224,8 @@ func (b *rateBucket) AtRest(s *rate.Limiter, now time.Time) bool {
 	return s.TokensAt(now) >= float64(b.burst)
 }
 
-// units returns how many units could be taken at once. Like rate.Limiter, it ignores a lack of less than a nanosecond's
-// worth.
+// units returns how many units could be taken at once. Like rate.Limiter, it ignores a lack of less than a
+// nanosecond's worth.
 func (b *rateBucket) units(tokens float64) int {
 	tokens += b.rate * 0.999e-9
 	switch {
@@ -233,8 +237,8 @@ func (b *rateBucket) units(tokens float64) int {
 	return int(tokens)
 }
 
-// timeFor returns the time in which so many tokens come, in whole nanoseconds. It rounds up, unless the excess is only a
-// rounding error of the quotient.
+// timeFor returns the time in which so many tokens come, in whole nanoseconds. It rounds up, unless the
+// excess is only a rounding error of the quotient.
 func (b *rateBucket) timeFor(tokens float64) time.Duration {
 	switch ns := tokens / b.rate * 1e9; {
 	case ns < 1:

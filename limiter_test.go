@@ -436,8 +436,8 @@ func limitWith(opts *gateway.RateLimitOptions) {
 	gateway.RateLimit(gateway.NewTokenBucket(1, 1, nil), gateway.KeyByIP, opts)
 }
 
-// limiterModel is a limiter of one key in whole numbers: a bucket's level in billionths of a unit, or a window's
-// count.
+// limiterModel is a limiter of one key in whole numbers: a bucket's level in billionths of a unit, or a
+// window's count.
 type limiterModel struct {
 	rate, burst int64 // a bucket's, units a second
 	window      time.Duration
@@ -489,7 +489,8 @@ func FuzzLimiter(f *testing.F) {
 	})
 }
 
-// checkTake takes n and compares. Where less than two nanoseconds decide, floating point may decide otherwise.
+// checkTake takes n and compares. Where less than two nanoseconds decide, floating point may decide
+// otherwise.
 func checkTake(t *testing.T, l *gateway.MemoryLimiter, m *limiterModel, leaky bool, n int64) {
 	t.Helper()
 	d, err := l.Take(context.Background(), "k", int(n))

@@ -12,39 +12,45 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// Decision is a limiter's answer.
+// Decision is what a Limiter decided about one request.
 type Decision struct {
-	OK               bool
-	Limit, Remaining int
-	Window           time.Duration // that Limit refers to; a bucket's is burst over rate, rounded up to seconds
-	Wait             time.Duration // OK, but only after this pause: a leaky bucket's slot
-	RetryAfter       time.Duration // when !OK: the earliest time that this same cost could pass; 0: never
-	ResetAfter       time.Duration // until the key is as new
-	Ref              int64         // the limiter's own mark, for Return
+	OK               bool          // the request may pass, after Wait
+	Limit, Remaining int           // the whole allowance of the key, and what is left of it
+	Window           time.Duration // the time that Limit applies to; of a bucket, burst over rate, rounded up to seconds
+	Wait             time.Duration // when OK: how long the request must wait first, in the queue of a leaky bucket
+	RetryAfter       time.Duration // when not OK: the earliest time at which the same cost could pass; 0 means never
+	ResetAfter       time.Duration // until the key has its whole allowance again
+	Ref              int64         // for Return; only the limiter knows its meaning
 }
 
-// Limiter spends n units of key's allowance in one atomic step. n is at least 1. It must be safe for
-// concurrent use and may block on the network, within ctx. An error means that it could not decide;
-// nothing was taken then.
+// Limiter spends n units of key's allowance in one atomic step. n is at least 1. A Limiter must be safe for
+// concurrent use. It may block on the network, but not longer than ctx allows. An error means that it could
+// not decide and has taken nothing.
 type Limiter interface {
 	Take(ctx context.Context, key string, n int) (Decision, error)
 }
 
-// Returner is a Limiter that can take units back: from a caller who left a leaky bucket's queue, or whom a
-// later limiter refused. A leaky slot goes back only while it is the last, a window's unit only within its
-// window. key, n and d are those of the Take; what is given back twice is given twice.
+// Returner is a Limiter that can take units back, when a caller has left a leaky bucket's queue or when a
+// later limiter has refused the request. key, n and d are those of the Take.
+//
+// A leaky bucket takes a slot back only while it is the last one in the queue, and a window takes a unit back
+// only until the window ends. Return is not idempotent: returning the same Decision twice credits it twice.
 type Returner interface {
 	Return(ctx context.Context, key string, n int, d Decision) error
 }
 
-// KeyFunc names the one who pays. It must be safe for concurrent use. An *Error that it returns is
-// answered with its own status, a condition such as ErrUnauthenticated with its status, anything else with
-// 500.
+// KeyFunc returns the key whose allowance a request spends. It must be safe for concurrent use.
+//
+// If it returns an *Error, the request is answered with that error's status. If it returns one of the
+// package's errors, such as ErrUnauthenticated, it is answered with the status of that. Any other error is
+// answered with 500.
 type KeyFunc func(*http.Request) (string, error)
 
-// KeyByIP is the client's address, as ClientAddr has it: an IPv4 address, or the /64 of an IPv6 one, as
-// one household or host has at least that. All requests without an address, such as those from a Unix
-// socket, share the key "-": put TrustProxies outside where a proxy talks over one.
+// KeyByIP returns the client's address, which is that of ClientAddr. An IPv6 address is shortened to its /64,
+// because a single household or host has at least that many addresses.
+//
+// All requests without an address, such as those from a Unix socket, share the key "-". If a proxy connects
+// through such a socket, put TrustProxies outside.
 func KeyByIP(r *http.Request) (string, error) {
 	a := ClientAddr(r)
 	var buf [48]byte
@@ -61,8 +67,9 @@ func KeyByIP(r *http.Request) (string, error) {
 	return string(p.AppendTo(buf[:0])), nil
 }
 
-// KeyBySubject is the caller's issuer and subject, joined as by Keys: a subject is one only together with
-// its issuer. Without an Identity it returns ErrUnauthenticated, which answers 401: put Auth outside.
+// KeyBySubject returns the issuer and the subject of the caller's Identity, joined as by Keys: two issuers
+// may give the same subject to different callers. Without an Identity it returns ErrUnauthenticated, which is
+// answered with 401. Auth must be outside.
 func KeyBySubject(r *http.Request) (string, error) {
 	id, ok := IdentityFrom(r.Context())
 	if !ok {
@@ -75,11 +82,13 @@ func KeyBySubject(r *http.Request) (string, error) {
 	return b.String(), nil
 }
 
-var errNoSubject = fmt.Errorf("%w: KeyBySubject finds nobody; Auth must stand outside", ErrUnauthenticated)
+var errNoSubject = fmt.Errorf("%w: KeyBySubject found no Identity; Auth must be outside", ErrUnauthenticated)
 
-// KeyByHeader is the value of one request field, such as an API key's or Host's. Where it is absent, empty
-// or there more than once, the request is answered with 400. A client can send what it likes in a field that
-// no one checks, so limit by address as well. It panics when name is empty.
+// KeyByHeader returns a KeyFunc for the value of one request field, such as Host or one that has an API key.
+// If the field is absent, empty or repeated, the request is answered with 400.
+//
+// A client can send any value in a field that nobody verifies. So limit by address as well. KeyByHeader
+// panics when name is empty.
 func KeyByHeader(name string) KeyFunc {
 	if name == "" {
 		panic("gateway: KeyByHeader: empty name")
@@ -106,17 +115,18 @@ func KeyByHeader(name string) KeyFunc {
 	}
 }
 
-// KeyByRoute is the matched pattern; "" where none is known. One key for all callers: join it with another by
-// Keys to limit each caller on each route.
+// KeyByRoute returns the pattern of the matched route, or "" if none is known. All callers of a route share
+// this key; to limit each caller on each route, join it with another key by Keys.
 func KeyByRoute(r *http.Request) (string, error) {
 	if pattern := RoutePattern(r.Context()); pattern != "" {
 		return pattern, nil
 	}
-	return r.Pattern, nil // of a foreign mux, when r is a copy that the record does not know
+	return r.Pattern, nil // set by another mux on a copy of the request, which the record has not seen
 }
 
-// Keys joins several keys into one, without ambiguity: each is preceded by its length in bytes and a colon.
-// The first error ends it. It panics without keys or when one is nil.
+// Keys joins several keys into one. Before each key stands its length in bytes and a colon, so that different
+// keys never give the same result. For example, "ab" and "c" give "2:ab1:c". The first error is returned.
+// Keys panics without keys or when one is nil.
 func Keys(ks ...KeyFunc) KeyFunc {
 	if len(ks) == 0 {
 		panic("gateway: Keys: no keys")
@@ -147,7 +157,7 @@ func joinKey(b *strings.Builder, part string) {
 	b.WriteString(part)
 }
 
-// RateLimitHeaders says which fields tell a client how much is left.
+// RateLimitHeaders selects the response fields that report a client's allowance.
 type RateLimitHeaders int
 
 const (
@@ -156,42 +166,49 @@ const (
 	RateLimitNone                           // Retry-After only
 )
 
-// RateLimitOptions say how RateLimit asks its limiter and what it makes of the answer.
+// RateLimitOptions configures how RateLimit asks its limiter and what it does with the decision.
 type RateLimitOptions struct {
-	// Name is the policy's name in the RateLimit fields: printable ASCII. "" means "default". Where one
-	// request meets several limits, give each its own.
+	// Name is the policy's name in the RateLimit fields, in printable ASCII. "" means "default". Where
+	// several limits apply to one request, give each its own name.
 	Name string
 
-	// Cost is what a request takes. Nil means 1. Below 1 it is free: the limiter is not asked.
+	// Cost returns how many units a request takes. Below 1, the request is free and the limiter is not asked.
+	// Nil means 1 unit.
 	Cost func(*http.Request) int
 
-	// Limiter chooses a limiter by plan or tenant. Nil, or a nil result, means RateLimit's own.
+	// Limiter chooses a limiter for the request, for example by plan or tenant. If it is nil or returns nil,
+	// RateLimit uses its own.
 	Limiter func(*http.Request) Limiter
 
-	// Refund gives back what was taken when something inside refuses: its outcome is OutcomeRejected. The
-	// limiter must be a Returner. In the fallback of a Breaker, whose request is refused already, nothing is
-	// given back. False: refused requests pay.
+	// Refund gives back what was taken when the request is refused inside, which is to say, when its outcome
+	// is OutcomeRejected. The limiter must be a Returner. In the fallback of a Breaker nothing is given back,
+	// because the request was refused before. False: refused requests pay.
 	Refund bool
 
-	// FailOpen admits when the limiter errs, which is told and counted as ReportOnly is. False answers 503.
+	// FailOpen admits a request when the limiter returns an error. The error is logged and counted as with
+	// ReportOnly. False: the request is answered with 503.
 	FailOpen bool
 
-	// MaxWait is the longest Decision.Wait that is served, and never beyond the deadline of the request's
-	// context. 0 means 1s, negative none. A longer one gives its slot back and answers 429.
+	// MaxWait is the longest Decision.Wait that RateLimit waits for. The wait is never longer than the
+	// deadline of the request's context allows. If the Wait is longer, its slot is given back and the request
+	// is answered with 429. 0 means 1s; negative means that no request waits.
 	MaxWait time.Duration
 
-	// Headers is what admitted and refused answers tell. Where several limits tell by RateLimitLegacy, which
-	// has no lists, the one with the least remaining is told.
+	// Headers selects the fields in the responses to admitted and refused requests. Those of RateLimitLegacy
+	// have no lists: where several limits set them, the limit with the least remaining is reported.
 	Headers RateLimitHeaders
 
-	// ReportOnly takes and tells, but refuses nobody and lets nobody wait. What would have been refused is
-	// counted in the metric gateway.report_only and logged by slog.Default as a warning.
+	// ReportOnly takes units and reports the allowance, but refuses no request and lets none wait. A request
+	// that would have been refused is counted in the metric gateway.report_only, and slog.Default logs a
+	// warning.
 	ReportOnly bool
 }
 
-// RateLimit answers 429 with Retry-After (rounded up) when l refuses. A cost that can never pass gets no
-// Retry-After. Who leaves while waiting for a slot gives it back and counts as OutcomeClientCanceled. It
-// panics when l or key is nil, or when an option makes no sense.
+// RateLimit limits requests by l, each by the allowance of its key. A request that l refuses is answered with
+// 429, with Retry-After rounded up to seconds. If its cost can never pass, there is no Retry-After.
+//
+// A client that leaves while it waits for a slot gives the slot back, and the outcome is
+// OutcomeClientCanceled. RateLimit panics when l or key is nil, or when an option is invalid.
 func RateLimit(l Limiter, key KeyFunc, opts *RateLimitOptions) Middleware {
 	if l == nil {
 		panic("gateway: RateLimit: nil Limiter")
@@ -243,9 +260,9 @@ type rateLimit struct {
 	key     KeyFunc
 	opts    RateLimitOptions
 	quoted  string    // Name as a structured field's String
-	report  *reporter // nil: refuse
-	opened  *reporter // of the limiter's failures; nil: refuse
-	refusal error     // without a time to come back
+	report  *reporter // with ReportOnly; nil: requests are refused
+	opened  *reporter // with FailOpen; nil: requests are refused when the limiter fails
+	refusal error     // ErrRateLimited, with Name
 	next    http.Handler
 }
 
@@ -271,15 +288,7 @@ func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx := r.Context()
 	if c.Decision, err = c.limiter.Take(ctx, c.key, c.cost); err != nil {
-		switch {
-		case ctx.Err() == context.Canceled:
-			WriteError(rw, r, context.Canceled)
-		case h.opened != nil:
-			h.opened.add(ex, r, h.failed(err))
-			h.next.ServeHTTP(rw, r)
-		default:
-			h.deny(ex, rw, r, h.failed(err))
-		}
+		h.undecided(ex, rw, r, err)
 		return
 	}
 
@@ -290,7 +299,7 @@ func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	h.tell(rw.Header(), &c.Decision)
+	h.writeFields(rw.Header(), &c.Decision)
 	switch {
 	case c.OK:
 	case c.RetryAfter > 0:
@@ -306,12 +315,22 @@ func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.next.ServeHTTP(rw, r)
 }
 
-// failed is the answer when the limiter could not decide.
-func (h *rateLimit) failed(err error) error {
-	return &Error{Status: http.StatusServiceUnavailable, Err: fmt.Errorf("gateway: rate limiter: %w", err)}
+// undecided answers a request about which the limiter returned err instead of a decision.
+func (h *rateLimit) undecided(ex *exchange, w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() == context.Canceled {
+		WriteError(w, r, context.Canceled)
+		return
+	}
+	err = &Error{Status: http.StatusServiceUnavailable, Err: fmt.Errorf("gateway: rate limiter: %w", err)}
+	if h.opened == nil {
+		h.deny(ex, w, r, err)
+		return
+	}
+	h.opened.add(ex, r, err)
+	h.next.ServeHTTP(w, r)
 }
 
-// deny refuses, or tells what it would have refused and lets it pass.
+// deny refuses the request. With ReportOnly, it reports the refusal and calls the next handler instead.
 func (h *rateLimit) deny(ex *exchange, w http.ResponseWriter, r *http.Request, err error) {
 	if h.report == nil {
 		refuse(w, r, err)
@@ -321,8 +340,8 @@ func (h *rateLimit) deny(ex *exchange, w http.ResponseWriter, r *http.Request, e
 	h.next.ServeHTTP(w, r)
 }
 
-// wait serves the pause that c was granted. When that is too long, or the client does not wait for its end,
-// it gives the slot back and c is a refusal.
+// wait waits for c.Wait. If that is too long, or the request's context ends before, it gives the slot back
+// and makes c a refusal.
 func (h *rateLimit) wait(ctx context.Context, c *charge) {
 	longest := max(h.opts.MaxWait, 0)
 	if deadline, ok := ctx.Deadline(); ok {
@@ -340,14 +359,14 @@ func (h *rateLimit) wait(ctx context.Context, c *charge) {
 		case <-ctx.Done():
 		}
 	}
-	if h.report == nil { // else it passes all the same
+	if h.report == nil { // with ReportOnly, the request passes nevertheless
 		c.giveBack(ctx)
 	}
 	c.OK, c.Remaining = false, 0
 	c.RetryAfter = max(c.Wait-longest, 1)
 }
 
-// charge is what one request took.
+// charge is what a limiter was asked to take for one request, and its decision.
 type charge struct {
 	Decision
 	limiter Limiter
@@ -355,20 +374,21 @@ type charge struct {
 	cost    int
 }
 
-// giveBack is done for clients that are gone as well.
+// giveBack gives the units back. It does so when ctx is canceled as well: the client may have left.
 func (c *charge) giveBack(ctx context.Context) {
 	if back, ok := c.limiter.(Returner); ok {
 		_ = back.Return(context.WithoutCancel(ctx), c.key, c.cost, c.Decision)
 	}
 }
 
+// refund gives the units back if the request was refused inside.
 func (c *charge) refund(ctx context.Context, ex *exchange) {
 	if ex.rejected() {
 		c.giveBack(ctx)
 	}
 }
 
-// limited is ErrRateLimited with the time after which to ask again.
+// limited is ErrRateLimited with the time after which the client can ask again.
 type limited struct {
 	error
 	wait time.Duration
@@ -377,18 +397,18 @@ type limited struct {
 func (l *limited) Unwrap() error             { return l.error }
 func (l *limited) retryAfter() time.Duration { return l.wait }
 
-// tell writes the fields for d.
-func (h *rateLimit) tell(to http.Header, d *Decision) {
+// writeFields sets the fields that report d.
+func (h *rateLimit) writeFields(to http.Header, d *Decision) {
 	switch h.opts.Headers {
 	case RateLimitIETF:
-		h.tellIETF(to, d)
+		h.writeIETF(to, d)
 	case RateLimitLegacy:
-		tellLegacy(to, d)
+		writeLegacy(to, d)
 	}
 }
 
-// tellIETF writes both fields with two allocations.
-func (h *rateLimit) tellIETF(to http.Header, d *Decision) {
+// writeIETF sets both fields, with two allocations.
+func (h *rateLimit) writeIETF(to http.Header, d *Decision) {
 	var buf [192]byte
 	b := append(buf[:0], h.quoted...)
 	b = append(b, ";q="...)
@@ -403,11 +423,11 @@ func (h *rateLimit) tellIETF(to http.Header, d *Decision) {
 	b = httpfield.AppendInteger(b, int64(d.Remaining))
 	b = append(b, ";t="...)
 	// Retry-After and t must not contradict each other (section 6).
-	more := d.ResetAfter
+	reset := d.ResetAfter
 	if !d.OK && d.RetryAfter > 0 {
-		more = d.RetryAfter
+		reset = d.RetryAfter
 	}
-	b = httpfield.AppendInteger(b, wholeSeconds(more))
+	b = httpfield.AppendInteger(b, wholeSeconds(reset))
 
 	both := string(b)
 	values := []string{both[:end], both[end:]}
@@ -415,7 +435,7 @@ func (h *rateLimit) tellIETF(to http.Header, d *Decision) {
 	addMember(to, "Ratelimit", values[1:2:2])
 }
 
-// addMember sets a list of one member, or lengthens the list that is there.
+// addMember sets the field name to a list of one member, or appends the member to the list that is there.
 func addMember(to http.Header, name string, member []string) {
 	if list := to[name]; len(list) > 0 {
 		member[0] = strings.Join(list, ", ") + ", " + member[0]
@@ -423,11 +443,13 @@ func addMember(to http.Header, name string, member []string) {
 	to[name] = member
 }
 
-func tellLegacy(to http.Header, d *Decision) {
+// writeLegacy sets the three fields. An admission leaves them alone if another limit has set them and has no
+// more remaining.
+func writeLegacy(to http.Header, d *Decision) {
 	const limit, remaining, reset = "X-Ratelimit-Limit", "X-Ratelimit-Remaining", "X-Ratelimit-Reset"
 	left := max(d.Remaining, 0)
-	if told := to[remaining]; d.OK && len(told) > 0 {
-		if least, err := strconv.Atoi(told[0]); err == nil && least <= left {
+	if set := to[remaining]; d.OK && len(set) > 0 {
+		if least, err := strconv.Atoi(set[0]); err == nil && least <= left {
 			return
 		}
 	}
@@ -436,7 +458,7 @@ func tellLegacy(to http.Header, d *Decision) {
 	to[reset] = []string{strconv.FormatInt(wholeSeconds(d.ResetAfter), 10)}
 }
 
-// wholeSeconds rounds up.
+// wholeSeconds returns d in seconds, rounded up.
 func wholeSeconds(d time.Duration) int64 {
 	s := int64(d / time.Second)
 	if d%time.Second > 0 {

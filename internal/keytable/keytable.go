@@ -1,13 +1,13 @@
 // Package keytable keeps a state for each of many keys, within a bound.
 //
-// Keys come from clients, so a table must not grow with them. It forgets a key whose state is at rest, which is to
-// say, equal to a new key's; so nothing is lost with it. When the table is full of keys that are not at rest, new
-// keys share one state, the overflow. No key is ever evicted while it is busy: a flood of new keys can neither grow
-// the memory nor reset the state of another key.
+// Keys come from clients, so a table must not grow with them. It forgets a key whose state is at rest, which
+// is to say, equal to a new key's; so nothing is lost with it. When the table is full of keys that are not at
+// rest, new keys share one state, the overflow. No key is ever evicted while it is busy: a flood of new keys
+// can neither grow the memory nor reset the state of another key.
 //
-// The keys are spread over 256 locks, and using a key allocates nothing unless the key is new. A table starts no
-// goroutine: what has come to rest is swept a little at a time by those who use the table. It reads no clock either;
-// time is an argument.
+// The keys are spread over 256 locks, and using a key allocates nothing unless the key is new. A table starts
+// no goroutine: what has come to rest is swept a little at a time by those who use the table. It reads no
+// clock either; time is an argument.
 package keytable
 
 import (
@@ -23,8 +23,8 @@ const (
 	sweepKeys  = 64 // looked at by one sweep
 )
 
-// States defines the states of a table's keys. The table calls its methods with the lock of the state held, and with
-// a time that never goes back for this state.
+// States defines the states of a table's keys. The table calls its methods with the lock of the state held,
+// and with a time that never goes back for this state.
 type States[S any] interface {
 	// Begin makes a zero S the state of a new key.
 	Begin(s *S, now time.Time)
@@ -67,8 +67,8 @@ type entry[S any] struct {
 	state S
 }
 
-// forwardClock replaces a time that is earlier than the last one by the last one. Goroutines read the clock before
-// they get a lock, and clocks are set back.
+// forwardClock replaces a time that is earlier than the last one by the last one. Goroutines read the clock
+// before they get a lock, and clocks are set back.
 type forwardClock struct{ last time.Time }
 
 func (c *forwardClock) advance(now time.Time) time.Time {
@@ -84,15 +84,15 @@ func New[S any](maxKeys int, states States[S]) *Table[S] {
 	return &Table[S]{states: states, seed: maphash.MakeSeed(), maxKeys: int64(maxKeys)}
 }
 
-// Len returns how many keys are held, including those at rest that no sweep has looked at yet. It is never more than
-// the maximum.
+// Len returns how many keys are held, including those at rest that no sweep has looked at yet. It is never
+// more than the maximum.
 func (t *Table[S]) Len() int {
 	// A goroutine that finds no room has counted its key in held for a moment.
 	return int(min(t.held.Load(), t.maxKeys))
 }
 
-// Locked is a state under its lock. The holder may read and change State until it calls Unlock, which it must do,
-// soon and once.
+// Locked is a state under its lock. The holder may read and change State until it calls Unlock, which it must
+// do, soon and once.
 type Locked[S any] struct {
 	State    *S
 	Now      time.Time // the time that was given, or the last one that this lock saw if that is later
@@ -103,8 +103,8 @@ type Locked[S any] struct {
 	readNow time.Time // the time that was given
 }
 
-// Lock returns the state of key. If the key is new, it gets a new state; if there is no room for it, even after a
-// sweep, Lock returns the overflow state.
+// Lock returns the state of key. If the key is new, it gets a new state; if there is no room for it, even
+// after a sweep, Lock returns the overflow state.
 func (t *Table[S]) Lock(key string, now time.Time) Locked[S] {
 	n := name{plain: key}
 	s := t.shardOf(&n)
@@ -120,8 +120,8 @@ func (t *Table[S]) Lock(key string, now time.Time) Locked[S] {
 	return t.lockOverflow(now)
 }
 
-// LockHeld returns the state of key if the key is held. Otherwise State is nil, nothing is locked, and the key is at
-// rest or in the overflow.
+// LockHeld returns the state of key if the key is held. Otherwise State is nil, nothing is locked, and the
+// key is at rest or in the overflow.
 func (t *Table[S]) LockHeld(key string, now time.Time) Locked[S] {
 	n := name{plain: key}
 	s := t.shardOf(&n)
@@ -133,7 +133,8 @@ func (t *Table[S]) LockHeld(key string, now time.Time) Locked[S] {
 	return Locked[S]{}
 }
 
-// LockOverflow returns the overflow state if some key had to use it. Otherwise State is nil, and nothing is locked.
+// LockOverflow returns the overflow state if some key had to use it. Otherwise State is nil, and nothing is
+// locked.
 func (t *Table[S]) LockOverflow(now time.Time) Locked[S] {
 	o := &t.overflow
 	o.mu.Lock()
@@ -190,8 +191,8 @@ func (t *Table[S]) sweepInTime(now time.Time) {
 	}
 }
 
-// sweep looks at sweepKeys keys, beginning where the last sweep ended, and forgets those at rest. It is called with
-// no lock held, and skips a shard that is locked rather than wait for it.
+// sweep looks at sweepKeys keys, beginning where the last sweep ended, and forgets those at rest. It is
+// called with no lock held, and skips a shard that is locked rather than wait for it.
 func (t *Table[S]) sweep(now time.Time) {
 	keys := sweepKeys
 	for i := 0; i < shardCount && keys > 0; i++ {

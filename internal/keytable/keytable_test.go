@@ -24,7 +24,8 @@ func (leases) AtRest(l *lease, now time.Time) bool { return !now.Before(l.until)
 
 var start = time.Unix(1_000_000_000, 0)
 
-// use makes key busy until a time, and reports how often its state was used before, and whether that is the overflow.
+// use makes key busy until a time, and reports how often its state was used before, and whether that is the
+// overflow.
 func use(t *Table[lease], key string, now, until time.Time) (before int, overflow bool) {
 	l := t.Lock(key, now)
 	defer l.Unlock()

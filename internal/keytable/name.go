@@ -9,8 +9,8 @@ import (
 // longestPlain is the length up to which a key is held as it is. A longer one is held as its SHA-256.
 const longestPlain = 64
 
-// name is a key in the form in which a table holds it. The hashed form has one byte more than the longest plain key,
-// so that nobody can choose a key that is equal to the hash of another.
+// name is a key in the form in which a table holds it. The hashed form has one byte more than the longest
+// plain key, so that nobody can choose a key that is equal to the hash of another.
 type name struct {
 	plain  string
 	hashed bool
@@ -33,8 +33,8 @@ func (n *name) digest() {
 	n.hashed = true
 }
 
-// own returns a string for the table to keep. It is a copy, so that it does not keep the request in memory that the
-// key was a part of.
+// own returns a string for the table to keep. It is a copy, so that it does not keep the request in memory
+// that the key was a part of.
 func (n *name) own() string {
 	if n.hashed {
 		return string(n.sum[:])

@@ -1,17 +1,19 @@
 // Package rolling counts what happened in the last ten seconds, or in any other length of time.
 //
-// A Window divides its length into slots and counts in the slot of the present. As time passes, it subtracts the
-// slots that have become too old from the total. So a count costs the same however many were made before, and the
-// memory of a window is fixed. The package reads no clock: time is an argument, and a test needs none either.
+// A Window divides its length into slots and counts in the slot of the present. As time passes, it subtracts
+// the slots that have become too old from the total. So a count costs the same however many were made before,
+// and the memory of a window is fixed. The package reads no clock: time is an argument, and a test needs none
+// either.
 package rolling
 
 import "time"
 
-// Slots is the number of slots in a Window. An event is forgotten when it is as old as the window, or up to one slot
-// earlier: in a window of 10 seconds, when it is between 9.5 and 10 seconds old.
+// Slots is the number of slots in a Window. An event is forgotten when it is as old as the window, or up to
+// one slot earlier: in a window of 10 seconds, when it is between 9.5 and 10 seconds old.
 const Slots = 20
 
-// Counts is what a slot holds: one number or several that can be added and subtracted. The zero value counts nothing.
+// Counts is what a slot holds: one number or several that can be added and subtracted. The zero value counts
+// nothing.
 type Counts[C any] interface {
 	Plus(C) C
 	Minus(C) C
@@ -26,13 +28,14 @@ type Window[C Counts[C]] struct {
 	slots [Slots]C      // slot n is at n%Slots
 }
 
-// New returns an empty window that begins at start. A length below Slots nanoseconds counts as Slots nanoseconds.
+// New returns an empty window that begins at start. A length below Slots nanoseconds counts as Slots
+// nanoseconds.
 func New[C Counts[C]](start time.Time, length time.Duration) Window[C] {
 	return Window[C]{start: start, width: max(1, length/Slots)}
 }
 
-// Roll makes the slot of now the present one and forgets what is too old by then. A now that is before the present
-// slot changes nothing: two goroutines may read the clock in one order and call Roll in the other.
+// Roll makes the slot of now the present one and forgets what is too old by then. A now that is before the
+// present slot changes nothing: two goroutines may read the clock in one order and call Roll in the other.
 func (w *Window[C]) Roll(now time.Time) {
 	slot := int64(now.Sub(w.start) / w.width)
 	if slot-w.slot >= Slots {
@@ -56,7 +59,8 @@ func (w *Window[C]) Add(c C) (slot int64) {
 	return w.slot
 }
 
-// TakeBack subtracts c, which Add added to slot. If the slot is forgotten already, so is c, and nothing changes.
+// TakeBack subtracts c, which Add added to slot. If the slot is forgotten already, so is c, and nothing
+// changes.
 func (w *Window[C]) TakeBack(slot int64, c C) {
 	if w.slot-slot >= Slots {
 		return
