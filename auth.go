@@ -18,6 +18,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
+	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
 // Identity is an authenticated caller, as an Authenticator found it. Treat it as read-only: a cached Identity
@@ -207,12 +208,8 @@ type reporter struct {
 }
 
 func newReporter(policy string) *reporter {
-	refused, err := otel.GetMeterProvider().Meter(scope).Int64Counter("gateway.report_only",
-		metric.WithDescription("Requests that a policy with ReportOnly would have refused."),
-		metric.WithUnit("{request}"))
-	if err != nil {
-		otel.Handle(err)
-	}
+	refused := telemetry.Counter(otel.GetMeterProvider().Meter(scope), "gateway.report_only",
+		"Requests that a policy with ReportOnly would have refused.", "{request}")
 	return &reporter{policy, refused, metric.WithAttributeSet(attribute.NewSet(attribute.String("policy", policy)))}
 }
 

@@ -559,3 +559,9 @@ func (b handlerBody) noted() (Outcome, bool) {
 	defer ex.mu.Unlock()
 	return ex.outcome, ex.noted
 }
+
+func closeBody(r *http.Request) {
+	if r.Body != nil {
+		r.Body.Close()
+	}
+}

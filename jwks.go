@@ -21,6 +21,7 @@ import (
 
 	"github.com/seed-96248d0c/gateway/internal/fetch"
 	"github.com/seed-96248d0c/gateway/internal/jose"
+	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
 // KeySource returns the keys that verify tokens. Key gets kid from the token's header and alg, which is one
@@ -202,12 +203,8 @@ func NewJWKS(rawURL string, opts *JWKSOptions) (*JWKS, error) {
 		good:        metric.WithAttributeSet(attribute.NewSet(attribute.String("outcome", "ok"))),
 		fail:        metric.WithAttributeSet(attribute.NewSet(attribute.String("outcome", "error"))),
 	}
-	k.refreshes, err = otel.GetMeterProvider().Meter(scope).Int64Counter("gateway.jwks.refreshes",
-		metric.WithDescription("Attempts to fetch a key set, by outcome."),
-		metric.WithUnit("{refresh}"))
-	if err != nil {
-		otel.Handle(err)
-	}
+	k.refreshes = telemetry.Counter(otel.GetMeterProvider().Meter(scope), "gateway.jwks.refreshes",
+		"Attempts to fetch a key set, by outcome.", "{refresh}")
 	return k, nil
 }
 

@@ -60,15 +60,15 @@ func MustTargets(rawURLs ...string) []Target {
 func checkTarget(u *url.URL) error {
 	switch {
 	case u == nil:
-		return errors.New("target without URL")
+		return errors.New("target without a URL")
 	case u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "h2c":
 		return fmt.Errorf("target %q: scheme must be http, https or h2c", u.Redacted())
 	case u.Hostname() == "" || u.Opaque != "":
 		return fmt.Errorf("target %q: no host", u.Redacted())
 	case u.Port() != "" && !validPort(u.Port()):
-		return fmt.Errorf("target %q: no such port", u.Redacted())
+		return fmt.Errorf("target %q: port must be between 1 and 65535", u.Redacted())
 	case u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
-		return fmt.Errorf("target %q: user, query and fragment have no place in a target", u.Redacted())
+		return fmt.Errorf("target %q: must not have a user, a query or a fragment", u.Redacted())
 	}
 	return nil
 }
@@ -122,26 +122,13 @@ func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream
 	if opts != nil {
 		u.opts = *opts
 	}
-	if u.opts.Balancer == nil {
-		u.opts.Balancer = LeastPending()
-	}
-	if u.opts.Transport == nil {
-		u.opts.Transport = defaultTransport()
-	}
-	if u.opts.Timeout == 0 {
-		u.opts.Timeout = 30 * time.Second
-	}
-	if u.opts.Meter == nil {
-		u.opts.Meter = otel.GetMeterProvider()
-	}
 	if u.opts.Retry.Attempts < 0 {
 		panic("gateway: NewUpstream: Retry.Attempts must not be negative")
 	}
 	if err := u.opts.Health.check(); err != nil {
 		panic("gateway: NewUpstream: Health: " + err.Error())
 	}
-	u.opts.Retry = u.opts.Retry.withDefaults()
-	u.opts.Health = u.opts.Health.withDefaults()
+	u.opts = u.opts.withDefaults()
 	if path := u.opts.Health.Path; path != "" {
 		var err error
 		if u.probe, err = parseProbe(path); err != nil {
@@ -156,6 +143,24 @@ func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream
 	return u
 }
 
+func (o UpstreamOptions) withDefaults() UpstreamOptions {
+	if o.Balancer == nil {
+		o.Balancer = LeastPending()
+	}
+	if o.Transport == nil {
+		o.Transport = defaultTransport()
+	}
+	if o.Timeout == 0 {
+		o.Timeout = 30 * time.Second
+	}
+	if o.Meter == nil {
+		o.Meter = otel.GetMeterProvider()
+	}
+	o.Retry = o.Retry.withDefaults()
+	o.Health = o.Health.withDefaults()
+	return o
+}
+
 // Name returns the name given to NewUpstream.
 func (u *Upstream) Name() string { return u.name }
 
@@ -164,6 +169,7 @@ func (u *Upstream) Name() string { return u.name }
 // panics on the targets on which NewUpstream panics; in that case nothing changes.
 func (u *Upstream) SetTargets(targets []Target) { u.set("SetTargets", targets) }
 
+// set replaces the targets for caller, whose name its panics carry.
 func (u *Upstream) set(caller string, targets []Target) {
 	for _, t := range targets {
 		if err := checkTarget(t.URL); err != nil {
@@ -229,12 +235,7 @@ func aim(u, target *url.URL) {
 	u.RawPath = joinSlash(base, rest)
 }
 
+// joinSlash joins two paths with one slash between them.
 func joinSlash(base, rest string) string {
 	return strings.TrimSuffix(base, "/") + "/" + strings.TrimPrefix(rest, "/")
-}
-
-func closeBody(r *http.Request) {
-	if r.Body != nil {
-		r.Body.Close()
-	}
 }
