@@ -400,3 +400,32 @@ func TestDeadPooledConnection(t *testing.T) {
 		}
 	}
 }
+
+// TestUpstreamHeadersAsTimeRunsOut: headers that arrive just as the time runs out are a timeout, for their body is
+// canceled already. The body is closed and nothing stays pending.
+func TestUpstreamHeadersAsTimeRunsOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		body := &closable{Reader: strings.NewReader("late")}
+		var outcomes []gateway.Outcome
+		u := gateway.NewUpstream("users", gateway.MustTargets("http://10.0.0.1"), &gateway.UpstreamOptions{
+			Timeout: time.Second,
+			Balancer: pick(func(gateway.Outcome) func(gateway.Outcome) {
+				return func(o gateway.Outcome) { outcomes = append(outcomes, o) }
+			}),
+			Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+				<-r.Context().Done() // and yet the transport returns the response
+				return answered(r, 200, body), nil
+			}),
+		})
+		res, err := u.RoundTrip(httptest.NewRequest("GET", "/", nil))
+		if res != nil || !errors.Is(err, gateway.ErrTimeout) {
+			t.Errorf("got %v, %v", res, err)
+		}
+		if !body.closed {
+			t.Error("the body is open")
+		}
+		if len(outcomes) != 1 || outcomes[0] != gateway.OutcomeTimeout {
+			t.Errorf("the attempt ended as %v", outcomes)
+		}
+	})
+}

@@ -295,3 +295,37 @@ func TestServeWaitsForHandlersOfUpgrades(t *testing.T) {
 		}
 	}
 }
+
+// TestServeForgetsConnectionsClosedBeforeTheirHijack: a connection that is closed before a handler takes it over is
+// not waited for.
+func TestServeForgetsConnectionsClosedBeforeTheirHijack(t *testing.T) {
+	type connKey struct{}
+	hijacked := make(chan error, 1)
+	srv := &http.Server{
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			r.Context().Value(connKey{}).(net.Conn).Close()
+			_, _, err := http.NewResponseController(w).Hijack()
+			hijacked <- err
+		}),
+	}
+	addr, stop, done := start(t, srv, &gateway.ServeOptions{Drain: time.Hour})
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+	if err := <-hijacked; err != nil {
+		t.Fatalf("Hijack: %v", err)
+	}
+	stop()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	case <-time.After(time.Until(deadline())):
+		t.Error("Serve waits for a connection that is closed")
+	}
+}
