@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// TestAuthOutcome: a refusal is the gateway's, a client that leaves while it is being identified is nobody's.
+// TestAuthOutcome: a refusal is the gateway's own. A client that leaves during authentication is nobody's
+// failure.
 func TestAuthOutcome(t *testing.T) {
 	for name, tt := range map[string]struct {
 		err  error

@@ -3,18 +3,25 @@ package gateway_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"io"
 	"log/slog"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/seed-96248d0c/gateway"
 )
 
-// asks serves h on a real listener and sends it one request with header.
+// asks serves h on a real listener, sends it one request with header, and returns the response and its body.
 func asks(t *testing.T, h http.Handler, header http.Header) (*http.Response, string) {
 	t.Helper()
 	s := httptest.NewServer(h)
@@ -35,7 +42,7 @@ func fixed(id *gateway.Identity, err error) gateway.Authenticator {
 	return gateway.AuthenticatorFunc(func(*http.Request) (*gateway.Identity, error) { return id, err })
 }
 
-// caller answers with whom it sees: by the context, and in every field that looks like X-User-ID.
+// caller answers with the subject in its context, and with every field whose name resembles X-User-ID.
 var caller = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 	id, ok := gateway.IdentityFrom(r.Context())
 	if ok {
@@ -61,20 +68,20 @@ func TestAuthAnswers(t *testing.T) {
 		challenge string
 		body      string // of a 200
 	}{
-		"good":                  {tokens, nil, bearer(edToken(nil)), 200, "", "user-1|X-User-Id=user-1"},
-		"good and optional":     {tokens, &gateway.AuthOptions{Optional: true}, bearer(edToken(nil)), 200, "", "user-1|X-User-Id=user-1"},
-		"none":                  {tokens, nil, nil, 401, "Bearer", ""},
-		"none, realm":           {tokens, &gateway.AuthOptions{Realm: `a "b" \c`}, nil, 401, `Bearer realm="a \"b\" \\c"`, ""},
-		"none and optional":     {tokens, &gateway.AuthOptions{Optional: true}, nil, 200, "", "|"},
-		"bad":                   {tokens, nil, bearer("x"), 401, `Bearer error="invalid_token"`, ""},
-		"bad, realm":            {tokens, &gateway.AuthOptions{Realm: "api"}, bearer("x"), 401, `Bearer realm="api", error="invalid_token"`, ""},
-		"bad and optional":      {tokens, &gateway.AuthOptions{Optional: true}, bearer("x"), 401, `Bearer error="invalid_token"`, ""},
-		"expired":               {tokens, nil, bearer(edToken(map[string]any{"exp": 1})), 401, `Bearer error="invalid_token"`, ""},
-		"nobody without error":  {fixed(nil, nil), nil, nil, 401, `Bearer error="invalid_token"`, ""},
-		"nobody, optional":      {fixed(nil, nil), &gateway.AuthOptions{Optional: true}, nil, 401, `Bearer error="invalid_token"`, ""},
-		"cannot tell":           {fixed(nil, &gateway.Error{Status: 503}), nil, nil, 503, "", ""},
-		"cannot tell, optional": {fixed(nil, &gateway.Error{Status: 503}), &gateway.AuthOptions{Optional: true}, nil, 503, "", ""},
-		"an error of its own":   {fixed(nil, errors.New("db password is hunter2")), nil, nil, 500, "", ""},
+		"good":                    {tokens, nil, bearer(edToken(nil)), 200, "", "user-1|X-User-Id=user-1"},
+		"good and optional":       {tokens, &gateway.AuthOptions{Optional: true}, bearer(edToken(nil)), 200, "", "user-1|X-User-Id=user-1"},
+		"none":                    {tokens, nil, nil, 401, "Bearer", ""},
+		"none, realm":             {tokens, &gateway.AuthOptions{Realm: `a "b" \c`}, nil, 401, `Bearer realm="a \"b\" \\c"`, ""},
+		"none and optional":       {tokens, &gateway.AuthOptions{Optional: true}, nil, 200, "", "|"},
+		"bad":                     {tokens, nil, bearer("x"), 401, `Bearer error="invalid_token"`, ""},
+		"bad, realm":              {tokens, &gateway.AuthOptions{Realm: "api"}, bearer("x"), 401, `Bearer realm="api", error="invalid_token"`, ""},
+		"bad and optional":        {tokens, &gateway.AuthOptions{Optional: true}, bearer("x"), 401, `Bearer error="invalid_token"`, ""},
+		"expired":                 {tokens, nil, bearer(edToken(map[string]any{"exp": 1})), 401, `Bearer error="invalid_token"`, ""},
+		"nil without an error":    {fixed(nil, nil), nil, nil, 401, `Bearer error="invalid_token"`, ""},
+		"nil, optional":           {fixed(nil, nil), &gateway.AuthOptions{Optional: true}, nil, 401, `Bearer error="invalid_token"`, ""},
+		"cannot decide":           {fixed(nil, &gateway.Error{Status: 503}), nil, nil, 503, "", ""},
+		"cannot decide, optional": {fixed(nil, &gateway.Error{Status: 503}), &gateway.AuthOptions{Optional: true}, nil, 503, "", ""},
+		"an error of its own":     {fixed(nil, errors.New("db password is hunter2")), nil, nil, 500, "", ""},
 		"a 401 of its own": {fixed(nil, &gateway.Error{Status: 401, Header: http.Header{"Www-Authenticate": {"Negotiate"}}}),
 			nil, nil, 401, "Negotiate", ""},
 		"a 401 without challenge": {fixed(nil, &gateway.Error{Status: 401}), nil, nil, 401, `Bearer error="invalid_token"`, ""},
@@ -220,5 +227,160 @@ func TestWithIdentity(t *testing.T) {
 	}
 	if _, ok := gateway.IdentityFrom(context.Background()); ok {
 		t.Error("found without a record")
+	}
+}
+
+func TestAPIKeys(t *testing.T) {
+	keys := map[[32]byte]*gateway.Identity{sha256.Sum256([]byte("key-1")): {Subject: "machine-1"}}
+	a := gateway.APIKeys("x-api-key", func(_ context.Context, hash [32]byte) (*gateway.Identity, error) {
+		switch hash {
+		case sha256.Sum256([]byte("down")):
+			return nil, errors.New("connection refused")
+		case sha256.Sum256([]byte("limited")):
+			return nil, &gateway.Error{Status: 429}
+		case sha256.Sum256([]byte("none")):
+			return nil, gateway.ErrNoCredentials
+		case sha256.Sum256([]byte("expired")):
+			return nil, gateway.ErrUnauthenticated
+		}
+		return keys[hash], nil
+	})
+	for name, tt := range map[string]struct {
+		values []string
+		status int
+	}{
+		"good": {[]string{"key-1"}, 200}, "unknown": {[]string{"key-2"}, 401}, "none": {nil, 204}, "empty": {[]string{""}, 204},
+		"two": {[]string{"key-1", "key-1"}, 401}, "long": {[]string{strings.Repeat("k", 4<<10+1)}, 401},
+		"cannot decide": {[]string{"down"}, 503}, "own status": {[]string{"limited"}, 429}, "expired": {[]string{"expired"}, 401},
+		"not its kind": {[]string{"none"}, 401},
+	} {
+		t.Run(name, func(t *testing.T) {
+			// With Optional the status shows whether credentials were found.
+			h := gateway.Auth(a, &gateway.AuthOptions{Optional: true})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if _, ok := gateway.IdentityFrom(r.Context()); !ok {
+					w.WriteHeader(204)
+				}
+			}))
+			resp, body := asks(t, h, http.Header{"X-Api-Key": tt.values})
+			if resp.StatusCode != tt.status || strings.Contains(body, "refused") {
+				t.Errorf("status %d, %s", resp.StatusCode, body)
+			}
+		})
+	}
+}
+
+func TestFirstOf(t *testing.T) {
+	id := &gateway.Identity{Subject: "u"}
+	none := fixed(nil, gateway.ErrNoCredentials)
+	good := fixed(id, nil)
+	bad := fixed(nil, gateway.ErrUnauthenticated)
+	for name, tt := range map[string]struct {
+		a    gateway.Authenticator
+		want error
+	}{
+		"the second":          {gateway.FirstOf(none, good), nil},
+		"none":                {gateway.FirstOf(none, none), gateway.ErrNoCredentials},
+		"bad ones decide too": {gateway.FirstOf(none, bad, good), gateway.ErrUnauthenticated},
+		"the first":           {gateway.FirstOf(good, bad), nil},
+		"nested":              {gateway.FirstOf(gateway.FirstOf(none), good), nil},
+	} {
+		got, err := tt.a.Authenticate(httptest.NewRequest("GET", "/", nil))
+		if !errors.Is(err, tt.want) || err == nil && got != id {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+}
+
+func TestCredentialPanics(t *testing.T) {
+	lookup := func(context.Context, [32]byte) (*gateway.Identity, error) { return nil, nil }
+	for name, f := range map[string]func(){
+		"no authenticators":    func() { gateway.FirstOf() },
+		"nil authenticator":    func() { gateway.FirstOf(edJWT(nil), nil) },
+		"no issuers":           func() { gateway.Issuers(nil) },
+		"nil JWT":              func() { gateway.Issuers(map[string]*gateway.JWT{testIssuer: nil}) },
+		"JWT of another":       func() { gateway.Issuers(map[string]*gateway.JWT{"https://two.example": edJWT(nil)}) },
+		"nil lookup":           func() { gateway.APIKeys("X-API-Key", nil) },
+		"nameless field":       func() { gateway.APIKeys("", lookup) },
+		"field with a blank":   func() { gateway.APIKeys("X API", lookup) },
+		"nil function of cert": func() { gateway.ClientCert(nil) },
+	} {
+		if v, _ := panics(f).(string); !strings.HasPrefix(v, "gateway: ") {
+			t.Errorf("%s: panic %q", name, v)
+		}
+	}
+}
+
+// certificate issues a certificate for name, signed by parent or, when that is nil, by itself.
+func certificate(t *testing.T, name string, notAfter time.Time, parent *tls.Certificate) tls.Certificate {
+	t.Helper()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: notAfter,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true, IsCA: parent == nil,
+	}
+	issuer, key := template, any(testEC())
+	if parent != nil {
+		issuer, key = parent.Leaf, parent.PrivateKey
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, &testEC().PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: testEC(), Leaf: must(x509.ParseCertificate(der))}
+}
+
+func TestClientCert(t *testing.T) {
+	ca := certificate(t, "ca", time.Now().Add(time.Hour), nil)
+	known := certificate(t, "machine-1", time.Now().Add(time.Hour), &ca)
+	unknown := certificate(t, "machine-2", time.Now().Add(time.Hour), &ca)
+	self := certificate(t, "machine-1", time.Now().Add(time.Hour), nil)
+	pool := x509.NewCertPool()
+	pool.AddCert(ca.Leaf)
+	a := gateway.ClientCert(func(cs *tls.ConnectionState) (*gateway.Identity, error) {
+		if name := cs.VerifiedChains[0][0].Subject.CommonName; name == "machine-1" {
+			return &gateway.Identity{Subject: name}, nil
+		}
+		return nil, nil
+	})
+	for name, tt := range map[string]struct {
+		auth   tls.ClientAuthType
+		cert   *tls.Certificate
+		status int
+		body   string
+	}{
+		"good":         {tls.VerifyClientCertIfGiven, &known, 200, "machine-1|X-User-Id=machine-1"},
+		"unknown":      {tls.VerifyClientCertIfGiven, &unknown, 401, ""},
+		"none":         {tls.VerifyClientCertIfGiven, nil, 200, "|"},
+		"not verified": {tls.RequestClientCert, &known, 401, ""},
+		"self-signed":  {tls.RequireAnyClientCert, &self, 401, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := httptest.NewUnstartedServer(gateway.Auth(a, &gateway.AuthOptions{Optional: true})(caller))
+			s.TLS = &tls.Config{ClientAuth: tt.auth, ClientCAs: pool}
+			s.StartTLS()
+			defer s.Close()
+			transport := s.Client().Transport.(*http.Transport)
+			if tt.cert != nil {
+				transport.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return tt.cert, nil }
+			}
+			resp, err := s.Client().Get(s.URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			body := string(must(io.ReadAll(resp.Body)))
+			if resp.StatusCode != tt.status || tt.status == 200 && body != tt.body {
+				t.Errorf("status %d, %s", resp.StatusCode, body)
+			}
+		})
+	}
+
+	r := httptest.NewRequest("GET", "/", nil)
+	if _, err := a.Authenticate(r); !errors.Is(err, gateway.ErrNoCredentials) {
+		t.Errorf("without TLS: %v", err)
+	}
+	old := certificate(t, "machine-1", time.Now().Add(-time.Minute), &ca)
+	r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{old.Leaf}, VerifiedChains: [][]*x509.Certificate{{old.Leaf, ca.Leaf}}}
+	if _, err := a.Authenticate(r); !errors.Is(err, gateway.ErrUnauthenticated) {
+		t.Errorf("expired since the handshake: %v", err)
 	}
 }

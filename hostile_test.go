@@ -24,8 +24,8 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// hostileJWT knows three keys, and allows an algorithm for each: what one key must not do for another's
-// algorithm can be tried.
+// hostileJWT has three keys and accepts an algorithm for each of them. So tokens can use the key of one
+// algorithm for another.
 func hostileJWT(cacheSize int) *gateway.JWT {
 	return gateway.NewJWT(gateway.StaticKeys(map[string]any{
 		"rsa": &testRSA().PublicKey, "ec": &testEC().PublicKey, "hs": testSecret,
@@ -36,7 +36,7 @@ func hostileJWT(cacheSize int) *gateway.JWT {
 
 type hostile struct{ name, token string }
 
-// hostileTokens are tricks that were played on somebody, and their kin.
+// hostileTokens are attacks that worked against some verifier, and variants of them.
 var hostileTokens = sync.OnceValue(func() []hostile {
 	var list []hostile
 	add := func(name, token string) { list = append(list, hostile{name, token}) }
@@ -46,12 +46,12 @@ var hostileTokens = sync.OnceValue(func() []hostile {
 	head, rest, _ := strings.Cut(good, ".")
 	body, sig, _ := strings.Cut(rest, ".")
 	payload := must(json.Marshal(claimSet(nil)))
-	// signed signs these claims as the issuer itself would: nothing but the claims is wrong.
+	// signed signs claims with the right key and header: only the claims are wrong.
 	signed := func(changes object) string { return sign("RS256", testRSA(), object{"kid": "rsa"}, claimSet(changes)) }
 	signedRaw := func(payload string) string {
 		return signRaw("RS256", testRSA(), []byte(`{"alg":"RS256","kid":"rsa"}`), []byte(payload))
 	}
-	// headed signs these claims under this header.
+	// headed signs good claims under header.
 	headed := func(header string) string { return signRaw("RS256", testRSA(), []byte(header), payload) }
 
 	// No algorithm, or not an algorithm.
@@ -69,7 +69,7 @@ var hostileTokens = sync.OnceValue(func() []hostile {
 	add("alg twice", headed(`{"alg":"none","alg":"RS256","kid":"rsa"}`))
 	add("alg twice, once escaped", headed(`{"alg":"RS256","\u0061lg":"none","kid":"rsa"}`))
 
-	// One algorithm's key for another.
+	// The key of one algorithm for another.
 	der := must(x509.MarshalPKIXPublicKey(&testRSA().PublicKey))
 	for name, secret := range map[string][]byte{
 		"PEM":     pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}),
@@ -109,7 +109,7 @@ var hostileTokens = sync.OnceValue(func() []hostile {
 		return s[:len(s)-22]
 	}())
 
-	// What the header asks for.
+	// Keys that the header names, and extensions that it requires.
 	evil := must(rsa.GenerateKey(rand.Reader, 2048))
 	add("own jwk", sign("RS256", evil, object{"kid": "evil", "jwk": jwk("evil", &evil.PublicKey, nil)}, claimSet(nil)))
 	add("own jwk for a known kid", sign("RS256", evil, object{"kid": "rsa", "jwk": jwk("rsa", &evil.PublicKey, nil)}, claimSet(nil)))
@@ -165,7 +165,7 @@ var hostileTokens = sync.OnceValue(func() []hostile {
 		add("claims "+name, signedRaw(c))
 	}
 
-	// Claims of the issuer's own that are no good here.
+	// Claims that the issuer signed and that are not valid here.
 	now := time.Now().Unix()
 	for name, changes := range map[string]object{
 		"exp missing": {"exp": nil}, "exp a string": {"exp": "99999999999"}, "exp true": {"exp": true}, "exp a list": {"exp": []int64{exp}},
@@ -211,7 +211,7 @@ var hostileTokens = sync.OnceValue(func() []hostile {
 	add("a dot after", good+".")
 	add("JSON serialisation", `{"payload":"`+body+`","protected":"`+head+`","signature":"`+sig+`"}`)
 
-	// Too much.
+	// Too many tokens, or too long.
 	add("two tokens", good+" "+good)
 	add("two tokens, comma", good+","+good)
 	add("scheme twice", "Bearer "+good)
@@ -223,14 +223,14 @@ var hostileTokens = sync.OnceValue(func() []hostile {
 	return list
 })
 
-// spare sets a bit that base64 does not use: 256 bytes leave four in the last character.
+// spare sets a bit that encodes nothing: after 256 bytes, four bits of the last character are unused.
 func spare(token string) string {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	last := strings.IndexByte(alphabet, token[len(token)-1])
 	return token[:len(token)-1] + alphabet[last|1:last|1+1]
 }
 
-// TestHostileTokens sends each, and expects of every one the same refusal as of the next.
+// TestHostileTokens: every hostile token gets the same refusal, which reveals nothing about the reason.
 func TestHostileTokens(t *testing.T) {
 	list := hostileTokens()
 	if len(list) < 60 {
@@ -300,7 +300,7 @@ func TestHostileTokens(t *testing.T) {
 	}
 }
 
-// BenchmarkHostile is what each of them costs, beside an honest token that nobody has verified yet.
+// BenchmarkHostile measures the cost of each hostile token, beside a good token that is not in a cache.
 func BenchmarkHostile(b *testing.B) {
 	j := hostileJWT(-1)
 	honest := sign("RS256", testRSA(), map[string]any{"kid": "rsa"}, claimSet(nil))

@@ -17,7 +17,7 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// introspect returns an Authenticator whose endpoint is answered by answer, without a socket.
+// introspect returns an Authenticator whose requests go to answer, without a socket.
 func introspect(o gateway.IntrospectionOptions, answer func(*http.Request) (*http.Response, error)) gateway.Authenticator {
 	o.Client = &http.Client{Transport: roundTrip(answer), Timeout: 5 * time.Second}
 	return must(gateway.NewIntrospection("https://id.example/introspect", o))
@@ -79,7 +79,7 @@ func TestIntrospectionAnswers(t *testing.T) {
 	}
 }
 
-// TestIntrospectionRequest is over a real listener: what the endpoint is sent, and what the client gets.
+// TestIntrospectionRequest has a real listener. It checks what the endpoint gets, and what the client gets.
 func TestIntrospectionRequest(t *testing.T) {
 	endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id, secret, ok := r.BasicAuth()
@@ -189,7 +189,7 @@ func TestIntrospectionOnceAtATime(t *testing.T) {
 	})
 }
 
-// TestIntrospectionBound: long answers take the place of several.
+// TestIntrospectionBound: a long answer takes the place of several in the cache.
 func TestIntrospectionBound(t *testing.T) {
 	for name, tt := range map[string]struct{ pad, least, most int }{
 		"short": {0, 32, 64},

@@ -32,7 +32,7 @@ import (
 	"github.com/seed-96248d0c/gateway/gatewaytest"
 )
 
-// jwk writes a public key as a JSON Web Key, with more members or others.
+// jwk returns a public key as a JSON Web Key. members adds or replaces members.
 func jwk(kid string, key any, members map[string]any) map[string]any {
 	m := map[string]any{"kid": kid}
 	switch k := key.(type) {
@@ -58,7 +58,7 @@ func keySet(keys ...map[string]any) string {
 	return string(must(json.Marshal(map[string]any{"keys": keys})))
 }
 
-// jwksOver returns a JWKS whose URL is answered by answer, without a socket, for use in a bubble.
+// jwksOver returns a JWKS whose requests go to answer, without a socket, for use in a bubble.
 func jwksOver(t *testing.T, o gateway.JWKSOptions, answer func(*http.Request) (*http.Response, error)) *gateway.JWKS {
 	t.Helper()
 	o.Client = &http.Client{Transport: roundTrip(answer), Timeout: 5 * time.Second}
@@ -198,7 +198,7 @@ func TestJWKSWithoutKid(t *testing.T) {
 	}
 }
 
-// TestJWKSAge checks when a set is asked for again. Its key is there all the time, so no request waits.
+// TestJWKSAge checks when a set is fetched again. Its key is in the set all the time, so no request waits.
 func TestJWKSAge(t *testing.T) {
 	for name, tt := range map[string]struct {
 		maxAge       time.Duration
@@ -275,7 +275,8 @@ func TestJWKSRotation(t *testing.T) {
 	})
 }
 
-// TestJWKSUsedAtOnce: a provider uses each new key as soon as it is published, more often than it is asked.
+// TestJWKSUsedAtOnce: a provider publishes new keys more often than its set is fetched, and uses each at
+// once.
 func TestJWKSUsedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var version, fetches atomic.Int64
@@ -349,7 +350,7 @@ func TestJWKSFlood(t *testing.T) {
 	})
 }
 
-// TestJWKSFailures has the provider fail in each way, before there is a set and after.
+// TestJWKSFailures: the provider fails in each way, before the first good set and after it.
 func TestJWKSFailures(t *testing.T) {
 	for name, fail := range map[string]func(r *http.Request) (*http.Response, error){
 		"down":       func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") },
@@ -363,7 +364,7 @@ func TestJWKSFailures(t *testing.T) {
 		},
 		"100 MB": func(r *http.Request) (*http.Response, error) {
 			resp := answer(r, 200, "", nil)
-			// Good but for its size: a JSON set may have blanks after it.
+			// Only its size is wrong: whitespace may follow JSON.
 			body := keySet(jwk("k", edPublic(), nil)) + strings.Repeat(" ", 1<<20)
 			resp.Body = io.NopCloser(io.MultiReader(strings.NewReader(body), io.LimitReader(endless{t}, 100<<20)))
 			return resp, nil
@@ -407,7 +408,7 @@ func TestJWKSFailures(t *testing.T) {
 				}
 				time.Sleep(10 * time.Second)
 				if _, err := k.Key(t.Context(), "k", "EdDSA"); err != nil {
-					t.Fatalf("provider is well again: %v", err)
+					t.Fatalf("provider is back: %v", err)
 				}
 				good = false
 				for range 5 {
@@ -420,7 +421,7 @@ func TestJWKSFailures(t *testing.T) {
 				time.Sleep(10 * time.Second)
 				for range 2 { // the first waits for a refresh, the second may not begin one
 					if _, err := k.Key(t.Context(), "new", "EdDSA"); !errors.As(err, &e) || e.Status != http.StatusServiceUnavailable || e.Header.Get("Retry-After") == "" {
-						t.Errorf("a kid of which nobody can tell: %v", err)
+						t.Errorf("a kid that may be new: %v", err)
 					}
 				}
 				good = true
@@ -434,7 +435,7 @@ func TestJWKSFailures(t *testing.T) {
 	}
 }
 
-// endless is what nobody must read.
+// endless is a body that must not be read.
 type endless struct{ t *testing.T }
 
 func (e endless) Read(p []byte) (int, error) {
@@ -453,8 +454,8 @@ type broken struct{}
 
 func (broken) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
-// TestJWKSWaitEndsWithContext: a caller that leaves waits no longer, and the refresh that it began goes on
-// for the others.
+// TestJWKSWaitEndsWithContext: a caller stops waiting when its context ends. The refresh that it started goes
+// on for the others.
 func TestJWKSWaitEndsWithContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := jwksOver(t, gateway.JWKSOptions{}, func(r *http.Request) (*http.Response, error) {
@@ -477,7 +478,8 @@ func TestJWKSWaitEndsWithContext(t *testing.T) {
 	})
 }
 
-// TestJWKSOverHTTP uses real listeners: a provider that redirects within itself and to another.
+// TestJWKSOverHTTP has real listeners. Redirects within the provider are followed, those to another host are
+// not.
 func TestJWKSOverHTTP(t *testing.T) {
 	set := keySet(jwk("k", edPublic(), nil))
 	serve := func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, set) }
@@ -542,8 +544,8 @@ func TestJWKSRedirectFromTLS(t *testing.T) {
 	}
 }
 
-// TestJWKSFloodOverHTTP sends a thousand unknown kids at once through a real gateway, while the provider
-// keeps its answer back: those with a known kid are answered meanwhile.
+// TestJWKSFloodOverHTTP sends a thousand unknown kids at once through a real gateway, while the provider does
+// not answer. Requests with a known kid are answered meanwhile.
 func TestJWKSFloodOverHTTP(t *testing.T) {
 	const minInterval = 200 * time.Millisecond
 	var fetches atomic.Int64
@@ -599,7 +601,7 @@ func TestJWKSFloodOverHTTP(t *testing.T) {
 	}
 }
 
-// TestJWKSHostileOverHTTP: what a server can do to those who ask it for keys.
+// TestJWKSHostileOverHTTP: whatever the provider sends instead of a key set, the client gets 503.
 func TestJWKSHostileOverHTTP(t *testing.T) {
 	good := keySet(jwk("k", edPublic(), nil))
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -657,8 +659,9 @@ func TestJWKSHostileOverHTTP(t *testing.T) {
 	}
 }
 
-// TestJWKSTold: a provider that is away is told in the log and in a metric, while the last good set serves.
-func TestJWKSTold(t *testing.T) {
+// TestJWKSReportsRefreshes: failed refreshes are in the log and in the metric, while the last good set is in
+// use.
+func TestJWKSReportsRefreshes(t *testing.T) {
 	tel := new(gatewaytest.Telemetry)
 	otel.SetMeterProvider(tel)
 	defer otel.SetMeterProvider(noop.NewMeterProvider())

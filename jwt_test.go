@@ -37,7 +37,7 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// Keys are dear to make, so each is made once.
+// Keys take long to generate, so each is generated once.
 var (
 	testRSA = sync.OnceValue(func() *rsa.PrivateKey { return must(rsa.GenerateKey(rand.Reader, 2048)) })
 	testEC  = sync.OnceValue(func() *ecdsa.PrivateKey { return must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)) })
@@ -48,7 +48,7 @@ var (
 	testSecret = []byte("a secret of exactly sixty-four bytes, so that HS512 takes it too.")
 )
 
-// claimSet returns the claims of a good token, with changes; a nil value takes the claim away.
+// claimSet returns the claims of a good token, with changes. A nil value removes the claim.
 func claimSet(changes map[string]any) map[string]any {
 	now := time.Now()
 	c := map[string]any{
@@ -72,7 +72,7 @@ func signRaw(alg string, key any, header, payload []byte) string {
 	return text + "." + segment(sig)
 }
 
-// sign makes a token. Header members are added to alg.
+// sign makes a token whose header has alg and the members of header.
 func sign(alg string, key any, header, claims map[string]any) string {
 	h := map[string]any{"alg": alg}
 	maps.Copy(h, header)
@@ -170,7 +170,7 @@ func TestJWTAlgorithms(t *testing.T) {
 	}
 }
 
-// sharesKey reports whether two algorithms are tested with one key: RSA's.
+// sharesKey reports whether both algorithms are tested with the RSA key.
 func sharesKey(a, b string) bool {
 	return (a[0] == 'R' || a[0] == 'P') && (b[0] == 'R' || b[0] == 'P')
 }
@@ -310,7 +310,7 @@ func TestJWTMaxBytes(t *testing.T) {
 	}
 }
 
-// TestJWTKid: one key serves every kid, but not one without end.
+// TestJWTKid: a StaticKey serves every kid, up to a bound of its length.
 func TestJWTKid(t *testing.T) {
 	for n, ok := range map[int]bool{0: true, 1: true, 512: true, 513: false} {
 		token := sign("EdDSA", testEd(), map[string]any{"kid": strings.Repeat("k", n)}, claimSet(nil))
@@ -335,7 +335,7 @@ func TestJWTKeySourceErrors(t *testing.T) {
 	}{
 		"no such key":   {context.Background(), gateway.ErrUnauthenticated, 401, gateway.ErrUnauthenticated},
 		"own status":    {context.Background(), &gateway.Error{Status: 502}, 502, nil},
-		"cannot tell":   {context.Background(), errors.New("the vault is sealed"), 503, nil},
+		"cannot decide": {context.Background(), errors.New("the vault is sealed"), 503, nil},
 		"caller is off": {canceled, context.Canceled, 499, context.Canceled},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -349,6 +349,50 @@ func TestJWTKeySourceErrors(t *testing.T) {
 			gateway.WriteError(w, httptest.NewRequest("GET", "/", nil), err)
 			if w.Code != tt.status {
 				t.Errorf("status %d, want %d", w.Code, tt.status)
+			}
+		})
+	}
+}
+
+func TestIssuers(t *testing.T) {
+	one := edJWT(nil)
+	two := gateway.NewJWT(gateway.StaticKey(&testEC().PublicKey), gateway.JWTOptions{
+		Issuer: "https://two.example", Audience: "two", Algorithms: []string{"ES256"},
+	})
+	cookie := gateway.NewJWT(gateway.StaticKey(&testEC().PublicKey), gateway.JWTOptions{
+		Issuer: "https://cookie.example", Audience: "c", Algorithms: []string{"ES256"}, Token: gateway.CookieToken("s"),
+	})
+	a := gateway.Issuers(map[string]*gateway.JWT{testIssuer: one, "https://two.example": two, "https://cookie.example": cookie})
+	ofTwo := claimSet(map[string]any{"iss": "https://two.example", "aud": "two"})
+	ofCookie := sign("ES256", testEC(), nil, claimSet(map[string]any{"iss": "https://cookie.example", "aud": "c"}))
+	for name, tt := range map[string]struct {
+		field, value string
+		want         error
+		issuer       string
+	}{
+		"one":                         {"Authorization", "Bearer " + edToken(nil), nil, testIssuer},
+		"two":                         {"Authorization", "Bearer " + sign("ES256", testEC(), nil, ofTwo), nil, "https://two.example"},
+		"cookie":                      {"Cookie", "s=" + ofCookie, nil, "https://cookie.example"},
+		"nothing":                     {"Accept", "*/*", gateway.ErrNoCredentials, ""},
+		"another scheme":              {"Authorization", "Basic dTpw", gateway.ErrNoCredentials, ""},
+		"two's word, one's key":       {"Authorization", "Bearer " + sign("EdDSA", testEd(), nil, ofTwo), gateway.ErrUnauthenticated, ""},
+		"one's word, two's key":       {"Authorization", "Bearer " + sign("ES256", testEC(), nil, claimSet(nil)), gateway.ErrUnauthenticated, ""},
+		"two, for one's audience":     {"Authorization", "Bearer " + sign("ES256", testEC(), nil, claimSet(map[string]any{"iss": "https://two.example"})), gateway.ErrUnauthenticated, ""},
+		"unknown":                     {"Authorization", "Bearer " + edToken(map[string]any{"iss": "https://evil.example"}), gateway.ErrUnauthenticated, ""},
+		"no issuer":                   {"Authorization", "Bearer " + edToken(map[string]any{"iss": nil}), gateway.ErrUnauthenticated, ""},
+		"issuer a number":             {"Authorization", "Bearer " + edToken(map[string]any{"iss": 1}), gateway.ErrUnauthenticated, ""},
+		"no token":                    {"Authorization", "Bearer x", gateway.ErrUnauthenticated, ""},
+		"too long":                    {"Authorization", "Bearer " + edToken(map[string]any{"a": strings.Repeat("a", 1<<20)}), gateway.ErrUnauthenticated, ""},
+		"the cookie's, as a bearer":   {"Authorization", "Bearer " + ofCookie, gateway.ErrUnauthenticated, ""},
+		"a bearer's, in the cookie":   {"Cookie", "s=" + edToken(nil), gateway.ErrUnauthenticated, ""},
+		"issuer twice, one then evil": {"Authorization", "Bearer " + signRaw("EdDSA", testEd(), []byte(`{"alg":"EdDSA"}`), []byte(`{"iss":"`+testIssuer+`","iss":"https://evil.example"}`)), gateway.ErrUnauthenticated, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := httptest.NewRequest("GET", "/", nil)
+			r.Header.Set(tt.field, tt.value)
+			id, err := a.Authenticate(r)
+			if !errors.Is(err, tt.want) || err == nil && id.Issuer != tt.issuer {
+				t.Errorf("identity %+v, error %v", id, err)
 			}
 		})
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// countingKeys is one key, or an error, that the test may replace.
+// countingKeys counts its calls. It returns one key, or an error, which a test may replace.
 type countingKeys struct {
 	asked atomic.Int64
 	key   atomic.Value // keyBox
@@ -50,7 +50,8 @@ func cachingJWT(keys gateway.KeySource, change func(*gateway.JWTOptions)) *gatew
 	return gateway.NewJWT(keys, o)
 }
 
-// TestCacheHit: a cached token gives the very Identity that it gave before, so nothing was verified again.
+// TestCacheHit: for a cached token, Verify returns the same pointer as before. So the token was not verified
+// again.
 func TestCacheHit(t *testing.T) {
 	keys := newCountingKeys(testEd().Public())
 	for size, want := range map[int]bool{0: true, 1: true, 100: true, -1: false} {
@@ -86,7 +87,7 @@ func TestCacheExpiry(t *testing.T) {
 	})
 }
 
-// TestCacheKeyWithdrawn: what the source says of the key counts at once, for tokens that are cached too.
+// TestCacheKeyWithdrawn: a change of the key takes effect at once, for cached tokens too.
 func TestCacheKeyWithdrawn(t *testing.T) {
 	_, other, _ := ed25519.GenerateKey(rand.Reader)
 	keys := newCountingKeys(testEd().Public())
@@ -99,7 +100,7 @@ func TestCacheKeyWithdrawn(t *testing.T) {
 		want error
 	}{
 		{"there", keyBox{testEd().Public(), nil}, nil},
-		{"cannot tell", keyBox{nil, away}, away},
+		{"cannot decide", keyBox{nil, away}, away},
 		{"there again", keyBox{testEd().Public(), nil}, nil},
 		{"withdrawn", keyBox{nil, gateway.ErrUnauthenticated}, gateway.ErrUnauthenticated},
 		{"published again", keyBox{testEd().Public(), nil}, nil},
@@ -116,7 +117,7 @@ func TestCacheKeyWithdrawn(t *testing.T) {
 	}
 }
 
-// TestCacheSameKeyAnew: a refreshed key set holds equal keys that are other values.
+// TestCacheSameKeyAnew: a refreshed key set has equal keys at other addresses. The tokens stay cached.
 func TestCacheSameKeyAnew(t *testing.T) {
 	for alg, key := range map[string][2]any{
 		"RS256": {testRSA(), func() any { k := testRSA().PublicKey; return &k }},
@@ -164,8 +165,8 @@ func TestRevoked(t *testing.T) {
 	}
 }
 
-// TestCacheOneVerification: a thousand requests with one token that nobody has seen ask for its key once,
-// and get one Identity.
+// TestCacheOneVerification: a thousand requests at once with one new token ask for its key once, and get the
+// same Identity.
 func TestCacheOneVerification(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked atomic.Int64
@@ -190,7 +191,7 @@ func TestCacheOneVerification(t *testing.T) {
 			t.Errorf("asked %d times", asked.Load())
 		}
 
-		// Bad tokens are judged once while they come together, and are not remembered.
+		// A bad token is verified once for all requests at the same time, and is not remembered.
 		asked.Store(0)
 		bad := edToken(map[string]any{"aud": "other"})
 		for range 100 {
@@ -208,7 +209,7 @@ func TestCacheOneVerification(t *testing.T) {
 	})
 }
 
-// TestCacheLeaderLeaves: the request that verifies for the others goes away; they do not fail with it.
+// TestCacheLeaderLeaves: the client whose request verifies for the others leaves. The others do not fail.
 func TestCacheLeaderLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := cachingJWT(keyFunc(func(ctx context.Context, _, _ string) (any, error) {
@@ -249,7 +250,7 @@ func TestCacheLeaderLeaves(t *testing.T) {
 	})
 }
 
-// TestCacheBound: more tokens than there is room for all pass, and those in use are kept.
+// TestCacheBound: more tokens than fit into the cache are all accepted, and the cache keeps to its bound.
 func TestCacheBound(t *testing.T) {
 	for name, tt := range map[string]struct{ size, tokens, pad int }{
 		"many":  {64, 500, 0},
@@ -285,7 +286,8 @@ func TestCacheBound(t *testing.T) {
 	}
 }
 
-// TestCacheKeepsTokensAlone: a token that is a part of a long field does not keep the field in memory.
+// TestCacheKeepsTokensAlone: a cached token that was a part of a long field does not keep the field in
+// memory.
 func TestCacheKeepsTokensAlone(t *testing.T) {
 	const tokens, long = 32, 1 << 20
 	for name, tt := range map[string]struct{ field, before string }{
@@ -310,7 +312,7 @@ func TestCacheKeepsTokensAlone(t *testing.T) {
 	}
 }
 
-// heap is how many bytes are in use.
+// heap returns the bytes on the heap that are in use.
 func heap() int64 {
 	runtime.GC()
 	var m runtime.MemStats
@@ -318,7 +320,7 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// TestCacheRace has requests, rotations and revocations at once, for the race detector.
+// TestCacheRace sends requests while keys are rotated and withdrawn, for the race detector.
 func TestCacheRace(t *testing.T) {
 	keys := newCountingKeys(testEd().Public())
 	_, other, _ := ed25519.GenerateKey(rand.Reader)
@@ -351,8 +353,8 @@ func TestCacheRace(t *testing.T) {
 	wg.Wait()
 }
 
-// TestAuthHitAllocations holds the number that the hot path is allowed: the copy of the header (its map and
-// one group of it) and the field.
+// TestAuthHitAllocations bounds the allocations of a cache hit: the copy of the header (its map and one group
+// of it) and the field.
 func TestAuthHitAllocations(t *testing.T) {
 	r := benchRequest(edToken(nil))
 	w := nowhere{make(http.Header)}

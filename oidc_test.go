@@ -84,7 +84,7 @@ func TestNewOIDC(t *testing.T) {
 		})
 	}
 
-	// The default client believes the test's certificate for a while.
+	// The default client trusts the test server's certificate until the test ends.
 	secure := httptest.NewUnstartedServer(nil)
 	var keysAt string
 	secure.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// FuzzBearer: what comes out is one of three answers, and a token that comes out stood behind the scheme.
+// FuzzBearer: bearer returns a token, ErrNoCredentials or ErrUnauthenticated, and a token is what follows the
+// scheme.
 func FuzzBearer(f *testing.F) {
 	for _, seed := range []string{"", "Bearer a.b.c", "bearer  a", "Bearer", "Bearer\ta", "BearerX a", "Basic dTpw", "Bearer a, b", "Bearer \x00"} {
 		f.Add(seed, false)

@@ -11,7 +11,7 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// benchRequest is what a browser's script sends, more or less.
+// benchRequest returns a request with the fields that a script in a browser sends.
 func benchRequest(token string) *http.Request {
 	r := httptest.NewRequest("GET", "/users/1", nil)
 	r.Header = http.Header{
@@ -34,11 +34,12 @@ func (w nowhere) WriteHeader(int)             {}
 
 var silent = http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
 
-// outside begins the record, as Observe does in front of Auth, and does nothing else.
+// outside creates the record, as Observe does around Auth, and does nothing else.
 var outside = gateway.HandleErrors(func(http.ResponseWriter, *http.Request, *gateway.Error) {})
 
-// BenchmarkAuthHit is a token that was verified before, over a key set: the difference between "Auth" and
-// "nothing", and between "Auth in Observe" and "Observe", is what Auth costs inside a record that is there.
+// BenchmarkAuthHit sends a token that is in the cache; its key is in a key set. The record exists already in
+// all cases. So the cost of Auth is the difference between "Auth" and "nothing", and between "Auth in
+// Observe" and "Observe".
 func BenchmarkAuthHit(b *testing.B) {
 	k := must(gateway.NewJWKS("https://id.example/keys", &gateway.JWKSOptions{
 		Client: &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
@@ -78,7 +79,7 @@ func BenchmarkAuthHit(b *testing.B) {
 	}
 }
 
-// BenchmarkJWTMiss is a token that nobody has verified yet, beside golang-jwt with the same rules.
+// BenchmarkJWTMiss verifies a token without a cache, beside golang-jwt with the same rules.
 func BenchmarkJWTMiss(b *testing.B) {
 	for _, bb := range []struct {
 		alg       string
@@ -114,7 +115,7 @@ func BenchmarkJWTMiss(b *testing.B) {
 	}
 }
 
-// BenchmarkJWTMissCached is a miss that fills a full cache.
+// BenchmarkJWTMissCached verifies a token that then displaces another one from a full cache.
 func BenchmarkJWTMissCached(b *testing.B) {
 	j := gateway.NewJWT(gateway.StaticKey(testSecret), gateway.JWTOptions{
 		Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"HS256"}, CacheSize: 256,
