@@ -41,7 +41,7 @@ type exchange struct {
 	origin
 	tracing
 	observing
-	routing
+	matched
 	answering
 	admitted *admission // the Breakers that let the request through; a part and a variant inherit it
 	ended
@@ -78,8 +78,8 @@ type observing struct {
 	logged   bool // and it writes an access log
 }
 
-// routing is the outermost Router's decision. Only a variant inherits it.
-type routing struct {
+// matched is the outermost Router's decision. Only a variant inherits it.
+type matched struct {
 	route    string       // the route's name
 	pattern  string       // the route's pattern
 	unrouted http.Handler // answers a request that no route takes, once it has passed the middleware of Use
@@ -197,7 +197,7 @@ func (ex *exchange) variant(ctx context.Context) *exchange {
 	if ex.whole != nil {
 		v.whole = ex.whole
 	}
-	v.observing, v.routing, v.answering = ex.observing, ex.routing, ex.answering
+	v.observing, v.matched, v.answering = ex.observing, ex.matched, ex.answering
 	return v
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
+	"github.com/seed-96248d0c/gateway/internal/routing"
 )
 
 // Match is a named predicate; the name is what Explain prints, and two of one name are the same one.
@@ -19,24 +20,15 @@ type Match struct {
 	Name string
 	Func func(*http.Request) bool
 
-	kind matchKind
+	kind routing.Kind
 }
-
-// matchKind is what precedence counts.
-type matchKind uint8
-
-const (
-	matchOther matchKind = iota
-	matchHeader
-	matchQuery
-)
 
 // MatchHeader holds when one line of the header field is value, letter by letter; when value is "", when
 // the field is there at all. It panics when name is no field name, and for Host, which is part of the
 // pattern.
 func MatchHeader(name, value string) Match {
 	name = matchedField("MatchHeader", name)
-	m := Match{Name: "header " + name, kind: matchHeader}
+	m := Match{Name: "header " + name, kind: routing.Header}
 	if value == "" {
 		m.Func = func(r *http.Request) bool { return len(r.Header[name]) > 0 }
 		return m
@@ -56,7 +48,7 @@ func MatchHeaderRegexp(name, expr string) Match {
 	}
 	return Match{
 		Name: "header " + name + " ~ " + strconv.Quote(expr),
-		kind: matchHeader,
+		kind: routing.Header,
 		Func: func(r *http.Request) bool { return slices.ContainsFunc(r.Header[name], re.MatchString) },
 	}
 }
@@ -74,7 +66,7 @@ func matchedField(caller, name string) string {
 // MatchQuery holds when one of the query's values for name is value; when value is "", when the query has
 // name at all.
 func MatchQuery(name, value string) Match {
-	m := Match{Name: "query " + url.QueryEscape(name), kind: matchQuery}
+	m := Match{Name: "query " + url.QueryEscape(name), kind: routing.Query}
 	if value != "" {
 		m.Name += " = " + strconv.Quote(value)
 	}

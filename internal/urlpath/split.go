@@ -22,9 +22,8 @@ type Path struct {
 	starts [16]int32
 }
 
-// Set makes p the path of u, which is not split yet.
+// Set makes p, which must be zero, the path of u. The path is not split yet.
 func (p *Path) Set(u *url.URL) {
-	*p = Path{}
 	p.Text, p.Escaped = splittable(u)
 }
 

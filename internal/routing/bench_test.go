@@ -1,4 +1,4 @@
-package gateway
+package routing
 
 import (
 	"net/http"
@@ -8,14 +8,14 @@ import (
 	"testing"
 )
 
-// BenchmarkRouterMatch finds the route alone, beside http.ServeMux.Handler, for the routes of the GitHub
+// BenchmarkDecide finds the route, beside http.ServeMux.Handler, for the routes of the GitHub
 // API that have path values.
-func BenchmarkRouterMatch(b *testing.B) {
-	table, err := os.ReadFile("testdata/github-api.txt")
+func BenchmarkDecide(b *testing.B) {
+	table, err := os.ReadFile("../../testdata/github-api.txt")
 	if err != nil {
 		b.Fatal(err)
 	}
-	var rt Router
+	var tree Tree
 	var mux http.ServeMux
 	var requests []*http.Request
 	h := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
@@ -25,7 +25,13 @@ func BenchmarkRouterMatch(b *testing.B) {
 			continue
 		}
 		for _, method := range words[1:] {
-			rt.Handle(method+" "+words[0], h)
+			p, err := Parse(method + " " + words[0])
+			if err == nil {
+				_, err = tree.Add(Route{Pattern: p})
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
 			mux.Handle(method+" "+words[0], h)
 			if strings.Contains(words[0], "{") {
 				path := strings.NewReplacer("{", "", "}", "").Replace(words[0])
@@ -33,12 +39,11 @@ func BenchmarkRouterMatch(b *testing.B) {
 			}
 		}
 	}
-	b.Run("Router", func(b *testing.B) {
+	b.Run("Tree", func(b *testing.B) {
 		b.ReportAllocs()
 		for i := 0; b.Loop(); i++ {
-			r := requests[i%len(requests)]
-			s := routeSearch{req: r, method: r.Method}
-			rt.decide(&s)
+			var s Search
+			tree.Decide(requests[i%len(requests)], &s)
 		}
 	})
 	b.Run("ServeMux", func(b *testing.B) {

@@ -1,0 +1,170 @@
+// Package routing decides which route takes a request. A Tree holds the patterns and predicates of routes, which are
+// numbers to it, in the order in which they were added. Decide walks it for one request and returns a route's number,
+// or the status with which a request that no route takes is answered. Survey makes the same decision and explains it.
+//
+// The package knows requests, but neither handlers nor responses.
+package routing
+
+import (
+	"fmt"
+	"iter"
+	"maps"
+	"net/http"
+	"slices"
+)
+
+// Route is what a Tree knows of a route.
+type Route struct {
+	Pattern    *Pattern
+	Predicates []Predicate // all must hold; names are unique
+	Location   string      // where the route was registered; for the texts of errors
+}
+
+// Predicate is a condition on a request. Two predicates with one name are the same condition.
+type Predicate struct {
+	Name  string
+	Kind  Kind
+	Holds func(*http.Request) bool
+}
+
+// Kind is what the order of routes counts: a route with more Header predicates precedes one with fewer, and then one
+// with more Query predicates.
+type Kind uint8
+
+const (
+	Other Kind = iota
+	Header
+	Query
+)
+
+// Tree holds routes. The zero value is empty and ready for use. It is safe for concurrent use once it is built.
+type Tree struct {
+	routes  []*route // by number
+	anyHost hostTree
+	hosts   map[string]*hostTree
+}
+
+// route is a Route made ready.
+type route struct {
+	Route
+	number           int
+	headers, queries int // number of predicates
+	wildcards        []wildcard
+}
+
+// wildcard is a named wildcard of a pattern.
+type wildcard struct {
+	name string
+	at   int // the number of its segment
+	rest bool
+}
+
+func newRoute(r Route, number int) *route {
+	rt := &route{Route: r, number: number}
+	for _, p := range r.Predicates {
+		switch p.Kind {
+		case Header:
+			rt.headers++
+		case Query:
+			rt.queries++
+		}
+	}
+	for i, s := range r.Pattern.segments {
+		if s.kind >= wildSegment && s.text != "" {
+			rt.wildcards = append(rt.wildcards, wildcard{name: s.text, at: i, rest: s.kind == restSegment})
+		}
+	}
+	return rt
+}
+
+// precedes reports whether rt is tried before other, which has the same host, path and method.
+func (rt *route) precedes(other *route) bool {
+	switch {
+	case rt.headers != other.headers:
+		return rt.headers > other.headers
+	case rt.queries != other.queries:
+		return rt.queries > other.queries
+	}
+	return rt.number < other.number
+}
+
+// failed returns the name of the first predicate that does not hold, or "" when all hold.
+func (rt *route) failed(r *http.Request) string {
+	for i := range rt.Predicates {
+		if !rt.Predicates[i].Holds(r) {
+			return rt.Predicates[i].Name
+		}
+	}
+	return ""
+}
+
+// covers reports whether rt's predicates accept every request that other's accept: each of rt's is one of other's.
+func (rt *route) covers(other *route) bool {
+	for _, p := range rt.Predicates {
+		if !slices.ContainsFunc(other.Predicates, func(o Predicate) bool { return o.Name == p.Name }) {
+			return false
+		}
+	}
+	return true
+}
+
+// Add puts a route into the tree and returns its number: 0 for the first, then 1, and so on. The error says why the
+// route cannot stand beside another one; its text continues a sentence that begins with the route. The tree is then as
+// it was.
+func (t *Tree) Add(r Route) (number int, err error) {
+	rt := newRoute(r, len(t.routes))
+	host := &t.anyHost
+	if name := r.Pattern.host; name != "" {
+		if host = t.hosts[name]; host == nil {
+			host = new(hostTree)
+		}
+	}
+	if err := host.check(rt); err != nil {
+		return 0, err
+	}
+	if name := r.Pattern.host; name != "" {
+		if t.hosts == nil {
+			t.hosts = make(map[string]*hostTree)
+		}
+		t.hosts[name] = host
+	}
+	host.add(rt)
+	t.routes = append(t.routes, rt)
+	return rt.number, nil
+}
+
+// check returns an error when rt conflicts with a route of the tree, or when one of them takes all of its requests.
+func (t *hostTree) check(rt *route) error {
+	if other := t.conflict(rt); other != nil {
+		a, b := rt.Pattern, other.Pattern
+		return fmt.Errorf(`conflicts with pattern %q (registered at %s): both match some paths, like %q, but neither is more specific.
+%[1]q matches %[4]q, but %[5]q does not.
+%[5]q matches %[6]q, but %[1]q does not`, b.text, other.Location, samePath(a, b), onlyPath(b, a), a.text, onlyPath(a, b))
+	}
+	for _, slot := range t.samePaths(rt.Pattern) {
+		other := slot.route
+		switch {
+		case slot.method != rt.Pattern.method, !other.precedes(rt), !other.covers(rt):
+		case rt.covers(other):
+			return fmt.Errorf("matches the same requests as pattern %q (registered at %s)", other.Pattern.text, other.Location)
+		default:
+			return fmt.Errorf("can never match: pattern %q (registered at %s) is tried before it and takes every such request; "+
+				"register that one later", other.Pattern.text, other.Location)
+		}
+	}
+	return nil
+}
+
+// All yields the numbers of the routes by precedence: of two routes that match the same request, the one that takes it
+// comes first. Routes of a host come before those without one, and hosts are in alphabetical order.
+func (t *Tree) All() iter.Seq[int] {
+	return func(yield func(int) bool) {
+		number := func(rt *route) bool { return yield(rt.number) }
+		for _, host := range slices.Sorted(maps.Keys(t.hosts)) {
+			if !t.hosts[host].root.all(number) {
+				return
+			}
+		}
+		t.anyHost.root.all(number)
+	}
+}

@@ -1,0 +1,96 @@
+package routing
+
+import (
+	"iter"
+	"net/http"
+
+	"github.com/seed-96248d0c/gateway/internal/urlpath"
+)
+
+// Search is the search for the route of one request. The zero value is ready for use, once.
+type Search struct {
+	req    *http.Request
+	method string
+	path   urlpath.Path
+	slash  bool // search for path with a slash added
+
+	route *route // the first that matches in every way
+	exact bool   // its pattern leaves nothing of the path to a trailing slash or a {name...}
+
+	// survey goes on after the first match, to the last route whose path matches.
+	survey bool
+	allow  []string  // methods of the routes that match but for their method
+	trace  bool      // fill tried
+	tried  []attempt // in order
+}
+
+// attempt is a route whose path matches, and what came of trying it.
+type attempt struct {
+	route  *route
+	method bool   // its method matches
+	failed string // the first predicate that does not hold; "" when all hold
+}
+
+// PathValues yields the names and values of the named wildcards of the route that was found. Values are decoded.
+func (s *Search) PathValues() iter.Seq2[string, string] {
+	return func(yield func(name, value string) bool) {
+		if s.route == nil {
+			return
+		}
+		for i := range s.route.wildcards {
+			if w := &s.route.wildcards[i]; !yield(w.name, s.value(w)) {
+				return
+			}
+		}
+	}
+}
+
+func (s *Search) value(w *wildcard) string {
+	if w.rest {
+		return s.path.Rest(w.at)
+	}
+	return s.path.Segment(w.at)
+}
+
+// in searches t, which may be nil, and reports whether the search ends there.
+func (s *Search) in(t *hostTree) bool { return t != nil && s.walk(&t.root, 0) }
+
+// walk searches n for what is left of the path from segment i on, and reports whether the search ends there.
+func (s *Search) walk(n *node, i int) bool {
+	if i == s.path.Len && !s.slash && !s.path.TrailingSlash {
+		return s.try(n.end, true)
+	}
+	if i >= s.path.Len { // only a slash is left
+		return s.try(n.slash, true) || s.try(n.rest, true)
+	}
+	if len(n.literals) > 0 {
+		if c := n.literal(s.path.Segment(i)); c != nil && s.walk(c, i+1) {
+			return true
+		}
+	}
+	return n.wild != nil && s.walk(n.wild, i+1) || s.try(n.rest, false)
+}
+
+// try compares the methods and predicates of routes whose path matches, and reports whether the search ends there.
+func (s *Search) try(routes pathRoutes, exact bool) bool {
+	for i := range routes {
+		rt, covers := routes[i].route, coversMethod(routes[i].method, s.method)
+		if !covers && !s.survey {
+			continue
+		}
+		failed := rt.failed(s.req)
+		if covers && failed == "" && s.route == nil {
+			s.route, s.exact = rt, exact
+			if !s.survey {
+				return true
+			}
+		}
+		if !covers && failed == "" {
+			s.allow = append(s.allow, routes[i].method)
+		}
+		if s.trace {
+			s.tried = append(s.tried, attempt{rt, covers, failed})
+		}
+	}
+	return false
+}
