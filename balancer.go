@@ -1,13 +1,14 @@
 package gateway
 
 import (
-	"hash/fnv"
 	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"sync"
 	"sync/atomic"
+
+	"github.com/seed-96248d0c/gateway/internal/strhash"
 )
 
 // Balancer picks the target of a request.
@@ -151,23 +152,14 @@ func (b hashBy) Pick(r *http.Request, targets []Target) (int, func(Outcome)) {
 		return byWeight(targets), nil
 	}
 	best, most := 0, math.Inf(-1)
+	ofKey := strhash.New().Add(key).Add("\x00")
 	for i, t := range targets {
-		h := fnv.New64a()
-		_, _ = h.Write([]byte(key))
-		_, _ = h.Write([]byte{0})
-		_, _ = h.Write([]byte(t.URL.Scheme + "://" + t.URL.Host + t.URL.Path))
+		h := ofKey.Add(t.URL.Scheme).Add("://").Add(t.URL.Host).Add(t.URL.Path)
 		// Uniform in (0, 1), both ends excluded.
-		u := (float64(mix(h.Sum64())>>11) + 0.5) / (1 << 53)
+		u := (float64(h.SplitMix()>>11) + 0.5) / (1 << 53)
 		if score := -float64(max(1, t.Weight)) / math.Log(u); score > most {
 			best, most = i, score
 		}
 	}
 	return best, nil
-}
-
-// mix spreads hashes that FNV leaves close together. It is the finalizer of SplitMix64.
-func mix(x uint64) uint64 {
-	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
-	x = (x ^ x>>27) * 0x94d049bb133111eb
-	return x ^ x>>31
 }

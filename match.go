@@ -12,10 +12,11 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/routing"
 )
 
-// Match is a named predicate; the name is what Explain prints, and two of one name are the same one.
+// Match is a named predicate on requests. The name is what Explain prints. Two matches with one name are the same
+// predicate.
 //
-// Func sees the request as it came to the Router, before Use's middleware: nobody is authenticated yet. It
-// must be safe for concurrent use, answer the same for the same request, and leave the body alone.
+// Func gets the request as it came to the Router, before Use's middleware, so nobody is authenticated yet. It must be safe
+// for concurrent use, return the same result for the same request, and leave the body alone.
 type Match struct {
 	Name string
 	Func func(*http.Request) bool
@@ -23,9 +24,8 @@ type Match struct {
 	kind routing.Kind
 }
 
-// MatchHeader holds when one line of the header field is value, letter by letter; when value is "", when
-// the field is there at all. It panics when name is no field name, and for Host, which is part of the
-// pattern.
+// MatchHeader holds when one line of the header field equals value; case counts. With an empty value, it holds when the
+// field is present. It panics when name is not a field name, and for Host, which belongs in the pattern.
 func MatchHeader(name, value string) Match {
 	name = matchedField("MatchHeader", name)
 	m := Match{Name: "header " + name, kind: routing.Header}
@@ -38,8 +38,8 @@ func MatchHeader(name, value string) Match {
 	return m
 }
 
-// MatchHeaderRegexp holds when expr matches one line of the header field, anywhere in it unless expr is
-// anchored. It panics when name is no field name or Host, and on a bad expression.
+// MatchHeaderRegexp holds when expr matches one line of the header field. It may match anywhere in the line unless it is
+// anchored. MatchHeaderRegexp panics when name is not a field name or is Host, and on a malformed expression.
 func MatchHeaderRegexp(name, expr string) Match {
 	name = matchedField("MatchHeaderRegexp", name)
 	re, err := regexp.Compile(expr)
@@ -53,18 +53,19 @@ func MatchHeaderRegexp(name, expr string) Match {
 	}
 }
 
+// matchedField returns the canonical form of a field name.
 func matchedField(caller, name string) string {
 	if !httpfield.IsToken(name) {
-		panic("gateway: " + caller + ": " + strconv.Quote(name) + " is no header field name")
+		panic("gateway: " + caller + ": " + strconv.Quote(name) + " is not a header field name")
 	}
 	if name = http.CanonicalHeaderKey(name); name == "Host" {
-		panic("gateway: " + caller + ": Host is no header field in net/http; put the host in the pattern")
+		panic("gateway: " + caller + ": Host is not in net/http's header; put the host in the pattern")
 	}
 	return name
 }
 
-// MatchQuery holds when one of the query's values for name is value; when value is "", when the query has
-// name at all.
+// MatchQuery holds when one of the query's values for name equals value. With an empty value, it holds when the query has
+// name.
 func MatchQuery(name, value string) Match {
 	m := Match{Name: "query " + url.QueryEscape(name), kind: routing.Query}
 	if value != "" {
@@ -74,7 +75,8 @@ func MatchQuery(name, value string) Match {
 	return m
 }
 
-// queryHas looks for a pair in a query as url.ParseQuery would find it, without building the map.
+// queryHas reports whether url.ParseQuery would find the pair in query. It does not build the map. An empty value stands
+// for any.
 func queryHas(query, name, value string) bool {
 	for query != "" {
 		var pair string

@@ -5,22 +5,25 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"net/http"
+
+	"github.com/seed-96248d0c/gateway/internal/strhash"
 )
 
 // Branch is one of the handlers between which Split chooses.
 type Branch struct {
-	Name    string // added to the route's name for logs, as "checkout/canary"; "" adds nothing
-	Weight  int    // share among the branches' sum, at most 1,000,000; 0 takes no requests
+	Name    string // added to the route's name in logs, as in "checkout/canary"; "" adds nothing
+	Weight  int    // the branch's share of the sum of weights, at most 1,000,000; 0 gets no requests
 	Handler http.Handler
 }
 
-// Split sends each request to one branch, by weight: canaries and A/B tests.
+// Split sends each request to one branch, by weight: for canaries and A/B tests.
 //
-// With a key, the same key always takes the same branch while weights stand, in every process; when
-// weights change, only as many keys change branch as must, if the order of branches stays and they are
-// two. A request for which key returns an error is refused with it. A nil key means chance.
+// With a key, requests with the same key go to the same branch in every process, as long as the weights stay. When the
+// weights of two branches change and their order stays, only as many keys move as must. For example, from 95:5 to 80:20
+// no key leaves the second branch. When key returns an error, the request is refused with it. With a nil key, each
+// request goes to a branch at random.
 //
-// It panics without branches, on a nil Handler, on a Weight out of bounds, and when the weights sum up to 0.
+// Split panics without branches, on a nil Handler, on a Weight out of bounds, and when the sum of weights is 0.
 func Split(key KeyFunc, branches ...Branch) http.Handler {
 	s := &split{key: key, branches: make([]splitBranch, len(branches))}
 	for i, b := range branches {
@@ -47,7 +50,7 @@ type split struct {
 
 type splitBranch struct {
 	Branch
-	below uint64 // the sum of weights up to this one
+	below uint64 // the sum of the weights up to and with this branch's
 }
 
 func (s *split) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -60,7 +63,7 @@ func (s *split) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			refuse(w, r, err)
 			return
 		}
-		point, _ = bits.Mul64(spread(key), s.total) // the hash's place in [0, total)
+		point, _ = bits.Mul64(strhash.New().Add(key).Murmur3(), s.total) // scales the hash to [0, total)
 	}
 	for i := range s.branches {
 		if b := &s.branches[i]; point < b.below {
@@ -73,7 +76,7 @@ func (s *split) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// branched adds the branch that was chosen to the route's name.
+// branched adds the name of the chosen branch to the route's name.
 func (ex *exchange) branched(name string) {
 	for ; ex != nil; ex = ex.whole {
 		ex.mu.Lock()
@@ -86,16 +89,4 @@ func (ex *exchange) branched(name string) {
 		ex.route += name
 		ex.mu.Unlock()
 	}
-}
-
-// spread hashes s to 64 bits, the same in every process: FNV-1a, whose weak high bits are then mixed by
-// the finalizer of MurmurHash3.
-func spread(s string) uint64 {
-	h := uint64(14695981039346656037)
-	for i := range len(s) {
-		h = (h ^ uint64(s[i])) * 1099511628211
-	}
-	h = (h ^ h>>33) * 0xff51afd7ed558ccd
-	h = (h ^ h>>33) * 0xc4ceb9fe1a85ec53
-	return h ^ h>>33
 }
