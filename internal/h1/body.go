@@ -1,0 +1,596 @@
+package h1
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+)
+
+const (
+	maxChunkLine   = 4096      // of a chunk's size and extensions
+	maxChunkExcess = 16 << 10  // of chunked framing beyond what small chunks need
+	spliceFrom     = 128 << 10 // a body with at least so much left is left to the kernel where it can be
+	copySize       = 32 << 10
+)
+
+var copyBuffers = sync.Pool{New: func() any { return new([copySize]byte) }}
+
+// Body is what a response's body has besides io.ReadCloser, where it is neither empty nor that of an upgrade.
+//
+// WriteTo copies the rest of the body without a buffer of the caller's, and where it is long and of known length
+// hands the TCP connection to the ReadFrom of the writer, in an io.LimitedReader: the response writer of net/http
+// and a TCP connection then splice in the kernel. An error of the writer is a *WriteError, all others are those of the
+// body. The body is still to be closed.
+//
+// One goroutine at a time may read. Close may be called at any time, and ends a Read or WriteTo that is blocked.
+type Body interface {
+	io.ReadCloser
+	io.WriterTo
+}
+
+// Upgraded is the body of a response 101. It is the connection, which then belongs to the caller: the end of the request's
+// context does not close it.
+type Upgraded interface {
+	io.ReadWriteCloser
+	io.WriterTo   // splices where it can
+	io.ReaderFrom // splices where it can
+	CloseWrite() error
+
+	// NetConn returns the connection and what was read from it already and is to be read first.
+	NetConn() (conn net.Conn, read []byte)
+}
+
+// WriteError is an error of the writer that WriteTo copies to.
+type WriteError struct{ Err error }
+
+func (e *WriteError) Error() string { return e.Err.Error() }
+func (e *WriteError) Unwrap() error { return e.Err }
+
+// Where the reading of a chunked body is.
+const (
+	chunkSize = iota // before the line with the size of a chunk
+	chunkData        // in its data
+	chunkEnd         // before the end of the line behind the data
+	trailers         // behind the last chunk
+)
+
+// States of a body.
+const (
+	bodyIdle    int32 = iota
+	bodyBusy          // Read or WriteTo is in progress
+	bodyClosing       // and Close has been called meanwhile
+	bodyClosed
+)
+
+// errClosedWhileReading is the error of a Read that Close has ended.
+var errClosedWhileReading = errors.New("h1: body closed while it is read")
+
+// body is the body of a response. The connection is given back when the end has been read, or by Close.
+type body struct {
+	res    *response
+	conn   *conn
+	left   int64 // bytes of the body, or of the chunk
+	phase  uint8 // of a chunked body
+	excess int   // of chunked framing
+	err    error // what Read returns from now on, io.EOF at the end
+	limit  io.LimitedReader
+
+	state atomic.Int32
+	mu    sync.Mutex // guards live
+	live  bool       // conn is this body's
+}
+
+func (b *body) enter() error {
+	if b.state.CompareAndSwap(bodyIdle, bodyBusy) {
+		return nil
+	}
+	if b.state.Load() == bodyBusy {
+		return errors.New("h1: two reads of a body at once")
+	}
+	return http.ErrBodyReadAfterClose
+}
+
+func (b *body) leave() {
+	if !b.state.CompareAndSwap(bodyBusy, bodyIdle) {
+		b.state.Store(bodyClosed)
+		b.finish(false)
+	}
+}
+
+// finish gives the connection back, once.
+func (b *body) finish(clean bool) {
+	b.mu.Lock()
+	live := b.live
+	b.live = false
+	b.mu.Unlock()
+	if live {
+		c := b.conn
+		b.conn = nil
+		c.finish(clean)
+	}
+}
+
+// Close ends the body. If the rest of it is here already, the connection can be used again.
+func (b *body) Close() error {
+	for {
+		switch state := b.state.Load(); state {
+		case bodyIdle:
+			if !b.state.CompareAndSwap(bodyIdle, bodyClosed) {
+				continue
+			}
+			if b.err == nil {
+				b.drain()
+			}
+			b.finish(false) // unless the end has been reached
+			return nil
+		case bodyBusy:
+			if !b.state.CompareAndSwap(bodyBusy, bodyClosing) {
+				continue
+			}
+			b.mu.Lock()
+			if b.live {
+				b.conn.wire.fail(errClosedWhileReading)
+			}
+			b.mu.Unlock()
+			return nil
+		default:
+			return nil
+		}
+	}
+}
+
+// drain reads what is buffered. The connection is given back afterwards in any case.
+func (b *body) drain() {
+	if b.res.framing == byStream {
+		return
+	}
+	b.conn.stuck = true
+	for b.skip() == nil {
+	}
+}
+
+// fail ends the body with an error, or with io.EOF where it is whole. errNoFill ends nothing.
+func (b *body) fail(err error) error {
+	switch err {
+	case errNoFill:
+		return err
+	case io.EOF:
+		b.err = err
+		b.finish(true)
+		return err
+	}
+	w := b.conn.wire
+	if failure := w.failed(); failure != nil {
+		err = failure
+	} else if ctx := w.ctx; ctx != nil && ctx.Err() != nil {
+		err = contextError(ctx)
+	}
+	b.err = err
+	b.finish(false)
+	return err
+}
+
+// unexpected is the error for the end of the connection where more must come.
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// available brings the body to its next bytes, and returns how many there are at least, before the end or before
+// more framing. At the end of the body it returns io.EOF.
+func (b *body) available() (int64, error) {
+	if b.err != nil {
+		return 0, b.err
+	}
+	switch b.res.framing {
+	case byLength:
+		if b.left == 0 {
+			return 0, b.fail(io.EOF)
+		}
+		return b.left, nil
+	case byStream:
+		return 1 << 62, nil
+	}
+	for b.phase != chunkData {
+		if err := b.advance(); err != nil {
+			return 0, b.fail(err)
+		}
+	}
+	return b.left, nil
+}
+
+// took is called after n bytes were consumed, or an error was met.
+func (b *body) took(n int, err error) error {
+	if n > 0 {
+		err = nil // it comes again
+	}
+	if err != nil {
+		if b.res.framing == byStream {
+			if err == io.EOF && !b.conn.endOfStream() {
+				err = io.ErrUnexpectedEOF
+			}
+			return b.fail(err)
+		}
+		return b.fail(unexpected(err))
+	}
+	if b.res.framing == byStream {
+		return nil
+	}
+	if b.left -= int64(n); b.left > 0 {
+		return nil
+	}
+	if b.res.framing == byLength {
+		return b.fail(io.EOF)
+	}
+	// The end of the body may be here already. Then it is found now, so that the connection is free sooner.
+	b.phase = chunkEnd
+	stuck := b.conn.stuck
+	b.conn.stuck = true
+	for b.phase != chunkData {
+		if err := b.advance(); err == errNoFill {
+			break
+		} else if err != nil {
+			return b.fail(err)
+		}
+	}
+	b.conn.stuck = stuck
+	return nil
+}
+
+// Read reads body bytes. It returns io.EOF together with the last of them where that is known.
+func (b *body) Read(p []byte) (int, error) {
+	if err := b.enter(); err != nil {
+		return 0, err
+	}
+	defer b.leave()
+	if len(p) == 0 {
+		return 0, nil
+	}
+	left, err := b.available()
+	if err != nil {
+		return 0, err
+	}
+	if int64(len(p)) > left {
+		p = p[:left]
+	}
+	n, err := b.conn.read(p)
+	return n, b.took(n, err)
+}
+
+// skip consumes what is buffered of the body, up to the next framing.
+func (b *body) skip() error {
+	left, err := b.available()
+	if err != nil {
+		return err
+	}
+	n := len(b.conn.buffered())
+	if n == 0 {
+		return errNoFill
+	}
+	if int64(n) > left {
+		n = int(left)
+	}
+	b.conn.r += n
+	return b.took(n, nil)
+}
+
+// WriteTo copies what is left of the body to w.
+func (b *body) WriteTo(w io.Writer) (total int64, err error) {
+	if err := b.enter(); err != nil {
+		return 0, err
+	}
+	defer b.leave()
+	var pooled *[copySize]byte
+	defer func() {
+		if pooled != nil {
+			copyBuffers.Put(pooled)
+		}
+	}()
+	for {
+		left, err := b.available()
+		if err != nil {
+			return total, copyError(nil, err)
+		}
+		if have := b.conn.buffered(); len(have) > 0 {
+			// From the buffer, and the bytes are taken only afterwards: at the end of the body the buffer is lost.
+			n := len(have)
+			if int64(n) > left {
+				n = int(left)
+			}
+			written, werr := write(w, have[:n])
+			total += int64(written)
+			b.conn.r += n
+			if err := b.took(n, nil); werr != nil || err != nil {
+				return total, copyError(werr, err)
+			}
+			continue
+		}
+		if left >= spliceFrom && b.res.framing == byLength {
+			if rf, ok := w.(io.ReaderFrom); ok {
+				if n, done, err := b.splice(rf); done {
+					return total + n, err
+				}
+			}
+		}
+		if left < bufferSize || b.res.framing == byChunks {
+			if err := b.conn.fill(bufferSize); err != nil {
+				return total, copyError(nil, b.took(0, err))
+			}
+			continue
+		}
+		if pooled == nil {
+			pooled = copyBuffers.Get().(*[copySize]byte)
+		}
+		p := pooled[:]
+		if int64(len(p)) > left {
+			p = p[:left]
+		}
+		n, rerr := b.conn.rw.Read(p)
+		written, werr := write(w, p[:n])
+		total += int64(written)
+		if n == 0 && rerr == nil {
+			continue
+		}
+		if err := b.took(n, rerr); werr != nil || err != nil {
+			return total, copyError(werr, err)
+		}
+	}
+}
+
+// copyError is what WriteTo returns for an error of the writer, or else of the body.
+func copyError(werr, err error) error {
+	if werr != nil {
+		return werr
+	}
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}
+
+func write(w io.Writer, p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, err := w.Write(p)
+	if err == nil && n != len(p) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		return n, &WriteError{err}
+	}
+	return n, nil
+}
+
+// splice gives the rest of a body of known length to w.ReadFrom, if it comes over bare TCP. Nothing is buffered.
+func (b *body) splice(w io.ReaderFrom) (n int64, done bool, err error) {
+	c := b.conn
+	tcp, ok := c.wire.Conn.(*net.TCPConn)
+	if !ok || c.tls != nil {
+		return 0, false, nil
+	}
+	if err := c.wire.watch(); err != nil {
+		return 0, true, b.fail(err)
+	}
+	b.limit = io.LimitedReader{R: tcp, N: b.left}
+	n, err = w.ReadFrom(&b.limit)
+	b.left = b.limit.N
+	switch {
+	case b.left == 0:
+		b.fail(io.EOF)
+		if err != nil {
+			err = &WriteError{err}
+		}
+		return n, true, err
+	case err == nil:
+		return n, true, b.fail(io.ErrUnexpectedEOF)
+	case c.wire.failed() != nil || c.wire.ended():
+		return n, true, b.fail(unexpected(err))
+	default:
+		b.err = &WriteError{err} // bytes may be lost between the two connections
+		b.finish(false)
+		return n, true, b.err
+	}
+}
+
+// advance takes one step of chunked framing. It consumes nothing unless the step is complete.
+func (b *body) advance() error {
+	c := b.conn
+	switch b.phase {
+	case chunkSize:
+		line, err := c.chunkLine()
+		if err != nil {
+			return err
+		}
+		size, odd, err := parseChunkSize(line)
+		if err != nil {
+			return err
+		}
+		c.odd = c.odd || odd
+		// Sixteen bytes of framing for each chunk, and twice its data, are free. So a body that comes byte by byte
+		// is welcome, and one of extensions alone is not.
+		b.excess += len(line) + 4 - 16
+		if size < maxChunkExcess {
+			b.excess -= 2 * int(size)
+		} else {
+			b.excess = 0
+		}
+		if b.excess = max(b.excess, 0); b.excess > maxChunkExcess {
+			return malformed("too much chunked framing for little data")
+		}
+		c.r += len(line) + len("\r\n")
+		b.left, b.phase = size, chunkData
+		if size == 0 {
+			b.phase = trailers
+		}
+	case chunkEnd:
+		for len(c.buffered()) < 2 {
+			if err := c.fill(bufferSize); err != nil {
+				return unexpected(err)
+			}
+		}
+		if string(c.buffered()[:2]) != "\r\n" {
+			return malformed("chunk longer than its size")
+		}
+		c.r += 2
+		b.phase = chunkSize
+	case trailers:
+		if err := b.readTrailer(); err != nil {
+			return err
+		}
+		return io.EOF
+	}
+	return nil
+}
+
+// chunkLine returns the next line without its end, and leaves it in the buffer.
+func (c *conn) chunkLine() ([]byte, error) {
+	for {
+		have := c.buffered()
+		i := bytes.IndexByte(have, '\n')
+		switch {
+		case i > maxChunkLine || i < 0 && len(have) > maxChunkLine:
+			return nil, malformed("chunk extension too long")
+		case i == 0 || i > 0 && have[i-1] != '\r':
+			return nil, malformed("chunk size ends with LF alone")
+		case i > 0:
+			return have[:i-1], nil
+		}
+		if err := c.fill(bufferSize); err != nil {
+			return nil, unexpected(err)
+		}
+	}
+}
+
+// parseChunkSize reads hexadecimal digits and ignores extensions (RFC 9112 section 7.1). Blanks behind the size, which
+// some servers pad it with, are odd.
+func parseChunkSize(line []byte) (size int64, odd bool, err error) {
+	digits := 0
+	for digits < len(line) {
+		c := line[digits]
+		var v byte
+		switch {
+		case '0' <= c && c <= '9':
+			v = c - '0'
+		case 'a' <= c && c <= 'f':
+			v = c - 'a' + 10
+		case 'A' <= c && c <= 'F':
+			v = c - 'A' + 10
+		default:
+			v = 255
+		}
+		if v == 255 {
+			break
+		}
+		if digits == 16 || size >= 1<<59 {
+			return 0, false, malformed("chunk size too large")
+		}
+		size = size<<4 | int64(v)
+		digits++
+	}
+	rest := line[digits:]
+	if digits == 0 {
+		return 0, false, malformed("chunk size %s", quote(string(line)))
+	}
+	if len(rest) == 0 {
+		return size, false, nil
+	}
+	if rest[0] != ';' && len(bytes.Trim(rest, " \t")) > 0 || !isValue(string(rest)) {
+		return 0, false, malformed("chunk size %s", quote(string(line)))
+	}
+	return size, rest[0] != ';', nil
+}
+
+// readTrailer reads the fields behind the last chunk, and the empty line.
+func (b *body) readTrailer() error {
+	c := b.conn
+	for len(c.buffered()) < 2 {
+		if err := c.fill(bufferSize); err != nil {
+			return unexpected(err)
+		}
+	}
+	if string(c.buffered()[:2]) == "\r\n" {
+		c.r += 2
+		return nil
+	}
+	budget := c.t.opts.MaxHeaderBytes
+	text, lines, err := c.readHead(&budget, "")
+	if err != nil {
+		return err
+	}
+	trailer := make(http.Header, min(lines, 64))
+	bareLF, err := parseFields(text, trailer, make([]string, lines))
+	if err != nil {
+		return err
+	}
+	c.odd = c.odd || bareLF
+	for name, values := range trailer {
+		if !mayTrail(name) {
+			return malformed("trailer %s", name)
+		}
+		if b.res.Trailer == nil {
+			b.res.Trailer = make(http.Header, len(trailer))
+		}
+		b.res.Trailer[name] = values
+	}
+	return nil
+}
+
+// upgraded is the connection after 101 Switching Protocols.
+type upgraded struct {
+	conn   net.Conn
+	give   func() // gives up the place among the open connections
+	once   sync.Once
+	read   []byte
+	closed error
+}
+
+func (u *upgraded) Read(p []byte) (int, error) {
+	if len(u.read) > 0 {
+		n := copy(p, u.read)
+		u.read = u.read[n:]
+		return n, nil
+	}
+	return u.conn.Read(p)
+}
+
+func (u *upgraded) Write(p []byte) (int, error) { return u.conn.Write(p) }
+
+func (u *upgraded) WriteTo(w io.Writer) (total int64, err error) {
+	if len(u.read) > 0 {
+		n, err := w.Write(u.read)
+		u.read = u.read[n:]
+		total = int64(n)
+		if err != nil {
+			return total, err
+		}
+	}
+	n, err := io.Copy(w, u.conn)
+	return total + n, err
+}
+
+func (u *upgraded) ReadFrom(r io.Reader) (int64, error) { return io.Copy(u.conn, r) }
+
+func (u *upgraded) Close() error {
+	u.once.Do(func() {
+		u.closed = u.conn.Close()
+		u.give()
+	})
+	return u.closed
+}
+
+// CloseWrite ends what is sent, if the connection can: TCP and TLS can.
+func (u *upgraded) CloseWrite() error {
+	if half, ok := u.conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+func (u *upgraded) NetConn() (net.Conn, []byte) { return u.conn, u.read }

@@ -1,0 +1,253 @@
+package h1
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http/httptrace"
+	"sync"
+	"time"
+)
+
+const (
+	bufferSize    = 16 << 10 // of the pooled buffers
+	maxKeptBuffer = 64 << 10 // larger ones are left to the garbage collector
+)
+
+// buffer is a pooled piece of memory. Whoever holds it releases it once.
+type buffer struct{ b []byte }
+
+var buffers = sync.Pool{New: func() any { return &buffer{make([]byte, bufferSize)} }}
+
+func getBuffer() *buffer { return buffers.Get().(*buffer) }
+
+func (b *buffer) release() {
+	if cap(b.b) > maxKeptBuffer {
+		return
+	}
+	b.b = b.b[:cap(b.b)]
+	buffers.Put(b)
+}
+
+// conn is a connection to a target, through TLS or not. It belongs to one exchange at a time, or is idle.
+type conn struct {
+	t    *Transport
+	host *host
+	wire *wire
+	rw   net.Conn             // the wire, or TLS over it
+	tls  *tls.ConnectionState // nil without TLS
+
+	reused    bool
+	idleSince time.Time
+	scratch   [1]byte // of alive
+
+	// What has been read and not consumed: buf.b[r:w]. An idle connection has no buffer.
+	buf   *buffer
+	r, w  int
+	stuck bool // fill returns errNoFill
+
+	// Of the exchange.
+	send *sender // of its streamed body, or nil
+	odd  bool    // something was seen after which the connection is not used again
+}
+
+// dial opens a connection. The place among the open connections of the host is the caller's.
+func (t *Transport) dial(ctx context.Context, h *host, config *tls.Config, hooks *Hooks, arg any) (*conn, error) {
+	dialCtx := ctx
+	if t.opts.DialTimeout > 0 {
+		var cancel context.CancelFunc
+		dialCtx, cancel = context.WithTimeout(ctx, t.opts.DialTimeout)
+		defer cancel()
+	}
+	nc, err := t.opts.Dial(dialCtx, "tcp", h.key.addr)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = contextError(ctx)
+		}
+		return nil, err
+	}
+	c := &conn{t: t, host: h, wire: newWire(nc)}
+	c.rw = c.wire
+	if h.key.tls {
+		if err := c.handshake(ctx, config, hooks, arg); err != nil {
+			nc.Close()
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// handshake puts TLS over the wire.
+func (c *conn) handshake(ctx context.Context, config *tls.Config, hooks *Hooks, arg any) error {
+	if config.ServerName == "" {
+		config = config.Clone()
+		config.ServerName = hostname(c.host.key.addr)
+	}
+	if d := c.t.opts.TLSHandshakeTimeout; d > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, d, errTLSHandshakeTimeout)
+		defer cancel()
+	}
+	if hooks.TLSHandshakeStart != nil {
+		hooks.TLSHandshakeStart(arg)
+	}
+	tc := tls.Client(c.wire, config)
+	err := tc.HandshakeContext(ctx)
+	if err != nil && ctx.Err() != nil {
+		if err = contextError(ctx); context.Cause(ctx) == errTLSHandshakeTimeout {
+			err = errTLSHandshakeTimeout
+		}
+	}
+	if hooks.TLSHandshakeDone != nil {
+		hooks.TLSHandshakeDone(arg, tc.ConnectionState(), err)
+	}
+	if err != nil {
+		return err
+	}
+	state := tc.ConnectionState()
+	c.rw, c.tls = tc, &state
+	return nil
+}
+
+var errTLSHandshakeTimeout error = &timeoutError{"h1: TLS handshake timeout"}
+
+// hostname is the host of host:port, without the brackets of an IPv6 address.
+func hostname(addr string) string {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return addr
+	}
+	return host
+}
+
+// alive reports whether an idle connection can carry a request: its target has neither closed it nor sent anything.
+// A byte that arrives between this check and the request is read as the answer to the request, as with any
+// HTTP/1.1 client.
+func (c *conn) alive() bool {
+	return c.wire.quiet(c.rw, c.scratch[:])
+}
+
+// close closes an idle connection, over TLS with a farewell.
+func (c *conn) close() { c.rw.Close() }
+
+// abort closes the connection at once.
+func (c *conn) abort() { c.wire.Conn.Close() }
+
+// gotConnInfo describes the connection to hooks.
+func (c *conn) gotConnInfo() httptrace.GotConnInfo {
+	info := httptrace.GotConnInfo{Conn: c.netConn(), Reused: c.reused, WasIdle: c.reused}
+	if c.reused {
+		info.IdleTime = time.Since(c.idleSince)
+	}
+	return info
+}
+
+// netConn is the connection that Dial has returned, or TLS over it.
+func (c *conn) netConn() net.Conn {
+	if c.tls != nil {
+		return c.rw
+	}
+	return c.wire.Conn
+}
+
+// errNoFill is what fill returns where nothing may be waited for.
+var errNoFill = errors.New("h1: nothing more is buffered")
+
+// buffered is the bytes that were read and not consumed.
+func (c *conn) buffered() []byte {
+	if c.buf == nil {
+		return nil
+	}
+	return c.buf.b[c.r:c.w]
+}
+
+// fill reads more, at most up to limit bytes that are not consumed. It fails with bufio.ErrBufferFull where there
+// are as many already.
+func (c *conn) fill(limit int) error {
+	if c.stuck {
+		return errNoFill
+	}
+	if c.buf == nil {
+		c.buf = getBuffer()
+		c.r, c.w = 0, 0
+	}
+	if c.r == c.w {
+		c.r, c.w = 0, 0
+	}
+	if c.w-c.r >= limit {
+		return bufio.ErrBufferFull
+	}
+	if c.w == len(c.buf.b) {
+		if c.r > 0 {
+			c.w = copy(c.buf.b, c.buf.b[c.r:c.w])
+			c.r = 0
+		} else {
+			larger := &buffer{make([]byte, 2*len(c.buf.b))}
+			copy(larger.b, c.buf.b)
+			c.buf.release()
+			c.buf = larger
+		}
+	}
+	for range 100 {
+		n, err := c.rw.Read(c.buf.b[c.w:])
+		c.w += n
+		if n > 0 {
+			return nil // an error comes again
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return io.ErrNoProgress
+}
+
+// read reads body bytes, from the buffer or past it.
+func (c *conn) read(p []byte) (int, error) {
+	if have := c.buffered(); len(have) > 0 {
+		n := copy(p, have)
+		c.r += n
+		return n, nil
+	}
+	if c.stuck {
+		return 0, errNoFill
+	}
+	if len(p) >= bufferSize/4 {
+		return c.rw.Read(p)
+	}
+	if err := c.fill(bufferSize); err != nil {
+		return 0, err
+	}
+	n := copy(p, c.buffered())
+	c.r += n
+	return n, nil
+}
+
+// endOfStream reports whether an io.EOF is the target's own end of the stream: over TLS, only a closed session is, as
+// anybody on the way can close the connection.
+func (c *conn) endOfStream() bool { return c.tls == nil || !c.wire.eof }
+
+// finish ends the exchange. The connection is used again if the exchange was clean and everything speaks for it.
+func (c *conn) finish(clean bool) {
+	if c.send != nil {
+		if clean = clean && !c.odd && c.send.finished(); !clean {
+			c.send.skip()
+		}
+		c.send = nil
+	}
+	if c.w > c.r {
+		clean = false // bytes after the answer
+	}
+	if c.buf != nil {
+		c.buf.release()
+		c.buf = nil
+	}
+	c.r, c.w, c.stuck = 0, 0, false
+	if !c.wire.end() || !clean || c.odd {
+		c.t.drop(c)
+		return
+	}
+	c.t.put(c)
+}

@@ -1,0 +1,258 @@
+// Package h1 is an HTTP/1.1 client transport made for proxying. It sends a request as it is given: it adds no
+// User-Agent and no Accept-Encoding, it decompresses nothing, it follows no redirect and asks no proxy of the
+// environment. One round trip runs on the caller's goroutine: the request line, the fields and a small body leave
+// in one write, and the response is read by a strict parser into one Response, one header map and one string. Only
+// a body that is streamed has a goroutine of its own, and an idle connection has none: it is probed before it is
+// used again. A request pays for a watcher of its context only when its target does not answer within
+// milliseconds. Whatever is not a whole and well-formed response is an error, and a connection on which anything
+// odd was seen is closed.
+//
+// What it does unlike net/http.Transport:
+//
+//   - Requests: a method, target, Host, field or trailer that is not well-formed is refused with
+//     [ErrInvalidRequest] before a connection is asked for; CONNECT is refused. Fields are sent in no particular order.
+//     Content-Length, Transfer-Encoding, Trailer and Host in Request.Header are left out in any spelling.
+//   - Retries: the rules of net/http, and in addition a small body that was read in advance can be sent again.
+//   - Expect: a final answer in place of 100 Continue ends the exchange: the body is not sent, the connection closes.
+//   - Responses: see the list at parseHead for what is refused that net/http accepts. The header bytes of all
+//     interim responses and the final one count together against MaxHeaderBytes, whether a hook sees them or not.
+//     A body that ends with the connection is whole over TLS only if the target closed the TLS session.
+//   - Connections: a request dials on its own goroutine and does not take a connection that another request
+//     gives back meanwhile, unless MaxPerHost makes it wait.
+package h1
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"sync"
+	"time"
+)
+
+// Options configures a Transport. The zero value of each field is its default.
+type Options struct {
+	// Dial opens a connection to addr, which is host:port. It must return soon after its context is done. If
+	// the connection is a syscall.Conn, it is probed without a system call that could block.
+	// The default is a net.Dialer.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	// TLS is the configuration for targets of scheme https. It is cloned. The server's name is set for each
+	// target unless it is given, and NextProtos is replaced.
+	TLS *tls.Config
+
+	DialTimeout           time.Duration // 0 means 30s, negative none
+	TLSHandshakeTimeout   time.Duration // 0 means 10s, negative none
+	ResponseHeaderTimeout time.Duration // from the end of the request to the end of the response's header; 0 means none
+	ContinueTimeout       time.Duration // how long a body waits for 100 Continue where it was asked for; 0 means 1s
+	IdleTimeout           time.Duration // 0 means 90s, negative none
+
+	MaxIdlePerHost int // idle connections that are kept for a target; 0 means 256, negative none
+	MaxPerHost     int // connections to a target, those that are being dialed included; 0 means no limit
+
+	// MaxHeaderBytes bounds the status line and the fields of a response, those of the interim responses
+	// before it included, and again its trailers. 0 means 1 MiB.
+	MaxHeaderBytes int
+
+	// InlineBody is the largest body of known length that is read on the caller's goroutine, before anything
+	// is sent, so that it leaves in the same write as the header. While the caller waits for such a body, the
+	// end of its context does not release it: the body's Read must return by itself. Bodies that are in memory
+	// (those of bytes.Reader, bytes.Buffer and strings.Reader) are read so in any case, up to 16 KiB.
+	// 0 means those alone.
+	InlineBody int
+}
+
+// Errors that a round trip returns, wrapped.
+var (
+	// ErrInvalidRequest means that the request cannot be sent as HTTP/1.1. Nothing of it was sent, except where
+	// the trailers turn out to be malformed after the body.
+	ErrInvalidRequest = errors.New("h1: invalid request")
+
+	// ErrInvalidResponse means that the target sent something other than a well-formed response.
+	ErrInvalidResponse = errors.New("h1: invalid response")
+
+	// ErrRequestBody means that reading the request's body failed, or that the body is not as long as its
+	// Content-Length. It wraps the error of the body too.
+	ErrRequestBody = errors.New("h1: request body")
+
+	// ErrResponseHeaderTimeout means that the target did not answer within ResponseHeaderTimeout. It is a
+	// net.Error of a timeout.
+	ErrResponseHeaderTimeout error = &timeoutError{"h1: timeout awaiting the response's header"}
+)
+
+type timeoutError struct{ text string }
+
+func (e *timeoutError) Error() string        { return e.text }
+func (e *timeoutError) Timeout() bool        { return true }
+func (e *timeoutError) Temporary() bool      { return true }
+func (e *timeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
+
+// canceledError is the end of a context that was canceled with a cause.
+type canceledError struct{ err, cause error }
+
+func (e *canceledError) Error() string   { return e.cause.Error() }
+func (e *canceledError) Unwrap() []error { return []error{e.err, e.cause} }
+
+// contextError returns the error of a context that is done. It wraps both ctx.Err and context.Cause.
+func contextError(ctx context.Context) error {
+	err := ctx.Err()
+	if cause := context.Cause(ctx); cause != nil && cause != err {
+		return &canceledError{err, cause}
+	}
+	return err
+}
+
+// Hooks are the functions that a round trip calls as it goes. Any of them may be nil. Each gets the argument that
+// was given to Do, so that one Hooks serves all requests. All are called on the goroutine of the round trip, except
+// WroteRequest and Wait100Continue, which the goroutine of a streamed body calls, possibly after Do has returned.
+type Hooks struct {
+	GetConn              func(arg any, hostPort string)
+	GotConn              func(arg any, info httptrace.GotConnInfo)
+	TLSHandshakeStart    func(arg any)
+	TLSHandshakeDone     func(arg any, state tls.ConnectionState, err error)
+	WroteHeaders         func(arg any)
+	Wait100Continue      func(arg any)
+	WroteRequest         func(arg any, info httptrace.WroteRequestInfo)
+	GotFirstResponseByte func(arg any)
+	Got100Continue       func(arg any)
+
+	// Got1xxResponse is called for each interim response other than 101. Its error ends the round trip.
+	Got1xxResponse func(arg any, code int, header textproto.MIMEHeader) error
+}
+
+// traceHooks calls the hooks of an httptrace.ClientTrace, which is the argument.
+func traceHooks(trace *httptrace.ClientTrace) *Hooks {
+	h := new(Hooks)
+	if trace.GetConn != nil {
+		h.GetConn = func(_ any, hostPort string) { trace.GetConn(hostPort) }
+	}
+	if trace.GotConn != nil {
+		h.GotConn = func(_ any, info httptrace.GotConnInfo) { trace.GotConn(info) }
+	}
+	if trace.TLSHandshakeStart != nil {
+		h.TLSHandshakeStart = func(any) { trace.TLSHandshakeStart() }
+	}
+	if trace.TLSHandshakeDone != nil {
+		h.TLSHandshakeDone = func(_ any, state tls.ConnectionState, err error) { trace.TLSHandshakeDone(state, err) }
+	}
+	if trace.WroteHeaders != nil {
+		h.WroteHeaders = func(any) { trace.WroteHeaders() }
+	}
+	if trace.Wait100Continue != nil {
+		h.Wait100Continue = func(any) { trace.Wait100Continue() }
+	}
+	if trace.WroteRequest != nil {
+		h.WroteRequest = func(_ any, info httptrace.WroteRequestInfo) { trace.WroteRequest(info) }
+	}
+	if trace.GotFirstResponseByte != nil {
+		h.GotFirstResponseByte = func(any) { trace.GotFirstResponseByte() }
+	}
+	if trace.Got100Continue != nil {
+		h.Got100Continue = func(any) { trace.Got100Continue() }
+	}
+	if trace.Got1xxResponse != nil {
+		h.Got1xxResponse = func(_ any, code int, header textproto.MIMEHeader) error {
+			return trace.Got1xxResponse(code, header)
+		}
+	}
+	return h
+}
+
+// Transport is an http.RoundTripper for the schemes http and https that speaks HTTP/1.1. It is safe for concurrent
+// use. It holds its idle connections until they time out or CloseIdleConnections is called.
+type Transport struct {
+	opts Options
+
+	mu        sync.Mutex // guards what follows; never held across I/O
+	hosts     map[hostKey]*host
+	sweeping  bool // the timer is set
+	sweep     *time.Timer
+	closeIdle bool // connections that are given back are closed, until the next one is asked for
+}
+
+// New returns a Transport. The options are copied; nil means all defaults.
+func New(opts *Options) *Transport {
+	t := &Transport{hosts: make(map[hostKey]*host)}
+	if opts != nil {
+		t.opts = *opts
+	}
+	o := &t.opts
+	if o.Dial == nil {
+		o.Dial = (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext
+	}
+	if o.TLS == nil {
+		o.TLS = new(tls.Config)
+	}
+	o.TLS = o.TLS.Clone()
+	o.TLS.NextProtos = []string{"http/1.1"}
+	setDefault(&o.DialTimeout, 30*time.Second)
+	setDefault(&o.TLSHandshakeTimeout, 10*time.Second)
+	setDefault(&o.ContinueTimeout, time.Second)
+	setDefault(&o.IdleTimeout, 90*time.Second)
+	setDefault(&o.MaxIdlePerHost, 256)
+	setDefault(&o.MaxHeaderBytes, 1<<20)
+	return t
+}
+
+// setDefault replaces 0 by the default and a negative number by 0.
+func setDefault[T int | time.Duration](option *T, value T) {
+	if *option == 0 {
+		*option = value
+	}
+	*option = max(*option, 0)
+}
+
+// RoundTrip sends a request and returns its response. It calls the hooks of the httptrace.ClientTrace in the
+// request's context, but for PutIdleConn and WroteHeaderField.
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if trace := httptrace.ContextClientTrace(req.Context()); trace != nil {
+		return t.Do(req, traceHooks(trace), nil)
+	}
+	return t.Do(req, nil, nil)
+}
+
+// Do is RoundTrip with hooks of its own, which may be nil, and the argument that they get. It does not look for an
+// httptrace.ClientTrace in the context; a net.Dialer still does.
+func (t *Transport) Do(req *http.Request, hooks *Hooks, arg any) (*http.Response, error) {
+	if hooks == nil {
+		hooks = &noHooks
+	}
+	c := newCall(t, req, hooks, arg)
+	res, err := c.do()
+	c.release()
+	return res, err
+}
+
+var noHooks Hooks
+
+// Negotiate finds out which protocol a target of scheme https speaks. It offers the protocols to the target, which is
+// host or host:port, by ALPN. If they agree on "http/1.1" or on none, Negotiate keeps the connection for a later
+// request and returns "http/1.1" and no connection. Otherwise the connection is the caller's, to be handed for example
+// to the DialTLSContext of an http.Transport. Round trips offer "http/1.1" alone.
+func (t *Transport) Negotiate(ctx context.Context, target string, offer ...string) (string, *tls.Conn, error) {
+	key, ok := keyOf("https", target)
+	if !ok {
+		return "", nil, invalid("host %q", target)
+	}
+	c, h, err := t.acquire(ctx, key)
+	if err != nil {
+		return "", nil, err
+	}
+	if c == nil {
+		config := t.opts.TLS.Clone()
+		config.NextProtos = offer
+		if c, err = t.dial(ctx, h, config, &noHooks, nil); err != nil {
+			t.forgo(h)
+			return "", nil, err
+		}
+	}
+	if proto := c.tls.NegotiatedProtocol; proto != "" && proto != "http/1.1" {
+		t.forgo(h)
+		return proto, c.rw.(*tls.Conn), nil
+	}
+	t.put(c)
+	return "http/1.1", nil, nil
+}

@@ -1,0 +1,362 @@
+package h1
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// inlineMemory is up to which length a body in memory is sent together with the header.
+const inlineMemory = 16 << 10
+
+// call is one round trip until its response is handed out. It is pooled, and nothing keeps it.
+type call struct {
+	t     *Transport
+	req   *http.Request
+	asked *http.Request // as it was given; req may be a copy with another body
+	owned bool          // req.Body is to be closed here
+	hooks *Hooks
+	arg   any
+	key   hostKey
+
+	buf     *buffer // the header, and the body if it is sent inline
+	head    int     // where the header ends in it
+	body    io.ReadCloser
+	length  int64 // of the body; 0 means none, -1 that it is chunked
+	inline  bool  // the body is in buf
+	expect  bool  // the body waits for 100 Continue
+	upgrade bool  // the request asks for another protocol
+	close   bool  // the connection is not to be used again
+}
+
+// invalid is an ErrInvalidRequest.
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrInvalidRequest, fmt.Sprintf(format, args...))
+}
+
+// prepare checks the request and writes its header.
+func (c *call) prepare() error {
+	req := c.req
+	if req.URL == nil {
+		return invalid("no URL")
+	}
+	if req.Header == nil {
+		return invalid("no Header")
+	}
+	switch req.URL.Scheme {
+	case "http", "https":
+	default:
+		return invalid("scheme %q", req.URL.Scheme)
+	}
+	if req.URL.Host == "" {
+		return invalid("no host in the URL")
+	}
+	key, ok := keyOf(req.URL.Scheme, req.URL.Host)
+	if !ok {
+		return invalid("host %q", req.URL.Host)
+	}
+	c.key = key
+	if err := c.frame(); err != nil {
+		return err
+	}
+	b, err := c.appendRequestLine(c.buf.b[:0])
+	if err != nil {
+		return err
+	}
+	if b, err = c.appendFields(b); err != nil {
+		return err
+	}
+	c.buf.b, c.head = b, len(b)
+	return nil
+}
+
+// keyOf returns the target of a URL.
+func keyOf(scheme, host string) (hostKey, bool) {
+	if !isHost(host) {
+		return hostKey{}, false
+	}
+	addr := lower(host)
+	colon := strings.LastIndexByte(addr, ':')
+	if bracket := strings.LastIndexByte(addr, ']'); colon > bracket && colon < len(addr)-1 {
+		for _, c := range []byte(addr[colon+1:]) {
+			if c < '0' || '9' < c {
+				return hostKey{}, false
+			}
+		}
+		return hostKey{scheme == "https", addr}, true
+	}
+	addr = strings.TrimSuffix(addr, ":")
+	if scheme == "https" {
+		return hostKey{true, addr + ":443"}, true
+	}
+	return hostKey{false, addr + ":80"}, true
+}
+
+// lower is strings.ToLower for ASCII that mostly is lower already.
+func lower(s string) string {
+	for i := range len(s) {
+		if 'A' <= s[i] && s[i] <= 'Z' {
+			return strings.ToLower(s)
+		}
+	}
+	return s
+}
+
+// frame decides on the body.
+func (c *call) frame() error {
+	req := c.req
+	switch {
+	case req.Body == nil:
+		if req.ContentLength != 0 {
+			return invalid("Content-Length %d without a body", req.ContentLength)
+		}
+	case req.Body == http.NoBody:
+	default:
+		c.body, c.length = req.Body, req.ContentLength
+		if c.length <= 0 || len(req.TransferEncoding) > 0 && req.TransferEncoding[0] == "chunked" {
+			c.length = -1
+		}
+	}
+	if c.length == -1 {
+		for name := range req.Trailer {
+			if !isToken(name) || !mayTrail(name) {
+				return invalid("trailer %q", name)
+			}
+		}
+	}
+	return nil
+}
+
+// mayTrail reports whether a field may be in a trailer: not if it frames the message.
+func mayTrail(name string) bool {
+	return !strings.EqualFold(name, "Content-Length") && !strings.EqualFold(name, "Transfer-Encoding") &&
+		!strings.EqualFold(name, "Trailer")
+}
+
+func (c *call) appendRequestLine(b []byte) ([]byte, error) {
+	req := c.req
+	switch {
+	case req.Method == "":
+		b = append(b, "GET"...)
+	case !isToken(req.Method):
+		return b, invalid("method %q", req.Method)
+	case req.Method == "CONNECT":
+		return b, invalid("method CONNECT")
+	default:
+		b = append(b, req.Method...)
+	}
+	b = append(b, ' ')
+	start := len(b)
+	u := req.URL
+	if u.Opaque != "" {
+		if strings.HasPrefix(u.Opaque, "//") {
+			b = append(append(b, u.Scheme...), ':')
+		}
+		b = append(b, u.Opaque...)
+	} else if path := u.EscapedPath(); path != "" {
+		b = append(b, path...)
+	} else {
+		b = append(b, '/')
+	}
+	if u.ForceQuery || u.RawQuery != "" {
+		b = append(append(b, '?'), u.RawQuery...)
+	}
+	for _, c := range b[start:] {
+		if c <= ' ' || c == 0x7f {
+			return b, invalid("blank or control character in the URL")
+		}
+	}
+	host := req.Host
+	if host == "" {
+		host = u.Host
+	}
+	if !isHost(host) {
+		return b, invalid("Host %q", host)
+	}
+	b = append(b, " HTTP/1.1\r\nHost: "...)
+	b = append(b, withoutZone(host)...)
+	return append(b, "\r\n"...), nil
+}
+
+// withoutZone removes the zone of an IPv6 address, which means nothing to another machine (RFC 6874 section 4).
+func withoutZone(host string) string {
+	if host[0] != '[' {
+		return host
+	}
+	end := strings.LastIndexByte(host, ']')
+	if end < 0 {
+		return host
+	}
+	zone := strings.LastIndexByte(host[:end], '%')
+	if zone < 0 {
+		return host
+	}
+	return host[:zone] + host[end:]
+}
+
+// appendFields writes the fields and the empty line.
+func (c *call) appendFields(b []byte) ([]byte, error) {
+	req := c.req
+	closes := false
+	for name, values := range req.Header {
+		if !isToken(name) {
+			return b, invalid("field name %q", name)
+		}
+		skip := false
+		switch len(name) {
+		case len("Host"):
+			skip = strings.EqualFold(name, "Host")
+		case len("Trailer"):
+			skip = strings.EqualFold(name, "Trailer")
+		case len("Connection"):
+			if strings.EqualFold(name, "Connection") {
+				closes = closes || hasToken(values, "close")
+				c.upgrade = c.upgrade || hasToken(values, "upgrade")
+			} else if name == "User-Agent" && len(values) > 0 && values[0] == "" {
+				skip = true // means that none is wanted
+			}
+		case len("Content-Length"):
+			skip = strings.EqualFold(name, "Content-Length")
+		case len("Transfer-Encoding"):
+			skip = strings.EqualFold(name, "Transfer-Encoding")
+		case len("Expect"):
+			if strings.EqualFold(name, "Expect") {
+				c.expect = c.body != nil && hasToken(values, "100-continue")
+			}
+		}
+		for _, value := range values {
+			if !isValue(value) {
+				return b, invalid("value of the field %q", name)
+			}
+			if !skip {
+				b = appendField(b, name, value)
+			}
+		}
+	}
+	c.close = req.Close || closes
+	if req.Close && !closes {
+		b = append(b, "Connection: close\r\n"...)
+	}
+	switch {
+	case c.length > 0:
+		b = append(b, "Content-Length: "...)
+		b = strconv.AppendInt(b, c.length, 10)
+		b = append(b, "\r\n"...)
+	case c.length < 0:
+		b = append(b, "Transfer-Encoding: chunked\r\n"...)
+		b = appendTrailerNames(b, req.Trailer)
+	case req.Method == "POST" || req.Method == "PUT" || req.Method == "PATCH":
+		b = append(b, "Content-Length: 0\r\n"...)
+	}
+	return append(b, "\r\n"...), nil
+}
+
+// appendField writes a field without the blanks around its value.
+func appendField(b []byte, name, value string) []byte {
+	b = append(b, name...)
+	b = append(b, ": "...)
+	b = append(b, trimBlanks(value)...)
+	return append(b, "\r\n"...)
+}
+
+// appendTrailerNames writes the field Trailer.
+func appendTrailerNames(b []byte, trailer http.Header) []byte {
+	if len(trailer) == 0 {
+		return b
+	}
+	names := make([]string, 0, len(trailer))
+	for name := range trailer {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	b = append(b, "Trailer: "...)
+	for i, name := range names {
+		if i > 0 {
+			b = append(b, ", "...)
+		}
+		b = append(b, name...)
+	}
+	return append(b, "\r\n"...)
+}
+
+// appendTrailer writes the fields of a trailer.
+func appendTrailer(b []byte, trailer http.Header) ([]byte, error) {
+	for name, values := range trailer {
+		if !isToken(name) || !mayTrail(name) {
+			return b, invalid("trailer %q", name)
+		}
+		for _, value := range values {
+			if !isValue(value) {
+				return b, invalid("value of the trailer %q", name)
+			}
+			b = appendField(b, name, value)
+		}
+	}
+	return b, nil
+}
+
+// readInline reads a small body of known length behind the header. Bodies that are in memory it reads in any case,
+// others only where the options say so, as their Read may block.
+func (c *call) readInline() error {
+	if c.length <= 0 || c.expect {
+		return nil
+	}
+	if c.length > int64(c.t.opts.InlineBody) && (c.length > inlineMemory || !inMemory(c.body)) {
+		return nil
+	}
+	n := int(c.length)
+	b := slices.Grow(c.buf.b, n+1)[:c.head+n+1] // one more shows a body that is too long
+	c.buf.b = b
+	got := 0
+	for empty := 0; ; {
+		m, err := c.body.Read(b[c.head+got:])
+		got += m
+		if m > 0 {
+			empty = 0
+		} else if empty++; empty == 100 && err == nil {
+			err = io.ErrNoProgress
+		}
+		if got > n {
+			return fmt.Errorf("%w: longer than Content-Length %d", ErrRequestBody, n)
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrRequestBody, err)
+		}
+	}
+	if got < n {
+		return fmt.Errorf("%w: %w: %d bytes of Content-Length %d are missing", ErrRequestBody, io.ErrUnexpectedEOF, n-got, n)
+	}
+	c.buf.b = b[:c.head+n]
+	c.inline = true
+	return nil
+}
+
+// The types that io.NopCloser returns.
+var (
+	nopCloser         = reflect.TypeOf(io.NopCloser(nil))
+	nopCloserWriterTo = reflect.TypeOf(io.NopCloser(struct {
+		io.Reader
+		io.WriterTo
+	}{}))
+)
+
+// inMemory reports whether Read of a body never blocks.
+func inMemory(body io.ReadCloser) bool {
+	var r any = body
+	if t := reflect.TypeOf(body); t == nopCloser || t == nopCloserWriterTo {
+		r = reflect.ValueOf(body).Field(0).Interface()
+	}
+	switch r.(type) {
+	case *bytes.Reader, *bytes.Buffer, *strings.Reader:
+		return true
+	}
+	return false
+}

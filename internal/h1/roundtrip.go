@@ -1,0 +1,306 @@
+package h1
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"sync"
+)
+
+var calls = sync.Pool{New: func() any { return new(call) }}
+
+func newCall(t *Transport, req *http.Request, hooks *Hooks, arg any) *call {
+	c := calls.Get().(*call)
+	*c = call{t: t, req: req, asked: req, owned: req.Body != nil, hooks: hooks, arg: arg, buf: getBuffer()}
+	return c
+}
+
+func (c *call) release() {
+	c.buf.release()
+	*c = call{}
+	calls.Put(c)
+}
+
+// do makes the round trip. It closes the request's body, or leaves that to the body's sender.
+func (c *call) do() (*http.Response, error) {
+	ctx := c.req.Context()
+	err := c.prepare()
+	if err == nil && ctx.Err() != nil {
+		err = contextError(ctx)
+	}
+	if err == nil {
+		err = c.readInline()
+	}
+	if err != nil || c.inline || c.body == nil {
+		c.closeBody() // it has been read, or will not be
+	}
+	if err != nil {
+		return nil, err
+	}
+	for {
+		conn, err := c.connect(ctx)
+		if err != nil {
+			c.closeBody()
+			return nil, err
+		}
+		res, failure := c.exchange(ctx, conn)
+		if failure == nil {
+			return &res.Response, nil
+		}
+		if !conn.reused || !c.retryable(failure) {
+			c.closeBody()
+			return nil, failure.err
+		}
+		if failure.begun {
+			if err := c.rewind(); err != nil {
+				return nil, failure.err
+			}
+		}
+	}
+}
+
+// closeBody closes the request's body unless a sender has taken it.
+func (c *call) closeBody() {
+	if c.owned {
+		c.owned = false
+		c.req.Body.Close()
+	}
+}
+
+// connect returns a connection, an idle one or a new one.
+func (c *call) connect(ctx context.Context) (*conn, error) {
+	if c.hooks.GetConn != nil {
+		c.hooks.GetConn(c.arg, c.key.addr)
+	}
+	conn, h, err := c.t.acquire(ctx, c.key)
+	if err != nil {
+		return nil, err
+	}
+	if conn == nil {
+		if conn, err = c.t.dial(ctx, h, c.t.opts.TLS, c.hooks, c.arg); err != nil {
+			c.t.forgo(h)
+			return nil, err
+		}
+	}
+	if c.hooks.GotConn != nil {
+		c.hooks.GotConn(c.arg, conn.gotConnInfo())
+	}
+	return conn, nil
+}
+
+// failure is why an attempt on one connection has no response, and what a retry needs to know of it.
+type failure struct {
+	err     error
+	unsent  bool // nothing of the request was written
+	silent  bool // the target ended the connection without a byte of response
+	begun   bool // the body was given to a sender
+	aborted bool // the failure is not the connection's
+}
+
+// retryable reports whether the request may be sent again on another connection, after it failed on one that had been
+// used before. These are the rules of net/http: the target has closed an idle connection, most likely, and the request
+// is one that can be repeated, or no byte of it was written.
+func (c *call) retryable(f *failure) bool {
+	req := c.req
+	if f.aborted {
+		return false
+	}
+	hasBody := c.length != 0
+	if f.unsent {
+		return !hasBody || c.inline || !f.begun || req.GetBody != nil
+	}
+	if !f.silent || hasBody && !c.inline && req.GetBody == nil {
+		return false
+	}
+	switch req.Method {
+	case "", "GET", "HEAD", "OPTIONS", "TRACE":
+		return true
+	}
+	return len(req.Header["Idempotency-Key"]) > 0 || len(req.Header["X-Idempotency-Key"]) > 0
+}
+
+// rewind gets the body anew, for another sender.
+func (c *call) rewind() error {
+	if c.req.GetBody == nil {
+		return errors.New("h1: the body cannot be sent again")
+	}
+	body, err := c.req.GetBody()
+	if err != nil {
+		return err
+	}
+	r := *c.req // the caller's request stays as it is
+	r.Body = body
+	c.req, c.body, c.owned = &r, body, true
+	return nil
+}
+
+// exchange sends the request and reads the header of the response. On failure the connection is gone.
+func (c *call) exchange(ctx context.Context, conn *conn) (*response, *failure) {
+	w := conn.wire
+	w.begin(ctx)
+	conn.odd = c.close
+	_, writeErr := conn.rw.Write(c.buf.b)
+	if writeErr != nil {
+		writeErr = fmt.Errorf("h1: writing the request: %w", writeErr)
+	}
+	streamed := c.body != nil && !c.inline
+	if writeErr == nil && c.hooks.WroteHeaders != nil {
+		c.hooks.WroteHeaders(c.arg)
+	}
+	if writeErr == nil && streamed {
+		c.startSender(conn)
+	} else if c.hooks.WroteRequest != nil {
+		c.hooks.WroteRequest(c.arg, httptrace.WroteRequestInfo{Err: writeErr})
+	}
+	f := &failure{err: writeErr, begun: writeErr == nil && streamed}
+	if writeErr != nil && conn.reused && w.wrote() == 0 {
+		// What may be there to read was sent before this request.
+		return nil, c.fail(ctx, conn, *f)
+	}
+	switch {
+	case writeErr != nil:
+		conn.odd = true
+		w.expectHeader(lateAnswer, writeErr) // an answer may explain the error
+	case !streamed && c.t.opts.ResponseHeaderTimeout > 0:
+		w.expectHeader(c.t.opts.ResponseHeaderTimeout, ErrResponseHeaderTimeout)
+	}
+	res, err := c.receive(conn, f)
+	if err != nil {
+		if writeErr == nil || !f.silent {
+			f.err = err
+		}
+		return nil, c.fail(ctx, conn, *f)
+	}
+	return res, nil
+}
+
+// startSender sends the body from a goroutine of its own.
+func (c *call) startSender(conn *conn) {
+	s := &sender{
+		wire: conn.wire, w: conn.rw, body: c.body, length: c.length, hooks: c.hooks, arg: c.arg,
+		headerTimeout: c.t.opts.ResponseHeaderTimeout, done: make(chan struct{}),
+	}
+	if c.length < 0 {
+		s.trailer = c.req.Trailer
+	}
+	if c.expect {
+		s.decided, s.patience = make(chan bool, 1), c.t.opts.ContinueTimeout
+	}
+	conn.send = s
+	c.body, c.owned = nil, false // it is the sender's
+	go s.run()
+}
+
+// fail ends an exchange that has no response.
+func (c *call) fail(ctx context.Context, conn *conn, f failure) *failure {
+	f.unsent = conn.wire.wrote() == 0
+	if reason := conn.wire.failed(); reason != nil {
+		f.err, f.aborted = reason, true
+	} else if ctx.Err() != nil {
+		f.err, f.aborted = contextError(ctx), true
+	}
+	conn.finish(false)
+	return &f
+}
+
+// receive reads the header of the final response, and hands out those before it.
+func (c *call) receive(conn *conn, f *failure) (*response, error) {
+	for len(conn.buffered()) == 0 {
+		if err := conn.fill(bufferSize); err != nil {
+			f.silent = true
+			return nil, fmt.Errorf("h1: connection ended before the response: %w", unexpected(err))
+		}
+	}
+	if c.hooks.GotFirstResponseByte != nil {
+		c.hooks.GotFirstResponseByte(c.arg)
+	}
+	budget := c.t.opts.MaxHeaderBytes
+	res := new(response)
+	for {
+		head, lines, err := conn.readHead(&budget, protocolStart)
+		if err != nil {
+			return nil, fmt.Errorf("h1: reading the response's header: %w", err)
+		}
+		if err := res.parseHead(head, lines, c.req.Method); err != nil {
+			return nil, err
+		}
+		conn.odd = conn.odd || res.bareLF || res.framing == notAllowed
+		if res.StatusCode >= 200 || res.StatusCode == http.StatusSwitchingProtocols {
+			break
+		}
+		if err := c.interim(conn, res); err != nil {
+			return nil, err
+		}
+		*res = response{}
+	}
+	conn.wire.headerDone()
+	res.Request = c.asked
+	res.TLS = conn.tls
+	if conn.send != nil && c.expect && conn.send.keepBack() {
+		conn.odd = true // the target may still wait for the body
+	}
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		return res, c.switchProtocols(conn, res)
+	}
+	c.attachBody(conn, res)
+	return res, nil
+}
+
+// interim handles a response 1xx.
+func (c *call) interim(conn *conn, res *response) error {
+	if res.StatusCode == http.StatusContinue {
+		if c.hooks.Got100Continue != nil {
+			c.hooks.Got100Continue(c.arg)
+		}
+		if conn.send != nil {
+			conn.send.proceed()
+		}
+	}
+	if c.hooks.Got1xxResponse != nil {
+		if err := c.hooks.Got1xxResponse(c.arg, res.StatusCode, textproto.MIMEHeader(res.Header)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// attachBody gives the response its body. A connection that is done with is given back at once.
+func (c *call) attachBody(conn *conn, res *response) {
+	conn.odd = conn.odd || res.Close
+	if res.framing == noBody || res.framing == notAllowed {
+		res.Body = http.NoBody
+		conn.finish(true)
+		return
+	}
+	b := &res.stream
+	b.res, b.conn, b.live = res, conn, true
+	if res.framing == byLength {
+		b.left = res.ContentLength
+	}
+	res.Body = b
+}
+
+// switchProtocols makes the connection the response's body.
+func (c *call) switchProtocols(conn *conn, res *response) error {
+	if !c.upgrade {
+		return malformed("101 Switching Protocols that was not asked for")
+	}
+	if conn.send != nil && !conn.send.finished() {
+		return malformed("101 Switching Protocols before the end of the request")
+	}
+	u := &upgraded{conn: conn.netConn(), read: append([]byte(nil), conn.buffered()...)}
+	if !conn.wire.detach() {
+		return io.ErrUnexpectedEOF // fail finds the reason
+	}
+	conn.buf.release()
+	conn.buf = nil
+	conn.send = nil
+	t, h := conn.t, conn.host
+	u.give = func() { t.forgo(h) }
+	res.Body = u
+	return nil
+}

@@ -1,0 +1,136 @@
+package h1
+
+import "strings"
+
+// Classes of bytes.
+const (
+	tokenByte = 1 << iota // of a method or field name (RFC 9110 section 5.6.2)
+	valueByte             // of a field value (RFC 9110 section 5.5)
+	hostByte              // of a Host, leniently
+	upperByte             // A to Z
+	lowerByte             // a to z
+)
+
+var classes = func() (table [256]byte) {
+	for i := range 256 {
+		c := byte(i)
+		isLower, isUpper, isDigit := 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9'
+		if isUpper {
+			table[i] |= upperByte
+		}
+		if isLower {
+			table[i] |= lowerByte
+		}
+		if isLower || isUpper || isDigit {
+			table[i] |= tokenByte | hostByte
+		}
+		if strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0 {
+			table[i] |= tokenByte
+		}
+		if strings.IndexByte("!$%&'()*+,-.:;=[]_~", c) >= 0 {
+			table[i] |= hostByte
+		}
+		if c >= ' ' && c != 0x7f || c == '\t' {
+			table[i] |= valueByte
+		}
+	}
+	return table
+}()
+
+func all(s string, class byte) bool {
+	for i := range len(s) {
+		if classes[s[i]]&class == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func isToken(s string) bool { return s != "" && all(s, tokenByte) }
+func isValue(s string) bool { return all(s, valueByte) }
+func isHost(s string) bool  { return s != "" && all(s, hostByte) }
+
+// trimBlanks removes the optional whitespace around a value.
+func trimBlanks(s string) string {
+	for s != "" && (s[0] == ' ' || s[0] == '\t') {
+		s = s[1:]
+	}
+	for s != "" && (s[len(s)-1] == ' ' || s[len(s)-1] == '\t') {
+		s = s[:len(s)-1]
+	}
+	return s
+}
+
+// hasToken reports whether one of the comma-separated lists has the token, in upper or lower case.
+func hasToken(lists []string, token string) bool {
+	for _, list := range lists {
+		if len(list) == len(token) {
+			if strings.EqualFold(list, token) {
+				return true
+			}
+			continue
+		}
+		for element := range strings.SplitSeq(list, ",") {
+			if strings.EqualFold(trimBlanks(element), token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// commonNames are field names in their canonical form, for those that come in another.
+var commonNames = func() map[string]string {
+	m := make(map[string]string)
+	for _, name := range strings.Fields(`Accept-Ranges Access-Control-Allow-Credentials Access-Control-Allow-Headers
+		Access-Control-Allow-Methods Access-Control-Allow-Origin Access-Control-Expose-Headers Access-Control-Max-Age
+		Age Allow Alt-Svc Cache-Control Connection Content-Disposition Content-Encoding Content-Language
+		Content-Length Content-Location Content-Range Content-Security-Policy Content-Type Cross-Origin-Opener-Policy
+		Cross-Origin-Resource-Policy Date Etag Expires Keep-Alive Last-Modified Link Location Permissions-Policy
+		Pragma Referrer-Policy Retry-After Server Server-Timing Set-Cookie Strict-Transport-Security Trailer
+		Transfer-Encoding Upgrade Vary Via Www-Authenticate X-Content-Type-Options X-Frame-Options X-Powered-By
+		X-Ratelimit-Limit X-Ratelimit-Remaining X-Ratelimit-Reset X-Request-Id X-Xss-Protection
+		Grpc-Status Grpc-Message Traceparent`) {
+		m[name] = name
+	}
+	return m
+}()
+
+// canonicalName returns the canonical form of a field name, and whether it is a name at all. One that is canonical
+// is returned as it is.
+func canonicalName(name string) (string, bool) {
+	first := byte(lowerByte) // what must not be at this place in a canonical name
+	canonical := true
+	for i := range len(name) {
+		class := classes[name[i]]
+		if class&tokenByte == 0 {
+			return "", false
+		}
+		if class&first != 0 {
+			canonical = false
+		}
+		first = upperByte
+		if name[i] == '-' {
+			first = lowerByte
+		}
+	}
+	if canonical {
+		return name, name != ""
+	}
+	var small [48]byte
+	b := append(small[:0], name...)
+	up := true
+	for i, c := range b {
+		switch {
+		case up && 'a' <= c && c <= 'z':
+			b[i] = c - 'a' + 'A'
+		case !up && 'A' <= c && c <= 'Z':
+			b[i] = c - 'A' + 'a'
+		}
+		up = c == '-'
+	}
+	if common, ok := commonNames[string(b)]; ok {
+		return common, true
+	}
+	return string(b), true
+}

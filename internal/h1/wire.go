@@ -1,0 +1,396 @@
+package h1
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// watchAfter is how long a read or a write may block before the request pays for a watcher of its context.
+	watchAfter = 10 * time.Millisecond
+
+	// watchSlack is how much of watchAfter may be gone when a deadline that an earlier read has set is kept: so
+	// a connection in steady use sets one every few milliseconds, and not for each request.
+	watchSlack = 8 * time.Millisecond
+
+	// idleWriteTimeout bounds what TLS writes on its own account on an idle connection.
+	idleWriteTimeout = 2 * time.Second
+)
+
+// longAgo is a deadline that ends every read and write.
+var longAgo = time.Unix(1, 0)
+
+// wire is the network connection below TLS. Its Read and Write return at the end of the context of the exchange
+// that it carries, at the end of the time for the response's header, and when fail is called.
+//
+// The context costs nothing while the target is fast. Read and Write set a deadline some milliseconds ahead, which
+// a later exchange finds and keeps. Only when that passes does wire watch the context, by context.AfterFunc; the
+// watcher sets a deadline in the past. So TLS never sees the deadlines that merely started a watcher, which it could
+// not recover from in a write.
+type wire struct {
+	net.Conn
+	raw      syscall.RawConn  // nil if the connection has none
+	cancelFn func()           // cancel as a func value, made once
+	probeFn  func(fd uintptr) // readNow as a func value, made once
+	probe    struct {         // what probeFn works on
+		on  bool
+		buf []byte
+		n   int
+		err error
+	}
+	eof bool // Read has returned io.EOF
+
+	mu       sync.Mutex
+	ctx      context.Context // of the exchange, nil when idle
+	canEnd   bool            // ctx can be done
+	deadline time.Time       // of ctx, or zero
+	watching bool            // the deadlines below are zero or headerBy, and a watcher of ctx runs if it can end
+	stop     func() bool     // stops the watcher
+	failure  error           // what reads and writes return from now on
+	readBy   time.Time       // the deadlines of Conn
+	writeBy  time.Time
+	headerBy time.Time // the response's header must be read by then, or zero
+	late     error     // the failure if it is not
+	written  int64     // bytes of the exchange
+}
+
+func newWire(nc net.Conn) *wire {
+	w := &wire{Conn: nc}
+	w.cancelFn = w.cancel
+	if sc, ok := nc.(syscall.Conn); ok && canProbe {
+		if raw, err := sc.SyscallConn(); err == nil {
+			w.raw = raw
+			w.probeFn = w.readNow
+		}
+	}
+	return w
+}
+
+// begin starts an exchange under a context.
+func (w *wire) begin(ctx context.Context) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ctx, w.canEnd = ctx, ctx.Done() != nil
+	w.deadline, _ = ctx.Deadline()
+	w.watching, w.stop, w.failure = false, nil, nil
+	w.headerBy, w.late = time.Time{}, nil
+	w.written = 0
+}
+
+// end ends the exchange and reports whether nothing has interrupted it, so that the connection can carry another.
+func (w *wire) end() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	ok := w.failure == nil
+	if w.stop != nil && !w.stop() {
+		ok = false // the watcher is running or about to
+	}
+	w.ctx, w.stop, w.watching = nil, nil, false
+	return ok
+}
+
+// cancel is what the watcher calls.
+func (w *wire) cancel() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ctx == nil {
+		return // the exchange has ended; end has seen this watcher, and the connection is not used again
+	}
+	w.failLocked(contextError(w.ctx))
+}
+
+// fail makes reads and writes return err, those that are blocked included.
+func (w *wire) fail(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.failLocked(err)
+}
+
+func (w *wire) failLocked(err error) {
+	if w.failure == nil {
+		w.failure = err
+	}
+	w.readBy, w.writeBy = longAgo, longAgo
+	w.Conn.SetDeadline(longAgo)
+}
+
+// failed returns the reason why reads and writes fail, or nil.
+func (w *wire) failed() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.failure
+}
+
+// wrote returns how many bytes of the exchange were written.
+func (w *wire) wrote() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.written
+}
+
+// expectHeader makes reads fail with late once d has passed, until headerDone is called. An earlier limit stays.
+func (w *wire) expectHeader(d time.Duration, late error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	by := time.Now().Add(d)
+	if w.failure != nil || !w.headerBy.IsZero() && w.headerBy.Before(by) {
+		return
+	}
+	w.headerBy, w.late = by, late
+	if w.watching || w.readBy.IsZero() || by.Before(w.readBy) {
+		w.setReadBy(by)
+	}
+}
+
+// headerDone lifts the limit of expectHeader.
+func (w *wire) headerDone() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.headerBy.IsZero() {
+		return
+	}
+	w.headerBy = time.Time{}
+	if w.watching && w.failure == nil {
+		w.setReadBy(time.Time{})
+	}
+}
+
+func (w *wire) setReadBy(t time.Time) {
+	w.readBy = t
+	w.Conn.SetReadDeadline(t)
+}
+
+func (w *wire) setWriteBy(t time.Time) {
+	w.writeBy = t
+	w.Conn.SetWriteDeadline(t)
+}
+
+// armRead prepares a read that may block.
+func (w *wire) armRead() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.failure != nil {
+		return w.failure
+	}
+	if w.watching {
+		return nil
+	}
+	if !w.canEnd && w.headerBy.IsZero() || w.ctx == nil {
+		if !w.readBy.IsZero() {
+			w.setReadBy(time.Time{})
+		}
+		return nil
+	}
+	now := time.Now()
+	by := now.Add(watchAfter)
+	if !w.deadline.IsZero() && w.deadline.Before(by) {
+		by = w.deadline
+	}
+	if !w.headerBy.IsZero() && w.headerBy.Before(by) {
+		by = w.headerBy
+	}
+	if w.readBy.After(by) || w.readBy.Before(by.Add(-watchSlack)) {
+		if w.ctx.Err() != nil { // data that comes fast must not outlive the context
+			w.failLocked(contextError(w.ctx))
+			return w.failure
+		}
+		w.setReadBy(by)
+	}
+	return nil
+}
+
+// armWrite prepares a write that may block.
+func (w *wire) armWrite() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.failure != nil {
+		return w.failure
+	}
+	if w.watching {
+		return nil
+	}
+	if w.ctx == nil { // TLS answers on an idle connection, or shakes hands
+		if w.probe.on {
+			w.setWriteBy(time.Now().Add(idleWriteTimeout))
+		}
+		return nil
+	}
+	if !w.canEnd {
+		if !w.writeBy.IsZero() {
+			w.setWriteBy(time.Time{})
+		}
+		return nil
+	}
+	by := time.Now().Add(watchAfter)
+	if !w.deadline.IsZero() && w.deadline.Before(by) {
+		by = w.deadline
+	}
+	if w.writeBy.After(by) || w.writeBy.Before(by.Add(-watchSlack)) {
+		if w.ctx.Err() != nil {
+			w.failLocked(contextError(w.ctx))
+			return w.failure
+		}
+		w.setWriteBy(by)
+	}
+	return nil
+}
+
+// stalled is called when a deadline has passed. It returns why the read or write fails, or nil after it has started
+// the watcher.
+func (w *wire) stalled(timeout error) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.failure != nil:
+		return w.failure
+	case w.ctx == nil:
+		return timeout
+	case w.ctx.Err() != nil:
+		w.failLocked(contextError(w.ctx))
+		return w.failure
+	case !w.headerBy.IsZero() && !time.Now().Before(w.headerBy):
+		w.failLocked(w.late)
+		return w.failure
+	}
+	w.watchLocked()
+	return nil
+}
+
+// watch starts the watcher, so that the connection can be read without wire's Read.
+func (w *wire) watch() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.failure == nil {
+		w.watchLocked()
+	}
+	return w.failure
+}
+
+func (w *wire) watchLocked() {
+	if !w.watching {
+		w.watching = true
+		if w.canEnd {
+			w.stop = context.AfterFunc(w.ctx, w.cancelFn)
+		}
+	}
+	w.setReadBy(w.headerBy)
+	w.setWriteBy(time.Time{})
+}
+
+// detach leaves the connection to the caller, without a context and without deadlines.
+func (w *wire) detach() bool {
+	if !w.end() {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.readBy, w.writeBy = time.Time{}, time.Time{}
+	w.Conn.SetDeadline(time.Time{})
+	return true
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	if w.probe.on {
+		return w.readIfReady(p)
+	}
+	for {
+		if err := w.armRead(); err != nil {
+			return 0, err
+		}
+		n, err := w.Conn.Read(p)
+		if err == nil || n > 0 {
+			return n, err
+		}
+		if err == io.EOF {
+			w.eof = true
+			return 0, err
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			if failure := w.failed(); failure != nil {
+				err = failure
+			}
+			return 0, err
+		}
+		if err := w.stalled(err); err != nil {
+			return 0, err
+		}
+	}
+}
+
+func (w *wire) Write(p []byte) (int, error) {
+	total := 0
+	for {
+		if err := w.armWrite(); err != nil {
+			return total, err
+		}
+		n, err := w.Conn.Write(p[total:])
+		total += n
+		if n > 0 {
+			w.mu.Lock()
+			w.written += int64(n)
+			w.mu.Unlock()
+		}
+		if err == nil {
+			return total, nil
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			if failure := w.failed(); failure != nil {
+				err = failure
+			}
+			return total, err
+		}
+		if err := w.stalled(err); err != nil {
+			return total, err
+		}
+	}
+}
+
+// wouldBlock is what a probe returns when there is nothing to read. TLS can read on after it, as it is Temporary.
+var wouldBlock error = &timeoutError{"h1: nothing to read"}
+
+// readIfReady reads what has arrived, and never waits.
+func (w *wire) readIfReady(p []byte) (int, error) {
+	if w.raw == nil {
+		// A deadline in the past shows the end of a pipe, but not that of a wrapped socket.
+		w.setReadBy(longAgo)
+		n, err := w.Conn.Read(p)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = wouldBlock
+		}
+		return n, err
+	}
+	w.probe.buf = p
+	if err := w.raw.Control(w.probeFn); err != nil {
+		return 0, err
+	}
+	w.probe.buf = nil
+	if w.probe.n == 0 && w.probe.err == nil {
+		return 0, io.EOF
+	}
+	return w.probe.n, w.probe.err
+}
+
+// quiet reports whether nothing has arrived on an idle connection but what TLS itself is sent. r reads from the
+// wire, through TLS where there is TLS: then the tickets of new sessions and new keys, which a server may send at
+// any time, are taken in.
+//
+// Without a raw connection, the end of a socket that somebody has wrapped is not seen; that of a net.Pipe is.
+func (w *wire) quiet(r io.Reader, scratch []byte) bool {
+	w.probe.on = true
+	n, err := r.Read(scratch)
+	w.probe.on = false
+	return n == 0 && err == wouldBlock
+}
+
+// ended reports whether the target has ended a connection that is not used again.
+func (w *wire) ended() bool {
+	var one [1]byte
+	n, err := w.readIfReady(one[:])
+	return n == 0 && err != wouldBlock
+}
