@@ -305,8 +305,8 @@ func TestCircuitConcurrently(t *testing.T) {
 			inside.Add(-1)
 		})
 		var wg sync.WaitGroup
-		// So many that their changes, at most three for each turn, fit in the queue however slow the
-		// telling is: none may be missing.
+		// Each turn makes at most three changes. There are so few turns that all changes fit in the queue,
+		// however slow the watchers are. So none may be missing.
 		for g := range 16 {
 			wg.Go(func() {
 				rnd := rand.New(rand.NewPCG(uint64(round), uint64(g)))
@@ -337,9 +337,9 @@ func TestCircuitConcurrently(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		// Whoever told the changes has returned by now, and so all are told.
+		// The goroutine that delivers the changes has returned by now, so all are delivered.
 		if kept := c.Changes(); !slices.Equal(kept, told[max(0, len(told)-len(kept)):]) {
-			t.Error("what is kept is not what was told last")
+			t.Error("the changes that are kept are not the last that were delivered")
 		}
 		state := gateway.CircuitClosed
 		for i, ch := range told {
@@ -350,7 +350,7 @@ func TestCircuitConcurrently(t *testing.T) {
 		}
 		total += len(told)
 
-		// Unhurt: it comes back.
+		// The circuit still works: it closes again.
 		for c.State() != gateway.CircuitClosed {
 			if done, err := c.Allow(); err == nil {
 				done(gateway.OutcomeOK, 200)

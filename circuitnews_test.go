@@ -181,7 +181,7 @@ func TestCircuitWatch(t *testing.T) {
 			c.Watch(func(ch gateway.CircuitChange) { <-release; seen = append(seen, ch) })
 			go c.Trip(10 * time.Second)
 			synctest.Wait()
-			// The goroutine that opened it is busy with the watcher; nobody else is.
+			// The goroutine that opened the circuit is blocked in the watcher. No other goroutine is.
 			playCircuit(t, c, strings.Repeat(up+open, 1000))
 			close(release)
 			synctest.Wait()

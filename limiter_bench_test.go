@@ -81,7 +81,7 @@ func BenchmarkTake(b *testing.B) {
 	})
 }
 
-// BenchmarkMemory tells the bytes that a busy key costs, besides itself.
+// BenchmarkMemory measures the bytes that a busy key costs, besides the key itself.
 func BenchmarkMemory(b *testing.B) {
 	heap := func() uint64 {
 		runtime.GC()

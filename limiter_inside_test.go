@@ -39,7 +39,7 @@ func TestLimiterTimeGoesBack(t *testing.T) {
 	}
 }
 
-// The clock on the wall can be set back while the time that has passed goes on.
+// The wall clock can be set back while the monotonic clock goes on.
 func TestFixedWindowDoesNotBeginAgain(t *testing.T) {
 	now := time.Unix(1_000_000_020, 0)
 	w := &fixedWindow{limit: 60, length: time.Minute}
@@ -51,7 +51,7 @@ func TestFixedWindowDoesNotBeginAgain(t *testing.T) {
 	}
 }
 
-// A key that the sweep meets while the clock is back is not forgotten before its time.
+// A sweep while the clock is set back does not forget a key too early.
 func TestSweepTimeGoesBack(t *testing.T) {
 	now := time.Unix(1_000_000_020, 0)
 	for name, l := range map[string]*MemoryLimiter{

@@ -135,128 +135,116 @@ func TestLimiters(t *testing.T) {
 	}
 }
 
-func TestLimiterReturn(t *testing.T) {
-	ctx := context.Background()
-	take := func(t *testing.T, l *gateway.MemoryLimiter, key string, n int) gateway.Decision {
-		t.Helper()
-		d, err := l.Take(ctx, key, n)
+// playLimiter carries out script, word by word:
+//
+//	a=k:6            take 6 units of key k, which is granted; the decision is named a
+//	a!k:6            the same, and it is refused
+//	give:a:4         return 4 units of decision a to its key
+//	give:a:4:other   return them to another key
+//	left:k:8         key k has 8 units left
+//	waits:a:70ms     decision a has this Wait
+//	wait:2s          time passes
+func playLimiter(t *testing.T, l *gateway.MemoryLimiter, script string) {
+	t.Helper()
+	type taken struct {
+		key string
+		d   gateway.Decision
+	}
+	named := make(map[string]taken)
+	units := func(s string) int {
+		if s == "max" {
+			return math.MaxInt
+		}
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	take := func(key string, n int) gateway.Decision {
+		d, err := l.Take(t.Context(), key, n)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return d
 	}
-	give := func(t *testing.T, l *gateway.MemoryLimiter, key string, n int, d gateway.Decision) {
-		t.Helper()
-		if err := l.Return(ctx, key, n, d); err != nil {
-			t.Fatal(err)
+	for _, word := range strings.Fields(script) {
+		arg := strings.Split(word, ":")
+		switch at := strings.IndexAny(arg[0], "=!"); {
+		case at > 0:
+			key := arg[0][at+1:]
+			d := take(key, units(arg[1]))
+			if want := arg[0][at] == '='; d.OK != want {
+				t.Fatalf("%s: at %q: OK %t, want %t", script, word, d.OK, want)
+			}
+			named[arg[0][:at]] = taken{key, d}
+		case arg[0] == "give":
+			a := named[arg[1]]
+			key := a.key
+			if len(arg) > 3 {
+				key = arg[3]
+			}
+			if err := l.Return(t.Context(), key, units(arg[2]), a.d); err != nil {
+				t.Fatal(err)
+			}
+		case arg[0] == "left":
+			// A refusal takes nothing and has Remaining.
+			if got := take(arg[1], math.MaxInt).Remaining; got != units(arg[2]) {
+				t.Errorf("%s: at %q: %d left", script, word, got)
+			}
+		case arg[0] == "waits":
+			if got := named[arg[1]].d.Wait.String(); got != arg[2] {
+				t.Errorf("%s: at %q: waits %s", script, word, got)
+			}
+		case arg[0] == "wait":
+			d, err := time.ParseDuration(arg[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(d)
+		default:
+			t.Fatalf("%s: what is %q?", script, word)
 		}
-	}
-	// remaining is what could be taken at once, seen through a refusal, which takes nothing.
-	remaining := func(t *testing.T, l *gateway.MemoryLimiter, key string, want int) {
-		t.Helper()
-		if got := take(t, l, key, math.MaxInt).Remaining; got != want {
-			t.Errorf("%d remaining, want %d", got, want)
-		}
-	}
-	for _, tt := range []struct {
-		name string
-		f    func(t *testing.T)
-	}{
-		{"token bucket", func(t *testing.T) {
-			l := gateway.NewTokenBucket(1, 10, nil)
-			d := take(t, l, "k", 6)
-			give(t, l, "k", 4, d)
-			remaining(t, l, "k", 8)
-			give(t, l, "k", math.MaxInt, d) // never more than a new key has
-			remaining(t, l, "k", 10)
-			d = take(t, l, "k", 10)
-			remaining(t, l, "k", 0)
-			time.Sleep(5 * time.Second)
-			give(t, l, "k", 10, d)
-			remaining(t, l, "k", 10)
-			take(t, l, "k", 10)
-			remaining(t, l, "k", 0)
-		}},
-		{"what was refused took nothing", func(t *testing.T) {
-			for _, l := range []*gateway.MemoryLimiter{
-				gateway.NewTokenBucket(1, 3, nil), gateway.NewLeakyBucket(1, 2, nil), gateway.NewFixedWindow(3, time.Hour, nil),
-			} {
-				take(t, l, "k", 2)
-				d := take(t, l, "k", 2)
-				if d.OK {
-					t.Fatal("not refused")
-				}
-				give(t, l, "k", 2, d)
-				remaining(t, l, "k", 1)
-			}
-		}},
-		{"a key that is not known", func(t *testing.T) {
-			l := gateway.NewTokenBucket(1, 3, nil)
-			give(t, l, "other", 2, take(t, l, "k", 2))
-			remaining(t, l, "k", 1)
-			remaining(t, l, "other", 3)
-		}},
-		{"leaky bucket: the last slot", func(t *testing.T) {
-			l := gateway.NewLeakyBucket(10, 5, nil)
-			take(t, l, "k", 1)
-			second := take(t, l, "k", 1)
-			third := take(t, l, "k", 2)
-			give(t, l, "k", 1, second) // in the middle: not given back
-			remaining(t, l, "k", 2)
-			time.Sleep(30 * msec)
-			give(t, l, "k", 2, third)
-			if d := take(t, l, "k", 2); d.Wait != third.Wait-30*msec {
-				t.Errorf("waits %v, want the slot that was given back, in %v", d.Wait, third.Wait-30*msec)
-			} else {
-				give(t, l, "k", 2, d)
-			}
-			give(t, l, "k", 1, second) // now it is the last
-			if d := take(t, l, "k", 1); d.Wait != second.Wait-30*msec {
-				t.Errorf("waits %v, want %v", d.Wait, second.Wait-30*msec)
-			}
-		}},
-		{"leaky bucket: a slot long past", func(t *testing.T) {
-			l := gateway.NewLeakyBucket(10, 5, nil)
-			old := take(t, l, "k", 3)
-			time.Sleep(time.Second)
-			take(t, l, "k", 3)
-			give(t, l, "k", 3, old)
-			remaining(t, l, "k", 3)
-		}},
-		{"fixed window: within it", func(t *testing.T) {
-			l := gateway.NewFixedWindow(5, time.Minute, nil)
-			d := take(t, l, "k", 4)
-			give(t, l, "k", 3, d)
-			remaining(t, l, "k", 4)
-			give(t, l, "k", math.MaxInt, d)
-			remaining(t, l, "k", 5)
-		}},
-		{"fixed window: in a later one", func(t *testing.T) {
-			l := gateway.NewFixedWindow(5, time.Minute, nil)
-			d := take(t, l, "k", 4)
-			time.Sleep(time.Minute)
-			take(t, l, "k", 2)
-			give(t, l, "k", 4, d)
-			remaining(t, l, "k", 3)
-		}},
-		{"of the overflow", func(t *testing.T) {
-			for _, l := range []*gateway.MemoryLimiter{
-				gateway.NewTokenBucket(0.001, 5, &gateway.LimiterOptions{MaxKeys: 1}),
-				gateway.NewLeakyBucket(0.001, 4, &gateway.LimiterOptions{MaxKeys: 1}),
-				gateway.NewFixedWindow(5, time.Hour, &gateway.LimiterOptions{MaxKeys: 1}),
-			} {
-				take(t, l, "first", 4)
-				give(t, l, "a", 3, take(t, l, "a", 4))
-				remaining(t, l, "b", 4)
-				remaining(t, l, "first", 1)
-			}
-		}},
-	} {
-		t.Run(tt.name, func(t *testing.T) { synctest.Test(t, tt.f) })
 	}
 }
 
-// However many come at once, exactly the burst passes.
+func TestLimiterReturn(t *testing.T) {
+	const (
+		refused  = "a=k:2 b!k:2 give:b:2 left:k:1"
+		overflow = "a=first:4 b=a:4 give:b:3 left:b:4 left:first:1"
+	)
+	one := &gateway.LimiterOptions{MaxKeys: 1}
+	for _, tt := range []struct {
+		name   string
+		l      *gateway.MemoryLimiter
+		script string
+	}{
+		{"token bucket", gateway.NewTokenBucket(1, 10, nil), "a=k:6 give:a:4 left:k:8"},
+		{"token bucket: never more than a new key has", gateway.NewTokenBucket(1, 10, nil),
+			"a=k:6 give:a:4 give:a:max left:k:10 b=k:10 left:k:0 wait:5s give:b:10 left:k:10 c=k:10 left:k:0"},
+		{"token bucket: refused", gateway.NewTokenBucket(1, 3, nil), refused},
+		{"leaky bucket: refused", gateway.NewLeakyBucket(1, 2, nil), refused},
+		{"fixed window: refused", gateway.NewFixedWindow(3, time.Hour, nil), refused},
+		{"a key that is not held", gateway.NewTokenBucket(1, 3, nil), "a=k:2 give:a:2:other left:k:1 left:other:3"},
+		{"leaky bucket: the last slot", gateway.NewLeakyBucket(10, 5, nil),
+			"first=k:1 second=k:1 third=k:2 waits:second:100ms waits:third:200ms" +
+				" give:second:1 left:k:2" + // it is not the last, and so not given back
+				" wait:30ms give:third:2 again=k:2 waits:again:170ms give:again:2" +
+				" give:second:1 again=k:1 waits:again:70ms"}, // now it is the last
+		{"leaky bucket: a slot long past", gateway.NewLeakyBucket(10, 5, nil), "old=k:3 wait:1s a=k:3 give:old:3 left:k:3"},
+		{"fixed window: within it", gateway.NewFixedWindow(5, time.Minute, nil), "a=k:4 give:a:3 left:k:4 give:a:max left:k:5"},
+		{"fixed window: in a later one", gateway.NewFixedWindow(5, time.Minute, nil), "a=k:4 wait:1m b=k:2 give:a:4 left:k:3"},
+		{"token bucket: of the overflow", gateway.NewTokenBucket(0.001, 5, one), overflow},
+		{"leaky bucket: of the overflow", gateway.NewLeakyBucket(0.001, 4, one), overflow},
+		{"fixed window: of the overflow", gateway.NewFixedWindow(5, time.Hour, one), overflow},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { playLimiter(t, tt.l, tt.script) })
+		})
+	}
+}
+
+// However many requests come at once, exactly the burst passes.
 func TestLimiterConcurrency(t *testing.T) {
 	const n = 200
 	for name, l := range map[string]*gateway.MemoryLimiter{
@@ -351,7 +339,7 @@ func TestLimiterFlood(t *testing.T) {
 					t.Errorf("%d of the flood passed, want %d", passed, want)
 				}
 
-				// All come to rest, and are forgotten for those who come.
+				// All keys come to rest, and are forgotten to make room for new ones.
 				time.Sleep(2 * time.Hour)
 				for i := range maxKeys / 2 {
 					if !take("later " + strconv.Itoa(i)) {
@@ -395,7 +383,7 @@ func TestTakeAllocatesNothing(t *testing.T) {
 	for _, m := range memoryLimiters {
 		for _, key := range []string{"alice", strings.Repeat("x", 500)} {
 			l := m.make(nil)
-			// Never at rest, so that the sweep takes nothing away.
+			// The key is never at rest, so that no sweep forgets it.
 			_, _ = l.Take(t.Context(), key, 1e8)
 			if n := testing.AllocsPerRun(100, func() { _, _ = l.Take(context.Background(), key, 1) }); n != 0 {
 				t.Errorf("%s, key of %d bytes: %v allocations", m.name, len(key), n)
@@ -456,8 +444,8 @@ func (m *limiterModel) advance(now time.Time) {
 	m.at = now
 }
 
-// FuzzLimiter runs each algorithm beside the model: what it lets pass, what it says remains, how long a
-// leaky bucket waits, and that a refused cost passes at RetryAfter and not before.
+// FuzzLimiter compares each algorithm with the model: which requests pass, what remains, how long a leaky
+// bucket waits, and that a refused cost passes at RetryAfter and not before.
 func FuzzLimiter(f *testing.F) {
 	f.Add(byte(0), uint16(10), uint16(3), []byte{1, 0, 1, 0, 1, 0, 1, 50, 2, 9, 1, 255, 3, 0})
 	f.Add(byte(1), uint16(7), uint16(5), []byte{1, 0, 1, 0, 2, 0, 3, 1, 1, 2, 1, 3, 1, 200, 6, 0})
@@ -489,8 +477,8 @@ func FuzzLimiter(f *testing.F) {
 	})
 }
 
-// checkTake takes n and compares. Where less than two nanoseconds decide, floating point may decide
-// otherwise.
+// checkTake takes n units from both and compares. Where the difference is less than two nanoseconds' worth,
+// floating point may decide differently.
 func checkTake(t *testing.T, l *gateway.MemoryLimiter, m *limiterModel, leaky bool, n int64) {
 	t.Helper()
 	d, err := l.Take(context.Background(), "k", int(n))

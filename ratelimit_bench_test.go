@@ -8,7 +8,7 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// BenchmarkRateLimit is what RateLimit adds to a request that has a record already.
+// BenchmarkRateLimit measures what RateLimit adds to a request that has a record already.
 func BenchmarkRateLimit(b *testing.B) {
 	nothing := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
 	for _, tt := range []struct {

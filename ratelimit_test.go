@@ -20,7 +20,7 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// scriptLimiter is a limiter that answers what it is told to and writes down what it is asked.
+// scriptLimiter is a limiter that returns d and err, and records its calls.
 type scriptLimiter struct {
 	d   gateway.Decision
 	err error
@@ -172,7 +172,7 @@ func TestRateLimitFieldsOfSeveral(t *testing.T) {
 	}
 }
 
-// The whole of it, as a client sees it: a burst, then 429, each client by itself.
+// What a client sees: a burst passes, then it gets 429, and other clients are not affected.
 func TestRateLimit(t *testing.T) {
 	h := gateway.RateLimit(gateway.NewTokenBucket(0.01, 2, nil), gateway.KeyByHeader("X-Api-Key"), nil)(helloLimited)
 	srv := httptest.NewServer(h)
@@ -317,14 +317,14 @@ func TestRateLimitRefundInAFallback(t *testing.T) {
 	}
 }
 
-// serveLimited runs a handler without a socket, for bubbles.
+// serveLimited sends one request through h without a connection, for use in synctest bubbles.
 func serveLimited(ctx context.Context, h http.Handler) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, httptest.NewRequestWithContext(ctx, "GET", "/", nil))
 	return w
 }
 
-// captureLog keeps what slog.Default is told until the test ends.
+// captureLog returns a buffer for what slog.Default logs until the test ends.
 func captureLog(t *testing.T) *bytes.Buffer {
 	var b bytes.Buffer
 	before := slog.Default()
@@ -368,143 +368,150 @@ func TestRateLimitReportOnly(t *testing.T) {
 }
 
 func TestRateLimitWait(t *testing.T) {
-	// statuses writes down what error was answered, 499 too.
-	statuses := func(to *[]int) gateway.Middleware {
-		return gateway.HandleErrors(func(w http.ResponseWriter, r *http.Request, e *gateway.Error) {
-			*to = append(*to, e.Status)
-			gateway.WriteError(w, r, e)
+	type D = gateway.Decision
+	const sec = time.Second
+	for _, tt := range []struct {
+		name     string
+		d        D
+		opts     *gateway.RateLimitOptions
+		deadline time.Duration // of the request; 0: none
+		status   int
+		after    time.Duration
+		asked    string
+		fields   map[string]string
+	}{
+		{"the longest", D{OK: true, Limit: 9, Remaining: 5, Wait: sec, Window: sec, ResetAfter: sec}, nil, 0, 200, sec, "take k 1", nil},
+		{"too long", D{OK: true, Limit: 9, Remaining: 5, Wait: 2500 * msec, Window: sec, ResetAfter: 4 * sec}, nil, 0, 429, 0, "take k 1, return k 1",
+			map[string]string{"Retry-After": "2", "RateLimit": `"default";r=0;t=2`}},
+		{"none waits", D{OK: true, Limit: 9, Wait: 1, Window: sec}, &gateway.RateLimitOptions{MaxWait: -1}, 0, 429, 0, "take k 1, return k 1",
+			map[string]string{"Retry-After": "1"}},
+		{"report only", D{OK: true, Limit: 9, Wait: time.Hour, Window: sec}, &gateway.RateLimitOptions{ReportOnly: true}, 0, 200, 0, "take k 1", nil},
+		{"beyond the deadline", D{OK: true, Limit: 9, Wait: 500 * msec, Window: sec}, nil, 300 * msec, 429, 0, "take k 1, return k 1", nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			captureLog(t)
+			synctest.Test(t, func(t *testing.T) {
+				ctx := t.Context()
+				if tt.deadline > 0 {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(ctx, tt.deadline)
+					defer cancel()
+				}
+				l := &scriptLimiter{d: tt.d}
+				start := time.Now()
+				w := serveLimited(ctx, gateway.RateLimit(l, byName("k"), tt.opts)(helloLimited))
+				if after := time.Since(start); w.Code != tt.status || after != tt.after || l.asked() != tt.asked {
+					t.Errorf("%d after %v: %s; want %d after %v: %s", w.Code, after, l.asked(), tt.status, tt.after, tt.asked)
+				}
+				for name, want := range tt.fields {
+					if got := w.Header().Get(name); got != want {
+						t.Errorf("%s: %s, want %s", name, got, want)
+					}
+				}
+			})
 		})
 	}
-	type D = gateway.Decision
-	for _, tt := range []struct {
-		name string
-		f    func(t *testing.T)
-	}{
-		{"evenly", func(t *testing.T) {
-			h := gateway.RateLimit(gateway.NewLeakyBucket(10, 5, nil), byName("k"), nil)(helloLimited)
-			start := time.Now()
-			var mu sync.Mutex
-			seen := map[time.Duration]int{}
-			var wg sync.WaitGroup
-			for range 8 {
-				wg.Go(func() {
-					w := serveLimited(t.Context(), h)
-					mu.Lock()
-					defer mu.Unlock()
-					if w.Code == 429 {
-						seen[-1]++
-					} else {
-						seen[time.Since(start)]++
-					}
-				})
-			}
-			wg.Wait()
-			for _, at := range []time.Duration{0, 100 * msec, 200 * msec, 300 * msec, 400 * msec, 500 * msec} {
-				if seen[at] != 1 {
-					t.Errorf("%d passed at %v, want 1", seen[at], at)
+}
+
+// Requests of a leaky bucket that come at once pass one by one.
+func TestRateLimitWaitEvenly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := gateway.RateLimit(gateway.NewLeakyBucket(10, 5, nil), byName("k"), nil)(helloLimited)
+		start := time.Now()
+		var mu sync.Mutex
+		seen := map[time.Duration]int{}
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				w := serveLimited(t.Context(), h)
+				mu.Lock()
+				defer mu.Unlock()
+				if w.Code == 429 {
+					seen[-1]++
+				} else {
+					seen[time.Since(start)]++
 				}
+			})
+		}
+		wg.Wait()
+		for _, at := range []time.Duration{0, 100 * msec, 200 * msec, 300 * msec, 400 * msec, 500 * msec} {
+			if seen[at] != 1 {
+				t.Errorf("%d passed at %v, want 1", seen[at], at)
 			}
-			if seen[-1] != 2 {
-				t.Errorf("%d refused, want 2", seen[-1])
-			}
-		}},
-		{"the longest", func(t *testing.T) {
-			l := &scriptLimiter{d: D{OK: true, Limit: 9, Remaining: 5, Wait: time.Second, Window: time.Second, ResetAfter: time.Second}}
-			start := time.Now()
-			w := serveLimited(t.Context(), gateway.RateLimit(l, byName("k"), nil)(helloLimited))
-			if w.Code != 200 || time.Since(start) != time.Second || l.asked() != "take k 1" {
-				t.Errorf("%d after %v: %s", w.Code, time.Since(start), l.asked())
-			}
-		}},
-		{"too long", func(t *testing.T) {
-			l := &scriptLimiter{d: D{OK: true, Limit: 9, Remaining: 5, Wait: 2500 * msec, Window: time.Second, ResetAfter: 4 * time.Second}}
-			start := time.Now()
-			w := serveLimited(t.Context(), gateway.RateLimit(l, byName("k"), nil)(helloLimited))
-			if w.Code != 429 || time.Since(start) != 0 || l.asked() != "take k 1, return k 1" {
-				t.Errorf("%d after %v: %s", w.Code, time.Since(start), l.asked())
-			}
-			if w.Header().Get("Retry-After") != "2" || w.Header().Get("RateLimit") != `"default";r=0;t=2` {
-				t.Errorf("%v", w.Header())
-			}
-		}},
-		{"none served", func(t *testing.T) {
-			l := &scriptLimiter{d: D{OK: true, Limit: 9, Wait: 1, Window: time.Second}}
-			w := serveLimited(t.Context(), gateway.RateLimit(l, byName("k"), &gateway.RateLimitOptions{MaxWait: -1})(helloLimited))
-			if w.Code != 429 || w.Header().Get("Retry-After") != "1" || l.asked() != "take k 1, return k 1" {
-				t.Errorf("%d %v: %s", w.Code, w.Header(), l.asked())
-			}
-		}},
-		{"report only", func(t *testing.T) {
-			captureLog(t)
-			l := &scriptLimiter{d: D{OK: true, Limit: 9, Wait: time.Hour, Window: time.Second}}
-			start := time.Now()
-			w := serveLimited(t.Context(), gateway.RateLimit(l, byName("k"), &gateway.RateLimitOptions{ReportOnly: true})(helloLimited))
-			if w.Code != 200 || time.Since(start) != 0 || l.asked() != "take k 1" {
-				t.Errorf("%d after %v: %s", w.Code, time.Since(start), l.asked())
-			}
-		}},
-		{"beyond the deadline", func(t *testing.T) {
-			l := &scriptLimiter{d: D{OK: true, Limit: 9, Wait: 500 * msec, Window: time.Second}}
-			ctx, cancel := context.WithTimeout(t.Context(), 300*msec)
-			defer cancel()
-			start := time.Now()
-			w := serveLimited(ctx, gateway.RateLimit(l, byName("k"), nil)(helloLimited))
-			if w.Code != 429 || time.Since(start) != 0 || l.asked() != "take k 1, return k 1" {
-				t.Errorf("%d after %v: %s", w.Code, time.Since(start), l.asked())
-			}
-		}},
-		{"the client leaves", func(t *testing.T) {
-			l := &scriptLimiter{d: D{OK: true, Limit: 9, Wait: 500 * msec, Window: time.Second}}
-			outer := &scriptLimiter{d: D{OK: true, Limit: 9}}
-			ctx, cancel := context.WithCancel(t.Context())
-			time.AfterFunc(200*msec, cancel)
-			start := time.Now()
-			var got []int
-			w := serveLimited(ctx, gateway.Chain(
-				statuses(&got),
-				gateway.RateLimit(outer, byName("outer"), &gateway.RateLimitOptions{Refund: true}),
-				gateway.RateLimit(l, byName("k"), nil),
-			)(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("admitted") })))
-			if len(got) != 1 || got[0] != 499 || time.Since(start) != 200*msec || l.asked() != "take k 1, return k 1" {
-				t.Errorf("%v after %v: %s", got, time.Since(start), l.asked())
-			}
-			if outer.asked() != "take outer 1" {
-				t.Errorf("counted as a refusal: %s", outer.asked())
-			}
-			if w.Header().Get("Retry-After") != "" {
-				t.Errorf("%v", w.Header())
-			}
-		}},
-		{"the client has left before the limiter answers", func(t *testing.T) {
-			ctx, cancel := context.WithCancel(t.Context())
-			cancel()
-			var got []int
-			for _, opts := range []*gateway.RateLimitOptions{nil, {FailOpen: true}} {
-				serveLimited(ctx, gateway.Chain(statuses(&got), gateway.RateLimit(&scriptLimiter{err: context.Canceled}, byName("k"), opts))(helloLimited))
-			}
-			if len(got) != 2 || got[0] != 499 || got[1] != 499 {
-				t.Errorf("%v", got)
-			}
-		}},
-		{"who leaves makes room", func(t *testing.T) {
-			h := gateway.RateLimit(gateway.NewLeakyBucket(10, 1, nil), byName("k"), nil)(helloLimited)
-			serveLimited(t.Context(), h)
-			ctx, cancel := context.WithCancel(t.Context())
-			done := make(chan struct{})
-			go func() { defer close(done); serveLimited(ctx, h) }()
-			synctest.Wait()
-			if w := serveLimited(t.Context(), h); w.Code != 429 {
-				t.Errorf("the queue is full: %d", w.Code)
-			}
-			cancel()
-			<-done
-			if w := serveLimited(t.Context(), h); w.Code != 200 {
-				t.Errorf("the queue has room: %d", w.Code)
-			}
-		}},
-	} {
-		t.Run(tt.name, func(t *testing.T) { synctest.Test(t, tt.f) })
-	}
+		}
+		if seen[-1] != 2 {
+			t.Errorf("%d refused, want 2", seen[-1])
+		}
+	})
+}
+
+// statuses is a middleware that appends the status of each error that is answered, 499 too.
+func statuses(to *[]int) gateway.Middleware {
+	return gateway.HandleErrors(func(w http.ResponseWriter, r *http.Request, e *gateway.Error) {
+		*to = append(*to, e.Status)
+		gateway.WriteError(w, r, e)
+	})
+}
+
+// A client that leaves while it waits is no refusal, and its slot is given back.
+func TestRateLimitClientLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &scriptLimiter{d: gateway.Decision{OK: true, Limit: 9, Wait: 500 * msec, Window: time.Second}}
+		outer := &scriptLimiter{d: gateway.Decision{OK: true, Limit: 9}}
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(200*msec, cancel)
+		start := time.Now()
+		var got []int
+		w := serveLimited(ctx, gateway.Chain(
+			statuses(&got),
+			gateway.RateLimit(outer, byName("outer"), &gateway.RateLimitOptions{Refund: true}),
+			gateway.RateLimit(l, byName("k"), nil),
+		)(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("admitted") })))
+		if len(got) != 1 || got[0] != 499 || time.Since(start) != 200*msec || l.asked() != "take k 1, return k 1" {
+			t.Errorf("%v after %v: %s", got, time.Since(start), l.asked())
+		}
+		if outer.asked() != "take outer 1" {
+			t.Errorf("counted as a refusal: %s", outer.asked())
+		}
+		if w.Header().Get("Retry-After") != "" {
+			t.Errorf("%v", w.Header())
+		}
+	})
+}
+
+// A client that has left before the limiter answers gets no other error, also with FailOpen.
+func TestRateLimitClientLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		var got []int
+		for _, opts := range []*gateway.RateLimitOptions{nil, {FailOpen: true}} {
+			serveLimited(ctx, gateway.Chain(statuses(&got), gateway.RateLimit(&scriptLimiter{err: context.Canceled}, byName("k"), opts))(helloLimited))
+		}
+		if len(got) != 2 || got[0] != 499 || got[1] != 499 {
+			t.Errorf("%v", got)
+		}
+	})
+}
+
+// A client that leaves makes room in the queue for another.
+func TestRateLimitClientMakesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := gateway.RateLimit(gateway.NewLeakyBucket(10, 1, nil), byName("k"), nil)(helloLimited)
+		serveLimited(t.Context(), h)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); serveLimited(ctx, h) }()
+		synctest.Wait()
+		if w := serveLimited(t.Context(), h); w.Code != 429 {
+			t.Errorf("the queue is full: %d", w.Code)
+		}
+		cancel()
+		<-done
+		if w := serveLimited(t.Context(), h); w.Code != 200 {
+			t.Errorf("the queue has room: %d", w.Code)
+		}
+	})
 }
 
 func TestKeyFuncs(t *testing.T) {
