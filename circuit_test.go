@@ -160,6 +160,8 @@ func TestCircuit(t *testing.T) {
 		{"cut off: many successes ago", nil, "1=allow 1=sa " + strings.Repeat("s", 254) + " ff 2=allow 2=s f s 2=a closed fff closed f open"},
 		{"cut off: known of the last 256", &gateway.CircuitOptions{Failures: 1000},
 			strings.Repeat("f", 500) + " 1=allow 1=s s " + successes(256) + " closed " + aborts(256) + " 1=a closed " + strings.Repeat("f", 742) + " closed f open"},
+		{"cut off: one too old to be marked marks no other", &gateway.CircuitOptions{Failures: 4},
+			"1=allow 1=s " + strings.Repeat("s", 254) + " ff 2=allow 2=s s 1=a 2=a closed ff open"},
 		{"cut off: twice is once", nil, "fff 1=allow 1=saaaa closed f open"},
 		{"cut off: only an abort takes back", nil, "ffff 1=allow 1=sftsric closed f closed 1=a open"},
 		{"cut off: of an earlier closed period", nil, "1=allow 1=s fffff wait:10s s ffff 1=a closed f open"},

@@ -49,6 +49,7 @@ func TestWindow(t *testing.T) {
 		{"take back at the last moment", 20 * s, []step{
 			{at: 0, add: pair{1, 0}, want: pair{1, 0}}, {at: 19 * s, add: pair{7, 0}, want: pair{8, 0}}, {at: 19 * s, back: 1, want: pair{7, 0}}, {at: 20 * s, want: pair{7, 0}}}},
 		{"a length that is no multiple of Slots", 1 * s, []step{{at: 49 * ms, add: pair{1, 0}, want: pair{1, 0}}, {at: 999 * ms, want: pair{1, 0}}, {at: 1 * s}}},
+		{"after an age of short slots", 1, []step{{at: 0, add: pair{1, 0}, want: pair{1, 0}}, {at: 1<<63 - 1}}},
 		{"too short", 1, []step{{at: 0, add: pair{1, 0}, want: pair{1, 0}}, {at: 19, want: pair{1, 0}}, {at: 20}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
