@@ -46,7 +46,7 @@ func (i *interim) pass(code int, header textproto.MIMEHeader) error {
 		return nil
 	}
 	if i.passed++; i.passed > maxInterim {
-		return fmt.Errorf("%w: more than %d informational answers", ErrBadGateway, maxInterim)
+		return fmt.Errorf("%w: more than %d informational responses", ErrBadGateway, maxInterim)
 	}
 	if i.silent || code == http.StatusContinue {
 		return nil // the server sends its own 100 when the body is read

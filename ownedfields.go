@@ -54,7 +54,7 @@ func newOwnedFields(caller string, identity map[string]string) *ownedFields {
 	taken := slices.Concat(reservedFields, writtenForwarded)
 	for name, claim := range identity {
 		if !httpfield.IsToken(name) || claim == "" {
-			panic(fmt.Sprintf("gateway: %s: identity field %q from claim %q", caller, name, claim))
+			panic(fmt.Sprintf("gateway: %s: identity field %q from claim %q is malformed", caller, name, claim))
 		}
 		name = http.CanonicalHeaderKey(name)
 		if !httpfield.AllowedInTrailer(name) && name != "Authorization" && name != "Cookie" {
@@ -62,7 +62,7 @@ func newOwnedFields(caller string, identity map[string]string) *ownedFields {
 		}
 		for _, other := range taken {
 			if httpfield.SameName(name, other) {
-				panic(fmt.Sprintf("gateway: %s: identity field %q could be taken for %q", caller, name, other))
+				panic(fmt.Sprintf("gateway: %s: identity field %q is an alias of %q", caller, name, other))
 			}
 		}
 		taken = append(taken, name)
@@ -221,7 +221,7 @@ func (w *fieldWriter) identity(id *Identity, fields []identityField) error {
 		case ok:
 			w.set(field.name, value)
 		case !isAbsent(claimOf(id, field.claim)):
-			return badCredentials("the claim " + field.claim + " is no field value")
+			return badCredentials("the claim " + field.claim + " cannot be a field value")
 		}
 	}
 	return nil

@@ -177,9 +177,9 @@ func (p *proxy) checkRequest(r *http.Request) error {
 	case p.opts.MaxBodyBytes > 0 && r.ContentLength > p.opts.MaxBodyBytes:
 		return ErrBodyTooLarge
 	case r.Method == http.MethodConnect:
-		return &Error{Status: http.StatusNotImplemented, Err: errors.New("gateway: Proxy: CONNECT asks for a tunnel")}
+		return &Error{Status: http.StatusNotImplemented, Err: errors.New("gateway: Proxy: CONNECT is not supported")}
 	case r.URL.Opaque != "" || r.URL.Path != "" && r.URL.Path[0] != '/':
-		reason = "a target that is no path"
+		reason = "a request target that is not a path"
 	case !httpfield.IsHostBytes(r.Host):
 		reason = "a malformed Host"
 	default:
@@ -295,7 +295,7 @@ func (f *forwarding) header() (http.Header, error) {
 	}
 	protocols := httpfield.UpgradeProtocols(in)
 	if !httpfield.IsPrintable(protocols) {
-		return nil, &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("gateway: Proxy: upgrade to protocol %q", protocols)}
+		return nil, &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("gateway: Proxy: malformed name of a protocol in Upgrade: %q", protocols)}
 	}
 	if protocols != "" && f.in.ProtoMajor == 1 && f.in.ProtoMinor >= 1 && !hasContent(f.in) {
 		h["Connection"] = []string{"Upgrade"}

@@ -34,7 +34,7 @@ type requestBody struct {
 	*expectation // nil unless the client expects 100-continue
 }
 
-var errBodyClosed = errors.New("gateway: read of a request body after its end")
+var errBodyClosed = errors.New("gateway: read of a request body after it was closed")
 
 func (b *requestBody) Read(p []byte) (int, error) {
 	if b.expectation != nil && b.hold() {

@@ -74,7 +74,7 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 func agreedProtocol(out *http.Request, res *http.Response) (string, error) {
 	offered, agreed := out.Header["Upgrade"], httpfield.UpgradeProtocols(res.Header)
 	if agreed == "" || !httpfield.HasToken(offered, agreed) {
-		return "", fmt.Errorf("%w: switched to protocol %q, asked was %q", ErrBadGateway, agreed, offered)
+		return "", fmt.Errorf("%w: switched to protocol %q, but the request offered %q", ErrBadGateway, agreed, offered)
 	}
 	return agreed, nil
 }

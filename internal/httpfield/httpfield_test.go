@@ -193,3 +193,21 @@ func TestStructured(t *testing.T) {
 		t.Errorf("%s", buf)
 	}
 }
+
+// BenchmarkNames asks about the fields of a usual request: a few share their first letter with an owned field.
+func BenchmarkNames(b *testing.B) {
+	var s Names
+	for _, name := range []string{"X-User-Id", "Forwarded", "X-Real-Ip", "Client-Cert", "Traceparent", "Tracestate", "X-Trace-Id"} {
+		s.Add(name)
+	}
+	s.AddPrefix("X-Forwarded-")
+	fields := []string{"Accept", "Accept-Encoding", "Cookie", "Content-Type", "Content-Length", "User-Agent", "X-Requested-With", "Authorization"}
+	b.ReportAllocs()
+	for b.Loop() {
+		for _, name := range fields {
+			if s.Has(name) {
+				b.Fatal(name)
+			}
+		}
+	}
+}
