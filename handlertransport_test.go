@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/seed-96248d0c/gateway"
@@ -343,6 +344,99 @@ func TestHandlerTransportRequest(t *testing.T) {
 	if _, _, err := askHandler(t, func(http.ResponseWriter, *http.Request) { t.Error("asked") }, req.WithContext(ctx)); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// TestHandlerTransportClosesBody holds that the request's body is closed once, also when nobody waits for the handler
+// any more and the handler does not look at its context. A read of the body that blocks then returns.
+func TestHandlerTransportClosesBody(t *testing.T) {
+	closedOnce := func(t *testing.T, closed chan bool) {
+		t.Helper()
+		synctest.Wait()
+		if len(closed) != 1 {
+			t.Errorf("the body was closed %d times", len(closed))
+		}
+	}
+	with := func(t *testing.T, ctx context.Context, body io.Reader) (*http.Request, chan bool) {
+		closed := make(chan bool, 3)
+		req := clientRequest(t, "POST", "/", nil).WithContext(ctx)
+		req.Body = &closing{body, closed}
+		return req, closed
+	}
+	t.Run("abandoned and not read", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			release, wrote := make(chan bool), make(chan error, 1)
+			req, closed := with(t, ctx, strings.NewReader("body"))
+			go func() { synctest.Wait(); cancel() }()
+			_, _, err := askHandler(t, func(w http.ResponseWriter, r *http.Request) {
+				<-release
+				_, err := io.WriteString(w, "late")
+				wrote <- err
+			}, req)
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v", err)
+			}
+			closedOnce(t, closed) // while the handler runs
+			close(release)
+			if err := <-wrote; err == nil {
+				t.Error("a write after the end succeeded")
+			}
+			closedOnce(t, closed)
+		})
+	})
+	t.Run("abandoned in a read", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			body, client := io.Pipe()
+			defer client.Close()
+			req, read := clientRequest(t, "POST", "/", body).WithContext(ctx), make(chan error, 1)
+			go func() { synctest.Wait(); cancel() }()
+			_, _, err := askHandler(t, func(w http.ResponseWriter, r *http.Request) {
+				_, err := io.ReadAll(r.Body)
+				read <- err
+			}, req)
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v", err)
+			}
+			synctest.Wait()
+			select {
+			case err := <-read:
+				if err != io.ErrClosedPipe {
+					t.Errorf("the read returned %v", err)
+				}
+			default:
+				t.Error("the handler still reads the body")
+			}
+		})
+	})
+	t.Run("answered and not read", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			req, closed := with(t, t.Context(), strings.NewReader("body"))
+			if _, _, err := askHandler(t, func(http.ResponseWriter, *http.Request) {}, req); err != nil {
+				t.Error(err)
+			}
+			closedOnce(t, closed)
+		})
+	})
+	t.Run("not asked", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			never := func(http.ResponseWriter, *http.Request) { t.Error("asked") }
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			req, closed := with(t, ctx, strings.NewReader("body"))
+			if _, _, err := askHandler(t, never, req); !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v", err)
+			}
+			closedOnce(t, closed)
+			req, closed = with(t, t.Context(), strings.NewReader("body"))
+			req.URL = nil
+			if _, _, err := askHandler(t, never, req); err == nil {
+				t.Error("a request without URL was answered")
+			}
+			closedOnce(t, closed)
+		})
+	})
 }
 
 type closing struct {
