@@ -125,7 +125,7 @@ func (a *aggregate) setOptions() {
 		if !httpfield.IsToken(name) {
 			panic(fmt.Sprintf("gateway: Aggregate: %q is not a field name", name))
 		}
-		if name = http.CanonicalHeaderKey(name); !a.own.has(name, "") && !neverPassed(name) {
+		if name = http.CanonicalHeaderKey(name); !a.own.has(name, ownedHere{}) && !neverPassed(name) {
 			a.headers = append(a.headers, name)
 		}
 	}
@@ -163,15 +163,15 @@ func (a *aggregate) refuseCycles() {
 // goroutines read the answer only after the part's number has been received from finished.
 type fanout struct {
 	*aggregate
-	ex          *exchange
-	in          *http.Request
-	ctx         context.Context
-	traceHeader string
-	header      http.Header  // the fields that every part's request has
-	total       atomic.Int64 // bytes of bodies so far
-	finished    chan int     // the numbers of parts that have finished
-	answers     []partAnswer
-	stopped     bool // a required part has failed: no further part is asked
+	ex        *exchange
+	in        *http.Request
+	ctx       context.Context
+	ownedHere ownedHere
+	header    http.Header  // the fields that every part's request has
+	total     atomic.Int64 // bytes of bodies so far
+	finished  chan int     // the numbers of parts that have finished
+	answers   []partAnswer
+	stopped   bool // a required part has failed: no further part is asked
 }
 
 // partAnswer is the result of one part.
@@ -219,9 +219,7 @@ func (a *aggregate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // setHeader collects the fields that every part's request has.
 func (f *fanout) setHeader() error {
-	f.ex.mu.Lock()
-	f.traceHeader = f.ex.traceHeader
-	f.ex.mu.Unlock()
+	f.ownedHere = f.ex.ownedHere()
 	f.header = make(http.Header, len(f.headers)+10)
 	f.header["Accept"] = []string{"application/json"}
 	for _, name := range f.headers {
@@ -234,7 +232,7 @@ func (f *fanout) setHeader() error {
 
 // owns reports whether the gateway itself sets the field name on the parts' requests.
 func (f *fanout) owns(name string) bool {
-	return f.own.has(name, f.traceHeader)
+	return f.own.has(name, f.ownedHere)
 }
 
 // run asks every part as soon as the parts that it needs have finished. It returns when no part runs any more: all

@@ -1,20 +1,35 @@
 package gateway
 
 import (
+	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
+
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// TrustProxies sets which peers to believe about where a request came from. Inside it, ClientAddr reads
-// X-Forwarded-For, or Forwarded (RFC 7239) if that is absent, from right to left. It skips addresses in prefixes and
-// returns the first other one. If all are in prefixes, it returns the leftmost. An element that holds no address ends
-// the search: the address to its right is the client's.
+// TrustProxies sets which peers to believe about where a request came from, and in which field they say so:
+// "X-Forwarded-For", "Forwarded" (RFC 7239), or a field of one address such as "CF-Connecting-IP". Name the field that
+// your proxies write. A client can send the others, so they are ignored.
+//
+// Inside it, ClientAddr reads a list from right to left. It skips addresses in prefixes and returns the first other
+// one; if all are in prefixes, it returns the leftmost. An element that holds no address ends the search: the address
+// to its right is the client's. A field of one address is read if it is there exactly once.
 //
 // List only the addresses of your own proxies: anyone in prefixes can claim to be any client. Fields from a peer
-// outside prefixes are ignored. Without TrustProxies all are. It panics if a prefix is invalid.
-func TrustProxies(prefixes ...netip.Prefix) Middleware {
-	trusted := make([]netip.Prefix, len(prefixes))
+// outside prefixes are ignored. A peer on a Unix socket has no address and is trusted: the socket's file permissions
+// decide who it is. Without TrustProxies nobody is believed.
+//
+// Proxy and Aggregate pass on what a believed peer says of the client's scheme and host: X-Forwarded-Proto, -Host,
+// -Port, -Prefix, -Scheme, -Server and -Ssl, or, where field is "Forwarded", the proto and host that the outermost
+// trusted proxy wrote there. It panics if field is no field name or a prefix is invalid.
+func TrustProxies(field string, prefixes ...netip.Prefix) Middleware {
+	if !httpfield.IsToken(field) || httpfield.IsHopByHop(http.CanonicalHeaderKey(field)) {
+		panic(fmt.Sprintf("gateway: TrustProxies: %q is no field that can hold an address", field))
+	}
+	t := &trustedProxies{field: http.CanonicalHeaderKey(field), prefixes: make([]netip.Prefix, len(prefixes))}
 	for i, p := range prefixes {
 		if !p.IsValid() {
 			panic("gateway: TrustProxies: invalid prefix")
@@ -22,39 +37,93 @@ func TrustProxies(prefixes ...netip.Prefix) Middleware {
 		if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
 			p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
 		}
-		trusted[i] = p.Masked()
-	}
-	trusts := func(a netip.Addr) bool {
-		for _, p := range trusted {
-			if p.Contains(a) {
-				return true
-			}
-		}
-		return false
+		t.prefixes[i] = p.Masked()
 	}
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			ex, rw, r := enter(w, r)
-			peer := remoteAddr(r)
-			client, via := peer, trusts(peer)
-			if via {
-				client = walkBack(r.Header, peer, trusts)
-			}
+			h := t.find(r)
 			ex.mu.Lock()
-			ex.client, ex.viaProxy = client, via
+			ex.hops = h
 			ex.mu.Unlock()
 			next.ServeHTTP(rw, r)
 		})
 	}
 }
 
-// walkBack returns the first address that is not trusted, searching from peer back through the fields in which each
-// proxy recorded the address before it.
-func walkBack(h http.Header, peer netip.Addr, trusts func(netip.Addr) bool) netip.Addr {
-	lines, parse := h["X-Forwarded-For"], parseNode
-	if len(lines) == 0 {
-		lines, parse = h["Forwarded"], parseForwarded
+// The fields that TrustProxies reads as lists. Any other holds one address.
+const (
+	fieldXForwardedFor = "X-Forwarded-For"
+	fieldForwarded     = "Forwarded"
+)
+
+// hops is what is known of the connections between the client and this process.
+type hops struct {
+	client   netip.Addr // invalid until ClientAddr or TrustProxies sets it
+	viaProxy bool       // the peer is a trusted proxy, so the field that it writes is believed
+	field    string     // that field, in canonical form; "" without TrustProxies
+
+	// What the outermost trusted proxy wrote in Forwarded; "" where it wrote none or another field is read.
+	proto, host string
+}
+
+// trustedProxies is what TrustProxies was given.
+type trustedProxies struct {
+	field    string // canonical
+	prefixes []netip.Prefix
+}
+
+func (t *trustedProxies) trusts(a netip.Addr) bool {
+	for _, p := range t.prefixes {
+		if p.Contains(a) {
+			return true
+		}
 	}
+	return false
+}
+
+// find returns how r reached this process.
+func (t *trustedProxies) find(r *http.Request) hops {
+	peer := remoteAddr(r)
+	h := hops{client: peer, field: t.field}
+	if peer.IsValid() && !t.trusts(peer) || !peer.IsValid() && !onUnixSocket(r) {
+		return h
+	}
+	h.viaProxy = true
+	lines := r.Header[t.field]
+	switch t.field {
+	case fieldXForwardedFor:
+		h.client, _ = t.walkBack(lines, peer, parseNode)
+	case fieldForwarded:
+		var element string
+		h.client, element = t.walkBack(lines, peer, parseForwarded)
+		h.proto, h.host = forwardedPair(element, "proto"), forwardedPair(element, "host")
+		if !strings.EqualFold(h.proto, "https") && !strings.EqualFold(h.proto, "http") {
+			h.proto = ""
+		}
+		if !httpfield.IsHostBytes(h.host) {
+			h.host = ""
+		}
+	default:
+		if len(lines) == 1 {
+			if client, ok := parseNode(lines[0]); ok {
+				h.client = client
+			}
+		}
+	}
+	return h
+}
+
+// onUnixSocket reports whether r arrived on a Unix socket.
+func onUnixSocket(r *http.Request) bool {
+	_, ok := r.Context().Value(http.LocalAddrContextKey).(*net.UnixAddr)
+	return ok
+}
+
+// walkBack returns the first address that is not trusted, searching from peer back through the lines in which each
+// proxy recorded the address before it, and the element that holds it.
+func (t *trustedProxies) walkBack(lines []string, peer netip.Addr, parse func(string) (netip.Addr, bool)) (netip.Addr, string) {
+	found := ""
 	for i := len(lines) - 1; i >= 0; i-- {
 		rest := lines[i]
 		for more := true; more; {
@@ -62,15 +131,15 @@ func walkBack(h http.Header, peer netip.Addr, trusts func(netip.Addr) bool) neti
 			rest, element, more = cutLastElement(rest)
 			hop, ok := parse(element)
 			if !ok {
-				return peer
+				return peer, found
 			}
-			peer = hop
-			if !trusts(hop) {
-				return peer
+			peer, found = hop, element
+			if !t.trusts(hop) {
+				return peer, found
 			}
 		}
 	}
-	return peer
+	return peer, found
 }
 
 // cutLastElement cuts the last element from a comma-separated list. A comma within a quoted string does not
@@ -88,22 +157,27 @@ func cutLastElement(list string) (rest, last string, more bool) {
 	return "", list, false
 }
 
-// parseForwarded returns the address of "for" in one element of Forwarded (RFC 7239 section 4). The quoted values of
-// other pairs, such as "host", can hold anything that the client sent.
+// parseForwarded returns the address of "for" in one element of Forwarded (RFC 7239 section 4).
 func parseForwarded(element string) (netip.Addr, bool) {
+	return parseNode(forwardedPair(element, "for"))
+}
+
+// forwardedPair returns the value of the first pair with that name in one element of Forwarded, without its quotes, and
+// "" if there is none. The quoted values of other pairs can hold anything that the client sent.
+func forwardedPair(element, name string) string {
 	for more := true; more; {
 		var pair string
 		pair, element, more = cutPair(element)
-		name, value, _ := strings.Cut(pair, "=")
-		if strings.EqualFold(strings.Trim(name, " \t"), "for") {
+		key, value, _ := strings.Cut(pair, "=")
+		if strings.EqualFold(strings.Trim(key, " \t"), name) {
 			value = strings.Trim(value, " \t")
 			if n := len(value); n >= 2 && value[0] == '"' && value[n-1] == '"' {
 				value = value[1 : n-1]
 			}
-			return parseNode(value)
+			return value
 		}
 	}
-	return netip.Addr{}, false
+	return ""
 }
 
 // cutPair cuts the first pair from an element of Forwarded. A semicolon within a quoted string does not separate.

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"net/netip"
 	"strconv"
 	"sync"
 
@@ -58,8 +57,7 @@ type incoming struct {
 
 // origin is who sent the request. Every record made from this one inherits it.
 type origin struct {
-	client   netip.Addr // invalid until ClientAddr or TrustProxies sets it
-	viaProxy bool       // the peer is a trusted proxy, so its forwarding fields are believed
+	hops
 	identity *Identity
 }
 

@@ -257,7 +257,7 @@ func TestObserveUnderForeignMiddleware(t *testing.T) {
 		}
 		gateway.WriteError(w, r, gateway.ErrForbidden)
 	})))
-	h := gateway.Chain(gateway.TrustProxies(), between, gateway.Observe(&gateway.ObserveOptions{Meter: tel, Tracer: tel, Logger: slog.New(j)}))(mux)
+	h := gateway.Chain(gateway.TrustProxies("X-Forwarded-For"), between, gateway.Observe(&gateway.ObserveOptions{Meter: tel, Tracer: tel, Logger: slog.New(j)}))(mux)
 	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/users/7", nil))
 	if line := j.next(t); line["status"] != "403" || line["outcome"] != "rejected" || line["route"] != "GET /users/{id}" {
 		t.Errorf("logged %v", line)

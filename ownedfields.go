@@ -76,27 +76,33 @@ func newOwnedFields(caller string, identity map[string]string) *ownedFields {
 	return f
 }
 
-// has reports whether name is one of the fields or an alias of one. traceHeader is the field that carries the
-// trace id, "" for none: it is a field of the gateway's as well.
-func (f *ownedFields) has(name, traceHeader string) bool {
-	return f.names.Has(name) || isTraceField(name, traceHeader)
+// has reports whether name is one of the fields, or of those that the gateway owns on this request, or an alias of
+// one.
+func (f *ownedFields) has(name string, here ownedHere) bool {
+	return f.names.Has(name) || here.isTrace(name) || here.addr != "" && httpfield.SameName(name, here.addr)
 }
 
 // allowTrailer reports whether a trailer of a client goes on to the target.
-func (f *ownedFields) allowTrailer(name, traceHeader string) bool {
-	return httpfield.AllowedInTrailer(name) && !f.has(name, traceHeader)
+func (f *ownedFields) allowTrailer(name string, here ownedHere) bool {
+	return httpfield.AllowedInTrailer(name) && !f.has(name, here)
 }
 
-// traceField returns the name of the field that carries the trace id, "" for none.
-func (ex *exchange) traceField() string {
+// ownedHere are the fields that the gateway owns on one request, by the middleware that the request has passed.
+type ownedHere struct {
+	trace string // the field that carries the trace id; "" for none
+	addr  string // the field in which trusted proxies name the client; "" for none
+}
+
+// ownedHere returns the fields that the gateway owns on this request.
+func (ex *exchange) ownedHere() ownedHere {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
-	return ex.traceHeader
+	return ownedHere{trace: ex.traceHeader, addr: ex.field}
 }
 
-// isTraceField reports whether name is traceHeader or an alias of it.
-func isTraceField(name, traceHeader string) bool {
-	return traceHeader != "" && httpfield.SameName(name, traceHeader)
+// isTrace reports whether name is the field that carries the trace id, or an alias of it.
+func (h ownedHere) isTrace(name string) bool {
+	return h.trace != "" && httpfield.SameName(name, h.trace)
 }
 
 // write sets the fields on h for a request that is sent on behalf of in. The caller has removed from h
@@ -107,7 +113,7 @@ func (f *ownedFields) write(h http.Header, in *http.Request) error {
 	var id *Identity
 	if ex := exchangeFrom(in.Context()); ex != nil {
 		ex.mu.Lock()
-		w.viaProxy, id, trace = ex.viaProxy, ex.identity, ex.tracing
+		w.hops, id, trace = ex.hops, ex.identity, ex.tracing
 		ex.mu.Unlock()
 	}
 	w.clientAddr()
@@ -125,10 +131,10 @@ func (f *ownedFields) write(h http.Header, in *http.Request) error {
 
 // fieldWriter writes the fields of one request.
 type fieldWriter struct {
-	header   http.Header
-	in       *http.Request // the client's
-	peer     netip.Addr
-	viaProxy bool // the peer is a trusted proxy
+	header http.Header
+	in     *http.Request // the client's
+	peer   netip.Addr
+	hops   hops
 
 	// values holds the values of all fields, so that they cost one allocation: each field gets a slice of one.
 	values []string
@@ -140,28 +146,40 @@ func (w *fieldWriter) set(name, value string) {
 	w.header[name] = w.values[n-1 : n : n]
 }
 
-// clientAddr sets X-Real-IP to the client's address, and X-Forwarded-For to the list of a trusted proxy with
-// the peer's address behind it.
+// clientAddr sets X-Real-IP to the client's address, and X-Forwarded-For to the addresses from the client to the
+// peer: the list of a trusted proxy that writes it, or else the client's address, and then the peer's.
 func (w *fieldWriter) clientAddr() {
-	if !w.peer.IsValid() {
-		return
-	}
-	peer := w.peer.String()
-	if client := ClientAddr(w.in); client == w.peer {
-		w.set("X-Real-Ip", peer)
-	} else {
+	client := ClientAddr(w.in)
+	if client.IsValid() {
 		w.set("X-Real-Ip", client.String())
 	}
-	if before := w.in.Header["X-Forwarded-For"]; w.viaProxy && len(before) > 0 {
-		peer = strings.Join(before, ", ") + ", " + peer
+	before := ""
+	switch lines := w.in.Header[fieldXForwardedFor]; {
+	case w.hops.viaProxy && w.hops.field == fieldXForwardedFor && len(lines) > 0:
+		before = strings.Join(lines, ", ")
+	case client.IsValid() && client != w.peer:
+		before = client.String()
 	}
-	w.set("X-Forwarded-For", peer)
+	switch {
+	case !w.peer.IsValid():
+		if before != "" {
+			w.set(fieldXForwardedFor, before)
+		}
+	case before == "":
+		w.set(fieldXForwardedFor, w.peer.String())
+	default:
+		w.set(fieldXForwardedFor, before+", "+w.peer.String())
+	}
 }
 
-// fromTrustedProxy copies what a trusted proxy tells of how the client reached it. Aliases of these fields are
-// not copied: they may be the client's.
+// fromTrustedProxy copies what a trusted proxy says about how the client reached it. Aliases of these fields are not
+// copied: they may be the client's.
 func (w *fieldWriter) fromTrustedProxy() {
-	if !w.viaProxy {
+	if !w.hops.viaProxy {
+		return
+	}
+	if w.hops.field == fieldForwarded {
+		w.forwarded(w.in.Header[fieldForwarded])
 		return
 	}
 	for _, name := range trustedForwarded {
@@ -169,12 +187,31 @@ func (w *fieldWriter) fromTrustedProxy() {
 			w.header[name] = values
 		}
 	}
-	if before := w.in.Header["Forwarded"]; len(before) > 0 && w.peer.IsValid() {
-		node := w.peer.String()
-		if w.peer.Is6() {
+	if w.hops.field != fieldXForwardedFor {
+		if values := w.in.Header[w.hops.field]; len(values) == 1 {
+			w.header[w.hops.field] = values
+		}
+	}
+}
+
+// forwarded adds the peer to the trusted proxies' Forwarded, and sets X-Forwarded-Host and -Proto by it.
+func (w *fieldWriter) forwarded(before []string) {
+	switch peer := w.peer; {
+	case len(before) == 0:
+	case !peer.IsValid():
+		w.header[fieldForwarded] = before
+	default:
+		node := peer.String()
+		if peer.Is6() {
 			node = httpfield.String("[" + node + "]")
 		}
-		w.set("Forwarded", strings.Join(before, ", ")+", for="+node)
+		w.set(fieldForwarded, strings.Join(before, ", ")+", for="+node)
+	}
+	if w.hops.host != "" {
+		w.set("X-Forwarded-Host", w.hops.host)
+	}
+	if w.hops.proto != "" {
+		w.set("X-Forwarded-Proto", strings.ToLower(w.hops.proto))
 	}
 }
 

@@ -100,10 +100,10 @@ type proxy struct {
 // share.
 type forwarding struct {
 	*proxy
-	ex          *exchange
-	w           *responseWriter
-	in          *http.Request // the client's
-	traceHeader string        // the field that carries the trace id; "" for none
+	ex        *exchange
+	w         *responseWriter
+	in        *http.Request // the client's
+	ownedHere ownedHere     // the fields that the gateway owns on this request
 
 	content requestBody
 	body    *requestBody // content; nil when the client sends no body
@@ -118,7 +118,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(rw, r, err)
 		return
 	}
-	f := &forwarding{proxy: p, ex: ex, w: rw, in: r, traceHeader: ex.traceField()}
+	f := &forwarding{proxy: p, ex: ex, w: rw, in: r, ownedHere: ex.ownedHere()}
 	out, err := f.outgoing()
 	if err != nil {
 		refuse(rw, r, err)
@@ -280,7 +280,7 @@ func (f *forwarding) header() (http.Header, error) {
 	in := f.in.Header
 	h := make(http.Header, len(in)+8)
 	for name, values := range in {
-		if httpfield.IsHopByHop(name) || f.owned.has(name, f.traceHeader) {
+		if httpfield.IsHopByHop(name) || f.owned.has(name, f.ownedHere) {
 			continue
 		}
 		if f.opts.Rewrite != nil {
@@ -312,7 +312,7 @@ func (f *forwarding) trailer() http.Header {
 	}
 	h := make(http.Header, len(f.in.Trailer))
 	for name := range f.in.Trailer {
-		if f.owned.allowTrailer(name, f.traceHeader) {
+		if f.owned.allowTrailer(name, f.ownedHere) {
 			h[name] = nil
 		}
 	}
@@ -333,7 +333,7 @@ func (f *forwarding) setBody(out *http.Request) {
 	}
 	b := &f.content
 	b.from, b.trailer, b.limit = f.in, out.Trailer, f.opts.MaxBodyBytes
-	b.owned, b.traceHeader = f.owned, f.traceHeader
+	b.owned, b.ownedHere = f.owned, f.ownedHere
 	f.body, out.Body = b, b
 	if f.in.ProtoMajor == 1 && httpfield.HasToken(f.in.Header["Expect"], "100-continue") {
 		b.expectation = &expectation{changed: make(chan struct{})}
@@ -450,7 +450,7 @@ func (f *forwarding) answer(res *http.Response) {
 func (f *forwarding) answerHeader(res *http.Response) {
 	h := f.w.Header()
 	for name, values := range res.Header {
-		if isTraceField(name, f.traceHeader) {
+		if f.ownedHere.isTrace(name) {
 			continue // the gateway has set its own
 		}
 		if had, ok := h[name]; ok {

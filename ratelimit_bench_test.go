@@ -23,7 +23,7 @@ func BenchmarkRateLimit(b *testing.B) {
 	} {
 		b.Run(tt.name, func(b *testing.B) {
 			limited := gateway.RateLimit(gateway.NewTokenBucket(1e6, 1e9, nil), tt.key, tt.opts)(nothing)
-			gateway.TrustProxies()(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			gateway.TrustProxies("X-Forwarded-For")(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				b.ReportAllocs()
 				for b.Loop() {
 					limited.ServeHTTP(w, r)

@@ -24,8 +24,8 @@ type requestBody struct {
 	aborted bool // reads of the client's connection fail from now on
 
 	// For fillTrailer: the trailers that only the gateway may write.
-	owned       *ownedFields
-	traceHeader string
+	owned     *ownedFields
+	ownedHere ownedHere
 
 	mu     sync.Mutex // held while reading
 	read   int64
@@ -76,7 +76,7 @@ func (b *requestBody) fillTrailer() {
 		return
 	}
 	for name, values := range b.from.Trailer {
-		if len(values) > 0 && httpfield.IsToken(name) && b.owned.allowTrailer(name, b.traceHeader) {
+		if len(values) > 0 && httpfield.IsToken(name) && b.owned.allowTrailer(name, b.ownedHere) {
 			b.trailer[name] = values
 		}
 	}

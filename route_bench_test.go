@@ -89,7 +89,7 @@ func TestGitHubRoutes(t *testing.T) {
 func inRecord(requests []*http.Request) ([]*http.Request, http.ResponseWriter) {
 	var writer http.ResponseWriter
 	out := make([]*http.Request, len(requests))
-	gateway.TrustProxies()(http.HandlerFunc(func(w http.ResponseWriter, outer *http.Request) {
+	gateway.TrustProxies("X-Forwarded-For")(http.HandlerFunc(func(w http.ResponseWriter, outer *http.Request) {
 		writer = w
 		for i, r := range requests {
 			out[i] = r.WithContext(outer.Context())

@@ -97,7 +97,7 @@ var routers = []struct {
 // that belongs to it.
 func record(requests []*http.Request) http.ResponseWriter {
 	var writer http.ResponseWriter
-	gateway.TrustProxies()(http.HandlerFunc(func(w http.ResponseWriter, outer *http.Request) {
+	gateway.TrustProxies("X-Forwarded-For")(http.HandlerFunc(func(w http.ResponseWriter, outer *http.Request) {
 		writer = w
 		for i, r := range requests {
 			requests[i] = r.WithContext(outer.Context())
