@@ -283,6 +283,26 @@ func TestDisplacement(t *testing.T) {
 	})
 }
 
+// TestExpiredTakesNoRoom: entries that are not remembered displace nothing.
+func TestExpiredTakesNoRoom(t *testing.T) {
+	c := New(2, 1000, func(ctx context.Context, key string) (*Entry[string], error) {
+		if strings.HasPrefix(key, "over") {
+			return &Entry[string]{Value: key, Until: time.Now()}, nil
+		}
+		return forAnHour(ctx, key)
+	})
+	for _, key := range []string{"a", "b", "over-1", "over-2", "over-3"} {
+		if _, hit, err := c.Load(t.Context(), key); hit || err != nil {
+			t.Errorf("%s: hit %v, error %v", key, hit, err)
+		}
+	}
+	for _, key := range []string{"a", "b"} {
+		if _, hit, _ := c.Load(t.Context(), key); !hit {
+			t.Errorf("%s was displaced", key)
+		}
+	}
+}
+
 // TestWholeKeyIsCompared: two keys with one hash are not mistaken for each other.
 func TestWholeKeyIsCompared(t *testing.T) {
 	c := New(2, 1000, forAnHour)

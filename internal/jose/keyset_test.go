@@ -46,6 +46,10 @@ func TestKeysOfASet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	point, err := ec.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
 	with := func(key any, members map[string]any) map[string]any { return jwk("k", key, members) }
 	for name, tt := range map[string]struct {
 		jwk any
@@ -71,12 +75,15 @@ func TestKeysOfASet(t *testing.T) {
 		"RSA with e = 1":            {with(rs, map[string]any{"e": "AQ"}), "RS256", false},
 		"RSA with even e":           {with(rs, map[string]any{"e": "BA"}), "RS256", false},
 		"RSA with huge e":           {with(rs, map[string]any{"e": "AQAAAAAB"}), "RS256", false},
+		"RSA with e of 9 bytes":     {with(rs, map[string]any{"e": "AQAAAAAAAQAB"}), "RS256", false},
+		"RSA with e of 32 bits":     {with(rs, map[string]any{"e": "_____w"}), "RS256", false},
 		"RSA with padding":          {with(rs, map[string]any{"e": "AQAB="}), "RS256", false},
 		"RSA without n":             {with(rs, map[string]any{"n": nil}), "RS256", false},
 		"P-256":                     {with(ec, nil), "ES256", true},
 		"P-256 for ES384":           {with(ec, nil), "ES384", false},
 		"P-224":                     {with(&p224.PublicKey, nil), "ES256", false},
 		"point off the curve":       {with(ec, map[string]any{"x": encode(make([]byte, 32))}), "ES256", false},
+		"uneven coordinates":        {with(ec, map[string]any{"x": encode(point[1:34]), "y": encode(point[34:])}), "ES256", false},
 		"short coordinate":          {with(ec, map[string]any{"x": "AQ"}), "ES256", false},
 		"Ed25519":                   {with(ed, nil), "EdDSA", true},
 		"Ed25519 by its newer name": {with(ed, map[string]any{"alg": "Ed25519"}), "EdDSA", true},
@@ -128,6 +135,11 @@ func TestKeySetFind(t *testing.T) {
 		if key := set.Find(tt.kid, tt.alg); (key != nil) != tt.ok {
 			t.Errorf("kid %q for %s: %v", tt.kid, tt.alg, key)
 		}
+	}
+	// A key whose kid is malformed is not a key without a kid.
+	set, err = ParseKeySet([]byte(`{"keys":[` + strings.Replace(ed, `"kid":"a"`, `"kid":7`, 1) + `,` + ecB + `]}`))
+	if err != nil || set.Find("", "EdDSA") != nil || set.Find("", "ES256") == nil {
+		t.Errorf("a kid that is a number: set %v, error %v", set, err)
 	}
 	for name, text := range map[string]string{
 		"no keys": `{}`, "keys null": `{"keys":null}`, "keys an object": `{"keys":{}}`, "empty": `{"keys":[]}`, "weak": `{"keys":[` + weak + `]}`,
