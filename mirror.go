@@ -11,26 +11,25 @@ import (
 	"time"
 )
 
-// MirrorOptions bound what Mirror does beside the requests. At most MaxInFlight times MaxBodyBytes of
-// bodies are held in memory.
+// MirrorOptions selects the requests that Mirror copies and limits their cost. The bodies in memory are at most
+// MaxInFlight times MaxBodyBytes.
 type MirrorOptions struct {
-	Fraction     float64       // of requests; 0 means 1: all; negative none
-	MaxBodyBytes int64         // larger bodies are not mirrored; 0 means 64 KiB, negative mirrors no bodies
-	MaxInFlight  int           // 0 means 64; more are dropped
+	Fraction     float64       // share of requests that are mirrored; 0 means 1: all; negative means none
+	MaxBodyBytes int64         // a request with a larger body is not mirrored; 0 means 64 KiB, negative means no bodies
+	MaxInFlight  int           // shadow requests at once; 0 means 64; more are dropped
 	Timeout      time.Duration // for one shadow request; 0 means 30s
 }
 
-// Mirror copies a share of requests to shadow, whose answers are thrown away and whose failures
-// are never seen by the client.
+// Mirror copies a share of requests to shadow. Shadow's responses are discarded, and the client never sees its failures.
 //
-// A request without a body goes to shadow at once, on a goroutine of its own; one with a body as soon as
-// next has read all of it, and not at all when next does not. So shadow never keeps a client waiting. The
-// copy has what the request had when it came to Mirror: its fields, path values and identity, under a
-// context that ends by Timeout alone. Upgrades and CONNECT are not mirrored. A panic of shadow ends its
-// request only; to see how shadow fares, put Observe around it.
+// A request without a body goes to shadow at once, on a goroutine of its own. A request with a body goes there when next
+// has read the whole body, and not at all when next does not read it. So a client never waits for shadow.
 //
-// It panics when shadow is nil, when Fraction is above 1 or no number, and on a negative MaxInFlight
-// or Timeout.
+// The copy has what the request had when it came to Mirror: fields, path values and identity. Only Timeout ends its
+// context. Upgrades and CONNECT are not mirrored. A panic of shadow ends only the shadow request. To measure shadow, put
+// Observe around it.
+//
+// Mirror panics when shadow is nil, when Fraction is above 1 or not a number, and on a negative MaxInFlight or Timeout.
 func Mirror(shadow http.Handler, opts *MirrorOptions) Middleware {
 	m := &mirror{shadow: shadow}
 	if opts != nil {
@@ -86,7 +85,7 @@ type mirror struct {
 	inFlight atomic.Int64
 }
 
-// wants reports whether r is to be mirrored, and if so, has taken a place for it.
+// wants reports whether r is to be mirrored. If so, r counts as in flight until letGo.
 func (m *mirror) wants(r *http.Request) bool {
 	switch {
 	case r.Method == http.MethodConnect || len(r.Header["Upgrade"]) > 0,
@@ -102,14 +101,14 @@ func (m *mirror) wants(r *http.Request) bool {
 	return true
 }
 
-// mirrorCopy is a request for the shadow, which holds a place until it has run or is let go.
+// mirrorCopy is a request for the shadow. It counts as in flight until it has run or letGo is called.
 type mirrorCopy struct {
 	m   *mirror
 	req *http.Request
 	ex  *exchange
 }
 
-// copy takes everything from r that next may change, but not the body.
+// copy copies everything of r that next may change, except for the body.
 func (m *mirror) copy(r *http.Request) *mirrorCopy {
 	ex := exchangeFrom(r.Context()).child(context.WithoutCancel(r.Context()))
 	req := r.Clone(ex)
@@ -119,10 +118,10 @@ func (m *mirror) copy(r *http.Request) *mirrorCopy {
 	return &mirrorCopy{m: m, req: req, ex: ex}
 }
 
-// run sends the copy to the shadow. It is to be called once, on a goroutine of its own, unless letGo is.
+// run sends the copy to the shadow. Either run or letGo must be called, once; run on a goroutine of its own.
 func (c *mirrorCopy) run(body []byte) {
 	defer c.letGo()
-	defer func() { _ = recover() }() // the client must not see it, and the process must live
+	defer func() { _ = recover() }() // a panic of shadow must not reach the client or end the process
 	ctx, cancel := context.WithTimeout(c.ex.Context, c.m.Timeout)
 	defer cancel()
 	c.ex.Context = ctx
@@ -133,16 +132,16 @@ func (c *mirrorCopy) run(body []byte) {
 	c.m.shadow.ServeHTTP(&c.ex.w, c.req)
 }
 
+// letGo ends the copy's count as in flight.
 func (c *mirrorCopy) letGo() { c.m.inFlight.Add(-1) }
 
-// mirrorBody copies a body as it is read. The reader may be another goroutine than the handler's, as
-// that of a transport.
+// mirrorBody copies a body as it is read. It may be read on another goroutine than the handler's: a transport does so.
 type mirrorBody struct {
 	io.ReadCloser
-	declared int64 // -1 when it is not known
+	declared int64 // Content-Length; -1 when it is not known
 
 	mu   sync.Mutex
-	copy *mirrorCopy // nil once it is on its way, or let go
+	copy *mirrorCopy // nil when it has been sent or dropped
 	data []byte
 }
 
@@ -173,7 +172,7 @@ func (b *mirrorBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// abandon lets the copy go, if the body was not read to its end.
+// abandon drops the copy if the body was not read to its end.
 func (b *mirrorBody) abandon() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -182,12 +181,13 @@ func (b *mirrorBody) abandon() {
 	}
 }
 
+// drop gives the copy up. The caller holds b.mu.
 func (b *mirrorBody) drop() {
 	b.copy.letGo()
 	b.copy, b.data = nil, nil
 }
 
-// discardWriter is a ResponseWriter to nowhere.
+// discardWriter is a ResponseWriter that discards what is written.
 type discardWriter struct{ header http.Header }
 
 func (d discardWriter) Header() http.Header         { return d.header }

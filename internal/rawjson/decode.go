@@ -5,6 +5,8 @@ import (
 	"errors"
 	"unicode/utf16"
 	"unicode/utf8"
+
+	"github.com/seed-96248d0c/gateway/internal/hexdigit"
 )
 
 // encoding/json takes the last of two members with one name, replaces what is not UTF-8, and its Decoder ignores
@@ -227,7 +229,7 @@ func unquote(buf, quoted []byte, escaped bool) (decoded []byte, paired bool) {
 // hexRune returns the value of the first four bytes, which are hexadecimal digits.
 func hexRune(digits []byte) (r rune) {
 	for _, c := range digits[:4] {
-		v, _ := hexValue(c)
+		v, _ := hexdigit.Value(c)
 		r = r<<4 | rune(v)
 	}
 	return r

@@ -6,6 +6,8 @@ package rawjson
 import (
 	"errors"
 	"unicode/utf8"
+
+	"github.com/seed-96248d0c/gateway/internal/hexdigit"
 )
 
 // The errors of a Lexer.
@@ -451,7 +453,7 @@ func (t *partialToken) next(c byte) bool {
 		}
 		return true
 	case hexDigits:
-		if _, ok := hexValue(c); !ok {
+		if _, ok := hexdigit.Value(c); !ok {
 			return false
 		}
 	case continuation:
@@ -490,19 +492,6 @@ func (t *partialToken) lead(c byte) bool {
 		return false
 	}
 	return true
-}
-
-// hexValue returns the value of a hexadecimal digit.
-func hexValue(c byte) (v byte, ok bool) {
-	switch {
-	case '0' <= c && c <= '9':
-		return c - '0', true
-	case 'a' <= c && c <= 'f':
-		return c - 'a' + 10, true
-	case 'A' <= c && c <= 'F':
-		return c - 'A' + 10, true
-	}
-	return 0, false
 }
 
 // scanNumber reads on in a number, from p[i] in the state s, up to the first byte that is not the number's:
