@@ -26,12 +26,12 @@ type Candidate struct {
 	Reason  string // "path", "method", "host" or the predicate's name; "precedence" when an earlier route is taken
 }
 
-// Explain returns the route that r would take, the path values, and why each other candidate would not be taken. It makes
-// the decision of ServeHTTP, by the same code, and does not change r.
+// Explain returns the route that r would take, the path values, and why each other candidate would not be
+// taken. It makes the decision of ServeHTTP, by the same code, and does not change r.
 //
-// Candidates has every route: first those whose path matches, in the order in which they are tried, and then the others
-// by precedence. It is empty when the request is refused or redirected because its path is not clean, since no route is
-// tried then.
+// Candidates has every route: first those whose path matches, in the order in which they are tried, and then
+// the others by precedence. It is empty when the request is refused or redirected because its path is not
+// clean, since no route is tried then.
 func (rt *Router) Explain(r *http.Request) Explanation {
 	var s routing.Search
 	d, verdicts := rt.tree.Survey(r, &s)
@@ -52,8 +52,8 @@ func (rt *Router) Explain(r *http.Request) Explanation {
 	return x
 }
 
-// String returns a table for people: the answer, the path values and the candidates. The candidate that is taken is
-// marked with "+".
+// String returns a table for people: the answer, the path values and the candidates. The candidate that is
+// taken is marked with "+".
 func (x Explanation) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d %s", x.Status, http.StatusText(x.Status))

@@ -12,11 +12,11 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/routing"
 )
 
-// Match is a named predicate on requests. The name is what Explain prints. Two matches with one name are the same
-// predicate.
+// Match is a named predicate on requests. The name is what Explain prints. Two matches with one name are the
+// same predicate.
 //
-// Func gets the request as it came to the Router, before Use's middleware, so nobody is authenticated yet. It must be safe
-// for concurrent use, return the same result for the same request, and leave the body alone.
+// Func gets the request as it came to the Router, before Use's middleware, so nobody is authenticated yet. It
+// must be safe for concurrent use, return the same result for the same request, and leave the body alone.
 type Match struct {
 	Name string
 	Func func(*http.Request) bool
@@ -24,8 +24,9 @@ type Match struct {
 	kind routing.Kind
 }
 
-// MatchHeader holds when one line of the header field equals value; case counts. With an empty value, it holds when the
-// field is present. It panics when name is not a field name, and for Host, which belongs in the pattern.
+// MatchHeader holds when one line of the header field equals value; case counts. With an empty value, it
+// holds when the field is present. It panics when name is not a field name, and for Host, which belongs in
+// the pattern.
 func MatchHeader(name, value string) Match {
 	name = matchedField("MatchHeader", name)
 	m := Match{Name: "header " + name, kind: routing.Header}
@@ -38,8 +39,9 @@ func MatchHeader(name, value string) Match {
 	return m
 }
 
-// MatchHeaderRegexp holds when expr matches one line of the header field. It may match anywhere in the line unless it is
-// anchored. MatchHeaderRegexp panics when name is not a field name or is Host, and on a malformed expression.
+// MatchHeaderRegexp holds when expr matches one line of the header field. It may match anywhere in the line
+// unless it is anchored. MatchHeaderRegexp panics when name is not a field name or is Host, and on a
+// malformed expression.
 func MatchHeaderRegexp(name, expr string) Match {
 	name = matchedField("MatchHeaderRegexp", name)
 	re, err := regexp.Compile(expr)
@@ -64,8 +66,8 @@ func matchedField(caller, name string) string {
 	return name
 }
 
-// MatchQuery holds when one of the query's values for name equals value. With an empty value, it holds when the query has
-// name.
+// MatchQuery holds when one of the query's values for name equals value. With an empty value, it holds when
+// the query has name.
 func MatchQuery(name, value string) Match {
 	m := Match{Name: "query " + url.QueryEscape(name), kind: routing.Query}
 	if value != "" {
@@ -75,8 +77,8 @@ func MatchQuery(name, value string) Match {
 	return m
 }
 
-// queryHas reports whether url.ParseQuery would find the pair in query. It does not build the map. An empty value stands
-// for any.
+// queryHas reports whether url.ParseQuery would find the pair in query. It does not build the map. An empty
+// value stands for any.
 func queryHas(query, name, value string) bool {
 	for query != "" {
 		var pair string

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// MirrorOptions selects the requests that Mirror copies and limits their cost. The bodies in memory are at most
-// MaxInFlight times MaxBodyBytes.
+// MirrorOptions selects the requests that Mirror copies and limits their cost. The bodies in memory are at
+// most MaxInFlight times MaxBodyBytes.
 type MirrorOptions struct {
 	Fraction     float64       // share of requests that are mirrored; 0 means 1: all; negative means none
 	MaxBodyBytes int64         // a request with a larger body is not mirrored; 0 means 64 KiB, negative means no bodies
@@ -20,16 +20,19 @@ type MirrorOptions struct {
 	Timeout      time.Duration // for one shadow request; 0 means 30s
 }
 
-// Mirror copies a share of requests to shadow. Shadow's responses are discarded, and the client never sees its failures.
+// Mirror copies a share of requests to shadow. Shadow's responses are discarded, and the client never sees
+// its failures.
 //
-// A request without a body goes to shadow at once, on a goroutine of its own. A request with a body goes there when next
-// has read the whole body, and not at all when next does not read it. So a client never waits for shadow.
+// A request without a body goes to shadow at once, on a goroutine of its own. A request with a body goes
+// there when next has read the whole body, and not at all when next does not read it. So a client never waits
+// for shadow.
 //
-// The copy has what the request had when it came to Mirror: fields, path values and identity. Only Timeout ends its
-// context. Upgrades and CONNECT are not mirrored. A panic of shadow ends only the shadow request. To measure shadow, put
-// Observe around it.
+// The copy has what the request had when it came to Mirror: fields, path values and identity. Only Timeout
+// ends its context. Upgrades and CONNECT are not mirrored. A panic of shadow ends only the shadow request. To
+// measure shadow, put Observe around it.
 //
-// Mirror panics when shadow is nil, when Fraction is above 1 or not a number, and on a negative MaxInFlight or Timeout.
+// Mirror panics when shadow is nil, when Fraction is above 1 or not a number, and on a negative MaxInFlight
+// or Timeout.
 func Mirror(shadow http.Handler, opts *MirrorOptions) Middleware {
 	m := &mirror{shadow: shadow}
 	if opts != nil {
@@ -135,7 +138,8 @@ func (c *mirrorCopy) run(body []byte) {
 // letGo ends the copy's count as in flight.
 func (c *mirrorCopy) letGo() { c.m.inFlight.Add(-1) }
 
-// mirrorBody copies a body as it is read. It may be read on another goroutine than the handler's: a transport does so.
+// mirrorBody copies a body as it is read. It may be read on another goroutine than the handler's: a transport
+// does so.
 type mirrorBody struct {
 	io.ReadCloser
 	declared int64 // Content-Length; -1 when it is not known

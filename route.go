@@ -24,11 +24,12 @@ type Route struct {
 	Middleware []Middleware // inside Router.Use's; the first is outermost
 }
 
-// Router matches requests by host and path as http.ServeMux does, then by method, then by predicates. The zero value is
-// ready for use. Register all routes before it serves; after that it is safe for concurrent use. To change routes later,
-// build another Router and hand it to a Live.
+// Router matches requests by host and path as http.ServeMux does, then by method, then by predicates. The
+// zero value is ready for use. Register all routes before it serves; after that it is safe for concurrent
+// use. To change routes later, build another Router and hand it to a Live.
 //
-// Of the routes that match a request, the first in this order takes it. The order is the Kubernetes Gateway API's:
+// Of the routes that match a request, the first in this order takes it. The order is the Kubernetes Gateway
+// API's:
 //
 //  1. A route with the request's host precedes one without a host.
 //  2. The more specific path: a literal segment precedes {name}, which precedes {name...} or a trailing slash.
@@ -37,22 +38,24 @@ type Route struct {
 //  5. More query predicates.
 //  6. The route that was registered first.
 //
-// A route that fails on method or a predicate does not end the search: the next candidate is tried. So, unlike in
-// ServeMux, "GET /" can stand beside "/foo": a GET of "/foo" goes to "/foo", whose path is more specific.
+// A route that fails on method or a predicate does not end the search: the next candidate is tried. So,
+// unlike in ServeMux, "GET /" can stand beside "/foo": a GET of "/foo" goes to "/foo", whose path is more
+// specific.
 //
-// Hosts match without regard to case, port and a final dot. The path is matched segment by segment. Each segment is
-// decoded on its own, so "%2F" is part of its segment.
+// Hosts match without regard to case, port and a final dot. The path is matched segment by segment. Each
+// segment is decoded on its own, so "%2F" is part of its segment.
 //
 // The Router itself answers what no route takes, inside Use's middleware:
 //
-//   - 400 for a path that servers read in different ways: one with a backslash, NUL or a dot segment. The dot segment
-//     may be encoded, or stand beside an encoded slash.
-//   - 308 for a path with a run of slashes, to the path without it, and for a path that lacks only its trailing slash,
-//     to the path with it. Method and query are kept.
+//   - 400 for a path that servers read in different ways: one with a backslash, NUL or a dot segment. The
+//     dot segment may be encoded, or stand beside an encoded slash.
+//   - 308 for a path with a run of slashes, to the path without it, and for a path that lacks only its
+//     trailing slash, to the path with it. Method and query are kept.
 //   - 405 with Allow when only the method does not match, or 204 with Allow when that method is OPTIONS.
 //   - 404 otherwise.
 //
-// A handler finds the pattern in Request.Pattern and the wildcards' values by Request.PathValue, as under ServeMux.
+// A handler finds the pattern in Request.Pattern and the wildcards' values by Request.PathValue, as under
+// ServeMux.
 type Router struct {
 	use    []Middleware
 	tree   routing.Tree
@@ -68,8 +71,8 @@ type registered struct {
 	handler http.Handler // with all middleware around it
 }
 
-// Use adds middleware around every route, and around what the Router answers itself: 404, 405 and the others. The first
-// is outermost. It panics after Handle or Add, and on a nil middleware.
+// Use adds middleware around every route, and around what the Router answers itself: 404, 405 and the others.
+// The first is outermost. It panics after Handle or Add, and on a nil middleware.
 func (rt *Router) Use(mw ...Middleware) {
 	if len(rt.routes) > 0 {
 		panic("gateway: Router.Use: called after Handle or Add")
@@ -77,19 +80,19 @@ func (rt *Router) Use(mw ...Middleware) {
 	rt.use = append(rt.use, checkMiddleware("Router.Use", mw)...)
 }
 
-// Handle registers a route. It panics when the pattern is malformed, when the paths of two routes overlap and neither is
-// more specific, and when another route has the same host, path, method and predicates. The panic's text has file:line
-// of both registrations. "GET /" beside "/foo" is no conflict.
+// Handle registers a route. It panics when the pattern is malformed, when the paths of two routes overlap and
+// neither is more specific, and when another route has the same host, path, method and predicates. The
+// panic's text has file:line of both registrations. "GET /" beside "/foo" is no conflict.
 func (rt *Router) Handle(pattern string, h http.Handler, mw ...Middleware) {
 	rt.register("Router.Handle", Route{Pattern: pattern, Handler: h, Middleware: mw})
 }
 
-// Add registers a route, as Handle does. It also panics when the route can never match, because one with the same host,
-// path and method is tried before it and takes every request that its predicates accept.
+// Add registers a route, as Handle does. It also panics when the route can never match, because one with the
+// same host, path and method is tried before it and takes every request that its predicates accept.
 func (rt *Router) Add(r Route) { rt.register("Router.Add", r) }
 
-// With returns a group of routes that share more middleware, inside Use's: the public routes, or the authenticated ones.
-// It panics on a nil middleware.
+// With returns a group of routes that share more middleware, inside Use's: the public routes, or the
+// authenticated ones. It panics on a nil middleware.
 func (rt *Router) With(mw ...Middleware) *Group {
 	return &Group{router: rt, mw: checkMiddleware("Router.With", mw)}
 }
@@ -203,9 +206,9 @@ var ownPackage = func() string {
 	return name[:dir+strings.IndexByte(name[dir:], '.')+1]
 }()
 
-// Routes yields the routes by precedence: of two routes that match the same request, the one that takes it comes first.
-// Routes of a host come before those without one, and hosts are in alphabetical order. Name is always set, and
-// Middleware includes the groups'. The slices must not be changed.
+// Routes yields the routes by precedence: of two routes that match the same request, the one that takes it
+// comes first. Routes of a host come before those without one, and hosts are in alphabetical order. Name is
+// always set, and Middleware includes the groups'. The slices must not be changed.
 func (rt *Router) Routes() iter.Seq[Route] {
 	return func(yield func(Route) bool) {
 		for n := range rt.tree.All() {
@@ -216,8 +219,8 @@ func (rt *Router) Routes() iter.Seq[Route] {
 	}
 }
 
-// ServeHTTP hands the request to the route that matches it. The route is found before Use's middleware runs, so that the
-// middleware sees it.
+// ServeHTTP hands the request to the route that matches it. The route is found before Use's middleware runs,
+// so that the middleware sees it.
 func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var s routing.Search
 	d := rt.tree.Decide(r, &s)
@@ -230,7 +233,8 @@ func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		rt.unrouted.ServeHTTP(rw, r)
 		return
 	}
-	// As in ServeMux, these are set on the request that came in, so that outer handlers can read them afterwards.
+	// As in ServeMux, these are set on the request that came in, so that outer handlers can read them
+	// afterwards.
 	route := rt.routes[d.Route]
 	r.Pattern = route.Pattern
 	for name, value := range s.PathValues() {
@@ -288,9 +292,10 @@ func (u *unrouted) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// RoutePattern returns the pattern of the route that took the request, or "" when there is none. Middleware outside the
-// Router gets it after next has returned, and only when a middleware of this package is outside the Router too. Where
-// Routers nest, it is the outermost one's. Under a foreign mux that sets Request.Pattern, it is that one.
+// RoutePattern returns the pattern of the route that took the request, or "" when there is none. Middleware
+// outside the Router gets it after next has returned, and only when a middleware of this package is outside
+// the Router too. Where Routers nest, it is the outermost one's. Under a foreign mux that sets
+// Request.Pattern, it is that one.
 func RoutePattern(ctx context.Context) string {
 	for ex := exchangeFrom(ctx); ex != nil; ex = ex.whole {
 		ex.mu.Lock()
@@ -306,9 +311,9 @@ func RoutePattern(ctx context.Context) string {
 	return ""
 }
 
-// Live is a handler that can be replaced while it serves: build a new Router and Store it. Requests in flight finish on
-// the old one. Limiters, circuits and upstreams are the caller's values, so their state survives when the new Router
-// uses them. The zero value answers 503. It is safe for concurrent use.
+// Live is a handler that can be replaced while it serves: build a new Router and Store it. Requests in flight
+// finish on the old one. Limiters, circuits and upstreams are the caller's values, so their state survives
+// when the new Router uses them. The zero value answers 503. It is safe for concurrent use.
 type Live struct {
 	current atomic.Pointer[http.Handler]
 }

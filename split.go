@@ -18,12 +18,13 @@ type Branch struct {
 
 // Split sends each request to one branch, by weight: for canaries and A/B tests.
 //
-// With a key, requests with the same key go to the same branch in every process, as long as the weights stay. When the
-// weights of two branches change and their order stays, only as many keys move as must. For example, from 95:5 to 80:20
-// no key leaves the second branch. When key returns an error, the request is refused with it. With a nil key, each
-// request goes to a branch at random.
+// With a key, requests with the same key go to the same branch in every process, as long as the weights stay.
+// When the weights of two branches change and their order stays, only as many keys move as must. For example,
+// from 95:5 to 80:20 no key leaves the second branch. When key returns an error, the request is refused with
+// it. With a nil key, each request goes to a branch at random.
 //
-// Split panics without branches, on a nil Handler, on a Weight out of bounds, and when the sum of weights is 0.
+// Split panics without branches, on a nil Handler, on a Weight out of bounds, and when the sum of weights is
+// 0.
 func Split(key KeyFunc, branches ...Branch) http.Handler {
 	s := &split{key: key, branches: make([]splitBranch, len(branches))}
 	for i, b := range branches {

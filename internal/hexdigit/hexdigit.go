@@ -1,5 +1,5 @@
-// Package hexdigit reads single hexadecimal digits, for formats that mix them with other text: percent-encoding
-// in URLs, escapes in JSON, trace ids. For a text that is all hexadecimal, use encoding/hex.
+// Package hexdigit reads single hexadecimal digits, for formats that mix them with other text:
+// percent-encoding in URLs, escapes in JSON, trace ids. For a text that is all hexadecimal, use encoding/hex.
 package hexdigit
 
 // Upper holds the digits in upper case, as percent-encoding writes them (RFC 3986 section 2.1).
@@ -18,8 +18,8 @@ func Value(c byte) (v byte, ok bool) {
 	return 0, false
 }
 
-// Pair returns the byte that the first two bytes of s stand for. ok is false when s is shorter than two bytes or
-// they are not digits.
+// Pair returns the byte that the first two bytes of s stand for. ok is false when s is shorter than two bytes
+// or they are not digits.
 func Pair(s string) (v byte, ok bool) {
 	if len(s) < 2 {
 		return 0, false

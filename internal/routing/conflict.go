@@ -2,16 +2,18 @@ package routing
 
 import "strings"
 
-// conflict returns a route that matches some of the paths and methods of rt while neither pattern is more specific: rt's
-// is more specific in one segment and less in another. It returns nil when there is none.
+// conflict returns a route that matches some of the paths and methods of rt while neither pattern is more
+// specific: rt's is more specific in one segment and less in another. It returns nil when there is none.
 //
-// Example: "/{x}/b" and "/a/{x}" both match "/a/b". The first is wider in its first segment and narrower in its second.
+// Example: "/{x}/b" and "/a/{x}" both match "/a/b". The first is wider in its first segment and narrower in
+// its second.
 func (t *hostTree) conflict(rt *route) *route {
 	return t.root.conflict(rt.Pattern, rt.Pattern.segments, false, false)
 }
 
-// conflict follows all patterns that share a path with p. segments is what is left of p at n. On the way to n, wider
-// means that p was more general than the tree in some segment, and narrower that p was more specific.
+// conflict follows all patterns that share a path with p. segments is what is left of p at n. On the way to
+// n, wider means that p was more general than the tree in some segment, and narrower that p was more
+// specific.
 func (n *node) conflict(p *Pattern, segments []segment, wider, narrower bool) *route {
 	if wider && !narrower && !n.varied {
 		return nil // nothing below can be more general than p
@@ -53,8 +55,8 @@ func (n *node) conflict(p *Pattern, segments []segment, wider, narrower bool) *r
 	return nil
 }
 
-// belowWithMethod returns a route of a path that begins at n with a slash and shares a method with p. The routes of n.end
-// are for a path without that slash, and those of n.rest have been compared already.
+// belowWithMethod returns a route of a path that begins at n with a slash and shares a method with p. The
+// routes of n.end are for a path without that slash, and those of n.rest have been compared already.
 func (n *node) belowWithMethod(p *Pattern) (found *route) {
 	next := func(rt *route) bool {
 		if !disjointMethods(p.method, rt.Pattern.method) {
@@ -101,7 +103,8 @@ func samePath(a, b *Pattern) string {
 	return out.String()
 }
 
-// onlyPath returns a path that a matches and b does not. There must be one. It is an example for an error's text.
+// onlyPath returns a path that a matches and b does not. There must be one. It is an example for an error's
+// text.
 func onlyPath(a, b *Pattern) string {
 	var out strings.Builder
 	for i, s := range a.segments {

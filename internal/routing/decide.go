@@ -26,10 +26,11 @@ type Decision struct {
 //  5. more Query predicates;
 //  6. the route that was added first.
 //
-// A route that matches the path and fails on method or predicates does not end the search: the next one is tried.
+// A route that matches the path and fails on method or predicates does not end the search: the next one is
+// tried.
 //
-// s must be new. It holds the path values afterwards. It is an argument, and not part of the result, so that it stays
-// on the caller's stack.
+// s must be new. It holds the path values afterwards. It is an argument, and not part of the result, so that
+// it stays on the caller's stack.
 func (t *Tree) Decide(r *http.Request, s *Search) Decision {
 	s.req, s.method = r, r.Method
 	if s.method == "" {
@@ -86,7 +87,8 @@ func (t *Tree) hostOf(r *http.Request) *hostTree {
 	return t.hosts[canonicalHost(host)]
 }
 
-// checkPath splits the path and decides about a path that is answered for its form. The Status is 0 for all others.
+// checkPath splits the path and decides about a path that is answered for its form. The Status is 0 for all
+// others.
 func (s *Search) checkPath() Decision {
 	r, p := s.req, &s.path
 	if p.Text[0] != '/' {
@@ -110,8 +112,8 @@ func (s *Search) checkPath() Decision {
 	return redirect(r, urlpath.Collapse(urlpath.Escaped(r.URL)))
 }
 
-// matchesWithSlash reports whether a route that spells out the trailing slash would take the request if its path had
-// one.
+// matchesWithSlash reports whether a route that spells out the trailing slash would take the request if its
+// path had one.
 func (t *Tree) matchesWithSlash(of *Search, host *hostTree) bool {
 	s := Search{req: of.req, method: of.method, path: of.path, slash: true}
 	if !s.in(host) {
@@ -120,8 +122,8 @@ func (t *Tree) matchesWithSlash(of *Search, host *hostTree) bool {
 	return s.exact
 }
 
-// otherMethods returns the methods with which the request would be taken, or redirected to its path with a trailing
-// slash.
+// otherMethods returns the methods with which the request would be taken, or redirected to its path with a
+// trailing slash.
 func (t *Tree) otherMethods(of *Search, host *hostTree) []string {
 	s := Search{req: of.req, method: of.method, path: of.path, survey: true}
 	for _, s.slash = range []bool{false, !s.path.TrailingSlash} {
@@ -139,8 +141,8 @@ func (t *Tree) otherMethods(of *Search, host *hostTree) []string {
 	return slices.Compact(s.allow)
 }
 
-// redirect answers with path, which begins with one slash and so is on this site. An outer handler may have removed a
-// prefix from the request's path, as http.StripPrefix does; the client needs it, so it is put back.
+// redirect answers with path, which begins with one slash and so is on this site. An outer handler may have
+// removed a prefix from the request's path, as http.StripPrefix does; the client needs it, so it is put back.
 func redirect(r *http.Request, path string) Decision {
 	asked, _, _ := strings.Cut(r.RequestURI, "?")
 	prefix, ok := strings.CutSuffix(asked, urlpath.Escaped(r.URL))
@@ -160,9 +162,10 @@ type Verdict struct {
 	Reason string // "method", "precedence", "path", "host" or the name of a predicate; "" for the route that is taken
 }
 
-// Survey makes Decide's decision, by the same code, and returns a verdict on every route. Those whose path matches come
-// first, in the order in which they are tried, and then the others by precedence. There is no verdict when the request
-// is refused or redirected because its path is not clean, since no route is tried then.
+// Survey makes Decide's decision, by the same code, and returns a verdict on every route. Those whose path
+// matches come first, in the order in which they are tried, and then the others by precedence. There is no
+// verdict when the request is refused or redirected because its path is not clean, since no route is tried
+// then.
 func (t *Tree) Survey(r *http.Request, s *Search) (Decision, []Verdict) {
 	s.survey, s.trace = true, true
 	d := t.Decide(r, s)

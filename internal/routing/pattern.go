@@ -20,8 +20,8 @@ type Pattern struct {
 	segments []segment
 }
 
-// segment is one segment of a pattern. The last one can be {$} or match all that is left; a trailing slash is one of
-// these without a name.
+// segment is one segment of a pattern. The last one can be {$} or match all that is left; a trailing slash is
+// one of these without a name.
 type segment struct {
 	kind segmentKind
 	text string // the decoded literal, or the wildcard's name
@@ -36,8 +36,8 @@ const (
 	restSegment                       // {name...} or a trailing slash: all that is left, or nothing
 )
 
-// Parse reads a pattern. It accepts what http.ServeMux accepts, except for patterns that no request can match here: paths
-// that are not clean or have dot segments, whatever the method, and hosts with a port.
+// Parse reads a pattern. It accepts what http.ServeMux accepts, except for patterns that no request can match
+// here: paths that are not clean or have dot segments, whatever the method, and hosts with a port.
 func Parse(text string) (*Pattern, error) {
 	if text == "" {
 		return nil, errors.New("empty pattern")
@@ -134,12 +134,12 @@ func parseWildcard(name string, last bool) (segment, error) {
 	return segment{kind: kind, text: shared(name)}, nil
 }
 
-// shared returns the one copy of s that all patterns share. In a big table, the words that are compared then stay in the
-// processor's cache.
+// shared returns the one copy of s that all patterns share. In a big table, the words that are compared then
+// stay in the processor's cache.
 func shared(s string) string { return unique.Make(s).Value() }
 
-// canonicalHost returns a Host field's value in the form that patterns use: in lower case, without port, brackets and
-// final dot. It allocates only when something is in upper case.
+// canonicalHost returns a Host field's value in the form that patterns use: in lower case, without port,
+// brackets and final dot. It allocates only when something is in upper case.
 func canonicalHost(host string) string {
 	if strings.IndexByte(host, ':') >= 0 {
 		if h, _, err := net.SplitHostPort(host); err == nil {

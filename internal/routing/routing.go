@@ -1,6 +1,7 @@
-// Package routing decides which route takes a request. A Tree holds the patterns and predicates of routes, which are
-// numbers to it, in the order in which they were added. Decide walks it for one request and returns a route's number,
-// or the status with which a request that no route takes is answered. Survey makes the same decision and explains it.
+// Package routing decides which route takes a request. A Tree holds the patterns and predicates of routes,
+// which are numbers to it, in the order in which they were added. Decide walks it for one request and returns
+// a route's number, or the status with which a request that no route takes is answered. Survey makes the same
+// decision and explains it.
 //
 // The package knows requests, but neither handlers nor responses.
 package routing
@@ -27,8 +28,8 @@ type Predicate struct {
 	Holds func(*http.Request) bool
 }
 
-// Kind is what the order of routes counts: a route with more Header predicates precedes one with fewer, and then one
-// with more Query predicates.
+// Kind is what the order of routes counts: a route with more Header predicates precedes one with fewer, and
+// then one with more Query predicates.
 type Kind uint8
 
 const (
@@ -37,7 +38,8 @@ const (
 	Query
 )
 
-// Tree holds routes. The zero value is empty and ready for use. It is safe for concurrent use once it is built.
+// Tree holds routes. The zero value is empty and ready for use. It is safe for concurrent use once it is
+// built.
 type Tree struct {
 	routes  []*route // by number
 	anyHost hostTree
@@ -98,7 +100,8 @@ func (rt *route) failed(r *http.Request) string {
 	return ""
 }
 
-// covers reports whether rt's predicates accept every request that other's accept: each of rt's is one of other's.
+// covers reports whether rt's predicates accept every request that other's accept: each of rt's is one of
+// other's.
 func (rt *route) covers(other *route) bool {
 	for _, p := range rt.Predicates {
 		if !slices.ContainsFunc(other.Predicates, func(o Predicate) bool { return o.Name == p.Name }) {
@@ -108,9 +111,9 @@ func (rt *route) covers(other *route) bool {
 	return true
 }
 
-// Add puts a route into the tree and returns its number: 0 for the first, then 1, and so on. The error says why the
-// route cannot stand beside another one; its text continues a sentence that begins with the route. The tree is then as
-// it was.
+// Add puts a route into the tree and returns its number: 0 for the first, then 1, and so on. The error says
+// why the route cannot stand beside another one; its text continues a sentence that begins with the route.
+// The tree is then as it was.
 func (t *Tree) Add(r Route) (number int, err error) {
 	rt := newRoute(r, len(t.routes))
 	host := &t.anyHost
@@ -133,7 +136,8 @@ func (t *Tree) Add(r Route) (number int, err error) {
 	return rt.number, nil
 }
 
-// check returns an error when rt conflicts with a route of the tree, or when one of them takes all of its requests.
+// check returns an error when rt conflicts with a route of the tree, or when one of them takes all of its
+// requests.
 func (t *hostTree) check(rt *route) error {
 	if other := t.conflict(rt); other != nil {
 		a, b := rt.Pattern, other.Pattern
@@ -155,8 +159,8 @@ func (t *hostTree) check(rt *route) error {
 	return nil
 }
 
-// All yields the numbers of the routes by precedence: of two routes that match the same request, the one that takes it
-// comes first. Routes of a host come before those without one, and hosts are in alphabetical order.
+// All yields the numbers of the routes by precedence: of two routes that match the same request, the one that
+// takes it comes first. Routes of a host come before those without one, and hosts are in alphabetical order.
 func (t *Tree) All() iter.Seq[int] {
 	return func(yield func(int) bool) {
 		number := func(rt *route) bool { return yield(rt.number) }

@@ -101,8 +101,8 @@ func TestDecide(t *testing.T) {
 	}
 }
 
-// Of routes with one pattern, the one with more Header predicates is tried first, then the one with more Query
-// predicates, and then the one that was added first.
+// Of routes with one pattern, the one with more Header predicates is tried first, then the one with more
+// Query predicates, and then the one that was added first.
 func TestPrecedence(t *testing.T) {
 	asked := ""
 	predicate := func(name string, kind Kind, holds bool) Predicate {
@@ -211,8 +211,8 @@ func TestCanonicalHost(t *testing.T) {
 	}
 }
 
-// FuzzParse: a pattern that is accepted here is accepted by http.ServeMux. One that http.ServeMux accepts and that is
-// refused here could never match.
+// FuzzParse: a pattern that is accepted here is accepted by http.ServeMux. One that http.ServeMux accepts and
+// that is refused here could never match.
 func FuzzParse(f *testing.F) {
 	for _, p := range []string{"/", "GET /a/{x}", "h.example/{$}", "/{x...}", "/a/../b", "h:80/", "{x}/", "/%2F", "/{x}/{x}", "G@T /", "GET\t /", "[::1]/"} {
 		f.Add(p)

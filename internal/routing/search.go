@@ -31,7 +31,8 @@ type attempt struct {
 	failed string // the first predicate that does not hold; "" when all hold
 }
 
-// PathValues yields the names and values of the named wildcards of the route that was found. Values are decoded.
+// PathValues yields the names and values of the named wildcards of the route that was found. Values are
+// decoded.
 func (s *Search) PathValues() iter.Seq2[string, string] {
 	return func(yield func(name, value string) bool) {
 		if s.route == nil {
@@ -71,7 +72,8 @@ func (s *Search) walk(n *node, i int) bool {
 	return n.wild != nil && s.walk(n.wild, i+1) || s.try(n.rest, false)
 }
 
-// try compares the methods and predicates of routes whose path matches, and reports whether the search ends there.
+// try compares the methods and predicates of routes whose path matches, and reports whether the search ends
+// there.
 func (s *Search) try(routes pathRoutes, exact bool) bool {
 	for i := range routes {
 		rt, covers := routes[i].route, coversMethod(routes[i].method, s.method)

@@ -7,17 +7,18 @@ import (
 	"strings"
 )
 
-// hostTree holds the routes of one host. The levels of the tree are the segments of the path. A walk goes depth first,
-// and at each level tries literals, then wildcards, then what takes all that is left. So it meets the routes that match
-// a path from the most specific to the least: two patterns of which neither is more specific are refused.
+// hostTree holds the routes of one host. The levels of the tree are the segments of the path. A walk goes
+// depth first, and at each level tries literals, then wildcards, then what takes all that is left. So it
+// meets the routes that match a path from the most specific to the least: two patterns of which neither is
+// more specific are refused.
 //
-// Methods and predicates are compared where a path ends. So the more specific path wins whatever the method, and a
-// path that has no route for the method does not end the search.
+// Methods and predicates are compared where a path ends. So the more specific path wins whatever the method,
+// and a path that has no route for the method does not end the search.
 type hostTree struct {
 	root node
 
-	// fixed finds the routes of a path without wildcards at once. A request for one of these needs no walk, nor a
-	// check that its path is clean, for patterns are clean.
+	// fixed finds the routes of a path without wildcards at once. A request for one of these needs no walk,
+	// nor a check that its path is clean, for patterns are clean.
 	fixed map[string]*pathRoutes
 
 	// slashes: a pattern other than "/" ends in a slash, so a path without one may have to be redirected.
@@ -40,8 +41,8 @@ type literalChild struct {
 	node *node
 }
 
-// pathRoutes holds the routes whose patterns match the same paths, by precedence. Methods of which neither covers the
-// other are in alphabetical order.
+// pathRoutes holds the routes whose patterns match the same paths, by precedence. Methods of which neither
+// covers the other are in alphabetical order.
 type pathRoutes []slot
 
 type slot struct {
@@ -125,7 +126,8 @@ func (t *hostTree) add(rt *route) {
 	}
 }
 
-// grow returns the node behind s, a literal or a wildcard for one segment. It makes the node where there is none.
+// grow returns the node behind s, a literal or a wildcard for one segment. It makes the node where there is
+// none.
 func (n *node) grow(s segment) *node {
 	if s.kind == wildSegment {
 		if n.wild == nil {
@@ -150,8 +152,8 @@ func (n *node) grow(s segment) *node {
 	return c
 }
 
-// fixedPath returns the only path that p matches, decoded. ok is false when p matches several paths, or one with an
-// encoded slash.
+// fixedPath returns the only path that p matches, decoded. ok is false when p matches several paths, or one
+// with an encoded slash.
 func (p *Pattern) fixedPath() (path string, ok bool) {
 	var b strings.Builder
 	for _, s := range p.segments {

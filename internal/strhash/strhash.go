@@ -1,12 +1,12 @@
-// Package strhash hashes strings to the same values in every process and every release. Use it where two gateways, or one
-// gateway before and after a restart, must choose alike: Split and HashBy.
+// Package strhash hashes strings to the same values in every process and every release. Use it where two
+// gateways, or one gateway before and after a restart, must choose alike: Split and HashBy.
 //
-// Somebody who chooses the strings can make them collide. Tables of clients' keys use hash/maphash with a seed of the
-// process instead.
+// Somebody who chooses the strings can make them collide. Tables of clients' keys use hash/maphash with a
+// seed of the process instead.
 package strhash
 
-// Hash is the state of a 64-bit FNV-1a hash. The zero value is not usable; begin with New. Its high bits are weak, so
-// finish with Murmur3 or SplitMix.
+// Hash is the state of a 64-bit FNV-1a hash. The zero value is not usable; begin with New. Its high bits are
+// weak, so finish with Murmur3 or SplitMix.
 type Hash uint64
 
 // New returns the hash of the empty string.

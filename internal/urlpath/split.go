@@ -27,8 +27,9 @@ func (p *Path) Set(u *url.URL) {
 	p.Text, p.Escaped = splittable(u)
 }
 
-// splittable returns u's path in the cheapest form in which every "/" separates segments: u.Path itself when no "/" in
-// it was sent encoded, and the escaped path otherwise. An empty path is "/" (RFC 9110 section 4.2.3).
+// splittable returns u's path in the cheapest form in which every "/" separates segments: u.Path itself when
+// no "/" in it was sent encoded, and the escaped path otherwise. An empty path is "/" (RFC 9110 section
+// 4.2.3).
 func splittable(u *url.URL) (text string, escaped bool) {
 	switch {
 	case u.Path == "":

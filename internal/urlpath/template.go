@@ -16,8 +16,8 @@ type Syntax struct {
 	Dots   bool // "." and ".." as values, where they do not make a dot segment
 }
 
-// Template is a path, or a URL, with holes that values fill. It is immutable but for the holes' Ref, and safe for
-// concurrent use.
+// Template is a path, or a URL, with holes that values fill. It is immutable but for the holes' Ref, and safe
+// for concurrent use.
 //
 // With every Syntax, "http://10.0.0.1/users/{id}/list?after={user.last}" has the holes {id}, in the path, and
 // {user.last}, in the query.
@@ -45,8 +45,8 @@ type Hole struct {
 // ErrAmbiguous is wrapped by Expand's error when the values make a path that servers read in different ways.
 var ErrAmbiguous = errors.New("ambiguous path")
 
-// ParseTemplate reads a template. Bytes that are not allowed in a URL are percent-encoded; percent-encoding in text stays
-// as it is.
+// ParseTemplate reads a template. Bytes that are not allowed in a URL are percent-encoded; percent-encoding
+// in text stays as it is.
 func ParseTemplate(text string, allow Syntax) (*Template, error) {
 	t := &Template{dots: allow.Dots}
 	rest, err := t.parseOrigin(text, allow)
@@ -94,8 +94,8 @@ func ParseTemplate(text string, allow Syntax) (*Template, error) {
 	return t, t.try()
 }
 
-// parseOrigin adds the origin of a URL to t, where there is one. It returns the rest of the template, which begins with a
-// slash.
+// parseOrigin adds the origin of a URL to t, where there is one. It returns the rest of the template, which
+// begins with a slash.
 func (t *Template) parseOrigin(text string, allow Syntax) (rest string, err error) {
 	switch {
 	case strings.HasPrefix(text, "/") && !(allow.Origin && strings.HasPrefix(text, "//")): // "//" would begin a host
@@ -160,7 +160,8 @@ func (allow Syntax) holes() string {
 	return forms
 }
 
-// try fills every hole with a letter, to find out at setup what no value could mend: a dot segment or a malformed URL.
+// try fills every hole with a letter, to find out at setup what no value could mend: a dot segment or a
+// malformed URL.
 func (t *Template) try() error {
 	sample, err := t.Expand(func(*Hole) (string, error) { return "x", nil })
 	if err == nil {
@@ -172,11 +173,12 @@ func (t *Template) try() error {
 // Holes returns the template's holes in the order in which they stand. The slice must not be changed.
 func (t *Template) Holes() []*Hole { return t.holes }
 
-// Expand fills each hole with what value returns for it. The value of a plain hole is percent-encoded, so that it stays
-// one segment or one query value. The value of a {name...} is escaped already (EscapedRest) and is taken as it is.
+// Expand fills each hole with what value returns for it. The value of a plain hole is percent-encoded, so
+// that it stays one segment or one query value. The value of a {name...} is escaped already (EscapedRest) and
+// is taken as it is.
 //
-// Its error wraps the one of value, or ErrAmbiguous when the path has become ambiguous. An empty value of a plain hole
-// is an error too, and so are "." and ".." where Syntax.Dots does not allow them.
+// Its error wraps the one of value, or ErrAmbiguous when the path has become ambiguous. An empty value of a
+// plain hole is an error too, and so are "." and ".." where Syntax.Dots does not allow them.
 func (t *Template) Expand(value func(*Hole) (string, error)) (string, error) {
 	var b strings.Builder
 	for _, p := range t.pieces {

@@ -1,10 +1,10 @@
-// Package urlpath reads and writes the path of a request so that all who look at it see the same one: the path that
-// is matched and authorised is the path that is forwarded. It returns paths in their escaped form, splits them into
-// segments, names what makes a path ambiguous, cleans queries, and fills {…} templates.
+// Package urlpath reads and writes the path of a request so that all who look at it see the same one: the
+// path that is matched and authorised is the path that is forwarded. It returns paths in their escaped form,
+// splits them into segments, names what makes a path ambiguous, cleans queries, and fills {…} templates.
 //
-// It exists because net/http offers two views of a path, and both mislead. URL.Path has lost the difference between
-// "/" and "%2F". URL.EscapedPath falls back to Path, and loses the difference too, as soon as RawPath holds one raw
-// byte that should have been escaped, such as "{", "|" or a non-ASCII letter.
+// It exists because net/http offers two views of a path, and both mislead. URL.Path has lost the difference
+// between "/" and "%2F". URL.EscapedPath falls back to Path, and loses the difference too, as soon as RawPath
+// holds one raw byte that should have been escaped, such as "{", "|" or a non-ASCII letter.
 package urlpath
 
 import (
@@ -14,8 +14,8 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/hexdigit"
 )
 
-// Escaped returns u's path as it is forwarded. Percent-encoding stays as the client sent it, and only raw bytes that
-// are not allowed in a path are escaped. The result is never empty.
+// Escaped returns u's path as it is forwarded. Percent-encoding stays as the client sent it, and only raw
+// bytes that are not allowed in a path are escaped. The result is never empty.
 func Escaped(u *url.URL) string {
 	text, escaped := splittable(u)
 	if escaped {
@@ -24,9 +24,9 @@ func Escaped(u *url.URL) string {
 	return (&url.URL{Path: text}).EscapedPath()
 }
 
-// EscapedRest returns the escaped form of value, which is the value of a path wildcard {name...}. Such a value is
-// decoded, so it has lost the difference between "/" and "%2F". The end of u's path that decodes to value still has
-// it, where there is one. Otherwise each of value's segments is escaped.
+// EscapedRest returns the escaped form of value, which is the value of a path wildcard {name...}. Such a
+// value is decoded, so it has lost the difference between "/" and "%2F". The end of u's path that decodes to
+// value still has it, where there is one. Otherwise each of value's segments is escaped.
 //
 // For u's path "/files/a%2Fb/c" and the value "a/b/c", the result is "a%2Fb/c".
 func EscapedRest(u *url.URL, value string) string {
@@ -50,8 +50,8 @@ func EscapedRest(u *url.URL, value string) string {
 	return b.String()
 }
 
-// SetEscaped sets u's path to the one that escaped encodes. An empty path is "/". It fails when escaped holds an
-// invalid percent-encoding.
+// SetEscaped sets u's path to the one that escaped encodes. An empty path is "/". It fails when escaped holds
+// an invalid percent-encoding.
 func SetEscaped(u *url.URL, escaped string) error {
 	if escaped == "" {
 		escaped = "/"
@@ -64,12 +64,12 @@ func SetEscaped(u *url.URL, escaped string) error {
 	return nil
 }
 
-// Ambiguity names what makes a decoded path one that servers read in different ways, so that what is authorised here
-// could be something else at the target: "a dot segment", "a backslash" or "NUL". It returns "" for a path that all
-// read alike.
+// Ambiguity names what makes a decoded path one that servers read in different ways, so that what is
+// authorised here could be something else at the target: "a dot segment", "a backslash" or "NUL". It returns
+// "" for a path that all read alike.
 //
-// A dot segment also counts beside an encoded slash, which has been decoded in path, and with a parameter ("..;x"),
-// which some servers strip before they resolve the segment.
+// A dot segment also counts beside an encoded slash, which has been decoded in path, and with a parameter
+// ("..;x"), which some servers strip before they resolve the segment.
 func Ambiguity(path string) string {
 	for i := range len(path) {
 		switch path[i] {
@@ -118,8 +118,8 @@ func Unescape(s string) string {
 	return s
 }
 
-// Escape escapes the bytes that are not allowed in a path (RFC 3986 section 3.3) and leaves the others as they are,
-// percent signs too. As in net/url, "[" and "]" are allowed.
+// Escape escapes the bytes that are not allowed in a path (RFC 3986 section 3.3) and leaves the others as
+// they are, percent signs too. As in net/url, "[" and "]" are allowed.
 func Escape(raw string) string { return escapeExcept(raw, '/') }
 
 // escapeExcept is Escape with one more byte that is allowed.
@@ -153,8 +153,8 @@ var inPath = func() (set [256]bool) {
 	return set
 }()
 
-// decodesTo reports whether raw is an encoding of path. It is not when only URL.Path has been changed since the URL
-// was parsed.
+// decodesTo reports whether raw is an encoding of path. It is not when only URL.Path has been changed since
+// the URL was parsed.
 func decodesTo(raw, path string) bool {
 	i := 0
 	for ; len(raw) > 0; i++ {
