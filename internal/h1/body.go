@@ -415,7 +415,7 @@ func (b *body) advance() error {
 		c.odd = c.odd || odd
 		// Sixteen bytes of framing for each chunk, and twice its data, are free. So a body that comes byte by byte
 		// is welcome, and one of extensions alone is not.
-		b.excess += len(line) + 4 - 16
+		b.excess += len(line) + len("\r\n") - 16
 		if size < maxChunkExcess {
 			b.excess -= 2 * int(size)
 		} else {
@@ -529,7 +529,9 @@ func (b *body) readTrailer() error {
 	if err != nil {
 		return err
 	}
-	c.odd = c.odd || bareLF
+	if bareLF {
+		return malformed("trailer with a line that ends with LF alone")
+	}
 	for name, values := range trailer {
 		if !mayTrail(name) {
 			return malformed("trailer %s", name)

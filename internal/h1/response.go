@@ -110,7 +110,7 @@ func nextLine(s string) (line, rest string, bareLF bool) {
 //   - more than 8,192 fields.
 //
 // A line that ends with LF alone is accepted (section 2.2), but the connection is not used again. That LF is not
-// accepted in chunked framing.
+// accepted in chunked framing and in trailers.
 func (res *response) parseHead(head string, lines int, method string) error {
 	line, rest, bareLF := nextLine(head)
 	res.bareLF = bareLF
@@ -146,6 +146,9 @@ func parseFields(s string, header http.Header, values []string) (bareLF bool, er
 			return bareLF, nil
 		}
 		s = rest
+		if line[0] == ' ' || line[0] == '\t' {
+			return bareLF, malformed("continued field: %s", quote(line))
+		}
 		colon := strings.IndexByte(line, ':')
 		if colon < 0 {
 			return bareLF, malformed("field without a colon: %s", quote(line))
