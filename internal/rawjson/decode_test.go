@@ -80,6 +80,9 @@ func TestStringMember(t *testing.T) {
 		`{"iss":1}`:                        "",
 		`{"Iss":"a"}`:                      "",
 		`["iss","a"]`:                      "",
+		`{"iss":"a","x":"\ud800"}`:         "",
+		`{"\ud800":1,"iss":"a"}`:           "",
+		`{"iss":"\udc00"}`:                 "",
 	} {
 		if got, _ := StringMember([]byte(text), "iss"); got != want {
 			t.Errorf("%s: %q, want %q", text, got, want)
