@@ -78,7 +78,7 @@ func readOwn(data []byte, method string, step int) (answer, error) {
 // readStd is readOwn by the standard library.
 func readStd(data []byte, method string) (answer, error) {
 	req, _ := http.NewRequest(method, "http://a/", nil)
-	br := bufio.NewReaderSize(bytes.NewReader(data), 1<<20)
+	br := bufio.NewReaderSize(bytes.NewReader(data), max(len(data), 4096))
 	for {
 		res, err := http.ReadResponse(br, req)
 		if err != nil {
