@@ -182,7 +182,8 @@ type sample struct {
 	rate      float64 // requests a second
 	p50, p99  float64 // µs
 	perConn   float64 // bytes of memory for an idle connection
-	disturbed bool    // other load or the host took processor time
+	others    float64 // share of the two processors that other load and the host took
+	disturbed bool    // too much of them
 }
 
 // A series is one contender over all rounds of a workload.
@@ -285,7 +286,11 @@ func (b *bench) measure(ctx context.Context, w *workload) (*result, error) {
 		}
 		r.series = append(r.series, s)
 	}
-	b.progress.say(fmt.Sprintf("%s: done, at least %d of %d rounds undisturbed", w.title, clean, len(entries[0].samples)))
+	done := fmt.Sprintf("%s: done, %d rounds", w.title, len(entries[0].samples))
+	if w.kind != idle {
+		done += fmt.Sprintf(", at least %d undisturbed; others took %.0f %% of the two processors in the median turn", clean, 100*medianOthers(entries))
+	}
+	b.progress.say(done)
 	return r, nil
 }
 
@@ -302,6 +307,18 @@ func fewestClean(entries []*entry) int {
 		fewest = min(fewest, n)
 	}
 	return fewest
+}
+
+// medianOthers is the share of the processors that other load took, the median of all contenders and rounds.
+func medianOthers(entries []*entry) float64 {
+	var all []float64
+	for _, e := range entries {
+		for _, s := range e.samples {
+			all = append(all, s.others)
+		}
+	}
+	slices.Sort(all)
+	return quantile(all, 0.5)
 }
 
 func (b *bench) requests(w *workload) int {
@@ -322,10 +339,10 @@ func (b *bench) round(ctx context.Context, w *workload, e *entry, rate float64) 
 	}
 	wall := time.Since(began)
 	s := sample{
-		cpu:       float64(e.process.cpu()-cpu) / float64(n) / 1e3,
-		rate:      float64(n) / wall.Seconds(),
-		disturbed: watch(),
+		cpu:  float64(e.process.cpu()-cpu) / float64(n) / 1e3,
+		rate: float64(n) / wall.Seconds(),
 	}
+	s.others, s.disturbed = watch()
 	slices.Sort(took)
 	s.p50 = float64(took[n/2]) / 1e3
 	s.p99 = float64(took[min(n-1, n*99/100)]) / 1e3
@@ -364,9 +381,9 @@ func (b *bench) idleRound(ctx context.Context, w *workload, as *entry, _ float64
 
 // watch begins to look for other load on the two processors. A round is disturbed when others took more than 8 % of
 // them, or the host more than 4 %; what is below three ticks of the kernel's clock cannot be told.
-func (b *bench) watch(p *process) (disturbed func() bool) {
+func (b *bench) watch(p *process) func() (share float64, disturbed bool) {
 	if !b.cpus.pinned() {
-		return func() bool { return false }
+		return func() (float64, bool) { return 0, false }
 	}
 	look := func() (others, stolen time.Duration) {
 		for _, cpu := range []int{b.cpus.contender, b.cpus.load} {
@@ -378,10 +395,11 @@ func (b *bench) watch(p *process) (disturbed func() bool) {
 	}
 	began := time.Now()
 	others, stolen := look()
-	return func() bool {
+	return func() (float64, bool) {
 		both := 2 * time.Since(began)
 		othersNow, stolenNow := look()
-		return othersNow-others > max(both*8/100, 3*tick) || stolenNow-stolen > max(both*4/100, 3*tick)
+		others, stolen = othersNow-others, stolenNow-stolen
+		return max(0, float64(others+stolen)/float64(both)), others > max(both*8/100, 3*tick) || stolen > max(both*4/100, 3*tick)
 	}
 }
 

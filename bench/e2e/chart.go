@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"html"
 	"strings"
+	"time"
 )
 
 // The chart's measures, in pixels.
@@ -14,7 +15,7 @@ const (
 	panelWidth  = 430
 	barHeight   = 15
 	barGap      = 5
-	nameWidth   = 116
+	nameWidth   = 128
 	valueWidth  = 44
 	panelHead   = 30
 	panelBottom = 22
@@ -33,10 +34,14 @@ func chart(results []*result) []byte {
 	}
 	var body bytes.Buffer
 	heights := [2]int{chartHead, chartHead}
+	disturbed := false
 	for _, r := range panels {
 		column := 0
 		if heights[1] < heights[0] {
 			column = 1
+		}
+		for _, f := range r.summarize() {
+			disturbed = disturbed || f.disturbedRoundsCounted
 		}
 		heights[column] += panel(&body, r, margin+column*(panelWidth+margin), heights[column])
 	}
@@ -49,7 +54,11 @@ func chart(results []*result) []byte {
 		width, height, width, height)
 	fmt.Fprintf(&out, `<rect width="%d" height="%d" fill="#ffffff"/>`+"\n", width, height)
 	fmt.Fprintf(&out, `<text x="%d" y="28" font-size="16" font-weight="bold">CPU per request ÷ tuned ReverseProxy</text>`+"\n", margin)
-	fmt.Fprintf(&out, `<text x="%d" y="47" fill="#59636e">Shorter is better. The line is httputil.ReverseProxy.</text>`+"\n", margin)
+	note := "Shorter is better. " + time.Now().Format("2 January 2006") + ", " + machine() + "."
+	if disturbed {
+		note += " * Other load disturbed these: not for quoting."
+	}
+	fmt.Fprintf(&out, `<text x="%d" y="47" fill="#59636e">%s</text>`+"\n", margin, html.EscapeString(note))
 	out.Write(body.Bytes())
 	out.WriteString("</svg>\n")
 	return out.Bytes()
@@ -70,6 +79,9 @@ func panel(to *bytes.Buffer, r *result, x, y int) int {
 	}
 	fmt.Fprintf(to, `<text x="%d" y="%d" font-weight="bold">%s</text>`+"\n", x, y+18, html.EscapeString(title))
 	top := y + panelHead
+	bottom := top + len(all)*(barHeight+barGap)
+	at := float64(x+nameWidth) + scale(1)
+	fmt.Fprintf(to, `<line x1="%.1f" y1="%d" x2="%.1f" y2="%d" stroke="#cf222e" stroke-dasharray="3 3"/>`+"\n", at, top-4, at, bottom)
 	for i, f := range all {
 		barY := top + i*(barHeight+barGap)
 		color, weight := "#afb8c1", "normal"
@@ -81,10 +93,7 @@ func panel(to *bytes.Buffer, r *result, x, y int) int {
 		}
 		fmt.Fprintf(to, `<text x="%d" y="%d" text-anchor="end" font-weight="%s">%s</text>`, x+nameWidth-8, barY+barHeight-3, weight, html.EscapeString(f.name))
 		fmt.Fprintf(to, `<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/>`, x+nameWidth, barY, scale(f.ratio), barHeight, color)
-		fmt.Fprintf(to, `<text x="%.1f" y="%d" font-weight="%s">%s</text>`+"\n", float64(x+nameWidth)+scale(f.ratio)+5, barY+barHeight-3, weight, ratioCell(f))
+		fmt.Fprintf(to, `<text x="%.1f" y="%d" font-weight="%s" stroke="#ffffff" stroke-width="4" paint-order="stroke">%s</text>`+"\n", float64(x+nameWidth)+scale(f.ratio)+5, barY+barHeight-3, weight, ratioCell(f))
 	}
-	bottom := top + len(all)*(barHeight+barGap)
-	at := float64(x+nameWidth) + scale(1)
-	fmt.Fprintf(to, `<line x1="%.1f" y1="%d" x2="%.1f" y2="%d" stroke="#cf222e" stroke-dasharray="3 3"/>`+"\n", at, top-4, at, bottom)
 	return panelHead + len(all)*(barHeight+barGap) + panelBottom
 }
