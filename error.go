@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"net/http"
 	"strconv"
@@ -172,8 +173,12 @@ func causeText(err error) string {
 //
 // If the response has already begun, WriteError writes nothing and only records err.
 func WriteError(w http.ResponseWriter, r *http.Request, err error) {
+	gone := leftEarly(r.Context())
+	if gone && servingFrom(r.Context()).hasCut() {
+		gone, err = false, &Error{Status: http.StatusServiceUnavailable, Err: fmt.Errorf("%w: %w", errServerStopped, err)}
+	}
 	e := finish(err)
-	answerError(w, r, e, result{err: e, gone: leftEarly(r.Context())})
+	answerError(w, r, e, result{err: e, gone: gone})
 }
 
 // refuse answers with err, and records that the gateway refused the request, whatever the status.

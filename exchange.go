@@ -257,6 +257,9 @@ func (ex *exchange) derived(from, to *http.Request) {
 // note records how the exchange ended and why. Only the first note counts: what refused the request or failed it
 // knows the cause better than what answers it afterwards.
 func (ex *exchange) note(o Outcome, err error) {
+	if ex != nil {
+		o, err = blameServer(ex.Context, o, err)
+	}
 	for ; ex != nil; ex = ex.whole {
 		ex.mu.Lock()
 		if !ex.noted {
@@ -296,7 +299,8 @@ func (ex *exchange) end(w *responseWriter, panicked any) (Outcome, int, error) {
 	defer ex.mu.Unlock()
 	e := w.result(left, panicked)
 	if !ex.noted {
-		ex.noted, ex.outcome, ex.err = true, e.outcome(), e.err
+		o, err := blameServer(ex.Context, e.outcome(), e.err)
+		ex.noted, ex.outcome, ex.err = true, o, err
 	}
 	if ex.outcome == OutcomeClientCanceled {
 		e.status = statusClientClosed

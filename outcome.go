@@ -83,9 +83,21 @@ func (e result) outcome() Outcome {
 	return OutcomeUpstreamError
 }
 
+// errServerStopped is why a request ended that Serve cut off.
+var errServerStopped = errors.New("gateway: the server stopped before the answer was complete")
+
+// blameServer corrects the outcome of a request that Serve cut off. To the handler it looks like one whose client left.
+func blameServer(ctx context.Context, o Outcome, err error) (Outcome, error) {
+	if o != OutcomeClientCanceled || !servingFrom(ctx).hasCut() {
+		return o, err
+	}
+	err = &Error{Status: http.StatusServiceUnavailable, Err: errServerStopped}
+	return result{refused: true}.outcome(), err
+}
+
 // isRefusal reports whether err is a refusal by the gateway, for which no upstream is to blame.
 func isRefusal(err error) bool {
-	for _, refusal := range []error{ErrCircuitOpen, ErrNoTarget, ErrOverloaded} {
+	for _, refusal := range []error{ErrCircuitOpen, ErrNoTarget, ErrOverloaded, errServerStopped} {
 		if errors.Is(err, refusal) {
 			return true
 		}

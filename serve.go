@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,11 +27,16 @@ type ServeOptions struct {
 // and upgraded connections for at most Drain, closes what is left, and returns nil. It returns an error if it cannot
 // listen or accept. It serves TLS if srv.TLSConfig has certificates.
 //
+// Where srv leaves them zero, Serve sets ReadHeaderTimeout to 10s, IdleTimeout to 2m and MaxHeaderBytes to 64 KiB. It
+// sets no limit on the time for a request's body or for an answer, since a stream may be long; see
+// ProxyOptions.BodyTimeout, UpstreamOptions.Timeout and Timeout.
+//
 // Requests in flight keep their contexts while they drain. Upgraded connections are asked to end when all requests are
 // done, or after three quarters of Drain: both ends of a WebSocket that Proxy joined get a close frame with status
 // 1001, going away (RFC 6455 section 7.4.1). Other protocols have no such message that Serve knows; their connections
-// have the rest of Drain to finish. Serve also waits for the handlers of upgraded connections, so that their log lines
-// are written.
+// have the rest of Drain to finish. Serve waits for the handlers too, so that their log lines are written: after it
+// has closed connections, for at most a second. A request that it cut off ends as OutcomeRejected, not as a client that
+// left.
 //
 // Serve takes over srv: it wraps Handler, BaseContext and ConnState. To let a second signal kill the process, restore
 // the signal's default as soon as the first one arrives:
@@ -50,15 +58,16 @@ func Serve(ctx context.Context, srv *http.Server, opts *ServeOptions) error {
 	if err != nil {
 		return fmt.Errorf("gateway: Serve: %w", err)
 	}
-	upgraded := newUpgrades()
-	upgraded.attach(srv)
+	setServerDefaults(srv)
+	s := newServing()
+	s.attach(srv)
 	if o.Ready != "" {
 		srv.Handler = readiness(ctx, o.Ready, srv.Handler)
 	}
 
 	served := make(chan error, 1)
 	go func() {
-		listener := trackedListener{listener, upgraded}
+		listener := trackedListener{listener, s}
 		if servesTLS(srv) {
 			served <- srv.ServeTLS(listener, "", "")
 		} else {
@@ -67,27 +76,42 @@ func Serve(ctx context.Context, srv *http.Server, opts *ServeOptions) error {
 	}()
 	select {
 	case err := <-served:
-		if errors.Is(err, http.ErrServerClosed) {
-			return nil // the caller shut it down
-		}
-		return fmt.Errorf("gateway: Serve: %w", err)
+		return serveError(err)
 	case <-ctx.Done():
 	}
-
 	if o.Delay > 0 {
-		time.Sleep(o.Delay)
+		delay := time.NewTimer(o.Delay)
+		defer delay.Stop()
+		select {
+		case err := <-served:
+			return serveError(err)
+		case <-delay.C:
+		}
 	}
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.Drain)
-	defer cancel()
-	early := time.AfterFunc(o.Drain/4*3, upgraded.sayGoodbye)
-	if srv.Shutdown(drain) != nil {
-		_ = srv.Close()
-	}
-	early.Stop()
-	upgraded.sayGoodbye()
-	upgraded.drain(drain)
+	s.stop(srv, o.Drain)
 	<-served
 	return nil
+}
+
+// serveError returns the error of a server that ended before it was stopped.
+func serveError(err error) error {
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil // the caller shut it down
+	}
+	return fmt.Errorf("gateway: Serve: %w", err)
+}
+
+// setServerDefaults bounds what a client can hold without sending a request.
+func setServerDefaults(srv *http.Server) {
+	if srv.ReadHeaderTimeout == 0 {
+		srv.ReadHeaderTimeout = 10 * time.Second
+	}
+	if srv.IdleTimeout == 0 {
+		srv.IdleTimeout = 2 * time.Minute
+	}
+	if srv.MaxHeaderBytes == 0 {
+		srv.MaxHeaderBytes = 64 << 10
+	}
 }
 
 func servesTLS(srv *http.Server) bool {
@@ -130,28 +154,41 @@ func readiness(ctx context.Context, path string, next http.Handler) http.Handler
 	})
 }
 
-// upgrades tracks the connections that were taken over for another protocol. http.Server.Shutdown does not wait for
-// them.
-type upgrades struct {
+// serving is what Serve tracks of a server, beside what http.Server.Shutdown waits for: connections that were taken
+// over for another protocol, and handlers, which write their log lines after the connection is done.
+type serving struct {
+	handlers atomic.Int64 // that run
+	draining atomic.Bool
+	cut      atomic.Bool // connections in use are being closed
+
 	mu       sync.Mutex
 	conns    map[*trackedConn]bool
-	handlers int // that run and whose requests offered an upgrade
-	draining bool
-	none     chan struct{} // closed when draining and no connection and no handler is left
-
+	done     chan struct{}    // closed when draining and no connection and no handler is left
 	goodbyes map[*func()]bool // called to ask connections to end; nil once they have been called
 }
 
-func newUpgrades() *upgrades {
-	return &upgrades{conns: make(map[*trackedConn]bool), none: make(chan struct{}), goodbyes: make(map[*func()]bool)}
+func newServing() *serving {
+	return &serving{conns: make(map[*trackedConn]bool), done: make(chan struct{}), goodbyes: make(map[*func()]bool)}
 }
 
-// attach wraps the hooks of srv through which u learns what it tracks. srv must serve a trackedListener.
-func (u *upgrades) attach(srv *http.Server) {
+// servingKey is the context key of a server's serving.
+type servingKey struct{}
+
+// servingFrom returns the serving of the server that the request of ctx arrived at; nil without Serve.
+func servingFrom(ctx context.Context) *serving {
+	s, _ := ctx.Value(servingKey{}).(*serving)
+	return s
+}
+
+// hasCut reports whether Serve closes the connections that are in use. A nil s has not.
+func (s *serving) hasCut() bool { return s != nil && s.cut.Load() }
+
+// attach wraps the hooks of srv through which s learns what it tracks. srv must serve a trackedListener.
+func (s *serving) attach(srv *http.Server) {
 	if hook := srv.ConnState; hook != nil {
-		srv.ConnState = func(c net.Conn, s http.ConnState) { u.watch(c, s); hook(c, s) }
+		srv.ConnState = func(c net.Conn, state http.ConnState) { s.watch(c, state); hook(c, state) }
 	} else {
-		srv.ConnState = u.watch
+		srv.ConnState = s.watch
 	}
 	base := srv.BaseContext
 	srv.BaseContext = func(l net.Listener) context.Context {
@@ -159,129 +196,139 @@ func (u *upgrades) attach(srv *http.Server) {
 		if base != nil {
 			ctx = base(l)
 		}
-		return context.WithValue(ctx, upgradesKey{}, u)
+		return context.WithValue(ctx, servingKey{}, s)
 	}
-	srv.Handler = u.handler(srv.Handler)
+	srv.Handler = s.handler(srv.Handler)
 }
 
-// upgradesKey is the context key of a server's upgrades.
-type upgradesKey struct{}
-
-// atGoodbye calls f, on a goroutine of its own, when upgraded connections should end, unless forget is called before.
-// A nil u never calls it.
-func (u *upgrades) atGoodbye(f func()) (forget func()) {
-	if u == nil {
-		return func() {}
+// handler counts the running handlers.
+func (s *serving) handler(next http.Handler) http.Handler {
+	if next == nil {
+		next = http.DefaultServeMux
 	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.goodbyes == nil {
-		go f()
-		return func() {}
-	}
-	u.goodbyes[&f] = true
-	return func() {
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		delete(u.goodbyes, &f)
-	}
-}
-
-// sayGoodbye asks the upgraded connections to end.
-func (u *upgrades) sayGoodbye() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for f := range u.goodbyes {
-		go (*f)()
-	}
-	u.goodbyes = nil
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.handlers.Add(1)
+		defer func() {
+			if s.handlers.Add(-1) == 0 && s.draining.Load() {
+				s.mu.Lock()
+				s.checkDone()
+				s.mu.Unlock()
+			}
+		}()
+		next.ServeHTTP(w, r)
+	})
 }
 
 // watch is a hook for http.Server.ConnState. It adds a connection that a handler took over.
-func (u *upgrades) watch(c net.Conn, s http.ConnState) {
-	if s != http.StateHijacked {
+func (s *serving) watch(c net.Conn, state http.ConnState) {
+	if state != http.StateHijacked {
 		return
 	}
 	if t, ok := c.(*tls.Conn); ok {
 		c = t.NetConn()
 	}
 	if t, ok := c.(*trackedConn); ok {
-		u.mu.Lock()
+		s.mu.Lock()
 		if !t.closed {
-			u.conns[t] = true
+			s.conns[t] = true
 		}
-		u.mu.Unlock()
+		s.mu.Unlock()
 	}
 }
 
-func (u *upgrades) closed(t *trackedConn) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
+func (s *serving) closed(t *trackedConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	t.closed = true
-	if u.conns[t] {
-		delete(u.conns, t)
-		u.ended()
+	if s.conns[t] {
+		delete(s.conns, t)
+		s.checkDone()
 	}
 }
 
-// handler counts the running handlers that may use an upgraded connection. They still write their log lines after it
-// is closed.
-func (u *upgrades) handler(next http.Handler) http.Handler {
-	if next == nil {
-		next = http.DefaultServeMux
-	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if len(r.Header["Upgrade"]) > 0 {
-			u.mu.Lock()
-			u.handlers++
-			u.mu.Unlock()
-			defer u.handled()
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-func (u *upgrades) handled() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.handlers--
-	u.ended()
-}
-
-// ended ends the drain if nothing is left. The caller holds mu.
-func (u *upgrades) ended() {
-	if u.draining && len(u.conns) == 0 && u.handlers == 0 {
-		u.draining = false
-		close(u.none)
+// checkDone ends the drain if nothing is left. The caller holds mu.
+func (s *serving) checkDone() {
+	if s.done != nil && s.draining.Load() && len(s.conns) == 0 && s.handlers.Load() == 0 {
+		close(s.done)
+		s.done = nil
 	}
 }
 
-// drain waits until no connection and no handler is left. When ctx ends it closes the connections that are left. It is
-// called once.
-func (u *upgrades) drain(ctx context.Context) {
-	u.mu.Lock()
-	u.draining = true
-	u.ended()
-	u.mu.Unlock()
+// atGoodbye calls f, on a goroutine of its own, when upgraded connections should end, unless forget is called before.
+// A nil s never calls it.
+func (s *serving) atGoodbye(f func()) (forget func()) {
+	if s == nil {
+		return func() {}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.goodbyes == nil {
+		go f()
+		return func() {}
+	}
+	s.goodbyes[&f] = true
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.goodbyes, &f)
+	}
+}
+
+// sayGoodbye asks the upgraded connections to end.
+func (s *serving) sayGoodbye() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for f := range s.goodbyes {
+		go (*f)()
+	}
+	s.goodbyes = nil
+}
+
+// cutPatience is how long the handlers of connections that were closed have to write their log lines.
+const cutPatience = time.Second
+
+// stop shuts srv down and waits until no connection and no handler is left. When drain is over it closes the
+// connections that are left. It is called once.
+func (s *serving) stop(srv *http.Server, drain time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), drain)
+	defer cancel()
+	early := time.AfterFunc(drain/4*3, s.sayGoodbye)
+	if srv.Shutdown(ctx) != nil {
+		s.cut.Store(true)
+		_ = srv.Close()
+	}
+	early.Stop()
+	s.sayGoodbye()
+
+	s.mu.Lock()
+	done := s.done
+	s.draining.Store(true)
+	s.checkDone()
+	s.mu.Unlock()
 	select {
-	case <-u.none:
+	case <-done:
+		return
 	case <-ctx.Done():
-		u.mu.Lock()
-		conns := make([]*trackedConn, 0, len(u.conns))
-		for t := range u.conns {
-			conns = append(conns, t)
-		}
-		u.mu.Unlock()
-		for _, t := range conns {
-			_ = t.Close()
-		}
+	}
+	s.cut.Store(true)
+	s.mu.Lock()
+	conns := slices.Collect(maps.Keys(s.conns))
+	s.mu.Unlock()
+	for _, t := range conns {
+		_ = t.Close()
+	}
+	patience := time.NewTimer(cutPatience)
+	defer patience.Stop()
+	select {
+	case <-done:
+	case <-patience.C:
 	}
 }
 
-// trackedListener accepts connections that report to upgrades when they are closed.
+// trackedListener accepts connections that report to serving when they are closed.
 type trackedListener struct {
 	net.Listener
-	upgraded *upgrades
+	serving *serving
 }
 
 func (l trackedListener) Accept() (net.Conn, error) {
@@ -289,18 +336,18 @@ func (l trackedListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &trackedConn{Conn: c, upgraded: l.upgraded}, nil
+	return &trackedConn{Conn: c, serving: l.serving}, nil
 }
 
 type trackedConn struct {
 	net.Conn
-	upgraded *upgrades
-	closed   bool // guarded by upgraded.mu
+	serving *serving
+	closed  bool // guarded by serving.mu
 }
 
 func (c *trackedConn) Close() error {
 	err := c.Conn.Close()
-	c.upgraded.closed(c)
+	c.serving.closed(c)
 	return err
 }
 

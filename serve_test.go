@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -294,6 +295,139 @@ func TestServeWaitsForHandlersOfUpgrades(t *testing.T) {
 			t.Errorf("Serve: %v", err)
 		}
 	}
+}
+
+// TestServeCutIsNotTheClientsCancel: what Serve cuts off at the end of Drain is logged before Serve returns, and not as a
+// client that left.
+func TestServeCutIsNotTheClientsCancel(t *testing.T) {
+	for _, tt := range []struct{ name, path, status string }{
+		{"a stream", "/stream", "200"},
+		{"an answer that has not begun", "/silent", "503"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			entered := make(chan bool, 1)
+			backend := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/stream" {
+					w.Write([]byte("begun"))
+					w.(http.Flusher).Flush()
+				}
+				entered <- true
+				<-r.Context().Done()
+			}))
+			journal, observe := observed()
+			proxy := gateway.Proxy(gateway.NewUpstream("x", gateway.MustTargets(backend.URL), nil), nil)
+			addr, stop, done := start(t, &http.Server{Handler: observe(proxy)}, &gateway.ServeOptions{Drain: 50 * time.Millisecond})
+			conn, err := net.Dial("tcp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			io.WriteString(conn, "GET "+tt.path+" HTTP/1.1\r\nHost: x\r\n\r\n")
+			<-entered
+			stop()
+			if err := <-done; err != nil {
+				t.Errorf("Serve: %v", err)
+			}
+			select {
+			case line := <-journal:
+				if line["outcome"] != "rejected" || line["status"] != tt.status {
+					t.Errorf("logged %v", line)
+				}
+			default:
+				t.Error("Serve returned before the request was logged")
+			}
+		})
+	}
+}
+
+// TestServeDelayEndsWithTheServer: nobody waits for the rest of Delay when the server has died.
+func TestServeDelayEndsWithTheServer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- gateway.Serve(ctx, &http.Server{}, &gateway.ServeOptions{Listener: l, Delay: time.Hour})
+	}()
+	stop()
+	l.Close()
+	select {
+	case err := <-done:
+		if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Serve: %v", err)
+		}
+	case <-time.After(time.Until(deadline())):
+		t.Error("Serve waits for the end of Delay")
+	}
+}
+
+func TestServeDefaults(t *testing.T) {
+	type limits struct {
+		readHeader, idle time.Duration
+		maxHeader        int
+	}
+	for _, tt := range []struct{ given, want limits }{
+		{limits{}, limits{10 * time.Second, 2 * time.Minute, 64 << 10}},
+		{limits{1, 2, 3}, limits{1, 2, 3}},
+		{limits{-1, -1, 0}, limits{-1, -1, 64 << 10}},
+	} {
+		srv := &http.Server{ReadHeaderTimeout: tt.given.readHeader, IdleTimeout: tt.given.idle, MaxHeaderBytes: tt.given.maxHeader}
+		ctx, stop := context.WithCancel(context.Background())
+		stop()
+		if err := gateway.Serve(ctx, srv, &gateway.ServeOptions{Listener: must(net.Listen("tcp", "127.0.0.1:0"))}); err != nil {
+			t.Fatal(err)
+		}
+		if got := (limits{srv.ReadHeaderTimeout, srv.IdleTimeout, srv.MaxHeaderBytes}); got != tt.want {
+			t.Errorf("%v became %v, want %v", tt.given, got, tt.want)
+		}
+	}
+}
+
+// TestServeSaysGoodbyePastAClientThatDoesNotRead: a WebSocket's backend is asked to leave although the bytes to its
+// client are stuck.
+func TestServeSaysGoodbyePastAClientThatDoesNotRead(t *testing.T) {
+	stuck, goodbye := make(chan bool), make(chan []byte, 1)
+	backend := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, rw, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		frame := append([]byte{0x82, 126, 0xff, 0xff}, make([]byte, 0xffff)...)
+		for conn.SetWriteDeadline(time.Now().Add(200*time.Millisecond)) == nil {
+			if _, err := conn.Write(frame); err != nil {
+				break // nobody takes any more
+			}
+		}
+		close(stuck)
+		answer := make([]byte, 8)
+		io.ReadFull(rw, answer)
+		goodbye <- answer
+	}))
+	proxy := gateway.Proxy(gateway.NewUpstream("x", gateway.MustTargets(backend.URL), nil), nil)
+	addr, stop, done := start(t, &http.Server{Handler: proxy}, &gateway.ServeOptions{Drain: 2 * time.Second})
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+	<-stuck
+	stop()
+	select {
+	case frame := <-goodbye:
+		if frame[0] != 0x88 {
+			t.Errorf("the backend was sent % x", frame)
+		}
+	case <-time.After(time.Until(deadline())):
+		t.Error("the backend was not asked to leave")
+	}
+	conn.Close()
+	<-done
 }
 
 // TestServeForgetsConnectionsClosedBeforeTheirHijack: a connection that is closed before a handler takes it over is

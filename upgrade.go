@@ -51,8 +51,10 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 	if strings.EqualFold(protocol, "websocket") {
 		// Only in a WebSocket is there a known way to ask both ends to leave when the server drains.
 		c, t := wsframe.NewWriter(client, false), wsframe.NewWriter(target, true)
-		serving, _ := f.in.Context().Value(upgradesKey{}).(*upgrades)
-		defer serving.atGoodbye(func() { c.GoAway(); t.GoAway() })()
+		// Each end is asked on its own: one that reads nothing must not keep the other from hearing of it.
+		serving := servingFrom(f.in.Context())
+		defer serving.atGoodbye(c.GoAway)()
+		defer serving.atGoodbye(t.GoAway)()
 		toClient, toTarget = c, t
 	}
 	// The server's reader would take a connection that the client half-closed for one that it left. So only
