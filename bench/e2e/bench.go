@@ -63,7 +63,7 @@ func newBench(s *settings, at cpus) (b *bench, err error) {
 	for _, w := range s.with {
 		b.field = append(b.field, foreign(w[0], w[1]))
 	}
-	b.field = slices.DeleteFunc(b.field, func(c *contender) bool {
+	b.field = slices.DeleteFunc(b.field, func(c *contender) bool { // once and loudly, not for each workload
 		if c.name != "nginx" && c.name != "haproxy" {
 			return false
 		}
@@ -76,28 +76,46 @@ func newBench(s *settings, at cpus) (b *bench, err error) {
 	return b, nil
 }
 
-// startTarget starts nginx as the target or, where there is none, a server of this program.
-func (b *bench) startTarget() error {
+// startTarget starts nginx as the target or, where there is none that runs, a server of this program.
+func (b *bench) startTarget() (err error) {
+	for _, t := range []struct {
+		what    string
+		command func(place) (argv, env []string, err error)
+	}{
+		{"nginx, one process", nginxTarget},
+		{"a Go server of this program, dearer than nginx would be", role("target")},
+	} {
+		if err != nil {
+			b.leaveOut("nginx as the target: " + err.Error())
+		}
+		if err = b.tryTarget(t.command); err == nil {
+			b.backend = t.what
+			return nil
+		}
+	}
+	return err
+}
+
+func (b *bench) tryTarget(command func(place) (argv, env []string, err error)) error {
 	listen, err := freeAddr()
 	if err != nil {
 		return err
 	}
 	p := place{listen: listen, target: listen, dir: b.dir}
-	b.backend = "nginx, one process"
-	argv, env, err := nginxTarget(p)
-	if err != nil {
-		b.leaveOut("nginx is not installed: the target is a Go server, dearer than nginx would be")
-		b.backend = "a Go server of this program"
-		argv, env, err = role("target")(p)
-	}
+	argv, env, err := command(p)
 	if err != nil {
 		return err
 	}
-	if b.target, err = b.launcher.start(b.cpus.load, argv, env); err != nil {
+	target, err := b.launcher.start(b.cpus.load, argv, env)
+	if err != nil {
 		return err
 	}
-	b.place = place{target: listen, dir: b.dir}
-	return b.target.await(listen)
+	if err := target.await(listen); err != nil {
+		target.end()
+		return err
+	}
+	b.target, b.place = target, place{target: listen, dir: b.dir}
+	return nil
 }
 
 func (b *bench) leaveOut(why string) {
