@@ -170,15 +170,14 @@ func TestDeadIdleConnections(t *testing.T) {
 			}
 			closeNow <- true
 			<-closed
-			waitUntilReadable(t, tr, addr)
+			waitUntilReadable(t, tr.hosts[hostKey{false, addr}].idle[0])
 		}
 	}
 }
 
 // waitUntilReadable waits until the end of an idle connection, or a byte, has arrived.
-func waitUntilReadable(t *testing.T, tr *Transport, addr string) {
+func waitUntilReadable(t *testing.T, c *conn) {
 	t.Helper()
-	c := tr.hosts[hostKey{false, addr}].idle[0]
 	raw, err := c.wire.Conn.(syscall.Conn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,155 @@
+package h1
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+)
+
+// serveTLS is serve over TLS. It returns a URL and the configuration of a client.
+func serveTLS(t testing.TB, protos []string, handle func(n int, c net.Conn)) (string, *tls.Config) {
+	t.Helper()
+	srv := httptest.NewUnstartedServer(nil)
+	srv.StartTLS() // for its certificate
+	config := srv.TLS.Clone()
+	client := srv.Client().Transport.(*http.Transport).TLSClientConfig
+	srv.Close()
+	config.NextProtos = protos
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveOn(t, tls.NewListener(l, config), handle)
+	return "https://" + l.Addr().String() + "/", client
+}
+
+// TLS 1.3 sends the tickets of sessions at any time; they are no reason to take a connection for odd. A farewell, and bytes
+// of the application, are.
+func TestIdleConnectionsOverTLS(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		then   func(c *tls.Conn)
+		reused bool
+	}{
+		{"quiet", func(*tls.Conn) {}, true},
+		{"farewell", func(c *tls.Conn) { c.CloseWrite() }, false},
+		{"bytes", func(c *tls.Conn) { io.WriteString(c, "x") }, false},
+		{"closed", func(c *tls.Conn) { c.NetConn().Close() }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			next, done := make(chan bool), make(chan bool)
+			url, config := serveTLS(t, []string{"h2", "http/1.1"}, func(_ int, c net.Conn) {
+				br := bufio.NewReader(c)
+				for {
+					if _, err := http.ReadRequest(br); err != nil {
+						return
+					}
+					io.WriteString(c, okAnswer)
+					<-next
+					tt.then(c.(*tls.Conn))
+					done <- true
+				}
+			})
+			tr := newTransport(t, &Options{TLS: config})
+			for i := range 3 {
+				reused, body := askReused(t, tr, newRequest(t, "PATCH", url, nil))
+				if body != "ok" || reused != (tt.reused && i > 0) {
+					t.Error(reused, body)
+				}
+				next <- true
+				<-done
+				if !tt.reused {
+					key, _ := keyOf("https", url[len("https://"):len(url)-1])
+					waitUntilReadable(t, tr.hosts[key].idle[0])
+				}
+			}
+		})
+	}
+}
+
+// A body that ends with the connection is whole over TLS only after a farewell, and otherwise may have been cut off.
+func TestStreamOverTLS(t *testing.T) {
+	for _, farewell := range []bool{false, true} {
+		url, config := serveTLS(t, nil, func(_ int, c net.Conn) {
+			http.ReadRequest(bufio.NewReader(c))
+			io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\nhello")
+			if farewell {
+				c.(*tls.Conn).CloseWrite()
+			}
+			c.(*tls.Conn).NetConn().Close()
+		})
+		res, err := newTransport(t, &Options{TLS: config}).RoundTrip(newRequest(t, "GET", url, nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		if string(body) != "hello" || farewell && err != nil || !farewell && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Error(farewell, string(body), err)
+		}
+		res.Body.Close()
+	}
+}
+
+// A target that stays silent for longer than it takes to start the watcher, in the middle of a record, does not break TLS.
+func TestSlowRecordsOverTLS(t *testing.T) {
+	url, config := serveTLS(t, nil, func(_ int, c net.Conn) {
+		br := bufio.NewReader(c)
+		for {
+			if _, err := http.ReadRequest(br); err != nil {
+				return
+			}
+			io.WriteString(c, okAnswer[:20])
+			timer := time.NewTimer(3 * watchAfter)
+			<-timer.C
+			io.WriteString(c, okAnswer[20:])
+		}
+	})
+	tr := newTransport(t, &Options{TLS: config})
+	for i := range 3 {
+		if reused, body := askReused(t, tr, newRequest(t, "GET", url, nil)); body != "ok" || reused != (i > 0) {
+			t.Error(reused, body)
+		}
+	}
+}
+
+func TestUntrustedTLS(t *testing.T) {
+	url, _ := serveTLS(t, nil, answerAll(okAnswer))
+	tr := newTransport(t, nil)
+	_, err := tr.RoundTrip(newRequest(t, "GET", url, nil))
+	var cert *tls.CertificateVerificationError
+	if !errors.As(err, &cert) || len(tr.hosts) != 0 {
+		t.Error(err)
+	}
+}
+
+func TestNegotiate(t *testing.T) {
+	for _, tt := range []struct {
+		server []string
+		want   string
+	}{
+		{nil, "http/1.1"}, {[]string{"http/1.1"}, "http/1.1"}, {[]string{"h2", "http/1.1"}, "h2"},
+	} {
+		url, config := serveTLS(t, tt.server, answerAll(okAnswer))
+		tr := newTransport(t, &Options{TLS: config})
+		target := url[len("https://") : len(url)-1]
+		for range 2 {
+			proto, c, err := tr.Negotiate(t.Context(), target, "h2", "http/1.1")
+			if err != nil || proto != tt.want || (c != nil) != (tt.want == "h2") {
+				t.Error(proto, c, err)
+			}
+			if c != nil {
+				c.Close()
+			}
+		}
+		// The transport itself speaks HTTP/1.1, and has kept the connection.
+		if reused, body := askReused(t, tr, newRequest(t, "GET", url, nil)); body != "ok" || reused != (tt.want != "h2") {
+			t.Error(reused, body)
+		}
+	}
+}
