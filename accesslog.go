@@ -28,19 +28,17 @@ func (l *accessLog) write(ex *exchange, rw *responseWriter, r *http.Request, s *
 		return
 	}
 	ex.mu.Lock()
-	traceID, route, identity, written := ex.traceID, ex.route, ex.identity, rw.written
+	traceID, identity, sent, written := ex.traceID, ex.identity, ex.forwarded, rw.written
 	ex.mu.Unlock()
-	if route == "" {
-		route = s.pattern
-	}
-	attrs := make([]slog.Attr, 0, 12)
+	attrs := make([]slog.Attr, 0, 16)
 	attrs = append(attrs,
 		slog.String("method", bounded(r.Method)),
+		slog.String("host", bounded(r.Host)),
 		slog.String("path", bounded(r.URL.Path)),
-		slog.String("route", route),
+		slog.String("route", s.routeName),
 		slog.Int("status", s.status),
 		slog.String("outcome", s.outcome.String()),
-		slog.Duration("took", s.took),
+		slog.Duration("duration", s.duration),
 		slog.Int64("bytes", written),
 		slog.String("client", clientText(r)),
 		slog.String("trace_id", traceID),
@@ -48,8 +46,14 @@ func (l *accessLog) write(ex *exchange, rw *responseWriter, r *http.Request, s *
 	if identity != nil {
 		attrs = append(attrs, slog.String("subject", bounded(identity.Subject)))
 	}
+	if sent.upstream != "" {
+		attrs = append(attrs, slog.String("upstream", sent.upstream))
+	}
+	if sent.attempts > 0 {
+		attrs = append(attrs, slog.String("target", sent.target.Redacted()), slog.Int("attempts", sent.attempts))
+	}
 	if s.err != nil {
-		attrs = append(attrs, slog.String("cause", bounded(causeText(s.err))))
+		attrs = append(attrs, slog.String("error", bounded(causeText(s.err))))
 	}
 	if len(remarks) > 0 {
 		attrs = append(attrs, slog.String("remarks", strings.ToValidUTF8(strings.Join(remarks, "; "), "\uFFFD")))

@@ -92,7 +92,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member) (*htt
 		res, err = nil, ErrTimeout
 	}
 	if err != nil {
-		err = attemptError(out, err)
+		err = fmt.Errorf("target %s: %w", a.member.URL.Redacted(), attemptError(out, err))
 		a.end(result{err: err, gone: leftEarly(a.client)}.outcome())
 		return nil, a.member, err
 	}
@@ -198,6 +198,7 @@ func (a *attempt) Read(p []byte) (int, error) {
 			a.circuit.done(o, a.status)
 			a.upstream.pool.recordTraffic(a.member, o)
 		}
+		err = fmt.Errorf("target %s: %w", a.member.URL.Redacted(), err)
 	}
 	return n, err
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"sync"
 
@@ -42,6 +43,7 @@ type exchange struct {
 	observing
 	matched
 	answering
+	forwarded
 	admitted *admission // the Breakers that let the request through; a part and a variant inherit it
 	ended
 }
@@ -87,6 +89,24 @@ type matched struct {
 type answering struct {
 	onError  func(http.ResponseWriter, *http.Request, *Error) // the innermost HandleErrors
 	answered *Error                                           // the error that onError or a fallback is answering
+}
+
+// forwarded is where the request was sent last. An Upstream writes it, on its caller's goroutine. No other record
+// inherits it.
+type forwarded struct {
+	upstream string   // its name
+	target   *url.URL // nil when no target was asked
+	attempts int      // at targets of the upstream
+}
+
+// sent records where the request was sent.
+func (ex *exchange) sent(f forwarded) {
+	if ex == nil {
+		return
+	}
+	ex.mu.Lock()
+	ex.forwarded = f
+	ex.mu.Unlock()
 }
 
 // ended is how the exchange ended. No other record inherits it.

@@ -91,7 +91,7 @@ func TestWithIdentityRecord(t *testing.T) {
 	}{
 		{"an answer", text("hello"), 200, map[string]string{"outcome": "ok", "bytes": "5", "level": "INFO"}},
 		{"a refusal", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { gateway.WriteError(w, r, gateway.ErrOverloaded) }), 503,
-			map[string]string{"outcome": "rejected", "cause": gateway.ErrOverloaded.Error()}},
+			map[string]string{"outcome": "rejected", "error": gateway.ErrOverloaded.Error()}},
 		{"a refusal by a middleware", rateLimited(text("hello")), 429, map[string]string{"outcome": "rejected"}},
 		{"a failure behind a good answer", gateway.Aggregate([]gateway.Part{
 			{Name: "ads", From: gateway.HandlerTransport(text("<html>")), Path: "/", Optional: true},

@@ -162,7 +162,7 @@ func (in *introspection) judge(answer map[string]any, now time.Time) (*Identity,
 	case nbf != nil && now.Before(nbf.Time):
 		return nil, badCredentials("the token is not valid yet")
 	case in.opts.Audience != "" && !slices.Contains(aud, in.opts.Audience):
-		return nil, badCredentials("the token is for another audience")
+		return nil, badCredentials(fmt.Sprintf("the token is for the audience %q, not for %q", aud, in.opts.Audience))
 	}
 	return c.identity(), nil
 }

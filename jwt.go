@@ -63,6 +63,7 @@ type JWT struct {
 	token     func(*http.Request) string
 	maxBytes  int
 	issuer    string
+	audience  string
 	validator *jwt.Validator
 	revoked   func(*Identity) bool
 	leeway    time.Duration
@@ -113,6 +114,7 @@ func NewJWT(keys KeySource, opts JWTOptions) *JWT {
 		token:    opts.Token,
 		maxBytes: opts.MaxBytes,
 		issuer:   opts.Issuer,
+		audience: opts.Audience,
 		revoked:  opts.Revoked,
 		leeway:   opts.Leeway,
 		validator: jwt.NewValidator(
@@ -259,13 +261,25 @@ func (j *JWT) verify(ctx context.Context, token string) (*tokenEntry, error) {
 	}
 	c := claims(object)
 	if err := j.validator.Validate(c); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnauthenticated, err)
+		return nil, fmt.Errorf("%w: %w%s", ErrUnauthenticated, err, j.mismatch(c, err))
 	}
 	id := c.identity()
 	return &tokenEntry{
 		Value: verified{id: id, key: key, kid: kid, alg: alg},
 		Until: id.Expiry.Add(j.leeway),
 	}, nil
+}
+
+// mismatch returns the values of the claim that err is about, and what was expected, for the log. It returns "" for
+// other errors.
+func (j *JWT) mismatch(c claims, err error) string {
+	switch {
+	case errors.Is(err, jwt.ErrTokenInvalidIssuer):
+		return fmt.Sprintf(": the token is from %q, expected is %q", c["iss"], j.issuer)
+	case errors.Is(err, jwt.ErrTokenInvalidAudience):
+		return fmt.Sprintf(": the token is for %q, expected is %q", c["aud"], j.audience)
+	}
+	return ""
 }
 
 // readHeader checks the JOSE header (RFC 7515 section 4) and returns the members that the verification needs.
@@ -436,7 +450,7 @@ func (m *issuers) Authenticate(r *http.Request) (*Identity, error) {
 		}
 		j := m.byIssuer[m.issuerOf(token)]
 		if j == nil {
-			return nil, badCredentials("unknown issuer")
+			return nil, badCredentials(fmt.Sprintf("unknown issuer %q", m.issuerOf(token)))
 		}
 		if j != finder {
 			// The token was found where finder has its tokens. Its own issuer must have them there, too: a

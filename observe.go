@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -46,6 +47,7 @@ type ObserveOptions struct {
 //
 //   - http.request.method; _OTHER for a method that no RFC defines
 //   - http.route: the path of the matched pattern, never the path of the request
+//   - gateway.route: the route's name, which tells two hosts with the same path apart
 //   - http.response.status_code, url.scheme and network.protocol.version
 //   - gateway.outcome: the Outcome, which tells who failed
 //   - error.type: set when the outcome is OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted or
@@ -55,12 +57,17 @@ type ObserveOptions struct {
 // is "HTTP" there. The span's status is Error when error.type is set. Where no tracing SDK is installed,
 // Observe makes the ids and marks them as sampled, so that services behind the gateway can trace.
 //
-// The log line has the message "request" and these attributes: method, path (without the query), route (its
-// name), status (499 when the client left first), outcome, took, bytes (of the body), client and trace_id.
-// Where they exist, it also has subject, cause (why the exchange ended as it did) and remarks (what went
-// wrong without changing the answer). Its level is Error for the four outcomes listed above, Warn for any
-// other 5xx and for a request with remarks, and Info otherwise. Values that a client chooses are cut at 512
-// bytes.
+// The log line has the message "request". Its attributes are:
+//
+//   - method, host, path (without the query), route (its name), status (499 when the client left first), outcome,
+//     duration, bytes (of the answer's body), client (its address) and trace_id, always
+//   - subject, when somebody was authenticated
+//   - upstream, target (the last one that was asked) and attempts, when the request went to an Upstream
+//   - error: why the exchange ended as it did; after a failed attempt it names the target
+//   - remarks: what went wrong without changing the answer
+//
+// Its level is Error for the four outcomes listed above, Warn for any other 5xx and for a request with remarks, and
+// Info otherwise. Values that a client chooses are cut at 512 bytes.
 //
 // Observe panics when TraceHeader is not a field name.
 func Observe(opts *ObserveOptions) Middleware {
@@ -210,11 +217,12 @@ func describeRequest(span trace.Span, r *http.Request) {
 
 // summary is what Observe reports of one exchange.
 type summary struct {
-	pattern string // of the route that matched; "" when none did
-	status  int
-	outcome Outcome
-	err     error // why the outcome is what it is; may be nil
-	took    time.Duration
+	pattern   string // of the route that matched; "" when none did
+	routeName string // its name, or else the pattern
+	status    int
+	outcome   Outcome
+	err       error // why the outcome is what it is; may be nil
+	duration  time.Duration
 }
 
 // route returns the pattern's path, without method and host.
@@ -225,15 +233,18 @@ func (s *summary) route() string {
 // finish ends the exchange and reports it to the histogram, the span and the log. panicked is what recover
 // returned.
 func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, span trace.Span, start time.Time, panicked any) {
-	s := summary{took: time.Since(start)}
+	s := summary{duration: time.Since(start)}
 	s.outcome, s.status, s.err = ex.end(rw, panicked)
 	s.pattern = RoutePattern(r.Context())
 	if s.pattern == "" {
 		s.pattern = r.Pattern // set by a foreign mux on a request that the record does not hold
 	}
+	ex.mu.Lock()
+	s.routeName = cmp.Or(ex.route, s.pattern)
+	ex.mu.Unlock()
 	if ctx := r.Context(); o.duration.Enabled(ctx) {
-		o.duration.Record(ctx, s.took.Seconds(), o.labels.Options(serverLabels{
-			method: telemetry.Method(r.Method), route: s.route(), scheme: scheme(r), version: protocolVersion(r),
+		o.duration.Record(ctx, s.duration.Seconds(), o.labels.Options(serverLabels{
+			method: telemetry.Method(r.Method), route: s.route(), routeName: s.routeName, scheme: scheme(r), version: protocolVersion(r),
 			status: s.status, outcome: s.outcome,
 		})...)
 	}
@@ -249,6 +260,9 @@ func describeResult(span trace.Span, r *http.Request, s *summary) {
 	if route := s.route(); route != "" {
 		span.SetName(telemetry.SpanMethod(r.Method) + " " + route)
 		span.SetAttributes(attribute.String("http.route", route))
+	}
+	if s.routeName != "" {
+		span.SetAttributes(attribute.String("gateway.route", s.routeName))
 	}
 	span.SetAttributes(
 		attribute.Int("http.response.status_code", s.status),
@@ -274,14 +288,14 @@ func exportable(s string) string { return strings.ToValidUTF8(bounded(s), "\uFFF
 
 // serverLabels are the values by which http.server.request.duration is split.
 type serverLabels struct {
-	method, route, scheme, version string
-	status                         int
-	outcome                        Outcome
+	method, route, routeName, scheme, version string
+	status                                    int
+	outcome                                   Outcome
 }
 
 // AttributeSet implements telemetry.Labels.
 func (l serverLabels) AttributeSet() attribute.Set {
-	attrs := make([]attribute.KeyValue, 0, 7)
+	attrs := make([]attribute.KeyValue, 0, 8)
 	attrs = append(attrs,
 		attribute.String("http.request.method", l.method),
 		attribute.String("url.scheme", l.scheme),
@@ -291,6 +305,9 @@ func (l serverLabels) AttributeSet() attribute.Set {
 	)
 	if l.route != "" {
 		attrs = append(attrs, attribute.String("http.route", l.route))
+	}
+	if l.routeName != "" {
+		attrs = append(attrs, attribute.String("gateway.route", l.routeName))
 	}
 	if kind := errorType(l.outcome, l.status); kind != "" {
 		attrs = append(attrs, attribute.String("error.type", kind))

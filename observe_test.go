@@ -45,14 +45,14 @@ func TestObserveMeasures(t *testing.T) {
 	}
 	ask("GET", "/nowhere")
 
-	base := func(method, route string, status int, outcome string, more ...attribute.KeyValue) attribute.Set {
+	base := func(method, route, name string, status int, outcome string, more ...attribute.KeyValue) attribute.Set {
 		attrs := append([]attribute.KeyValue{
 			attribute.String("http.request.method", method), attribute.String("url.scheme", "http"),
 			attribute.String("network.protocol.version", "1.1"), attribute.Int("http.response.status_code", status),
 			attribute.String("gateway.outcome", outcome),
 		}, more...)
 		if route != "" {
-			attrs = append(attrs, attribute.String("http.route", route))
+			attrs = append(attrs, attribute.String("http.route", route), attribute.String("gateway.route", name))
 		}
 		return attribute.NewSet(attrs...)
 	}
@@ -62,12 +62,12 @@ func TestObserveMeasures(t *testing.T) {
 		set   attribute.Set
 		count int
 	}{
-		{"route", base("GET", "/users/{id}", 200, "ok"), 3},
-		{"answer of a failing handler", base("POST", "/fail", 503, "upstream_error", attribute.String("error.type", "503")), 1},
-		{"panic", base("GET", "/panic", 500, "internal", attribute.String("error.type", "internal")), 1},
-		{"refused with a 5xx", base("GET", "/away", 503, "rejected", attribute.String("error.type", "503")), 1},
-		{"unknown methods", base("_OTHER", "", 405, "rejected"), 50},
-		{"no route", base("GET", "", 404, "rejected"), 1},
+		{"route", base("GET", "/users/{id}", "GET /users/{id}", 200, "ok"), 3},
+		{"answer of a failing handler", base("POST", "/fail", "POST shop.example/fail", 503, "upstream_error", attribute.String("error.type", "503")), 1},
+		{"panic", base("GET", "/panic", "GET /panic", 500, "internal", attribute.String("error.type", "internal")), 1},
+		{"refused with a 5xx", base("GET", "/away", "GET /away", 503, "rejected", attribute.String("error.type", "503")), 1},
+		{"unknown methods", base("_OTHER", "", "", 405, "rejected"), 50},
+		{"no route", base("GET", "", "", 404, "rejected"), 1},
 	} {
 		i := slices.IndexFunc(got, func(s gatewaytest.Series) bool { return s.Attributes.Equals(&tt.set) })
 		if i < 0 {

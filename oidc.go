@@ -59,7 +59,7 @@ func discover(ctx context.Context, issuer string) (*JWKS, error) {
 	}
 	// The document must be this issuer's own (section 4.3).
 	if doc["issuer"] != issuer {
-		return nil, errors.New("the configuration is another issuer's")
+		return nil, fmt.Errorf("the configuration is that of issuer %q, not of %q", doc["issuer"], issuer)
 	}
 	rawURL, _ := doc["jwks_uri"].(string)
 	keys, err := NewJWKS(rawURL, nil)

@@ -150,25 +150,25 @@ func (w *fieldWriter) set(name, value string) {
 // peer: the list of a trusted proxy that writes it, or else the client's address, and then the peer's.
 func (w *fieldWriter) clientAddr() {
 	client := ClientAddr(w.in)
+	before, peer := "", ""
 	if client.IsValid() {
-		w.set("X-Real-Ip", client.String())
-	}
-	before := ""
-	switch lines := w.in.Header[fieldXForwardedFor]; {
-	case w.hops.viaProxy && w.hops.field == fieldXForwardedFor && len(lines) > 0:
-		before = strings.Join(lines, ", ")
-	case client.IsValid() && client != w.peer:
 		before = client.String()
+		w.set("X-Real-Ip", before)
 	}
 	switch {
-	case !w.peer.IsValid():
-		if before != "" {
-			w.set(fieldXForwardedFor, before)
-		}
-	case before == "":
-		w.set(fieldXForwardedFor, w.peer.String())
-	default:
-		w.set(fieldXForwardedFor, before+", "+w.peer.String())
+	case client == w.peer:
+		peer, before = before, ""
+	case w.peer.IsValid():
+		peer = w.peer.String()
+	}
+	if lines := w.in.Header[fieldXForwardedFor]; w.hops.viaProxy && w.hops.field == fieldXForwardedFor && len(lines) > 0 {
+		before = strings.Join(lines, ", ")
+	}
+	if before != "" && peer != "" {
+		before += ", "
+	}
+	if before+peer != "" {
+		w.set(fieldXForwardedFor, before+peer)
 	}
 }
 

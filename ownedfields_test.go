@@ -209,7 +209,7 @@ func TestProxyIdentityClaims(t *testing.T) {
 			if p := readProblem(t, res); p.Status != 401 || res.Header.Get("WWW-Authenticate") == "" || strings.Contains(fmt.Sprint(p), "tenant") {
 				t.Errorf("%s: got %+v", tt.name, p)
 			}
-			if line["outcome"] != "rejected" || !strings.Contains(line["cause"], "tenant") || strings.Contains(line["cause"], "admin") {
+			if line["outcome"] != "rejected" || !strings.Contains(line["error"], "tenant") || strings.Contains(line["error"], "admin") {
 				t.Errorf("%s: logged %v", tt.name, line)
 			}
 			continue

@@ -206,7 +206,7 @@ func TestProxyFailures(t *testing.T) {
 			if line["outcome"] != tt.outcome || line["level"] != tt.level || line["status"] != fmt.Sprint(tt.status) {
 				t.Errorf("logged %v", line)
 			}
-			if tt.status >= 502 && line["cause"] == "" {
+			if tt.status >= 502 && line["error"] == "" {
 				t.Errorf("no cause logged: %v", line)
 			}
 			if len(f.journal) > 0 {

@@ -115,7 +115,7 @@ func TestForwardNoDotSegments(t *testing.T) {
 			if p := readProblem(t, res); p.Status != 400 {
 				t.Errorf("%s: %s: %+v", name, path, p)
 			}
-			if line := j.next(t); line["outcome"] != "rejected" || line["cause"] == "" {
+			if line := j.next(t); line["outcome"] != "rejected" || line["error"] == "" {
 				t.Errorf("%s: %s: logged %v", name, path, line)
 			}
 		}

@@ -36,7 +36,9 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 	client, buf, err := f.w.Hijack()
 	if err != nil {
 		// A writer outside the gateway does not support it. No target is to blame.
-		answerError(f.w, f.in, finish(fmt.Errorf("gateway: Proxy: upgrade: %w", err)), result{panicked: true})
+		err = fmt.Errorf("gateway: Proxy: upgrade: %T, around the gateway, does not let a handler take the connection over: %w",
+			innermost(f.w), err)
+		answerError(f.w, f.in, finish(err), result{panicked: true})
 		return
 	}
 	defer client.Close()
@@ -70,6 +72,17 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 		client.Close()
 	}
 	<-finished
+}
+
+// innermost returns the last writer that unwrapping w leads to.
+func innermost(w http.ResponseWriter) http.ResponseWriter {
+	for {
+		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return w
+		}
+		w = u.Unwrap()
+	}
 }
 
 // agreedProtocol returns the protocol of a 101, which must be one that the request offered.

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -199,6 +200,7 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 			status = res.StatusCode
 		}
 		if m == nil || !u.mayRetry(r, body, n, status, err) {
+			u.noteAttempts(r.Context(), m, tried)
 			if n > 1 {
 				trace.SpanFromContext(r.Context()).SetAttributes(attribute.Int("http.request.resend_count", n-1))
 			}
@@ -209,9 +211,23 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 			readRest(res)
 		}
 		if !u.opts.Retry.pause(r.Context(), n) {
+			u.noteAttempts(r.Context(), nil, tried)
 			return nil, attemptError(r, r.Context().Err())
 		}
 	}
+}
+
+// noteAttempts records for the log which targets were asked: tried, and then last, unless it is nil.
+func (u *Upstream) noteAttempts(ctx context.Context, last *member, tried []*member) {
+	f := forwarded{upstream: u.name, attempts: len(tried)}
+	switch {
+	case last != nil:
+		f.target = last.URL
+		f.attempts++
+	case len(tried) > 0:
+		f.target = tried[len(tried)-1].URL
+	}
+	exchangeFrom(ctx).sent(f)
 }
 
 // readRest reads what is left of a response that is not used, and closes its body. A short rest is read to

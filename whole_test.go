@@ -170,7 +170,7 @@ func TestWholeGatewayRefuses(t *testing.T) {
 			if line["outcome"] != tt.outcome || line["status"] != fmt.Sprint(tt.status) {
 				t.Errorf("logged %v", line)
 			}
-			if tt.status >= 400 && !tt.passes && line["cause"] == "" {
+			if tt.status >= 400 && !tt.passes && line["error"] == "" {
 				t.Errorf("no cause logged: %v", line)
 			}
 			if len(j) > 0 {
