@@ -2,6 +2,7 @@ package h1
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -167,7 +168,7 @@ func (b *body) fail(err error) error {
 	if failure := w.failed(); failure != nil {
 		err = failure
 	} else if ctx := w.ctx; ctx != nil && ctx.Err() != nil {
-		err = contextError(ctx)
+		err = context.Cause(ctx)
 	}
 	b.err = err
 	b.finish(false)

@@ -65,7 +65,7 @@ func (t *Transport) dial(ctx context.Context, h *host, config *tls.Config, hooks
 	nc, err := t.opts.Dial(dialCtx, "tcp", h.key.addr)
 	if err != nil {
 		if ctx.Err() != nil {
-			err = contextError(ctx)
+			err = context.Cause(ctx)
 		}
 		return nil, err
 	}
@@ -97,7 +97,7 @@ func (c *conn) handshake(ctx context.Context, config *tls.Config, hooks *Hooks, 
 	tc := tls.Client(c.wire, config)
 	err := tc.HandshakeContext(ctx)
 	if err != nil && ctx.Err() != nil {
-		if err = contextError(ctx); context.Cause(ctx) == errTLSHandshakeTimeout {
+		if err = context.Cause(ctx); context.Cause(ctx) == errTLSHandshakeTimeout {
 			err = errTLSHandshakeTimeout
 		}
 	}

@@ -90,21 +90,6 @@ func (e *timeoutError) Timeout() bool        { return true }
 func (e *timeoutError) Temporary() bool      { return true }
 func (e *timeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
 
-// canceledError is the end of a context that was canceled with a cause.
-type canceledError struct{ err, cause error }
-
-func (e *canceledError) Error() string   { return e.cause.Error() }
-func (e *canceledError) Unwrap() []error { return []error{e.err, e.cause} }
-
-// contextError returns the error of a context that is done. It wraps both ctx.Err and context.Cause.
-func contextError(ctx context.Context) error {
-	err := ctx.Err()
-	if cause := context.Cause(ctx); cause != nil && cause != err {
-		return &canceledError{err, cause}
-	}
-	return err
-}
-
 // Hooks are the functions that a round trip calls as it goes. Any of them may be nil. Each gets the argument that
 // was given to Do, so that one Hooks serves all requests. All are called on the goroutine of the round trip, except
 // WroteRequest and Wait100Continue, which the goroutine of a streamed body calls, possibly after Do has returned.
@@ -205,7 +190,8 @@ func setDefault[T int | time.Duration](option *T, value T) {
 	*option = max(*option, 0)
 }
 
-// RoundTrip sends a request and returns its response. It calls the hooks of the httptrace.ClientTrace in the
+// RoundTrip sends a request and returns its response. Where the context ends it, the error wraps context.Cause, which is
+// the context's own error unless a cause was given. It calls the hooks of the httptrace.ClientTrace in the
 // request's context, but for PutIdleConn and WroteHeaderField.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if trace := httptrace.ContextClientTrace(req.Context()); trace != nil {

@@ -2,10 +2,15 @@ package h1
 
 import (
 	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
 	"os"
 	"runtime"
 	"strings"
@@ -162,6 +167,151 @@ func TestRoundTrip(t *testing.T) {
 		if res, body := ask(t, tr, newRequest(t, "POST", "http://"+addr+"/", big)); res.StatusCode != 200 || body != "ok" {
 			t.Fatal(res, body)
 		}
+	}
+}
+
+// RoundTrip calls the hooks of an httptrace.ClientTrace in the context.
+func TestClientTrace(t *testing.T) {
+	for _, secure := range []bool{false, true} {
+		answer := "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n" + okAnswer
+		url, opts := "", &Options{}
+		if secure {
+			url, opts.TLS = serveTLS(t, nil, answerAll(answer))
+		} else {
+			url = "http://" + serve(t, answerAll(answer)) + "/"
+		}
+		tr := newTransport(t, opts)
+		for i, want := range []string{
+			"GetConn,ConnectStart,ConnectDone,TLSStart,TLSDone,GotConn new,WroteHeaders,WroteRequest,FirstByte,100,1xx 100,1xx 103",
+			"GetConn,GotConn reused idle,WroteHeaders,WroteRequest,FirstByte,100,1xx 100,1xx 103",
+		} {
+			if !secure {
+				want = strings.ReplaceAll(want, "TLSStart,TLSDone,", "")
+			}
+			var calls []string
+			note := func(s string) { calls = append(calls, s) }
+			trace := &httptrace.ClientTrace{
+				GetConn: func(hostPort string) {
+					if !strings.Contains(url, hostPort) {
+						t.Error(hostPort)
+					}
+					note("GetConn")
+				},
+				GotConn: func(info httptrace.GotConnInfo) {
+					if _, ok := info.Conn.(*tls.Conn); ok != secure || info.Conn.RemoteAddr() == nil {
+						t.Error(info.Conn)
+					}
+					switch info.IdleTime = 0; info {
+					case httptrace.GotConnInfo{Conn: info.Conn}:
+						note("GotConn new")
+					case httptrace.GotConnInfo{Conn: info.Conn, Reused: true, WasIdle: true}:
+						note("GotConn reused idle")
+					}
+				},
+				ConnectStart:         func(string, string) { note("ConnectStart") },
+				ConnectDone:          func(string, string, error) { note("ConnectDone") },
+				TLSHandshakeStart:    func() { note("TLSStart") },
+				TLSHandshakeDone:     func(tls.ConnectionState, error) { note("TLSDone") },
+				WroteHeaders:         func() { note("WroteHeaders") },
+				WroteRequest:         func(info httptrace.WroteRequestInfo) { note("WroteRequest") },
+				GotFirstResponseByte: func() { note("FirstByte") },
+				Got100Continue:       func() { note("100") },
+				Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
+					note(fmt.Sprint("1xx ", code))
+					return nil
+				},
+			}
+			req := newRequest(t, "GET", url, nil)
+			ask(t, tr, req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
+			if got := strings.Join(calls, ","); got != want {
+				t.Errorf("request %d:\n got %s\nwant %s", i, got, want)
+			}
+		}
+	}
+}
+
+// The error of a connection is wrapped.
+func TestConnectionErrors(t *testing.T) {
+	broken := errors.New("broken")
+	for _, tt := range []struct {
+		name string
+		conn net.Conn
+	}{
+		{"read", &brokenConn{Conn: &memoryConn{}, read: broken}},
+		{"write", &brokenConn{Conn: &memoryConn{}, write: broken}},
+		{"read in the header", &brokenConn{Conn: &memoryConn{data: []byte("HTTP/1.1"), step: 100}, then: broken}},
+	} {
+		tr := New(&Options{Dial: func(context.Context, string, string) (net.Conn, error) { return tt.conn, nil }})
+		if _, err := tr.RoundTrip(newRequest(t, "GET", "http://a/", nil)); !errors.Is(err, broken) {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if !tt.conn.(*brokenConn).closed {
+			t.Errorf("%s: not closed", tt.name)
+		}
+	}
+}
+
+type brokenConn struct {
+	net.Conn
+	read, then, write error
+	closed            bool
+}
+
+func (c *brokenConn) Read(p []byte) (int, error) {
+	if c.read != nil {
+		return 0, c.read
+	}
+	n, err := c.Conn.Read(p)
+	if err == io.EOF && c.then != nil {
+		err = c.then
+	}
+	return n, err
+}
+
+func (c *brokenConn) Write(p []byte) (int, error) {
+	if c.write != nil {
+		return 0, c.write
+	}
+	return len(p), nil
+}
+
+func (c *brokenConn) Close() error { c.closed = true; return nil }
+
+// The allocations of a round trip are four, and one for a body of a type of its own; net/http's are ten times as many.
+func TestAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	answer := benchAnswer(100)
+	addr := serve(t, func(_ int, c net.Conn) {
+		buf := make([]byte, 4096)
+		for {
+			if _, err := c.Read(buf); err != nil {
+				return
+			}
+			if _, err := c.Write(answer); err != nil {
+				return
+			}
+		}
+	})
+	tr := newTransport(t, nil)
+	req := newRequest(t, "GET", "http://"+addr+"/users/7?fields=name", nil)
+	req.Header.Set("User-Agent", "x")
+	round := func(rt http.RoundTripper) float64 {
+		return testing.AllocsPerRun(200, func() {
+			res, err := rt.RoundTrip(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.Copy(io.Discard, res.Body)
+			res.Body.Close()
+		})
+	}
+	std := &http.Transport{DisableCompression: true}
+	defer std.CloseIdleConnections()
+	own, theirs := round(tr), round(std)
+	if own > 6 || own > 0.6*theirs {
+		t.Errorf("%v allocations, net/http %v", own, theirs)
 	}
 }
 

@@ -50,7 +50,10 @@ func (t *Transport) acquire(ctx context.Context, key hostKey) (*conn, *host, err
 		}
 		place = true
 		t.mu.Unlock()
-		closeAll(expired)
+		if len(expired) > 0 {
+			expired[0].close() // its place is this request's
+			t.discard(expired[1:])
+		}
 		if c != nil {
 			if c.alive() {
 				return c, h, nil
@@ -99,11 +102,11 @@ func (t *Transport) await(ctx context.Context, h *host, w *waiter) (*conn, *host
 	default:
 		// The host still has the open connections that this request has waited for.
 	}
-	return nil, nil, contextError(ctx)
+	return nil, nil, context.Cause(ctx)
 }
 
 // popIdle takes the connection that was used last. If that has been idle for too long, so have all others, and it
-// returns them all to be closed. One place among the open connections is the caller's in either case.
+// returns them all to be closed.
 func (h *host) popIdle(now time.Time, timeout time.Duration) (c *conn, expired []*conn) {
 	n := len(h.idle)
 	if n == 0 {
@@ -113,7 +116,6 @@ func (h *host) popIdle(now time.Time, timeout time.Duration) (c *conn, expired [
 	if timeout > 0 && now.Sub(c.idleSince) >= timeout {
 		expired = h.idle
 		h.idle = nil
-		h.open -= n - 1
 		return nil, expired
 	}
 	h.idle[n-1] = nil
@@ -157,10 +159,9 @@ func (t *Transport) put(c *conn) {
 		return
 	}
 	if t.closeIdle || len(h.idle) >= t.opts.MaxIdlePerHost {
-		h.open--
-		t.removeIfEmpty(h)
 		t.mu.Unlock()
 		c.close()
+		t.forgo(h)
 		return
 	}
 	h.idle = append(h.idle, c)
@@ -220,8 +221,6 @@ func (t *Transport) sweepIdle() {
 		if n > 0 {
 			expired = append(expired, h.idle[:n]...)
 			h.idle = append([]*conn(nil), h.idle[n:]...)
-			h.open -= n
-			t.removeIfEmpty(h)
 		}
 		if len(h.idle) > 0 {
 			left := t.opts.IdleTimeout - now.Sub(h.idle[0].idleSince)
@@ -235,7 +234,7 @@ func (t *Transport) sweepIdle() {
 		t.scheduleSweep(max(next, t.opts.IdleTimeout/10))
 	}
 	t.mu.Unlock()
-	closeAll(expired)
+	t.discard(expired)
 }
 
 // CloseIdleConnections closes the connections that no request uses. Those in use are closed when they are given
@@ -245,9 +244,7 @@ func (t *Transport) CloseIdleConnections() {
 	var idle []*conn
 	for _, h := range t.hosts {
 		idle = append(idle, h.idle...)
-		h.open -= len(h.idle)
 		h.idle = nil
-		t.removeIfEmpty(h)
 	}
 	t.closeIdle = true
 	if t.sweeping {
@@ -255,11 +252,13 @@ func (t *Transport) CloseIdleConnections() {
 		t.sweeping = false
 	}
 	t.mu.Unlock()
-	closeAll(idle)
+	t.discard(idle)
 }
 
-func closeAll(conns []*conn) {
+// discard closes idle connections that no list has any more, and then gives up their places.
+func (t *Transport) discard(conns []*conn) {
 	for _, c := range conns {
 		c.close()
+		t.forgo(c.host)
 	}
 }

@@ -30,7 +30,7 @@ func (c *call) do() (*http.Response, error) {
 	ctx := c.req.Context()
 	err := c.prepare()
 	if err == nil && ctx.Err() != nil {
-		err = contextError(ctx)
+		err = context.Cause(ctx)
 	}
 	if err == nil {
 		err = c.readInline()
@@ -201,7 +201,7 @@ func (c *call) fail(ctx context.Context, conn *conn, f failure) *failure {
 	if reason := conn.wire.failed(); reason != nil {
 		f.err, f.aborted = reason, true
 	} else if ctx.Err() != nil {
-		f.err, f.aborted = contextError(ctx), true
+		f.err, f.aborted = context.Cause(ctx), true
 	}
 	conn.finish(false)
 	return &f

@@ -102,7 +102,7 @@ func (w *wire) cancel() {
 	if w.ctx == nil {
 		return // the exchange has ended; end has seen this watcher, and the connection is not used again
 	}
-	w.failLocked(contextError(w.ctx))
+	w.failLocked(context.Cause(w.ctx))
 }
 
 // fail makes reads and writes return err, those that are blocked included.
@@ -197,7 +197,7 @@ func (w *wire) armRead() error {
 	}
 	if w.readBy.After(by) || w.readBy.Before(by.Add(-watchSlack)) {
 		if w.ctx.Err() != nil { // data that comes fast must not outlive the context
-			w.failLocked(contextError(w.ctx))
+			w.failLocked(context.Cause(w.ctx))
 			return w.failure
 		}
 		w.setReadBy(by)
@@ -233,7 +233,7 @@ func (w *wire) armWrite() error {
 	}
 	if w.writeBy.After(by) || w.writeBy.Before(by.Add(-watchSlack)) {
 		if w.ctx.Err() != nil {
-			w.failLocked(contextError(w.ctx))
+			w.failLocked(context.Cause(w.ctx))
 			return w.failure
 		}
 		w.setWriteBy(by)
@@ -252,7 +252,7 @@ func (w *wire) stalled(timeout error) error {
 	case w.ctx == nil:
 		return timeout
 	case w.ctx.Err() != nil:
-		w.failLocked(contextError(w.ctx))
+		w.failLocked(context.Cause(w.ctx))
 		return w.failure
 	case !w.headerBy.IsZero() && !time.Now().Before(w.headerBy):
 		w.failLocked(w.late)
