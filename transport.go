@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"github.com/seed-96248d0c/gateway/internal/h1"
 	"crypto/tls"
 	"net"
 	"net/http"
@@ -62,9 +61,7 @@ func NewTransport(opts *TransportOptions) http.RoundTripper {
 	standard.SetHTTP1(true)
 	standard.SetHTTP2(true)
 	h2c.SetUnencryptedHTTP2(true)
-	own := h1.New(&h1.Options{TLS: o.TLS, DialTimeout: o.DialTimeout, TLSHandshakeTimeout: o.DialTimeout, MaxIdlePerHost: o.MaxIdlePerHost,
-		MaxPerHost: o.MaxPerHost, IdleTimeout: o.IdleTimeout, MaxHeaderBytes: maxResponseHeaderBytes})
-	return &transport{standard: build(&standard), h2c: build(&h2c), own: own}
+	return &transport{standard: build(&standard), h2c: build(&h2c)}
 }
 
 // defaultTransport is shared by every Upstream without a transport of its own.
@@ -73,13 +70,9 @@ var defaultTransport = sync.OnceValue(func() http.RoundTripper { return NewTrans
 // transport adds the scheme h2c to http.Transport.
 type transport struct {
 	standard, h2c *http.Transport
-	own *h1.Transport
 }
 
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Scheme == "http" {
-		return t.own.RoundTrip(r)
-	}
 	if r.URL.Scheme != "h2c" {
 		return t.standard.RoundTrip(r)
 	}
@@ -92,7 +85,6 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // CloseIdleConnections closes the connections that no request is using.
 func (t *transport) CloseIdleConnections() {
-	t.own.CloseIdleConnections()
 	t.standard.CloseIdleConnections()
 	t.h2c.CloseIdleConnections()
 }
