@@ -27,7 +27,7 @@ type bench struct {
 	token    string
 	tls      *tls.Config
 	field    []*contender
-	out      []string // who was left out, and why
+	notes    []string // who was left out and why, and what else was seen
 	progress *progress
 }
 
@@ -118,9 +118,11 @@ func (b *bench) tryTarget(command func(place) (argv, env []string, err error)) e
 	return nil
 }
 
-func (b *bench) leaveOut(why string) {
-	b.out = append(b.out, why)
-	b.progress.say("LEFT OUT: " + why)
+func (b *bench) leaveOut(why string) { b.note("LEFT OUT: " + why) }
+
+func (b *bench) note(what string) {
+	b.notes = append(b.notes, what)
+	b.progress.say(what)
 }
 
 func (b *bench) close() {
@@ -299,6 +301,9 @@ func (b *bench) measure(ctx context.Context, w *workload) (*result, error) {
 	}
 	for _, e := range entries {
 		s := series{name: e.name, samples: e.samples}
+		if e.load != nil && e.load.reopened.Load() > 0 {
+			b.note(fmt.Sprintf("%s closed %d connections after an answer in %q", e.name, e.load.reopened.Load(), w.title))
+		}
 		if e.process != nil {
 			s.peak = e.process.memory("VmHWM")
 		}

@@ -24,12 +24,13 @@ type call struct {
 
 // A client is one keep-alive connection. It is far cheaper than net/http's, so that one processor can load another.
 type client struct {
-	conn net.Conn
-	in   *bufio.Reader
+	conn    net.Conn
+	in      *bufio.Reader
+	closing bool // the last answer had Connection: close
 }
 
 // dial opens a connection; a nil config means no TLS.
-func dial(addr string, config *tls.Config, buffer int) (*client, error) {
+func dial(addr string, config *tls.Config) (net.Conn, error) {
 	conn, err := net.DialTimeout("tcp", addr, 5*time.Second)
 	if err != nil {
 		return nil, err
@@ -43,7 +44,7 @@ func dial(addr string, config *tls.Config, buffer int) (*client, error) {
 		}
 		conn = secure
 	}
-	return &client{conn, bufio.NewReaderSize(conn, buffer)}, nil
+	return conn, nil
 }
 
 // do sends a request and reads its answer. Any status but 200, any other length and any byte too many is an error.
@@ -75,6 +76,8 @@ func (c *client) do(call call) error {
 			}
 		case len(name) == len("Transfer-Encoding") && bytes.EqualFold(name, []byte("Transfer-Encoding")):
 			chunked = true
+		case len(name) == len("Connection") && bytes.EqualFold(name, []byte("Connection")):
+			c.closing = bytes.EqualFold(bytes.TrimSpace(value), []byte("close"))
 		}
 	}
 	switch {
@@ -122,8 +125,12 @@ func (c *client) skipChunks() (sum int64, err error) {
 
 // A load is what a contender gets: the same call over every connection.
 type load struct {
-	clients []*client
-	call    call
+	clients  []*client
+	call     call
+	dial     func() (net.Conn, error)
+	reopened atomic.Int64 // connections that the contender closed after an answer
+
+	mu sync.Mutex // guards the clients' conn, which is replaced while an interrupt may end it
 }
 
 func (l *load) close() {
@@ -134,20 +141,42 @@ func (l *load) close() {
 
 // open opens n connections to addr, one after the other.
 func open(addr string, config *tls.Config, n int, c call) (*load, error) {
-	l := &load{call: c}
+	l := &load{call: c, dial: func() (net.Conn, error) { return dial(addr, config) }}
 	buffer := 4 << 10
 	if c.want > int64(buffer) {
 		buffer = 64 << 10
 	}
 	for range n {
-		client, err := dial(addr, config, buffer)
+		conn, err := l.dial()
 		if err != nil {
 			l.close()
 			return nil, err
 		}
-		l.clients = append(l.clients, client)
+		l.clients = append(l.clients, &client{conn: conn, in: bufio.NewReaderSize(conn, buffer)})
 	}
 	return l, nil
+}
+
+// reopen opens a connection anew that the contender has closed as HTTP lets it. That takes part of the next request's
+// time, as it would of anybody's.
+func (l *load) reopen(ctx context.Context, c *client, limit time.Time) error {
+	if !c.closing {
+		return nil
+	}
+	conn, err := l.dial()
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c.conn.Close()
+	c.conn, c.closing = conn, false
+	c.in.Reset(conn)
+	l.reopened.Add(1)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return conn.SetDeadline(limit)
 }
 
 // send sends n requests and returns how long each took. With a rate of 0 every connection sends its next request as
@@ -160,6 +189,8 @@ func (l *load) send(ctx context.Context, n int, rate float64) ([]time.Duration, 
 		c.conn.SetDeadline(limit)
 	}
 	defer context.AfterFunc(ctx, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
 		for _, c := range l.clients {
 			c.conn.SetDeadline(time.Unix(1, 0))
 		}
@@ -186,7 +217,11 @@ func (l *load) send(ctx context.Context, n int, rate float64) ([]time.Duration, 
 				} else {
 					start = time.Now()
 				}
-				if err := c.do(l.call); err != nil {
+				err := l.reopen(ctx, c, limit)
+				if err == nil {
+					err = c.do(l.call)
+				}
+				if err != nil {
 					errs[i] = err
 					next.Add(int64(n)) // the others stop, too
 					return

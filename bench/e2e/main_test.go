@@ -52,21 +52,21 @@ func TestQuick(t *testing.T) {
 		t.Fatalf("%v\n%s%s", err, progress, out)
 	}
 	for _, line := range strings.Split(out.String(), "\n") {
-		if strings.HasPrefix(line, "Left out:") {
+		if strings.HasPrefix(line, "LEFT OUT:") {
 			t.Log(line)
 		}
 	}
-	must := []string{"÷ ReverseProxy", `Left out: broken from "1 KiB GET"`, "another"}
+	must := []string{"÷ ReverseProxy", `LEFT OUT: broken from "1 KiB GET"`, "another"}
 	for _, w := range workloads {
 		must = append(must, w.title)
 	}
 	for _, c := range contenders {
 		if _, err := installed(c.name); err != nil && (c.name == "nginx" || c.name == "haproxy") {
-			must = append(must, "Left out: "+c.name+" is not installed")
+			must = append(must, "LEFT OUT: "+c.name+" is not installed")
 			continue
 		}
 		must = append(must, c.name)
-		if strings.Contains(out.String(), "Left out: "+c.name) {
+		if strings.Contains(out.String(), "LEFT OUT: "+c.name) {
 			t.Errorf("%s is left out", c.name)
 		}
 	}
@@ -132,6 +132,7 @@ func TestClientRejectsWrongAnswers(t *testing.T) {
 	}{
 		{"with a length", "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", true},
 		{"in chunks", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n", true},
+		{"closing", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello", true},
 		{"a status", "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 5\r\n\r\nhello", false},
 		{"too short", "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhell", false},
 		{"too long", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello!", false},

@@ -83,8 +83,8 @@ func report(to io.Writer, b *bench, results []*result, took time.Duration) {
 	t := tables{to: to, markdown: b.settings.markdown}
 	fmt.Fprintf(to, "%s, %s, %s, %s\n", time.Now().Format("2 January 2006"), runtime.Version(), machine(), command())
 	fmt.Fprintf(to, "Target: %s. %s. %d connections. %s in all.\n", b.backend, pinning(b.cpus), b.settings.clients, took.Round(time.Second))
-	for _, why := range b.out {
-		fmt.Fprintln(to, "Left out:", why+".")
+	for _, note := range b.notes {
+		fmt.Fprintln(to, note+".")
 	}
 	if len(results) == 0 {
 		return
