@@ -28,7 +28,7 @@ func (l *accessLog) write(ex *exchange, rw *responseWriter, r *http.Request, s *
 		return
 	}
 	ex.mu.Lock()
-	traceID, identity, sent, written := ex.traceID, ex.identity, ex.forwarded, rw.written
+	traceID, identity, sent, written, tunnel := ex.traceID, ex.identity, ex.forwarded, rw.written, ex.tunnel
 	ex.mu.Unlock()
 	attrs := make([]slog.Attr, 0, 16)
 	attrs = append(attrs,
@@ -39,10 +39,13 @@ func (l *accessLog) write(ex *exchange, rw *responseWriter, r *http.Request, s *
 		slog.Int("status", s.status),
 		slog.String("outcome", s.outcome.String()),
 		slog.Duration("duration", s.duration),
-		slog.Int64("bytes", written),
+		slog.Int64("bytes", written+tunnel.sent),
 		slog.String("client", clientText(r)),
 		slog.String("trace_id", traceID),
 	)
+	if tunnel.joined {
+		attrs = append(attrs, slog.Int64("bytes_in", tunnel.received))
+	}
 	if identity != nil {
 		attrs = append(attrs, slog.String("subject", bounded(identity.Subject)))
 	}

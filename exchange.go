@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 	"sync"
+	"time"
 
 	"go.opentelemetry.io/otel/trace"
 
@@ -115,6 +116,13 @@ type ended struct {
 	outcome Outcome  // how the exchange ended
 	err     error    // why; for the log and the span
 	remarks []string // what went wrong without changing the answer; for the log
+	tunnel  tunnel
+}
+
+// tunnel is what passed over a connection that Proxy took over, once both directions have ended.
+type tunnel struct {
+	joined         bool  // there was such a connection
+	sent, received int64 // bytes to the client and from it
 }
 
 type exchangeKey struct{}
@@ -304,6 +312,15 @@ func (ex *exchange) remark(what string, err error) {
 	}
 }
 
+// tunneled records the bytes that passed to the client and from it after the protocol was switched.
+func (ex *exchange) tunneled(sent, received int64) {
+	for ; ex != nil; ex = ex.whole {
+		ex.mu.Lock()
+		ex.tunnel = tunnel{joined: true, sent: sent, received: received}
+		ex.mu.Unlock()
+	}
+}
+
 // rejected reports whether the gateway is known to have refused the request.
 func (ex *exchange) rejected() bool {
 	ex.mu.Lock()
@@ -365,6 +382,7 @@ type responseWriter struct {
 	written  int64 // bytes of body
 	failed   bool  // a write failed
 	hijacked bool
+	switched time.Time // when the connection was hijacked
 	starts   startHook // called with the final status before it is sent; nil for none
 }
 
@@ -476,8 +494,9 @@ func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if err == nil {
 		w.start(http.StatusSwitchingProtocols)
+		now := time.Now()
 		w.ex.mu.Lock()
-		w.hijacked = true
+		w.hijacked, w.switched = true, now
 		w.ex.mu.Unlock()
 	}
 	return conn, rw, err

@@ -43,7 +43,9 @@ type ObserveOptions struct {
 // refusal. Inside another Observe it does nothing.
 //
 // The metric is the histogram http.server.request.duration, in seconds, of OpenTelemetry's semantic
-// conventions for HTTP. Its count gives the rate. Its attributes are:
+// conventions for HTTP. Its count gives the rate. An upgraded connection, such as a WebSocket, is recorded when it
+// ends, with the time up to the switch of protocols: how long it was open is the duration in its log line. The
+// attributes are:
 //
 //   - http.request.method; _OTHER for a method that no RFC defines
 //   - http.route: the path of the matched pattern, never the path of the request
@@ -61,6 +63,8 @@ type ObserveOptions struct {
 //
 //   - method, host, path (without the query), route (its name), status (499 when the client left first), outcome,
 //     duration, bytes (of the answer's body), client (its address) and trace_id, always
+//   - bytes_in, when Proxy joined an upgraded connection with a target's: what the client sent over it. Then bytes
+//     counts what it got over it, and duration is that of the whole session
 //   - subject, when somebody was authenticated
 //   - upstream, target (the last one that was asked) and attempts, when the request went to an Upstream
 //   - error: why the exchange ended as it did; after a failed attempt it names the target
@@ -239,11 +243,15 @@ func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, spa
 	if s.pattern == "" {
 		s.pattern = r.Pattern // set by a foreign mux on a request that the record does not hold
 	}
+	measured := s.duration
 	ex.mu.Lock()
 	s.routeName = cmp.Or(ex.route, s.pattern)
+	if !rw.switched.IsZero() {
+		measured = rw.switched.Sub(start)
+	}
 	ex.mu.Unlock()
 	if ctx := r.Context(); o.duration.Enabled(ctx) {
-		o.duration.Record(ctx, s.duration.Seconds(), o.labels.Options(serverLabels{
+		o.duration.Record(ctx, measured.Seconds(), o.labels.Options(serverLabels{
 			method: telemetry.Method(r.Method), route: s.route(), routeName: s.routeName, scheme: scheme(r), version: protocolVersion(r),
 			status: s.status, outcome: s.outcome,
 		})...)

@@ -64,14 +64,16 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 	early, _ := buf.Reader.Peek(buf.Reader.Buffered())
 	fromClient := io.MultiReader(bytes.NewReader(early), client)
 
+	var sent, received int64
 	finished := make(chan bool, 2)
-	go func() { finished <- copyDirection(toTarget, fromClient, f.interim.conn) }()
-	go func() { finished <- copyDirection(toClient, target, client) }()
+	go func() { finished <- copyDirection(toTarget, fromClient, f.interim.conn, &received) }()
+	go func() { finished <- copyDirection(toClient, target, client, &sent) }()
 	if halfClosed := <-finished; !halfClosed {
 		target.Close()
 		client.Close()
 	}
 	<-finished
+	f.ex.tunneled(sent, received)
 }
 
 // innermost returns the last writer that unwrapping w leads to.
@@ -108,9 +110,11 @@ func (f *forwarding) sendSwitch(w *bufio.Writer, res *http.Response) error {
 }
 
 // copyDirection copies src to dst until src ends, then closes the writing half of conn, the connection below
-// dst. It reports whether both succeeded, so that the other direction may go on.
-func copyDirection(dst io.Writer, src io.Reader, conn net.Conn) (halfClosed bool) {
-	_, err := io.Copy(dst, src)
+// dst. It stores the number of bytes in copied. It reports whether both succeeded, so that the other direction may
+// go on.
+func copyDirection(dst io.Writer, src io.Reader, conn net.Conn, copied *int64) (halfClosed bool) {
+	n, err := io.Copy(dst, src)
+	*copied = n
 	if err != nil {
 		return false
 	}

@@ -5,14 +5,17 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/seed-96248d0c/gateway"
+	"github.com/seed-96248d0c/gateway/gatewaytest"
 )
 
 func TestProxyUpgrade(t *testing.T) {
@@ -394,4 +397,75 @@ func (h *hijackable) Write(p []byte) (int, error) {
 }
 func (h *hijackable) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return h.conn, bufio.NewReadWriter(bufio.NewReader(h.conn), bufio.NewWriter(h.conn)), nil
+}
+
+// TestUpgradeMeasured: the log line has the bytes of both directions and the time of the whole session, the
+// histogram the time up to the switch.
+func TestUpgradeMeasured(t *testing.T) {
+	const head = "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+	target := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, rw, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+		io.Copy(conn, rw)
+		io.WriteString(conn, "bye")
+	}))
+	local := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, rw, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+		io.Copy(io.Discard, rw)
+	})
+	to := gateway.Proxy(gateway.NewUpstream("target", gateway.MustTargets(target.URL), nil), nil)
+	for _, tt := range []struct {
+		name    string
+		handler http.Handler
+		foreign bool   // a middleware that is not this package's wraps the writer
+		out, in string // bytes to the client and from it
+	}{
+		{name: "proxied", handler: to, in: "5", out: "8"},
+		{name: "proxied under a foreign wrapper", handler: to, foreign: true, in: "5", out: "8"},
+		{name: "hijacked by a local handler", handler: local, out: "0"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			j, tel := make(journal, 1), new(gatewaytest.Telemetry)
+			h := tt.handler
+			if tt.foreign {
+				inner := h
+				h = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					inner.ServeHTTP(unwrapping{w}, r)
+				})
+			}
+			s := serve(t, gateway.Observe(&gateway.ObserveOptions{Logger: slog.New(j), Meter: tel})(h))
+			asked := time.Now()
+			conn := raw(t, s, head+"hello")
+			br := bufio.NewReader(conn)
+			res, err := http.ReadResponse(br, nil)
+			if err != nil || res.StatusCode != 101 {
+				t.Fatalf("got %v, %v", res, err)
+			}
+			switched := time.Since(asked)
+			conn.(*net.TCPConn).CloseWrite()
+			io.Copy(io.Discard, br)
+			line := j.next(t)
+			if line["bytes"] != tt.out || line["bytes_in"] != tt.in {
+				t.Errorf("logged %q bytes to the client and %q from it, want %q and %q", line["bytes"], line["bytes_in"], tt.out, tt.in)
+			}
+			series := tel.Series("http.server.request.duration")
+			if len(series) != 1 || series[0].Count != 1 || series[0].Sum <= 0 || series[0].Sum > switched.Seconds() {
+				t.Errorf("recorded %+v, want at most %v, when the client saw the switch", series, switched)
+			}
+			if whole, err := time.ParseDuration(line["duration"]); err != nil || whole.Seconds() <= series[0].Sum {
+				t.Errorf("logged the duration %v (%v), but the switch came after %vs", whole, err, series[0].Sum)
+			}
+		})
+	}
 }
