@@ -123,31 +123,13 @@ func main() {
 	}
 }
 
-// run measures every workload and prints what it found, also when it is interrupted on the way.
+// run measures and prints what it found, also when it is interrupted on the way.
 func run(ctx context.Context, s *settings, at cpus) error {
-	b, err := newBench(s, at)
-	if err != nil {
-		return err
-	}
-	defer b.close()
 	began := time.Now()
-	var results []*result
-	var failed error
-	for _, w := range workloads {
-		if len(s.only) > 0 && !slices.Contains(s.only, w.name) {
-			continue
-		}
-		r, err := b.measure(ctx, w)
-		if err != nil {
-			failed = fmt.Errorf("%s: %w", w.title, err)
-			break
-		}
-		results = append(results, r)
+	b, results, failed := measure(ctx, s, at)
+	if b == nil {
+		return failed
 	}
-	if ctx.Err() != nil {
-		failed = errors.New("interrupted; workloads that were not finished are left out")
-	}
-	b.progress.end()
 	report(os.Stdout, b, results, time.Since(began))
 	if s.svg != "" && len(results) > 0 {
 		if err := os.WriteFile(s.svg, chart(results), 0o644); err != nil {
@@ -156,4 +138,28 @@ func run(ctx context.Context, s *settings, at cpus) error {
 		fmt.Fprintln(os.Stderr, "e2e: wrote", s.svg)
 	}
 	return failed
+}
+
+// measure runs the workloads. When it returns, every process has ended and all files are gone, so that a reader of the
+// report who goes away early leaves nothing behind.
+func measure(ctx context.Context, s *settings, at cpus) (b *bench, results []*result, err error) {
+	if b, err = newBench(s, at); err != nil {
+		return nil, nil, err
+	}
+	defer b.close()
+	defer b.progress.end()
+	for _, w := range workloads {
+		if len(s.only) > 0 && !slices.Contains(s.only, w.name) {
+			continue
+		}
+		r, err := b.measure(ctx, w)
+		if ctx.Err() != nil {
+			return b, results, errors.New("interrupted; workloads that were not finished are left out")
+		}
+		if err != nil {
+			return b, results, fmt.Errorf("%s: %w", w.title, err)
+		}
+		results = append(results, r)
+	}
+	return b, results, nil
 }
