@@ -98,6 +98,12 @@ func raw(t *testing.T, s *httptest.Server, request string) net.Conn {
 func serveProtocol(t *testing.T, protocol string, h http.Handler) *httptest.Server {
 	t.Helper()
 	s := httptest.NewUnstartedServer(h)
+	startServer(t, protocol, s)
+	return s
+}
+
+// startServer starts s so that it speaks protocol.
+func startServer(t *testing.T, protocol string, s *httptest.Server) {
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	switch protocol {
 	case http2:
@@ -111,7 +117,19 @@ func serveProtocol(t *testing.T, protocol string, h http.Handler) *httptest.Serv
 		s.Start()
 	}
 	t.Cleanup(s.Close)
-	return s
+}
+
+// startTarget starts s and returns its URL as a target, and what a transport to it needs.
+func startTarget(t *testing.T, protocol string, s *httptest.Server) (link string, o gateway.TransportOptions) {
+	t.Helper()
+	startServer(t, protocol, s)
+	switch protocol {
+	case http2:
+		o.TLS = &tls.Config{RootCAs: rootsOf(s)}
+	case h2c:
+		return "h2c" + strings.TrimPrefix(s.URL, "http"), o
+	}
+	return s.URL, o
 }
 
 // clientOf returns a client for s that uses nothing but protocol.
@@ -148,15 +166,7 @@ type way struct {
 // newWay speaks one protocol before the gateway and one behind it.
 func newWay(t *testing.T, before, behind string, opts *gateway.ProxyOptions, target http.HandlerFunc) *way {
 	t.Helper()
-	s := serveProtocol(t, behind, target)
-	link := s.URL
-	var o gateway.TransportOptions
-	switch behind {
-	case http2:
-		o.TLS = &tls.Config{RootCAs: rootsOf(s)}
-	case h2c:
-		link = "h2c" + strings.TrimPrefix(link, "http")
-	}
+	link, o := startTarget(t, behind, httptest.NewUnstartedServer(target))
 	transport := gateway.NewTransport(&o)
 	t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
 	up := gateway.NewUpstream("target", gateway.MustTargets(link), &gateway.UpstreamOptions{Transport: transport})
@@ -277,7 +287,7 @@ func TestForwardProtocols(t *testing.T) {
 		before, behind := pair[0], pair[1]
 		t.Run(before+" to "+behind, func(t *testing.T) {
 			gone := make(chan bool, 1)
-			w := newWay(t, before, behind, nil, func(w http.ResponseWriter, r *http.Request) {
+			w := newWay(t, before, behind, &gateway.ProxyOptions{MaxFieldBytes: -1}, func(w http.ResponseWriter, r *http.Request) {
 				if want := map[string]int{http1: 1, http2: 2, h2c: 2}[behind]; r.ProtoMajor != want {
 					t.Errorf("the target was asked over %s", r.Proto)
 				}

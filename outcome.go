@@ -142,6 +142,10 @@ func attemptError(r *http.Request, err error) error {
 		return err // wrapped already
 	case errors.As(err, &tooLarge):
 		return fmt.Errorf("%w: %w", ErrBodyTooLarge, err)
+	case refusedLocally(err) != 0:
+		return &Error{Status: refusedLocally(err), Err: err}
+	case isShortOfResources(err):
+		return fmt.Errorf("%w: %w", ErrOverloaded, err)
 	case context.Cause(ctx) == ErrTimeout, ctx.Err() == context.DeadlineExceeded:
 		return fmt.Errorf("%w: %w", ErrTimeout, hideCanceled{err})
 	case leftEarly(ctx):

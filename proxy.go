@@ -25,6 +25,7 @@ type ProxyOptions struct {
 	Path           string                       // new path; {name} is replaced by the route's path value
 	PreserveHost   bool                         // send the client's Host instead of the target's
 	MaxBodyBytes   int64                        // limit of a request body, above which the client gets 413; 0 means 10 MiB, negative no limit
+	MaxFieldBytes  int                          // limit of the request's fields together, names and values and 4 bytes for each, above which the client gets 431; 0 means 64 KiB, negative no limit
 	Identity       map[string]string            // field to claim: written when somebody is authenticated, removed with its aliases from every request that comes in; nil means {"X-User-ID": "sub"}
 	ClientCert     bool                         // send the verified client certificate as Client-Cert (RFC 9440)
 	Rewrite        func(*httputil.ProxyRequest) // called last with the outgoing request; nil changes nothing
@@ -40,6 +41,10 @@ type ProxyOptions struct {
 // these: Proxy removes them from every request, from its trailers too and on public routes too, under every
 // spelling that a backend could take for the same field. An Identity with a claim that cannot be a field
 // value is refused with 401. A claim that is absent or empty writes nothing.
+//
+// What a transport would refuse to send, Proxy refuses first, with a status below 500. So no client can make a healthy
+// target look sick. A malformed method, such as HTTP/2 permits, gets 400. A trailer that has no valid name is dropped.
+// Fields that are too large, for MaxFieldBytes or for the limit that an HTTP/2 target has announced, get 431.
 //
 // Proxy does not forward what two parsers could read differently:
 //   - A path with dot segments, encoded or not, gets 400, whatever mux routed it.
@@ -73,6 +78,9 @@ func Proxy(to http.RoundTripper, opts *ProxyOptions) http.Handler {
 	}
 	if p.opts.MaxBodyBytes == 0 {
 		p.opts.MaxBodyBytes = 10 << 20
+	}
+	if p.opts.MaxFieldBytes == 0 {
+		p.opts.MaxFieldBytes = 64 << 10
 	}
 	if s := p.opts.StripPrefix; s != "" && s[0] != '/' {
 		panic("gateway: Proxy: StripPrefix must begin with a slash")
@@ -142,7 +150,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.trace.GotConn = f.interim.gotConn
 	}
 
-	res, err := p.to.RoundTrip(out)
+	res, err := p.send(out)
 	f.interim.stop()
 	if err != nil {
 		f.fail(attemptError(out, err))
@@ -170,14 +178,29 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.answer(res)
 }
 
+// send sends out through the gate. An Upstream has one of its own.
+func (p *proxy) send(out *http.Request) (*http.Response, error) {
+	if _, ok := p.to.(*Upstream); !ok {
+		var err error
+		if out, err = gate(out); err != nil {
+			return nil, err
+		}
+	}
+	return p.to.RoundTrip(out)
+}
+
 // checkRequest returns why r is not forwarded, however it was routed, and nil when it is.
 func (p *proxy) checkRequest(r *http.Request) error {
 	var reason string
 	switch {
 	case p.opts.MaxBodyBytes > 0 && r.ContentLength > p.opts.MaxBodyBytes:
 		return ErrBodyTooLarge
+	case p.opts.MaxFieldBytes > 0 && fieldBytes(r) > p.opts.MaxFieldBytes:
+		return &Error{Status: http.StatusRequestHeaderFieldsTooLarge, Err: fmt.Errorf("gateway: Proxy: fields of more than %d bytes", p.opts.MaxFieldBytes)}
 	case r.Method == http.MethodConnect:
 		return &Error{Status: http.StatusNotImplemented, Err: errors.New("gateway: Proxy: CONNECT is not supported")}
+	case !httpfield.IsToken(r.Method):
+		reason = "a malformed method"
 	case r.URL.Opaque != "" || r.URL.Path != "" && r.URL.Path[0] != '/':
 		reason = "a request target that is not a path"
 	case !httpfield.IsHostBytes(r.Host):
@@ -280,7 +303,7 @@ func (f *forwarding) header() (http.Header, error) {
 	in := f.in.Header
 	h := make(http.Header, len(in)+8)
 	for name, values := range in {
-		if httpfield.IsHopByHop(name) || f.owned.has(name, f.ownedHere) {
+		if httpfield.IsHopByHop(name) || isFraming(name) || f.owned.has(name, f.ownedHere) {
 			continue
 		}
 		if f.opts.Rewrite != nil {
@@ -312,7 +335,7 @@ func (f *forwarding) trailer() http.Header {
 	}
 	h := make(http.Header, len(f.in.Trailer))
 	for name := range f.in.Trailer {
-		if f.owned.allowTrailer(name, f.ownedHere) {
+		if httpfield.IsToken(name) && f.owned.allowTrailer(name, f.ownedHere) {
 			h[name] = nil
 		}
 	}

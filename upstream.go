@@ -94,7 +94,9 @@ type UpstreamOptions struct {
 //
 // An error of RoundTrip wraps one of these, for errors.Is: ErrNoTarget, ErrCircuitOpen, ErrTimeout,
 // ErrBodyTooLarge, context.Canceled, and ErrBadGateway for everything else. An *Error of the request's body,
-// such as the 400 for a malformed one, is returned as it is.
+// such as the 400 for a malformed one, is returned as it is. A request that no transport would send, such as one with
+// a malformed method or field, is refused with an *Error of status 400. One whose fields exceed what an HTTP/2 target
+// has announced is refused with 431. Neither counts against the target.
 //
 // The histogram http.client.request.duration, of OpenTelemetry's semantic conventions, measures each attempt
 // up to the response headers. Its attributes are http.request.method, http.response.status_code,
@@ -187,6 +189,14 @@ func (u *Upstream) set(caller string, targets []Target) {
 // path and query. An empty r.Host means the target's host. The caller must close the response's Body: until
 // then, the request counts as pending.
 func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
+	passed, err := gate(r)
+	if err != nil {
+		if r.Body != nil {
+			r.Body.Close()
+		}
+		return nil, err
+	}
+	r = passed
 	body := newReplay(r, u.opts.Retry.MaxBodyBytes)
 	defer body.settle()
 	if u.opts.Retry.Attempts > 1 {

@@ -69,6 +69,16 @@ func IsPrintable(s string) bool {
 	return true
 }
 
+// HasControl reports whether s has a control character other than a tab. A field value with one cannot be sent.
+func HasControl(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' && c != '\t' || c == 0x7f {
+			return true
+		}
+	}
+	return false
+}
+
 // IsValue reports whether every reader of a field value s gets s (RFC 9110 section 5.5). So s is not empty, is
 // UTF-8 without control characters, and has no blank at either end, which a reader would cut off.
 func IsValue(s string) bool {

@@ -1,0 +1,145 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
+)
+
+// The gate stands before every transport. What a transport would refuse to send is refused here first, as the
+// client's mistake, so that it never looks like a failure of a target. A server lets some of it through: over HTTP/2,
+// net/http does not check the method, and over no version the names in Trailer.
+
+// gate returns r as it may be sent. It returns an error with a status below 500 if a transport of net/http would
+// refuse r before it sends anything. r itself is not changed: without its framing fields, the request is a copy.
+func gate(r *http.Request) (*http.Request, error) {
+	if reason := unsendable(r); reason != "" {
+		return nil, &Error{Status: http.StatusBadRequest, Err: errors.New("gateway: the request cannot be sent: " + reason)}
+	}
+	for name := range r.Header {
+		if isFraming(name) {
+			return withoutFraming(r), nil
+		}
+	}
+	return r, nil
+}
+
+// unsendable returns what is wrong with r, and "" when a transport accepts it.
+func unsendable(r *http.Request) string {
+	switch {
+	case r.Method != "" && !httpfield.IsToken(r.Method):
+		return fmt.Sprintf("malformed method %q", r.Method)
+	case r.URL == nil:
+		return "no URL"
+	case r.Header == nil:
+		return "no header"
+	case !httpfield.IsHostBytes(r.Host):
+		return "malformed Host"
+	case r.ContentLength != 0 && r.Body == nil:
+		return "a ContentLength without a Body"
+	}
+	if name, ok := malformedField(r.Header); ok {
+		return fmt.Sprintf("malformed field %q", name)
+	}
+	for name := range r.Trailer {
+		if isFraming(name) {
+			return fmt.Sprintf("trailer %q", name)
+		}
+	}
+	if name, ok := malformedField(r.Trailer); ok {
+		return fmt.Sprintf("malformed trailer %q", name)
+	}
+	return ""
+}
+
+// malformedField returns the name of a field in h that cannot be sent: the name is no token, or a value has a control
+// character other than a tab.
+func malformedField(h http.Header) (name string, found bool) {
+	for name, values := range h {
+		if !httpfield.IsToken(name) {
+			return name, true
+		}
+		for _, value := range values {
+			if httpfield.HasControl(value) {
+				return name, true
+			}
+		}
+	}
+	return "", false
+}
+
+// isFraming reports whether a field tells where a message ends. A transport writes these fields itself, from the
+// request's ContentLength, Body and Trailer. A second opinion in the header could differ from those.
+func isFraming(name string) bool {
+	switch len(name) {
+	case len("Trailer"):
+		return strings.EqualFold(name, "Trailer")
+	case len("Content-Length"):
+		return strings.EqualFold(name, "Content-Length")
+	case len("Transfer-Encoding"):
+		return strings.EqualFold(name, "Transfer-Encoding")
+	}
+	return false
+}
+
+// withoutFraming returns a copy of r without framing fields in its header.
+func withoutFraming(r *http.Request) *http.Request {
+	out := *r
+	out.Header = make(http.Header, len(r.Header))
+	for name, values := range r.Header {
+		if !isFraming(name) {
+			out.Header[name] = values
+		}
+	}
+	return &out
+}
+
+// fieldBytes returns the size of a request's fields: names and values, and 4 bytes for each field, which are the colon,
+// the blank and the line end of HTTP/1.1.
+func fieldBytes(r *http.Request) int {
+	size := len("Host") + len(r.Host) + 4
+	for name, values := range r.Header {
+		for _, value := range values {
+			size += len(name) + len(value) + 4
+		}
+	}
+	return size
+}
+
+// refusedLocally returns the status for an error with which a transport of net/http refused to send a request, and 0
+// for any other. The gate lets no such request through as far as it can know. Only the connection knows the rest: the
+// target's limit for fields, and whether it speaks HTTP/2, which has no Upgrade. net/http has no values for these
+// errors, so they are told by their text.
+func refusedLocally(err error) int {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			break
+		}
+		// An HTTP/2 connection puts its name before the error that it wraps.
+		err = inner
+	}
+	text := strings.TrimPrefix(err.Error(), "http2: ")
+	if strings.HasPrefix(text, "request header list larger than") {
+		return http.StatusRequestHeaderFieldsTooLarge
+	}
+	for _, prefix := range refusals {
+		if strings.HasPrefix(text, prefix) {
+			return http.StatusBadRequest
+		}
+	}
+	return 0
+}
+
+// refusals are how net/http's errors begin that speak of the request alone.
+var refusals = [...]string{
+	"invalid Upgrade request header", "invalid Connection request header", "invalid Transfer-Encoding request header",
+	"invalid Host header", "http: invalid Host header", "invalid request :path", "invalid HTTP header ",
+	"invalid HTTP trailer ", "invalid Trailer key", "request body larger than specified content length",
+	"http: ContentLength=", "http: Request.ContentLength=", "net/http: invalid header ", "net/http: invalid trailer ",
+	"net/http: invalid method ", "net/http: can't write control character in Request.URL",
+	"http: nil Request", "http: no Host in request URL",
+}
