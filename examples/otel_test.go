@@ -188,7 +188,7 @@ func TestSDKMetrics(t *testing.T) {
 			}
 		}
 	}
-	const server = "http.server.request.duration error.type=503,gateway.outcome=%s,http.request.method=PUT,http.response.status_code=503," +
+	const server = "http.server.request.duration error.type=503,gateway.outcome=%s,gateway.route=PUT /things/{id},http.request.method=PUT,http.response.status_code=503," +
 		"http.route=/things/{id},network.protocol.version=1.1,url.scheme=http"
 	for name, want := range map[string]int{
 		fmt.Sprintf(server, "upstream_error"): 2,
