@@ -130,6 +130,9 @@ func (c *conn) alive() bool {
 	return c.wire.quiet(c.rw, c.scratch[:])
 }
 
+// takesTurns reports whether the wire's take serves for this connection.
+func (c *conn) takesTurns() bool { return c.tls == nil && c.wire.raw != nil }
+
 // close closes an idle connection, over TLS with a farewell.
 func (c *conn) close() { c.rw.Close() }
 

@@ -223,7 +223,7 @@ func (t *Transport) Negotiate(ctx context.Context, target string, offer ...strin
 	if !ok {
 		return "", nil, invalid("host %q", target)
 	}
-	c, h, err := t.acquire(ctx, key)
+	c, h, err := t.acquire(ctx, key, false)
 	if err != nil {
 		return "", nil, err
 	}

@@ -30,7 +30,9 @@ type grant struct{ c *conn }
 
 // acquire returns an idle connection that is alive, or nil where the caller is to dial. The caller then owes a call
 // of put or drop for the connection, or of forgo if it cannot dial.
-func (t *Transport) acquire(ctx context.Context, key hostKey) (*conn, *host, error) {
+//
+// Where unprobed is set, the caller itself finds out whether a connection whose wire can take a turn is alive.
+func (t *Transport) acquire(ctx context.Context, key hostKey, unprobed bool) (*conn, *host, error) {
 	now := time.Now()
 	t.mu.Lock()
 	t.closeIdle = false
@@ -55,7 +57,7 @@ func (t *Transport) acquire(ctx context.Context, key hostKey) (*conn, *host, err
 			t.discard(expired[1:])
 		}
 		if c != nil {
-			if c.alive() {
+			if unprobed && c.takesTurns() || c.alive() {
 				return c, h, nil
 			}
 			c.close()
@@ -74,14 +76,14 @@ func (t *Transport) acquire(ctx context.Context, key hostKey) (*conn, *host, err
 	w := &waiter{ready: make(chan grant, 1)}
 	h.waiters = append(h.waiters, w)
 	t.mu.Unlock()
-	return t.await(ctx, h, w)
+	return t.await(ctx, h, w, unprobed)
 }
 
 // await waits for a grant or the end of the context.
-func (t *Transport) await(ctx context.Context, h *host, w *waiter) (*conn, *host, error) {
+func (t *Transport) await(ctx context.Context, h *host, w *waiter, unprobed bool) (*conn, *host, error) {
 	select {
 	case g := <-w.ready:
-		if g.c != nil && !g.c.alive() {
+		if g.c != nil && !(unprobed && g.c.takesTurns()) && !g.c.alive() {
 			g.c.close()
 			g.c = nil // its place is this request's
 		}

@@ -2,21 +2,44 @@
 
 package h1
 
-import "syscall"
+import (
+	"io"
+	"os"
+	"syscall"
+)
 
 const canProbe = true
 
-// readNow reads from a socket that does not block.
-func (w *wire) readNow(fd uintptr) {
-	p := &w.probe
+// readSocket reads what has arrived, and returns wouldBlock if that is nothing and io.EOF at the end.
+func readSocket(fd uintptr, p []byte) (int, error) {
 	for {
-		p.n, p.err = syscall.Read(int(fd), p.buf)
-		if p.err != syscall.EINTR {
-			break
+		n, err := syscall.Read(int(fd), p)
+		switch {
+		case err == syscall.EINTR:
+		case err == syscall.EAGAIN:
+			return 0, wouldBlock
+		case err != nil:
+			return 0, os.NewSyscallError("read", err)
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return n, nil
 		}
 	}
-	if p.err == syscall.EAGAIN {
-		p.err = wouldBlock
+}
+
+// writeSocket writes what the socket takes at once, which may be nothing.
+func writeSocket(fd uintptr, p []byte) (int, error) {
+	for {
+		n, err := syscall.Write(int(fd), p)
+		switch {
+		case err == syscall.EINTR:
+		case err == syscall.EAGAIN:
+			return 0, nil
+		case err != nil:
+			return 0, os.NewSyscallError("write", err)
+		default:
+			return n, nil
+		}
 	}
-	p.n = max(p.n, 0)
 }

@@ -76,7 +76,7 @@ func (c *call) connect(ctx context.Context) (*conn, error) {
 	if c.hooks.GetConn != nil {
 		c.hooks.GetConn(c.arg, c.key.addr)
 	}
-	conn, h, err := c.t.acquire(ctx, c.key)
+	conn, h, err := c.t.acquire(ctx, c.key, c.takesTurn())
 	if err != nil {
 		return nil, err
 	}
@@ -143,11 +143,21 @@ func (c *call) exchange(ctx context.Context, conn *conn) (*response, *failure) {
 	w := conn.wire
 	w.begin(ctx)
 	conn.odd = c.close
-	_, writeErr := conn.rw.Write(c.buf.b)
-	if writeErr != nil {
-		writeErr = fmt.Errorf("h1: writing the request: %w", writeErr)
+	request := c.buf.b
+	if conn.reused && c.takesTurn() && conn.takesTurns() {
+		written, f := c.takeTurn(conn)
+		if f != nil {
+			return nil, c.fail(ctx, conn, *f)
+		}
+		request = request[written:]
 	}
-	streamed := c.body != nil && !c.inline
+	var writeErr error
+	if len(request) > 0 {
+		if _, writeErr = conn.rw.Write(request); writeErr != nil {
+			writeErr = fmt.Errorf("h1: writing the request: %w", writeErr)
+		}
+	}
+	streamed := c.streams()
 	if writeErr == nil && c.hooks.WroteHeaders != nil {
 		c.hooks.WroteHeaders(c.arg)
 	}
@@ -176,6 +186,54 @@ func (c *call) exchange(ctx context.Context, conn *conn) (*response, *failure) {
 		return nil, c.fail(ctx, conn, *f)
 	}
 	return res, nil
+}
+
+// streams reports whether the body has a sender.
+func (c *call) streams() bool { return c.body != nil && !c.inline }
+
+// takesTurn reports whether the request can be written in a turn: it is all in the buffer, and nobody wants to know when it
+// was written.
+func (c *call) takesTurn() bool {
+	return !c.streams() && c.hooks.WroteHeaders == nil && c.hooks.WroteRequest == nil
+}
+
+// takeTurn begins the exchange on an idle connection that was not probed. It returns how much of the request is written.
+func (c *call) takeTurn(conn *conn) (written int, f *failure) {
+	if d := c.t.opts.ResponseHeaderTimeout; d > 0 {
+		conn.wire.expectHeader(d, ErrResponseHeaderTimeout)
+	}
+	conn.buf = getBuffer()
+	stage, n, err := conn.wire.take(c.buf.b, conn.buf.b)
+	switch stage {
+	case turnStart: // the wait was over before it began
+		if err == nil && !conn.alive() {
+			err = errIdleEnded
+		}
+		if err != nil {
+			return 0, &failure{err: err}
+		}
+		return 0, nil
+	case turnDead:
+		return 0, &failure{err: errIdleEnded}
+	case turnWriting:
+		if err != nil {
+			return 0, &failure{err: fmt.Errorf("h1: writing the request: %w", err)}
+		}
+		return n, nil
+	}
+	if err != nil {
+		return 0, silence(err)
+	}
+	conn.w = n
+	return len(c.buf.b), nil
+}
+
+// errIdleEnded is why a request is not sent on an idle connection. It is sent on another.
+var errIdleEnded = errors.New("h1: the idle connection has ended")
+
+// silence is the failure of a connection that ends without a byte of response.
+func silence(err error) *failure {
+	return &failure{err: fmt.Errorf("h1: connection ended before the response: %w", unexpected(err)), silent: true}
 }
 
 // startSender sends the body from a goroutine of its own.
@@ -212,7 +270,7 @@ func (c *call) receive(conn *conn, f *failure) (*response, error) {
 	for len(conn.buffered()) == 0 {
 		if err := conn.fill(bufferSize); err != nil {
 			f.silent = true
-			return nil, fmt.Errorf("h1: connection ended before the response: %w", unexpected(err))
+			return nil, silence(err).err
 		}
 	}
 	if c.hooks.GotFirstResponseByte != nil {

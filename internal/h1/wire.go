@@ -44,7 +44,9 @@ type wire struct {
 		n   int
 		err error
 	}
-	eof bool // Read has returned io.EOF
+	turnFn func(fd uintptr) bool // turnStep as a func value, made once
+	turn   turn                  // what turnFn works on
+	eof    bool                  // Read has returned io.EOF
 
 	mu       sync.Mutex
 	ctx      context.Context // of the exchange, nil when idle
@@ -67,6 +69,7 @@ func newWire(nc net.Conn) *wire {
 		if raw, err := sc.SyscallConn(); err == nil {
 			w.raw = raw
 			w.probeFn = w.readNow
+			w.turnFn = w.turnStep
 		}
 	}
 	return w
@@ -370,11 +373,11 @@ func (w *wire) readIfReady(p []byte) (int, error) {
 		return 0, err
 	}
 	w.probe.buf = nil
-	if w.probe.n == 0 && w.probe.err == nil {
-		return 0, io.EOF
-	}
 	return w.probe.n, w.probe.err
 }
+
+// readNow is called with the socket.
+func (w *wire) readNow(fd uintptr) { w.probe.n, w.probe.err = readSocket(fd, w.probe.buf) }
 
 // quiet reports whether nothing has arrived on an idle connection but what TLS itself is sent. r reads from the
 // wire, through TLS where there is TLS: then the tickets of new sessions and new keys, which a server may send at
