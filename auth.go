@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -63,8 +64,9 @@ type AuthOptions struct {
 //
 // Handlers inside Auth get the caller from IdentityFrom, or from the request's field X-User-ID, which holds
 // the subject. Some servers treat X_User_Id or x.user.id as the same field. So Auth first removes every field
-// whose name has the same letters and digits as X-User-ID, from anonymous requests too. Proxy has its own
-// ProxyOptions.Identity.
+// whose name has the same letters and digits as X-User-ID, from anonymous requests too. The request's trailers lose
+// these and the other fields that Proxy writes, however they were announced. Handlers outside Auth see the request as
+// it came. Proxy has its own ProxyOptions.Identity.
 //
 // A subject that is empty or not a valid field value is refused with 401, because readers of the field would
 // see another subject. Invalid are CR, LF, NUL and other control characters, and whitespace at either end.
@@ -83,14 +85,16 @@ func Auth(a Authenticator, opts *AuthOptions) Middleware {
 		o = *opts
 	}
 	c := newChallenges("Auth", o.Realm)
+	owned := newOwnedFields("Auth", nil)
 	var report *reporter
 	if o.ReportOnly {
 		report = newReporter("auth")
 	}
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			in := r
 			ex, rw, r := enter(w, r)
-			id, err := identify(a, r)
+			id, err := identify(a, in) // a may keep it, so it is not r, which authenticated may change
 			switch {
 			case err == nil:
 			case o.Optional && errors.Is(err, ErrNoCredentials):
@@ -103,7 +107,7 @@ func Auth(a Authenticator, opts *AuthOptions) Middleware {
 				refuse(rw, r, c.refusal(err))
 				return
 			}
-			next.ServeHTTP(rw, setIdentity(ex, r, id))
+			next.ServeHTTP(rw, owned.authenticated(ex, r, r != in, id))
 		})
 	}
 }
@@ -122,9 +126,10 @@ func identify(a Authenticator, r *http.Request) (*Identity, error) {
 	return id, nil
 }
 
-// setIdentity stores id in the record and its subject in X-User-ID, whose aliases it removes. When id is nil,
-// the Identity that an outer Auth stored stays.
-func setIdentity(ex *exchange, r *http.Request, id *Identity) *http.Request {
+// authenticated stores id in the record, and returns the request for the handlers inside Auth: with the subject in
+// X-User-ID, and without the client's fields and trailers that could be taken for it. When id is nil, the Identity
+// that an outer Auth stored stays. fresh reports whether enter has made r, so that nobody else has it.
+func (f *ownedFields) authenticated(ex *exchange, r *http.Request, fresh bool, id *Identity) *http.Request {
 	ex.mu.Lock()
 	if id != nil {
 		ex.identity = id
@@ -140,10 +145,21 @@ func setIdentity(ex *exchange, r *http.Request, id *Identity) *http.Request {
 			break
 		}
 	}
-	if id == nil && !forged {
+	trailers := mayHaveTrailers(r)
+	if id == nil && !forged && !trailers {
 		return r
 	}
-	r = ex.headerOf(r)
+	if !fresh {
+		r = r.WithContext(r.Context())
+		ex.derived(r)
+	}
+	if trailers {
+		f.guardTrailers(r, ex.ownedHere())
+	}
+	r.Header = maps.Clone(r.Header)
+	if r.Header == nil {
+		r.Header = make(http.Header)
+	}
 	if forged {
 		for name := range r.Header {
 			if httpfield.SameName(name, userField) {

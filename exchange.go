@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -53,9 +52,8 @@ type exchange struct {
 
 // incoming is the request that the record belongs to. No other record inherits it.
 type incoming struct {
-	req       *http.Request // this package's copy of the request
-	ownHeader bool          // req.Header is a copy, too, and may be modified
-	detached  bool          // a foreign middleware may run its inner handler, and use req, on another goroutine
+	req      *http.Request // this package's copy of the request
+	detached bool          // a foreign middleware may run its inner handler, and use req, on another goroutine
 }
 
 // origin is who sent the request. Every record made from this one inherits it.
@@ -143,6 +141,10 @@ func exchangeFrom(ctx context.Context) *exchange {
 
 // enter returns the request's record, which it creates if there is none, a writer that reports to the record, and
 // a request whose context holds it.
+//
+// When enter has created the record, the request is a new one: it differs from r, and until the caller passes it on
+// nobody else has it or its context. Only then may the caller change either. The request that a middleware was given
+// is never changed, since others may hold it.
 func enter(w http.ResponseWriter, r *http.Request) (*exchange, *responseWriter, *http.Request) {
 	ctx := r.Context()
 	ex := exchangeFrom(ctx)
@@ -249,37 +251,15 @@ func (ex *exchange) admits(c *Circuit) bool {
 	return false
 }
 
-// headerOf returns r with a Header that may be modified. The first call of a request copies the map; later calls
-// reuse the copy.
-func (ex *exchange) headerOf(r *http.Request) *http.Request {
-	ex.mu.Lock()
-	defer ex.mu.Unlock()
-	if r == ex.req && ex.ownHeader {
-		return r
-	}
-	if r != ex.req {
-		r = r.WithContext(r.Context())
-		ex.req = r
-	}
-	if r.Header == nil {
-		r.Header = make(http.Header)
-	} else {
-		r.Header = maps.Clone(r.Header)
-	}
-	ex.ownHeader = true
-	return r
-}
-
-// derived records that to, a shallow copy of from, is passed on in its place. So the record sees what inner
-// handlers set on the request, such as its pattern.
-func (ex *exchange) derived(from, to *http.Request) {
+// derived records that r, a copy of the request, is passed on in its place. So the record sees what inner handlers
+// set on the request, such as its pattern.
+func (ex *exchange) derived(r *http.Request) {
 	if ex == nil {
 		return
 	}
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
-	ex.ownHeader = ex.ownHeader && ex.req == from
-	ex.req = to
+	ex.req = r
 }
 
 // note records how the exchange ended and why. Only the first note counts: what refused the request or failed it

@@ -87,7 +87,7 @@ func Timeout(d time.Duration) Middleware {
 			ctx, cancel := context.WithTimeout(r.Context(), d)
 			defer cancel()
 			limited := r.WithContext(ctx)
-			ex.derived(r, limited)
+			ex.derived(limited)
 			next.ServeHTTP(rw, limited)
 			if ctx.Err() == context.DeadlineExceeded && r.Context().Err() == nil && !rw.started() {
 				WriteError(rw, r, ErrTimeout)

@@ -73,7 +73,7 @@ func (t *handlerTransport) RoundTrip(req *http.Request) (*http.Response, error) 
 	}
 	in := inbound(req, ex)
 	ex.w = responseWriter{ResponseWriter: trip, ex: ex}
-	ex.req, ex.ownHeader = in, true
+	ex.req = in
 	go trip.serve(t.handler, &ex.w, in)
 
 	select {

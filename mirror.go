@@ -76,7 +76,7 @@ func Mirror(shadow http.Handler, opts *MirrorOptions) Middleware {
 			defer tee.abandon()
 			teed := r.WithContext(r.Context())
 			teed.Body = tee
-			exchangeFrom(r.Context()).derived(r, teed)
+			exchangeFrom(r.Context()).derived(teed)
 			next.ServeHTTP(w, teed)
 		})
 	}
@@ -116,7 +116,7 @@ func (m *mirror) copy(r *http.Request) *mirrorCopy {
 	ex := exchangeFrom(r.Context()).child(context.WithoutCancel(r.Context()))
 	req := r.Clone(ex)
 	req.Body = http.NoBody
-	ex.req, ex.ownHeader = req, true
+	ex.req = req
 	ex.w = responseWriter{ResponseWriter: discardWriter{header: make(http.Header)}, ex: ex}
 	return &mirrorCopy{m: m, req: req, ex: ex}
 }
@@ -127,7 +127,7 @@ func (c *mirrorCopy) run(body []byte) {
 	defer func() { _ = recover() }() // a panic of shadow must not reach the client or end the process
 	ctx, cancel := context.WithTimeout(c.ex.Context, c.m.Timeout)
 	defer cancel()
-	c.ex.Context = ctx
+	c.ex.Context = ctx // nobody has the copy yet
 	if len(body) > 0 {
 		c.req.Body = io.NopCloser(bytes.NewReader(body))
 	}

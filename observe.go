@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"strings"
 	"time"
@@ -129,17 +130,20 @@ type observer struct {
 
 func (o *observer) serve(next http.Handler, w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
+	in := r
 	ex, rw, r := enter(w, r)
 	ex.mu.Lock()
 	again := ex.observed
-	ex.observed, ex.logged = true, o.log.logger != nil
+	if !again {
+		ex.observed, ex.logged = true, o.log.logger != nil
+	}
 	ex.mu.Unlock()
 	if again {
 		next.ServeHTTP(rw, r)
 		return
 	}
 
-	r, span := o.startSpan(ex, r)
+	r, span := o.startSpan(ex, in, r)
 	defer func() {
 		panicked := recover()
 		o.finish(ex, rw, r, span, start, panicked)
@@ -151,57 +155,110 @@ func (o *observer) serve(next http.Handler, w http.ResponseWriter, r *http.Reque
 	next.ServeHTTP(rw, r)
 }
 
-// startSpan starts the server span and writes the trace's ids into the record. The request that it returns
-// has the span in its context.
-func (o *observer) startSpan(ex *exchange, r *http.Request) (*http.Request, trace.Span) {
-	// The span goes into the context below the record, so that no new request is needed. If a foreign
-	// middleware has derived a context from the record, the span goes on top of that one.
-	below := r.Context() == context.Context(ex)
-	ctx := r.Context()
-	if below {
-		ctx = ex.Context
+// startSpan starts the server span and writes the trace's ids into the record. The request that it returns has the
+// span in its context. enter has made r of in, the request that Observe was given.
+func (o *observer) startSpan(ex *exchange, in, r *http.Request) (*http.Request, trace.Span) {
+	ctx, opts := in.Context(), telemetry.ServerSpan(r.Method)
+	state := ""
+	// A span in the context has been started outside for this same request. It is the parent, and has dealt with
+	// the caller's.
+	if !trace.SpanContextFromContext(ctx).IsValid() {
+		ctx, state, opts = o.continueCaller(ctx, in, opts)
 	}
-	caller, state := telemetry.Extract(r.Header, o.traceHeader)
-	trusted := caller.IsValid() && o.trustTrace != nil && o.trustTrace(r)
-	opts := telemetry.ServerSpan(r.Method)
+	ctx, span := o.tracer.Start(ctx, telemetry.SpanMethod(r.Method), opts...)
+
+	sc := span.SpanContext()
 	switch {
-	case trusted:
+	case !sc.IsValid():
+		sc = telemetry.NewSpanContext()
+	case r != in:
+		// Record and request are new, so nobody has this context yet: the span can go below the record, and no
+		// other request is needed.
+		ex.Context = ctx
+	default:
+		r = r.WithContext(ctx)
+		ex.derived(r)
+	}
+	if ts := sc.TraceState(); ts.Len() > 0 {
+		state = ts.String()
+	}
+	if span.IsRecording() {
+		describeRequest(span, r)
+	}
+	ex.mu.Lock()
+	if outer := ex.span; outer.IsValid() && !span.SpanContext().IsValid() {
+		// Without an SDK, only the record knows of the trace that a request of this process belongs to.
+		sc = sc.WithTraceID(outer.TraceID()).WithTraceFlags(outer.TraceFlags())
+	}
+	ex.span, ex.traceState = sc, state
+	ex.traceID, ex.traceHeader = sc.TraceID().String(), o.traceHeader
+	ex.mu.Unlock()
+	return r, span
+}
+
+// continueCaller reads the caller's trace from in. When it is trusted, the context that is returned continues it, and
+// state is its tracestate. When it is not, the options link to it. TrustTrace may keep the request that it is given,
+// so it gets in.
+func (o *observer) continueCaller(ctx context.Context, in *http.Request, opts []trace.SpanStartOption) (context.Context, string, []trace.SpanStartOption) {
+	caller, state := telemetry.Extract(in.Header, o.traceHeader)
+	switch {
+	case !caller.IsValid():
+	case o.trustTrace != nil && o.trustTrace(in):
 		if ts, err := trace.ParseTraceState(state); err == nil {
 			caller = caller.WithTraceState(ts)
 		} else {
 			state = ""
 		}
-		ctx = trace.ContextWithRemoteSpanContext(ctx, caller)
-	case caller.IsValid() && caller.IsRemote():
+		return trace.ContextWithRemoteSpanContext(ctx, caller), state, opts
+	case caller.IsRemote():
 		opts = append(opts, trace.WithLinks(trace.Link{SpanContext: caller}))
-		fallthrough
-	default:
-		state = ""
 	}
-	ctx, span := o.tracer.Start(ctx, telemetry.SpanMethod(r.Method), opts...)
+	return ctx, "", opts
+}
 
-	sc := span.SpanContext()
-	if sc.IsValid() {
-		if below {
-			ex.Context = ctx
-		} else {
-			r = r.WithContext(ctx)
-		}
-		if ts := sc.TraceState(); ts.Len() > 0 {
-			state = ts.String()
-		}
-	} else {
-		sc = telemetry.NewSpanContext()
+// The fields of W3C Trace Context.
+const (
+	fieldTraceparent = "Traceparent"
+	fieldTracestate  = "Tracestate"
+)
+
+// parent returns the span that a request sent within ctx continues, and the value of its tracestate. It is the
+// current span of ctx, such as that of otelhttp, unless an Observe outside has started another trace. Without Observe,
+// t is empty. An invalid span means that there is none to continue.
+func (t *tracing) parent(ctx context.Context) (trace.SpanContext, string) {
+	sc := trace.SpanContextFromContext(ctx)
+	if !sc.IsValid() || t.span.IsValid() && (sc.TraceID() != t.span.TraceID() || sc.SpanID() == t.span.SpanID()) {
+		return t.span, t.traceState
 	}
-	if span.IsRecording() {
-		describeRequest(span, r)
+	return sc, sc.TraceState().String()
+}
+
+// continueTrace returns r with traceparent, when it has none and there is a span to continue. It does not change r.
+func continueTrace(r *http.Request) *http.Request {
+	if _, ok := r.Header[fieldTraceparent]; ok {
+		return r
 	}
-	id := sc.TraceID().String()
-	ex.mu.Lock()
-	ex.span, ex.traceState = sc, state
-	ex.traceID, ex.traceHeader = id, o.traceHeader
-	ex.mu.Unlock()
-	return r, span
+	var t tracing
+	if ex := exchangeFrom(r.Context()); ex != nil {
+		ex.mu.Lock()
+		t = ex.tracing
+		ex.mu.Unlock()
+	}
+	span, state := t.parent(r.Context())
+	if !span.IsValid() {
+		return r
+	}
+	r = r.WithContext(r.Context())
+	r.Header = maps.Clone(r.Header)
+	if r.Header == nil {
+		r.Header = make(http.Header, 2)
+	}
+	r.Header[fieldTraceparent] = []string{telemetry.FormatTraceparent(span)}
+	delete(r.Header, fieldTracestate)
+	if state != "" {
+		r.Header[fieldTracestate] = []string{state}
+	}
+	return r
 }
 
 // describeRequest sets the attributes that are known when the request arrives.
@@ -240,11 +297,11 @@ func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, spa
 	s := summary{duration: time.Since(start)}
 	s.outcome, s.status, s.err = ex.end(rw, panicked)
 	s.pattern = RoutePattern(r.Context())
-	if s.pattern == "" {
-		s.pattern = r.Pattern // set by a foreign mux on a request that the record does not hold
-	}
 	measured := s.duration
 	ex.mu.Lock()
+	if s.pattern == "" && !ex.detached {
+		s.pattern = r.Pattern // set by a foreign mux on a request that the record does not hold
+	}
 	s.routeName = cmp.Or(ex.route, s.pattern)
 	if !rw.switched.IsZero() {
 		measured = rw.switched.Sub(start)

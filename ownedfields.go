@@ -1,7 +1,9 @@
 package gateway
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -69,6 +71,10 @@ func newOwnedFields(caller string, identity map[string]string) *ownedFields {
 		f.identity = append(f.identity, identityField{name, claim})
 		f.names.Add(name)
 	}
+	// X-User-ID is what Auth and most backends take for the user, whatever this identity writes.
+	if !f.names.Has(userField) {
+		f.names.Add(userField)
+	}
 	for _, name := range reservedFields {
 		f.names.Add(name)
 	}
@@ -85,6 +91,51 @@ func (f *ownedFields) has(name string, here ownedHere) bool {
 // allowTrailer reports whether a trailer of a client goes on to the target.
 func (f *ownedFields) allowTrailer(name string, here ownedHere) bool {
 	return httpfield.AllowedInTrailer(name) && !f.has(name, here)
+}
+
+// mayHaveTrailers reports whether trailers may be set on r: there are some, or the server could still add some that
+// were not announced. It adds those to its own request, which r is unless somebody has copied it.
+func mayHaveTrailers(r *http.Request) bool {
+	return r.Trailer != nil || r.ContentLength < 0 && r.Body != nil && r.Body != http.NoBody
+}
+
+// guardTrailers keeps trailers that the gateway owns from handlers of this process. The server sets the trailers'
+// values when the body has been read, in a map that r shares with the server's request. So r, which must be the
+// gateway's own copy, gets a map of its own, and a body that fills it.
+func (f *ownedFields) guardTrailers(r *http.Request, here ownedHere) {
+	if r.Trailer == nil {
+		return // the server's request alone gets what was not announced
+	}
+	t := &trailerGuard{ReadCloser: r.Body, from: r.Trailer, to: make(http.Header, len(r.Trailer)), owned: f, here: here}
+	t.pass()
+	r.Trailer = t.to
+	if r.Body != nil {
+		r.Body = t
+	}
+}
+
+// trailerGuard is a request's body. At its end it passes the trailers on that the client may set.
+type trailerGuard struct {
+	io.ReadCloser
+	from, to http.Header
+	owned    *ownedFields
+	here     ownedHere
+}
+
+func (t *trailerGuard) Read(p []byte) (int, error) {
+	n, err := t.ReadCloser.Read(p)
+	if err == io.EOF {
+		t.pass()
+	}
+	return n, err
+}
+
+func (t *trailerGuard) pass() {
+	for name, values := range t.from {
+		if t.owned.allowTrailer(name, t.here) {
+			t.to[name] = values
+		}
+	}
 }
 
 // ownedHere are the fields that the gateway owns on one request, by the middleware that the request has passed.
@@ -119,7 +170,7 @@ func (f *ownedFields) write(h http.Header, in *http.Request) error {
 	w.clientAddr()
 	w.fromTrustedProxy()
 	w.hostAndProto()
-	w.trace(&trace)
+	w.trace(&trace, in.Context())
 	if f.clientCert {
 		w.clientCert()
 	}
@@ -230,14 +281,14 @@ func (w *fieldWriter) hostAndProto() {
 }
 
 // trace sets the field that carries the trace id, and traceparent and tracestate.
-func (w *fieldWriter) trace(t *tracing) {
+func (w *fieldWriter) trace(t *tracing, ctx context.Context) {
 	if t.traceID != "" {
 		w.set(t.traceHeader, t.traceID)
 	}
-	if t.span.IsValid() {
-		w.set("Traceparent", telemetry.FormatTraceparent(t.span))
-		if t.traceState != "" {
-			w.set("Tracestate", t.traceState)
+	if span, state := t.parent(ctx); span.IsValid() {
+		w.set(fieldTraceparent, telemetry.FormatTraceparent(span))
+		if state != "" {
+			w.set(fieldTracestate, state)
 		}
 	}
 }

@@ -382,6 +382,9 @@ func (f *forwarding) rewrite(out *http.Request) (rewritten *http.Request, releas
 	if rewritten.Header == nil {
 		rewritten.Header = make(http.Header)
 	}
+	if _, ok := rewritten.Header[fieldTraceparent]; !ok {
+		rewritten.Header[fieldTraceparent] = nil // otherwise an Upstream writes it again
+	}
 	return rewritten, release
 }
 

@@ -188,6 +188,8 @@ func (u *Upstream) set(caller string, targets []Target) {
 // RoundTrip sends r to one of the targets, and to others if RetryOptions allow it. Of r's URL it uses only
 // path and query. An empty r.Host means the target's host. The caller must close the response's Body: until
 // then, the request counts as pending.
+//
+// A request without a traceparent gets one that continues the span in its context, if there is one.
 func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	passed, err := gate(r)
 	if err != nil {
@@ -196,7 +198,7 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		return nil, err
 	}
-	r = passed
+	r = continueTrace(passed)
 	body := newReplay(r, u.opts.Retry.MaxBodyBytes)
 	defer body.settle()
 	if u.opts.Retry.Attempts > 1 {

@@ -1,0 +1,178 @@
+package gateway_test
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"testing"
+
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/seed-96248d0c/gateway"
+	"github.com/seed-96248d0c/gateway/gatewaytest"
+)
+
+// parentOf returns the traceparent of what is done on behalf of sc.
+func parentOf(sc trace.SpanContext) string {
+	if !sc.IsValid() {
+		return ""
+	}
+	return "00-" + sc.TraceID().String() + "-" + sc.SpanID().String() + "-" + sc.TraceFlags().String()
+}
+
+// spanning is a middleware that starts a span, as otelhttp does. It stores it in last.
+func spanning(tel *gatewaytest.Telemetry, last *trace.SpanContext, opts ...trace.SpanStartOption) gateway.Middleware {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			ctx, span := tel.Tracer("").Start(r.Context(), "between", opts...)
+			defer span.End()
+			*last = span.SpanContext()
+			next.ServeHTTP(w, r.WithContext(ctx))
+		})
+	}
+}
+
+// TestTraceOfTheContext holds that whoever sends a request continues the span that is in its context, also when no
+// Observe is there, and that no client's traceparent takes its place.
+func TestTraceOfTheContext(t *testing.T) {
+	var got http.Header
+	backend := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { got = r.Header; io.WriteString(w, "1") }))
+	up := gateway.NewUpstream("x", gateway.MustTargets(backend.URL), nil)
+	senders := map[string]http.Handler{
+		"Proxy": gateway.Proxy(up, nil),
+		"Proxy with Rewrite": gateway.Proxy(up, &gateway.ProxyOptions{Rewrite: func(pr *httputil.ProxyRequest) {
+			pr.Out.Header.Set("X-Rewritten", "1")
+		}}),
+		"Proxy to a plain RoundTripper": gateway.Proxy(http.DefaultTransport, &gateway.ProxyOptions{Rewrite: func(pr *httputil.ProxyRequest) {
+			pr.Out.URL.Scheme, pr.Out.URL.Host = "http", backend.Listener.Addr().String()
+		}}),
+		"Aggregate":                         gateway.Aggregate([]gateway.Part{{Name: "a", From: up, Path: "/"}}, nil),
+		"Aggregate to a plain RoundTripper": gateway.Aggregate([]gateway.Part{{Name: "a", From: http.DefaultTransport, Path: backend.URL}}, nil),
+		"Aggregate to a Proxy in a handler": gateway.Aggregate([]gateway.Part{{Name: "a", From: gateway.HandlerTransport(gateway.Proxy(up, nil)), Path: "/"}}, nil),
+		"a handler with a client over an Upstream": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			req, _ := http.NewRequestWithContext(r.Context(), "GET", "http://users/", nil)
+			res, err := (&http.Client{Transport: up}).Do(req)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			res.Body.Close()
+			if req.Header.Get("Traceparent") != "" {
+				t.Error("the caller's request was changed")
+			}
+		}),
+	}
+	tel := new(gatewaytest.Telemetry)
+	var outside, between trace.SpanContext
+	otelhttp := spanning(tel, &outside)
+	child := spanning(tel, &between)
+	root := spanning(tel, &between, trace.WithNewRoot())
+	remote := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, Remote: true})
+	state, _ := trace.ParseTraceState("vendor=1")
+	unsampled := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			outside = remote.WithTraceState(state)
+			next.ServeHTTP(w, r.WithContext(trace.ContextWithRemoteSpanContext(r.Context(), outside)))
+		})
+	}
+	observe := gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel})
+	trusting := gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel, TrustTrace: func(*http.Request) bool { return true }})
+	untraced := gateway.Observe(&gateway.ObserveOptions{Meter: tel})
+
+	for sender, h := range senders {
+		for _, tt := range []struct {
+			name string
+			mw   gateway.Middleware
+			want func(r http.Header, id string) (parent, state string)
+		}{
+			{"nothing", gateway.Chain(), func(http.Header, string) (string, string) { return "", "" }},
+			{"a span outside", otelhttp, func(http.Header, string) (string, string) { return parentOf(outside), "" }},
+			{"a span and a middleware of ours", gateway.Chain(otelhttp, gateway.TrustProxies("Forwarded")), func(http.Header, string) (string, string) { return parentOf(outside), "" }},
+			{"a span in a middleware of ours", gateway.Chain(gateway.TrustProxies("Forwarded"), otelhttp), func(http.Header, string) (string, string) { return parentOf(outside), "" }},
+			{"one that is not sampled, with a tracestate", unsampled, func(http.Header, string) (string, string) { return parentOf(outside), "vendor=1" }},
+			{"a child of Observe's", gateway.Chain(observe, child), func(_ http.Header, id string) (string, string) { return parentOf(between), "" }},
+			{"a trace of its own in Observe", gateway.Chain(observe, root), func(r http.Header, id string) (string, string) { return "00-" + id, "" }},
+			{"Observe alone", observe, func(r http.Header, id string) (string, string) { return "00-" + id, "" }},
+			{"Observe without a tracer", untraced, func(r http.Header, id string) (string, string) { return "00-" + id, "" }},
+			{"Observe in a span", gateway.Chain(otelhttp, observe), func(r http.Header, id string) (string, string) {
+				return "00-" + outside.TraceID().String(), ""
+			}},
+			{"a trusting Observe in a span", gateway.Chain(otelhttp, trusting), func(r http.Header, id string) (string, string) {
+				return "00-" + outside.TraceID().String(), ""
+			}},
+			{"Observe without a tracer in a span", gateway.Chain(otelhttp, untraced), func(r http.Header, id string) (string, string) {
+				return parentOf(outside), ""
+			}},
+		} {
+			t.Run(sender+"/"+tt.name, func(t *testing.T) {
+				got, outside, between = nil, trace.SpanContext{}, trace.SpanContext{}
+				r := httptest.NewRequest("GET", "/", nil)
+				r.Header.Set("Traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+				r.Header["Trace_parent"] = []string{"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+				r.Header.Set("Tracestate", "evil=1")
+				rec := httptest.NewRecorder()
+				tt.mw(h).ServeHTTP(rec, r)
+				if rec.Code != 200 || got == nil {
+					t.Fatalf("answered %d %s", rec.Code, rec.Body)
+				}
+				wantParent, wantState := tt.want(r.Header, rec.Header().Get("X-Trace-Id"))
+				parent := got.Get("Traceparent")
+				if len(wantParent) == 35 && len(parent) == 55 {
+					parent = parent[:35]
+				}
+				if parent != wantParent || got.Get("Tracestate") != wantState || got["Trace_parent"] != nil {
+					t.Errorf("the backend got %q %q %q, want %q %q", got.Get("Traceparent"), got.Get("Tracestate"), got["Trace_parent"], wantParent, wantState)
+				}
+			})
+		}
+	}
+}
+
+// TestObserveInASpan: the span that a foreign middleware started is the parent of Observe's, and has already dealt with
+// the caller's.
+func TestObserveInASpan(t *testing.T) {
+	for _, trust := range []bool{false, true} {
+		tel := new(gatewaytest.Telemetry)
+		var outside trace.SpanContext
+		h := gateway.Chain(spanning(tel, &outside), gateway.Observe(&gateway.ObserveOptions{
+			Tracer: tel, Meter: tel, TrustTrace: func(*http.Request) bool { return trust },
+		}))(text("ok"))
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("Traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, r)
+		s := tel.Spans()[0]
+		if !s.Parent.Equal(outside) || len(s.Links) != 0 || rec.Header().Get("X-Trace-Id") != outside.TraceID().String() {
+			t.Errorf("trust %v: parent %v, want %v; links %v; trace id %s", trust, s.Parent, outside, s.Links, rec.Header().Get("X-Trace-Id"))
+		}
+	}
+}
+
+// TestRewriteHasTheLastWordOnTheTrace: what Rewrite removes stays removed, also when an Upstream sends the request.
+func TestRewriteHasTheLastWordOnTheTrace(t *testing.T) {
+	var got http.Header
+	backend := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { got = r.Header }))
+	up := gateway.NewUpstream("x", gateway.MustTargets(backend.URL), nil)
+	var outside trace.SpanContext
+	h := spanning(new(gatewaytest.Telemetry), &outside)(gateway.Proxy(up, &gateway.ProxyOptions{Rewrite: func(pr *httputil.ProxyRequest) {
+		pr.Out.Header.Del("Traceparent")
+	}}))
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+	if got == nil || got["Traceparent"] != nil {
+		t.Errorf("the backend got %v", got)
+	}
+
+	// A client of an Upstream that writes its own keeps it.
+	req, _ := http.NewRequestWithContext(trace.ContextWithSpanContext(context.Background(), outside), "GET", "/", nil)
+	req.Header.Set("Traceparent", "mine")
+	res, err := up.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if got.Get("Traceparent") != "mine" {
+		t.Errorf("the backend got %v", got)
+	}
+}
