@@ -24,7 +24,7 @@ type AggregateOptions struct {
 	MaxBytes      int64             // a part's body, decompressed; 0 means 1 MiB
 	MaxTotalBytes int64             // all parts' bodies; 0 means 16 MiB
 	MaxInFlight   int               // parts at once in one aggregate; 0 means all
-	Headers       []string          // request fields passed to the parts besides the gateway's own; nil: Accept-Language, Authorization; see Aggregate
+	Headers       []string          // request fields passed to the parts besides the gateway's own; nil: Accept-Language, and Authorization to Upstreams and HandlerTransports alone
 	Identity      map[string]string // as in ProxyOptions, for every part
 	Merge         bool              // objects' members side by side instead of under Name; see Aggregate
 	ServerTiming  bool              // report each part's time in Server-Timing
@@ -53,9 +53,12 @@ type AggregateOptions struct {
 // Each part's request has the fields that the gateway sets as Proxy does (X-Forwarded-*, trace, identity), those of
 // Headers, and Accept: application/json. Some fields are never passed, even when Headers lists them: those that the
 // gateway itself sets, in any spelling; those that concern one connection; and Accept-Encoding, Range, If-*, Expect,
-// Host and Content-*, which describe the client's request and not the part's. By default every part receives the
-// client's Authorization: with parts that are not your own, set Headers. The fields of the parts' answers are not
+// Host and Content-*, which describe the client's request and not the part's. The fields of the parts' answers are not
 // passed to the client.
+//
+// By default the client's Authorization goes only to parts whose From is an *Upstream or a HandlerTransport. Any other
+// RoundTripper may lead to a third party, and one that wraps an *Upstream counts as such. When Headers names
+// Authorization, every part gets it. A Part.Request that copies the fields of in copies its Authorization, too.
 //
 // An aggregate keeps the parts' bodies until it has answered: at most MaxTotalBytes and about a quarter more. It runs
 // one goroutine for each part in flight, and none outlives its request. A panic in Request or in a RoundTripper
@@ -100,6 +103,7 @@ type aggregate struct {
 	parts   []part
 	opts    AggregateOptions
 	headers []string // canonical names, without those that are never passed
+	private bool     // Authorization goes to the gateway's own parts alone
 	own     *ownedFields
 }
 
@@ -119,6 +123,7 @@ func (a *aggregate) setOptions() {
 	}
 	if o.Headers == nil {
 		o.Headers = []string{"Accept-Language", "Authorization"}
+		a.private = true
 	}
 	a.own = newOwnedFields("Aggregate", o.Identity)
 	for _, name := range o.Headers {
@@ -167,7 +172,8 @@ type fanout struct {
 	in        *http.Request
 	ctx       context.Context
 	ownedHere ownedHere
-	header    http.Header  // the fields that every part's request has
+	header    http.Header  // the fields that every part's request has, but for private
+	private   bool         // header has the client's Authorization, which only the gateway's own parts get
 	total     atomic.Int64 // bytes of bodies so far
 	finished  chan int     // the numbers of parts that have finished
 	answers   []partAnswer
@@ -227,6 +233,7 @@ func (f *fanout) setHeader() error {
 			f.header[name] = values
 		}
 	}
+	f.private = f.aggregate.private && !f.owns("Authorization") // else it is the gateway's own
 	return f.own.write(f.header, f.in)
 }
 

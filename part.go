@@ -48,8 +48,8 @@ type Part struct {
 	// Request builds the request, for other methods and for bodies. Set either Request or Path. It runs on the
 	// part's own goroutine. in carries the part's context and must not be changed; only one part can read its
 	// body. The request that Request returns gets the part's context, the fields that the gateway itself sets, and
-	// those of AggregateOptions.Headers that it does not have yet. When the part is required, an *Error from
-	// Request is the answer.
+	// those of AggregateOptions.Headers that it does not have yet. It keeps trailers that have values by then and
+	// that the gateway does not own. When the part is required, an *Error from Request is the answer.
 	Request func(in *http.Request) (*http.Request, error)
 
 	// Optional makes a failure of the part harmless: the answer has Default in its place and lists the part in
@@ -233,6 +233,9 @@ func (p *part) request(ctx context.Context, f *fanout) (*http.Request, *partFail
 	if !p.local { // HandlerTransport itself makes a record and copies the fields
 		ctx = f.ex.part(ctx)
 		header = header.Clone()
+		if f.private && p.upstream == nil {
+			delete(header, "Authorization")
+		}
 	}
 	if p.Request != nil {
 		return p.customRequest(ctx, f, header)
@@ -272,7 +275,7 @@ func (p *part) customRequest(ctx context.Context, f *fanout, header http.Header)
 		h = make(http.Header)
 	}
 	for name := range h {
-		if f.owns(name) || httpfield.IsHopByHop(name) || name == "Accept-Encoding" {
+		if f.owns(name) || httpfield.IsHopByHop(name) || isFraming(name) || name == "Accept-Encoding" {
 			delete(h, name)
 		}
 	}
@@ -282,8 +285,25 @@ func (p *part) customRequest(ctx context.Context, f *fanout, header http.Header)
 		}
 	}
 	req.Header = h
+	req.Trailer = f.trailer(req.Trailer)
 	p.address(req, f.in)
 	return req, nil
+}
+
+// trailer returns the trailers of a part's request that are sent. It is a copy of those that have values now: in the
+// map of the client's request, the server still sets what the client sends.
+func (f *fanout) trailer(given http.Header) http.Header {
+	var sent http.Header
+	for name, values := range given {
+		if len(values) == 0 || !f.own.allowTrailer(name, f.ownedHere) {
+			continue
+		}
+		if sent == nil {
+			sent = make(http.Header)
+		}
+		sent[name] = values
+	}
+	return sent
 }
 
 // address sets the request's host and sender as From expects them.
