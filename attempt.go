@@ -26,6 +26,7 @@ type attempt struct {
 	caller
 	destination
 	timeout headerTimeout
+	idle    *idleTimer
 	circuit ticket
 	progress
 }
@@ -177,15 +178,24 @@ func (a *attempt) answer(res *http.Response) {
 	a.report(result{status: a.status}.outcome())
 	a.ReadCloser = res.Body
 	if conn, ok := res.Body.(io.ReadWriteCloser); ok {
-		res.Body = &attemptConn{attempt: a, conn: conn} // the protocol was switched
+		a.idle = newIdleTimer(a.upstream.opts.Idle, a.Close) // silence in a connection is a normal end
+		res.Body = &attemptConn{attempt: a, conn: conn}      // the protocol was switched
 	} else {
+		a.idle = newIdleTimer(a.upstream.opts.Idle, res.Body.Close)
 		res.Body = a
 	}
 }
 
 // Read ends the attempt when the body ends or fails.
 func (a *attempt) Read(p []byte) (int, error) {
+	a.idle.begin()
 	n, err := a.ReadCloser.Read(p)
+	a.idle.end()
+	if err != nil && err != io.EOF {
+		if cause := a.idle.cause(); cause != nil {
+			err = cause // and not that of the close which interrupted the read
+		}
+	}
 	switch {
 	case err == nil:
 	case err == io.EOF:
@@ -251,7 +261,24 @@ type attemptConn struct {
 	conn io.ReadWriteCloser
 }
 
-func (c *attemptConn) Write(p []byte) (int, error) { return c.conn.Write(p) }
+// Read returns an error other than io.EOF after silence, since both directions end then.
+func (c *attemptConn) Read(p []byte) (int, error) {
+	n, err := c.attempt.Read(p)
+	if err == io.EOF {
+		if cause := c.idle.cause(); cause != nil {
+			err = cause
+		}
+	}
+	return n, err
+}
+
+func (c *attemptConn) Write(p []byte) (int, error) {
+	n, err := c.conn.Write(p)
+	if n > 0 {
+		c.idle.sent()
+	}
+	return n, err
+}
 
 // clientLabels are the values by which http.client.request.duration is split.
 type clientLabels struct {

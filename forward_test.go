@@ -119,19 +119,6 @@ func startServer(t *testing.T, protocol string, s *httptest.Server) {
 	t.Cleanup(s.Close)
 }
 
-// startTarget starts s and returns its URL as a target, and what a transport to it needs.
-func startTarget(t *testing.T, protocol string, s *httptest.Server) (link string, o gateway.TransportOptions) {
-	t.Helper()
-	startServer(t, protocol, s)
-	switch protocol {
-	case http2:
-		o.TLS = &tls.Config{RootCAs: rootsOf(s)}
-	case h2c:
-		return "h2c" + strings.TrimPrefix(s.URL, "http"), o
-	}
-	return s.URL, o
-}
-
 // clientOf returns a client for s that uses nothing but protocol.
 func clientOf(t *testing.T, protocol string, s *httptest.Server) *http.Client {
 	t.Helper()
@@ -166,11 +153,23 @@ type way struct {
 // newWay speaks one protocol before the gateway and one behind it.
 func newWay(t *testing.T, before, behind string, opts *gateway.ProxyOptions, target http.HandlerFunc) *way {
 	t.Helper()
-	link, o := startTarget(t, behind, httptest.NewUnstartedServer(target))
-	transport := gateway.NewTransport(&o)
-	t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
-	up := gateway.NewUpstream("target", gateway.MustTargets(link), &gateway.UpstreamOptions{Transport: transport})
-	return newWayTo(t, before, up, opts)
+	return newWayTo(t, before, newTarget(t, behind, httptest.NewUnstartedServer(target), gateway.TransportOptions{}, gateway.UpstreamOptions{}), opts)
+}
+
+// newTarget starts s as a target that speaks protocol, and returns an Upstream before it.
+func newTarget(t *testing.T, protocol string, s *httptest.Server, to gateway.TransportOptions, o gateway.UpstreamOptions) *gateway.Upstream {
+	t.Helper()
+	startServer(t, protocol, s)
+	link := s.URL
+	switch protocol {
+	case http2:
+		to.TLS = &tls.Config{RootCAs: rootsOf(s)}
+	case h2c:
+		link = "h2c" + strings.TrimPrefix(link, "http")
+	}
+	o.Transport = gateway.NewTransport(&to)
+	t.Cleanup(o.Transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
+	return gateway.NewUpstream("target", gateway.MustTargets(link), &o)
 }
 
 func newWayTo(t *testing.T, before string, to http.RoundTripper, opts *gateway.ProxyOptions) *way {

@@ -248,12 +248,8 @@ func TestGateTargetsLimit(t *testing.T) {
 		t.Run(behind, func(t *testing.T) {
 			s := httptest.NewUnstartedServer(text("ok"))
 			s.Config.MaxHeaderBytes = 4 << 10
-			link, o := startTarget(t, behind, s)
-			transport := gateway.NewTransport(&o)
-			t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
 			circuit := gateway.NewCircuit("c", nil)
-			up := gateway.NewUpstream("u", gateway.MustTargets(link), &gateway.UpstreamOptions{Transport: transport, Circuit: circuit})
-			w := newWayTo(t, http1, up, nil)
+			w := newWayTo(t, http1, newTarget(t, behind, s, gateway.TransportOptions{}, gateway.UpstreamOptions{Circuit: circuit}), nil)
 			w.do(t, newRequest(t, "GET", w.url, nil)) // the target's settings have arrived
 			w.journal.next(t)
 			for range 6 {

@@ -1,11 +1,17 @@
 package gateway_test
 
 import (
+	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/seed-96248d0c/gateway"
 )
@@ -28,6 +34,127 @@ func TestTransportH2C(t *testing.T) {
 		gateway.Proxy(u, nil).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
 		if rec.Body.String() != proto {
 			t.Errorf("%s: %d %q, want %q", scheme, rec.Code, rec.Body, proto)
+		}
+	}
+}
+
+// silence is a TCP proxy before a target that can fall silent: it then reads nothing and writes nothing, and connections
+// stay open.
+type silence struct {
+	target string
+	mu     sync.Mutex
+	silent bool
+	conns  []net.Conn
+}
+
+// silentFrom returns the address of a proxy before target.
+func silentFrom(t *testing.T, target string) (addr string, s *silence) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = &silence{target: target}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			behind, err := net.Dial("tcp", target)
+			if err != nil {
+				conn.Close()
+				continue
+			}
+			s.mu.Lock()
+			s.conns = append(s.conns, conn, behind)
+			s.silent = false // a new connection is heard
+			first := len(s.conns)
+			s.mu.Unlock()
+			wg.Go(func() { s.pass(behind, conn, first) })
+			wg.Go(func() { s.pass(conn, behind, first) })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		s.mu.Lock()
+		for _, conn := range s.conns {
+			conn.Close()
+		}
+		s.mu.Unlock()
+		wg.Wait()
+	})
+	return l.Addr().String(), s
+}
+
+// pass copies src to dst while the proxy is not silent.
+func (s *silence) pass(dst, src net.Conn, of int) {
+	buf := make([]byte, 4<<10)
+	for {
+		n, err := src.Read(buf)
+		s.mu.Lock()
+		silent := s.silent || len(s.conns) > of // an earlier connection stays silent
+		s.mu.Unlock()
+		if silent {
+			return // and leaves both connections open
+		}
+		if _, werr := dst.Write(buf[:n]); err != nil || werr != nil {
+			dst.Close()
+			return
+		}
+	}
+}
+
+func (s *silence) fall() {
+	s.mu.Lock()
+	s.silent = true
+	s.mu.Unlock()
+}
+
+// TestTransportPing: a connection of HTTP/2 to a target that fell silent is given up, and the next request finds another.
+// Without pings, every later request would use the same connection and fail.
+func TestTransportPing(t *testing.T) {
+	for _, protocol := range []string{http2, h2c} {
+		for _, ping := range []time.Duration{50 * time.Millisecond, -1} {
+			t.Run(fmt.Sprint(protocol, " ", ping), func(t *testing.T) {
+				s := serveProtocol(t, protocol, text("ok"))
+				addr, proxy := silentFrom(t, s.Listener.Addr().String())
+				o := gateway.TransportOptions{Ping: ping}
+				link := "h2c://" + addr
+				if protocol == http2 {
+					link, o.TLS = "https://"+addr, &tls.Config{RootCAs: rootsOf(s)}
+				}
+				tr := gateway.NewTransport(&o)
+				t.Cleanup(tr.(interface{ CloseIdleConnections() }).CloseIdleConnections)
+				ask := func(patience time.Duration) error {
+					ctx, cancel := context.WithTimeout(t.Context(), patience)
+					defer cancel()
+					res, err := tr.RoundTrip(newRequest(t, "GET", link, nil).WithContext(ctx))
+					if err == nil {
+						res.Body.Close()
+					}
+					return err
+				}
+				if err := ask(5 * time.Second); err != nil {
+					t.Fatal(err)
+				}
+				proxy.fall()
+				if ping < 0 {
+					for range 3 {
+						if err := ask(100 * time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+							t.Errorf("without pings: %v", err)
+						}
+					}
+					return
+				}
+				if err := ask(5 * time.Second); err == nil || errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("on the silent connection: %v", err)
+				}
+				if err := ask(5 * time.Second); err != nil {
+					t.Errorf("on the next: %v", err)
+				}
+			})
 		}
 	}
 }

@@ -84,6 +84,7 @@ type UpstreamOptions struct {
 	Balancer  Balancer             // nil: LeastPending
 	Transport http.RoundTripper    // nil: NewTransport(nil), shared by the process
 	Timeout   time.Duration        // to response headers, for each attempt; 0 means 30s, negative none
+	Idle      time.Duration        // longest pause of the target within a response body or an upgraded connection; 0 means none
 	Circuit   *Circuit             // nil: none
 	Meter     metric.MeterProvider // nil: otel.GetMeterProvider()
 	Retry     RetryOptions
@@ -97,6 +98,10 @@ type UpstreamOptions struct {
 // such as the 400 for a malformed one, is returned as it is. A request that no transport would send, such as one with
 // a malformed method or field, is refused with an *Error of status 400. One whose fields exceed what an HTTP/2 target
 // has announced is refused with 431. Neither counts against the target.
+//
+// When a target pauses for longer than UpstreamOptions.Idle within a response body, the body ends with an error. It is
+// OutcomeAborted and counts against the target. An upgraded connection is closed when nothing was sent in either
+// direction for so long, which is a normal end. Time in which the caller does not read does not count.
 //
 // The histogram http.client.request.duration, of OpenTelemetry's semantic conventions, measures each attempt
 // up to the response headers. Its attributes are http.request.method, http.response.status_code,
