@@ -69,12 +69,12 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member) (*htt
 	// After a panic in a balancer or a transport, nothing may stay pending.
 	defer func() {
 		if !a.answered {
-			a.end(OutcomeInternal)
+			a.end(result{panicked: true})
 		}
 	}()
 
 	if len(tried) > 0 {
-		choice = choice.without(tried)
+		choice = u.pool.untried(choice, tried)
 	}
 	i, done := u.opts.Balancer.Pick(r, choice.targets)
 	a.done = done
@@ -94,7 +94,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member) (*htt
 	}
 	if err != nil {
 		err = fmt.Errorf("target %s: %w", a.member.URL.Redacted(), attemptError(out, err))
-		a.end(result{err: err, gone: leftEarly(a.client)}.outcome())
+		a.end(result{err: err, gone: leftEarly(a.client)})
 		return nil, a.member, err
 	}
 	a.answer(res)
@@ -175,7 +175,7 @@ func (c *pooledConn) wasDead() bool { return c != nil && c.reused.Load() && !c.a
 func (a *attempt) answer(res *http.Response) {
 	a.answered = true
 	a.status = res.StatusCode
-	a.report(result{status: a.status}.outcome())
+	a.report(result{status: a.status})
 	a.ReadCloser = res.Body
 	if conn, ok := res.Body.(io.ReadWriteCloser); ok {
 		a.idle = newIdleTimer(a.upstream.opts.Idle, a.Close) // silence in a connection is a normal end
@@ -199,14 +199,14 @@ func (a *attempt) Read(p []byte) (int, error) {
 	switch {
 	case err == nil:
 	case err == io.EOF:
-		a.end(result{status: a.status}.outcome())
+		a.end(result{status: a.status})
 	default:
-		o := result{err: err, began: true, gone: leftEarly(a.client)}.outcome()
+		res := result{err: err, began: true, gone: leftEarly(a.client)}
 		// Only an abort is counted on top of the success that the headers were. A timeout is not: a stream
 		// that outlasts the caller's own deadline is no fault of the target, which answered in time.
-		if a.end(o) && o == OutcomeAborted {
-			a.circuit.done(o, a.status)
-			a.upstream.pool.recordTraffic(a.member, o)
+		if a.end(res) && res.outcome() == OutcomeAborted {
+			a.circuit.done(OutcomeAborted, a.status)
+			a.upstream.pool.recordTraffic(a.member, res)
 		}
 		err = fmt.Errorf("target %s: %w", a.member.URL.Redacted(), err)
 	}
@@ -217,15 +217,16 @@ func (a *attempt) Read(p []byte) (int, error) {
 // attempt ends before the body is closed, because a Read under way, as on a switched connection, fails when
 // the body is closed.
 func (a *attempt) Close() error {
-	a.end(result{status: a.status, gone: leftEarly(a.client)}.outcome())
+	a.end(result{status: a.status, gone: leftEarly(a.client)})
 	return a.ReadCloser.Close()
 }
 
 // report records the outcome up to the response headers: with the circuit, the target's health and the
 // histogram.
-func (a *attempt) report(o Outcome) {
+func (a *attempt) report(res result) {
+	o := res.outcome()
 	a.circuit.done(o, a.status)
-	a.upstream.pool.recordTraffic(a.member, o)
+	a.upstream.pool.recordTraffic(a.member, res)
 	if u := a.upstream; u.duration.Enabled(a.client) {
 		u.duration.Record(a.client, time.Since(a.start).Seconds(), u.labels.Options(clientLabels{
 			method:   telemetry.Method(cmp.Or(a.method, http.MethodGet)),
@@ -236,21 +237,21 @@ func (a *attempt) report(o Outcome) {
 
 // end releases what the attempt holds. Only the first call has an effect; end reports whether this was the
 // first.
-func (a *attempt) end(o Outcome) bool {
+func (a *attempt) end(res result) bool {
 	if !a.ended.CompareAndSwap(false, true) {
 		return false
 	}
 	a.timeout.release()
 	if a.member == nil { // a panic before a target was picked
-		a.circuit.done(o, 0)
+		a.circuit.done(res.outcome(), 0)
 		return true
 	}
 	if !a.answered {
-		a.report(o)
+		a.report(res)
 	}
 	a.member.pending.Add(-1)
 	if a.done != nil {
-		a.done(o)
+		a.done(res.outcome())
 	}
 	return true
 }

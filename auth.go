@@ -100,11 +100,11 @@ func Auth(a Authenticator, opts *AuthOptions) Middleware {
 			case o.Optional && errors.Is(err, ErrNoCredentials):
 			case report != nil:
 				report.add(ex, r, err)
-			case r.Context().Err() != nil:
-				WriteError(rw, r, err) // the client left or a timeout expired: not a refusal
+			case leftEarly(r.Context()):
+				WriteError(rw, r, err) // not a refusal
 				return
 			default:
-				refuse(rw, r, c.refusal(err))
+				refuseUndecided(rw, r, c.refusal(err))
 				return
 			}
 			next.ServeHTTP(rw, owned.authenticated(ex, r, r != in, id))

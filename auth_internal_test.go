@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestAuthOutcome: a refusal is the gateway's own. A client that leaves during authentication is nobody's
-// failure.
+// TestAuthOutcome: a refusal is the gateway's own, and an Authenticator that cannot decide is unavailable. A client that
+// leaves during authentication is nobody's failure.
 func TestAuthOutcome(t *testing.T) {
 	for name, tt := range map[string]struct {
 		err  error
@@ -18,7 +18,9 @@ func TestAuthOutcome(t *testing.T) {
 		want Outcome
 	}{
 		"bad":                      {ErrUnauthenticated, false, OutcomeRejected},
-		"cannot tell":              {&Error{Status: 503}, false, OutcomeRejected},
+		"cannot tell":              {&Error{Status: 503}, false, OutcomeUnavailable},
+		"fails by itself":          {errors.New("database"), false, OutcomeUnavailable},
+		"too slow to tell":         {context.DeadlineExceeded, false, OutcomeUnavailable},
 		"the client left":          {context.Canceled, true, OutcomeClientCanceled},
 		"left, and nobody can say": {&Error{Status: 503, Err: errors.New("away")}, true, OutcomeClientCanceled},
 	} {

@@ -17,8 +17,8 @@ type BreakerOptions struct {
 //
 // Breaker reports the handler's result to the circuit when the final status is sent, so that a long stream
 // does not hold a probe's place. If the response is then cut off, it reports that as well. A 5xx is a
-// failure. What the gateway itself refuses inside (401, 429) is neutral, and so are a client that leaves and
-// a panic. The panic is passed on.
+// failure, except for 501 and 505. What the gateway itself refuses inside (401, 429) or cannot decide (503, the
+// key set is away) is neutral, and so are a client that leaves and a panic. The panic is passed on.
 //
 // Several Breakers may share one circuit. When one stands inside another, or when an Upstream inside has the
 // same circuit, only the outer Breaker asks the circuit and reports to it. A nil c panics.

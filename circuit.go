@@ -53,8 +53,11 @@ type CircuitOptions struct {
 
 	// IsFailure reports whether an outcome counts as a failure. Other outcomes count as successes, except for
 	// the neutral ones, about which IsFailure is not asked. It is also asked about a response that was cut
-	// off, with OutcomeAborted. It is called without a lock held and must be safe for concurrent use. Nil
-	// means OutcomeTimeout, OutcomeUpstreamError and OutcomeAborted.
+	// off, with OutcomeAborted. It is called without a lock held and must be safe for concurrent use. A panic
+	// in it is logged by slog.Default and not passed on; the outcome is then neutral.
+	//
+	// Nil means OutcomeTimeout, OutcomeAborted, and OutcomeUpstreamError unless the status is 501 or 505, which
+	// are about the request: any client can ask for a method that the upstream does not have.
 	IsFailure func(o Outcome, status int) bool
 
 	// Meter provides two counters: gateway.circuit.changes, with the attributes gateway.circuit.name and
@@ -98,9 +101,7 @@ func (o *CircuitOptions) withDefaults() CircuitOptions {
 		d.Probes = 1
 	}
 	if d.IsFailure == nil {
-		d.IsFailure = func(o Outcome, _ int) bool {
-			return o == OutcomeTimeout || o == OutcomeUpstreamError || o == OutcomeAborted
-		}
+		d.IsFailure = isCircuitFailure
 	}
 	if d.Meter == nil {
 		d.Meter = otel.GetMeterProvider()
@@ -114,8 +115,8 @@ func (o *CircuitOptions) withDefaults() CircuitOptions {
 // stays open for a time and refuses every request. Then it is half-open and lets a few probes through. Their
 // successes close it; a single failure opens it again.
 //
-// OutcomeClientCanceled, OutcomeRejected and OutcomeInternal are neutral, whatever IsFailure returns: they
-// count neither as success nor as failure, and they free a probe's place.
+// OutcomeClientCanceled, OutcomeRejected, OutcomeUnavailable and OutcomeInternal are neutral, whatever IsFailure
+// returns: they count neither as success nor as failure, and they free a probe's place.
 //
 // No timer runs. An open circuit turns half-open at the first Allow or State after its time is over. A probe
 // that hangs loses its place after OpenFor; if it ends while the circuit is still half-open, it counts

@@ -31,11 +31,12 @@ var circuitOutcomes = map[byte]gateway.Outcome{
 	'c': gateway.OutcomeClientCanceled,
 	'r': gateway.OutcomeRejected,
 	'i': gateway.OutcomeInternal,
+	'u': gateway.OutcomeUnavailable,
 }
 
 // playCircuit carries out script, word by word:
 //
-//	s f t a c r i           a call that ends at once with this outcome; a word may hold several
+//	s f t a c r i u         a call that ends at once with this outcome; a word may hold several
 //	1=allow                 a call begins, named 1
 //	1=s                     done of call 1 is called with this outcome; 1=sa: with one, then the other
 //	wait:2s                 time passes
@@ -220,12 +221,12 @@ func TestCircuit(t *testing.T) {
 func TestCircuitIsFailureGetsTheStatusAndNoLock(t *testing.T) {
 	var c *gateway.Circuit
 	c = gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 1, IsFailure: func(o gateway.Outcome, status int) bool {
-		if o == gateway.OutcomeInternal || o == gateway.OutcomeClientCanceled || o == gateway.OutcomeRejected {
+		if o == gateway.OutcomeInternal || o == gateway.OutcomeClientCanceled || o == gateway.OutcomeRejected || o == gateway.OutcomeUnavailable {
 			t.Errorf("asked about %v, which is neutral whatever it returns", o)
 		}
 		return status == 429 && c.State() == gateway.CircuitClosed && len(c.Changes()) == 0
 	}})
-	for _, o := range []gateway.Outcome{gateway.OutcomeInternal, gateway.OutcomeClientCanceled, gateway.OutcomeRejected} {
+	for _, o := range []gateway.Outcome{gateway.OutcomeInternal, gateway.OutcomeClientCanceled, gateway.OutcomeRejected, gateway.OutcomeUnavailable} {
 		done, _ := c.Allow()
 		done(o, 429)
 	}

@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"log/slog"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -161,19 +163,30 @@ const (
 	verdictFailure
 )
 
+// verdict judges an outcome. It asks IsFailure, whose panic must not keep a probe's place or a request pending.
+func (c *Circuit) verdict(o Outcome, status int) (v verdict) {
+	if isNeutral(o) {
+		return verdictNeutral
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			slog.Error("gateway: CircuitOptions.IsFailure panicked", "circuit", c.name, "panic", p, "stack", string(debug.Stack()))
+			v = verdictNeutral
+		}
+	}()
+	if c.o.IsFailure(o, status) {
+		return verdictFailure
+	}
+	return verdictSuccess
+}
+
 // done is the function that Allow returns.
 func (t *ticket) done(o Outcome, status int) {
 	c := t.circuit
 	if c == nil {
 		return
 	}
-	v := verdictSuccess
-	switch {
-	case o == OutcomeClientCanceled, o == OutcomeRejected, o == OutcomeInternal:
-		v = verdictNeutral
-	case c.o.IsFailure(o, status):
-		v = verdictFailure
-	}
+	v := c.verdict(o, status)
 	var now time.Time
 	if c.o.SlowCall > 0 || c.o.Ratio > 0 {
 		now = time.Now()

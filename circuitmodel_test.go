@@ -92,7 +92,7 @@ func (m *circuitModel) placed() int {
 }
 
 func (m *circuitModel) done(call *circuitCall, o gateway.Outcome) {
-	neutral := o == gateway.OutcomeClientCanceled || o == gateway.OutcomeRejected || o == gateway.OutcomeInternal
+	neutral := o == gateway.OutcomeClientCanceled || o == gateway.OutcomeRejected || o == gateway.OutcomeInternal || o == gateway.OutcomeUnavailable
 	failed := o == gateway.OutcomeTimeout || o == gateway.OutcomeUpstreamError || o == gateway.OutcomeAborted
 	cut := false
 	switch {

@@ -186,6 +186,13 @@ func refuse(w http.ResponseWriter, r *http.Request, err error) {
 	answerError(w, r, finish(err), result{refused: true})
 }
 
+// refuseUndecided answers with err, with which an Authenticator, a Limiter or a KeyFunc ended: it refused the request,
+// or it could not decide.
+func refuseUndecided(w http.ResponseWriter, r *http.Request, err error) {
+	e := finish(err)
+	answerError(w, r, e, result{refused: true, undecided: couldNotDecide(e)})
+}
+
 // answerError sends e, which finish returned, and records how the exchange ended.
 func answerError(w http.ResponseWriter, r *http.Request, e *Error, end result) {
 	ex := exchangeFrom(r.Context())

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +18,17 @@ import (
 // HealthOptions configures when a target is left out of the pool. A target is out while its probes fail, and
 // for a time after its traffic failed (passive ejection). When every target is out, requests go to all of
 // them: a gateway that refuses everything would be worse than targets that may be sick.
+//
+// Traffic ejects a target for what shows that it cannot serve: no connection, a protocol error, a timeout, a
+// response that was cut off, or the statuses 502, 503 and 504. Any other status, such as 500, is about one
+// request, and neither ejects a target nor ends its row of failures if it is a 5xx.
+//
+// Passive ejection takes at most the share MaxEjected of the pool. When that is used up, a target with the worse
+// failures takes the place of another: one that cannot be reached, of one that answers badly or not at all; one
+// that gives no whole answer, of one that answers 502, 503 or 504. For example, one URL answers 503 and has
+// target A ejected, and then B stops: B takes A's place, and A serves again.
+//
+// A retry asks the targets that were not asked yet, those that are out too, before it asks one again.
 type HealthOptions struct {
 	Path      string        // path of CheckHealth's probe, a GET that passes with 2xx or 3xx; "" means no probes
 	Interval  time.Duration // between probes; 0 means 5s
@@ -84,17 +96,35 @@ type member struct {
 	Target
 	pending   atomic.Int64
 	failures  atomic.Int32 // failures of traffic in a row
+	mildest   atomic.Int32 // the least severity in that row
 	ejections atomic.Int32 // ejections in a row
 
 	// Guarded by pool.mu.
-	passed, failed int       // probes that passed or failed in a row
-	sick           bool      // out because its probes failed
-	ejectedUntil   time.Time // out until then because its traffic failed
-	reason         string    // of the last time that it went out
+	passed, failed int    // probes that passed or failed in a row
+	sick           string // why it is out because of its probes; "" when it is not
+	ejected        ejection
+}
+
+// ejection is a member's last passive ejection.
+type ejection struct {
+	until    time.Time
+	severity severity
+	reason   string
 }
 
 // out reports whether m is out of the pool at this time.
-func (m *member) out(now time.Time) bool { return m.sick || now.Before(m.ejectedUntil) }
+func (m *member) out(now time.Time) bool { return m.sick != "" || now.Before(m.ejected.until) }
+
+// reason returns why m is out, and "" if it is not.
+func (m *member) reason(now time.Time) string {
+	switch ejected := now.Before(m.ejected.until); {
+	case ejected && m.sick != "":
+		return m.sick + "; " + m.ejected.reason
+	case ejected:
+		return m.ejected.reason
+	}
+	return m.sick
+}
 
 // pool holds the targets of an Upstream and decides which of them get requests.
 type pool struct {
@@ -155,84 +185,126 @@ func (p *pool) choose() *choice {
 			c.members = append(c.members, m)
 			continue
 		}
-		if !m.sick && (c.until.IsZero() || m.ejectedUntil.Before(c.until)) {
-			c.until = m.ejectedUntil
+		if m.sick == "" && (c.until.IsZero() || m.ejected.until.Before(c.until)) {
+			c.until = m.ejected.until
 		}
 	}
 	if len(c.members) == 0 {
 		c.members = p.members
 	}
-	c.targets = make([]Target, len(c.members))
-	for i, m := range c.members {
-		c.targets[i] = m.Target
-	}
+	c.setTargets()
 	p.current.Store(c)
 	return c
 }
 
-// without returns c without the members that were tried, or c itself when no other member is left.
-func (c *choice) without(tried []*member) *choice {
-	rest := &choice{}
-next:
+func (c *choice) setTargets() {
+	c.targets = make([]Target, len(c.members))
 	for i, m := range c.members {
-		for _, t := range tried {
-			if t == m {
-				continue next
-			}
+		c.targets[i] = m.Target
+	}
+}
+
+// untried returns what a retry may choose from: the members of c that were not tried. If there are none, it returns
+// those that are ejected, then those whose probes fail, and c itself when every member was tried.
+func (p *pool) untried(c *choice, tried []*member) *choice {
+	rest := &choice{}
+	for _, m := range c.members {
+		if !slices.Contains(tried, m) {
+			rest.members = append(rest.members, m)
 		}
-		rest.members = append(rest.members, m)
-		rest.targets = append(rest.targets, c.targets[i])
+	}
+	if len(rest.members) == 0 {
+		rest.members = p.untriedOut(tried)
 	}
 	if len(rest.members) == 0 {
 		return c
 	}
+	rest.setTargets()
 	return rest
 }
 
-// recordTraffic updates m by the outcome of an attempt. An outcome that is neither a success nor the target's
-// failure, such as a client that left, changes nothing.
-func (p *pool) recordTraffic(m *member, o Outcome) {
+// untriedOut returns the members outside the present choice that were not tried, those that are only ejected first.
+func (p *pool) untriedOut(tried []*member) (ejected []*member) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var sick []*member
+	for _, m := range p.members {
+		switch {
+		case slices.Contains(tried, m):
+		case m.sick != "":
+			sick = append(sick, m)
+		default:
+			ejected = append(ejected, m)
+		}
+	}
+	if len(ejected) > 0 {
+		return ejected
+	}
+	return sick
+}
+
+// recordTraffic updates m by the result of an attempt. A result that is neither a success nor shows that the target
+// cannot serve, such as a client that left or a 500, changes nothing.
+func (p *pool) recordTraffic(m *member, res result) {
 	if p.health.Unhealthy < 0 {
 		return
 	}
+	severity := res.severity()
 	switch {
-	case o == OutcomeOK:
+	case severity != severityNone:
+		failures := m.failures.Add(1)
+		if mildest := m.mildest.Load(); failures == 1 || int32(severity) < mildest {
+			m.mildest.Store(int32(severity))
+		}
+		if int(failures) >= p.health.Unhealthy {
+			p.eject(m, res)
+		}
+	case res.outcome() == OutcomeOK:
 		if m.failures.Load() != 0 {
 			m.failures.Store(0)
 		}
 		if m.ejections.Load() != 0 {
 			m.ejections.Store(0)
 		}
-	case isFailure(o) && o != OutcomeInternal:
-		if int(m.failures.Add(1)) < p.health.Unhealthy {
-			return
-		}
-		p.eject(m, o)
 	}
 }
 
-// eject takes m out for a time, after a row of failures that ended with o. It does nothing when m is ejected
-// already, or when too much of the pool is.
-func (p *pool) eject(m *member, o Outcome) {
+// eject takes m out for a time, after a row of failures that ended with last. It does nothing when m is ejected
+// already, or when too much of the pool is and no other member was ejected for less: then that one comes back.
+func (p *pool) eject(m *member, last result) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	if now.Before(m.ejectedUntil) {
+	if now.Before(m.ejected.until) {
 		return
 	}
 	ejected := 1
+	var mildest *member
 	for _, other := range p.members {
-		if now.Before(other.ejectedUntil) {
+		if now.Before(other.ejected.until) {
 			ejected++
+			if mildest == nil || other.ejected.severity < mildest.ejected.severity {
+				mildest = other
+			}
 		}
 	}
+	// The mildest failure of the row counts. Else one failed dial among 503s, which a client can provoke, would keep m
+	// out in the place of a target that is really down.
+	severity := severity(m.mildest.Load())
 	if float64(ejected) > p.health.MaxEjected*float64(len(p.members)) {
-		return
+		if mildest == nil || mildest.ejected.severity >= severity {
+			return
+		}
+		mildest.ejected = ejection{}
+		mildest.failures.Store(0)
 	}
 	m.passed = 0 // probes that passed before the ejection do not end it
 	doublings := min(m.ejections.Add(1)-1, maxDoubling)
-	m.ejectedUntil = now.Add(min(p.health.EjectFor, math.MaxInt64>>doublings) << doublings)
-	m.reason = fmt.Sprintf("ejected: %d failures in a row, the last: %s", m.failures.Swap(0), o)
+	m.ejected = ejection{
+		until:    now.Add(min(p.health.EjectFor, math.MaxInt64>>doublings) << doublings),
+		severity: severity,
+		reason:   fmt.Sprintf("ejected: %d failures in a row, the last: %s", m.failures.Swap(0), last.describe()),
+	}
 	p.choose()
 }
 
@@ -245,14 +317,14 @@ func (p *pool) recordProbe(m *member, err error) {
 		if m.passed < p.health.Healthy || !m.out(time.Now()) {
 			return
 		}
-		m.sick, m.ejectedUntil, m.reason = false, time.Time{}, ""
+		m.sick, m.ejected = "", ejection{}
 		m.failures.Store(0)
 	} else {
 		m.passed, m.failed = 0, m.failed+1
-		if p.health.Unhealthy < 0 || m.failed < p.health.Unhealthy || m.sick {
+		if p.health.Unhealthy < 0 || m.failed < p.health.Unhealthy || m.sick != "" {
 			return
 		}
-		m.sick, m.reason = true, "probe: "+err.Error()
+		m.sick = "probe: " + err.Error()
 	}
 	p.choose()
 }
@@ -329,9 +401,7 @@ func (u *Upstream) Status() []TargetStatus {
 			Target:  Target{URL: &link, Weight: m.Weight},
 			Healthy: !m.out(now),
 			Pending: int(m.pending.Load()),
-		}
-		if !all[i].Healthy {
-			all[i].Reason = m.reason
+			Reason:  m.reason(now),
 		}
 	}
 	return all

@@ -97,7 +97,7 @@ func TestPassiveEjection(t *testing.T) {
 		u := gateway.NewUpstream("u", gateway.MustTargets("http://a", "http://b", "http://c"), &gateway.UpstreamOptions{
 			Transport: w, Balancer: gateway.RoundRobin(), Health: gateway.HealthOptions{EjectFor: time.Minute},
 		})
-		w.set("a", 500)
+		w.set("a", 503)
 		w.ask(u, 6)
 		if got := states(u); got != "a b c" {
 			t.Errorf("after two failures: %s", got)
@@ -110,7 +110,7 @@ func TestPassiveEjection(t *testing.T) {
 			t.Errorf("asked %v", got)
 		}
 		// No more than half of the pool is ejected.
-		w.set("b", 0)
+		w.set("b", 504)
 		w.ask(u, 20)
 		if got := states(u); got != "-a b c" {
 			t.Errorf("a second of three: %s", got)
@@ -216,14 +216,175 @@ func TestEjectionIsOfTheTargetsFailures(t *testing.T) {
 	})
 }
 
+// down are the errors by which ward's targets fail, worst first.
+var down = []struct {
+	name string
+	err  error
+}{
+	{"dial", errDial},
+	{"protocol", io.EOF},
+	{"status", nil}, // 503
+}
+
+// A target that cannot serve at all takes the place of one that was ejected for less, and of no other.
+func TestEjectionTakesAPlace(t *testing.T) {
+	for i, first := range down {
+		for j, second := range down {
+			t.Run(first.name+", then "+second.name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					fails := map[string]error{}
+					var sick string
+					u := gateway.NewUpstream("u", gateway.MustTargets("http://a", "http://b"), &gateway.UpstreamOptions{
+						Balancer: gateway.RoundRobin(),
+						Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+							switch err, failing := fails[r.URL.Host]; {
+							case failing && err != nil:
+								return nil, err
+							case failing:
+								return answered(r, 503, http.NoBody), nil
+							}
+							return answered(r, 200, http.NoBody), nil
+						}),
+					})
+					fail := func(host string, err error) {
+						fails[host] = err
+						for range 8 {
+							u.RoundTrip(httptest.NewRequest("GET", "/", nil))
+						}
+					}
+					fail("a", first.err)
+					if sick = states(u); sick != "-a b" {
+						t.Fatalf("after failures of a: %s", sick)
+					}
+					delete(fails, "a") // it was never sick: one URL failed
+					want := "-a b"
+					if j < i {
+						want = "a -b"
+					}
+					if fail("b", second.err); states(u) != want {
+						t.Errorf("after failures of b: %s, want %s", states(u), want)
+					}
+				})
+			})
+		}
+	}
+}
+
+// The mildest failure of a row is what a target is ejected for.
+func TestEjectionForTheMildestFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var err error
+		u := gateway.NewUpstream("u", gateway.MustTargets("http://a", "http://b"), &gateway.UpstreamOptions{
+			Balancer: gateway.RoundRobin(), Health: gateway.HealthOptions{Unhealthy: 2},
+			Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+				if err == nil {
+					return answered(r, 503, http.NoBody), nil
+				}
+				return nil, err
+			}),
+		})
+		for _, err = range []error{errDial, errDial, nil, io.EOF, io.EOF, io.EOF} { // a dial, b dial, a 503, then b alone
+			u.RoundTrip(httptest.NewRequest("GET", "/", nil))
+		}
+		if got := states(u); got != "a -b" {
+			t.Errorf("%s", got)
+		}
+	})
+}
+
+// Two targets, A alive and B refusing connections: a URL that fails must not make an outage, neither with retries nor
+// without.
+func TestFailingURLBesideADeadTarget(t *testing.T) {
+	for _, status := range []int{500, 503} {
+		for _, attempts := range []int{1, 2} {
+			t.Run(fmt.Sprintf("%d, %d attempts", status, attempts), func(t *testing.T) {
+				alive := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/failing" {
+						w.WriteHeader(status)
+					}
+				}))
+				defer alive.Close()
+				dead := httptest.NewServer(nil)
+				dead.Close()
+				u := gateway.NewUpstream("u", gateway.MustTargets(alive.URL, dead.URL), &gateway.UpstreamOptions{
+					Retry: gateway.RetryOptions{Attempts: attempts, Backoff: -1},
+				})
+				h := gateway.Proxy(u, nil)
+				ask := func(path string) int {
+					w := httptest.NewRecorder()
+					h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+					return w.Code
+				}
+				for range 12 {
+					ask("/failing")
+				}
+				failed := 0
+				for range 30 {
+					if ask("/x") != 200 {
+						failed++
+					}
+				}
+				// Without retries, three failures in a row have to show first that B is down.
+				if most := []int{0, 3, 0}[attempts]; failed > most {
+					t.Errorf("%d of 30 requests failed: %+v", failed, u.Status())
+				}
+				if last := ask("/x"); last != 200 {
+					t.Errorf("status %d in the end", last)
+				}
+				if got := u.Status(); got[0].Reason != "" || got[1].Reason != "" && got[1].Reason != "ejected: 3 failures in a row, the last: upstream_error, not reachable" {
+					t.Errorf("status %+v", got)
+				}
+			})
+		}
+	}
+}
+
+// A retry asks what was not asked, ejected targets and sick ones too, before it asks one again.
+func TestRetryAsksEjectedTargets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked []string
+		fails := map[string]error{"a": io.EOF}
+		u := gateway.NewUpstream("u", gateway.MustTargets("http://a", "http://b"), &gateway.UpstreamOptions{
+			Balancer: gateway.RoundRobin(), Retry: gateway.RetryOptions{Attempts: 3, Budget: 10},
+			Health: gateway.HealthOptions{Path: "/", EjectFor: time.Hour},
+			Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+				asked = append(asked, r.URL.Host)
+				if err := fails[r.URL.Host]; err != nil {
+					return nil, err
+				}
+				return answered(r, 200, http.NoBody), nil
+			}),
+		})
+		get := func() (string, error) {
+			asked = nil
+			_, err := u.RoundTrip(httptest.NewRequest("GET", "/", nil))
+			return strings.Join(asked, " "), err
+		}
+		for range 6 {
+			get()
+		}
+		if got := states(u); got != "-a b" {
+			t.Fatal(got)
+		}
+		fails = map[string]error{"b": io.EOF}
+		if got, err := get(); got != "b a" || err != nil {
+			t.Errorf("asked %s, %v", got, err)
+		}
+		fails["a"] = io.EOF
+		if got, _ := get(); got != "b a b" && got != "b a a" {
+			t.Errorf("with both down, asked %s", got)
+		}
+	})
+}
+
 func TestAllOutAreTriedAnyway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWard()
 		u := gateway.NewUpstream("u", gateway.MustTargets("http://a", "http://b"), &gateway.UpstreamOptions{
 			Transport: w, Balancer: gateway.RoundRobin(), Health: gateway.HealthOptions{MaxEjected: 1},
 		})
-		w.set("a", 500)
-		w.set("b", 500)
+		w.set("a", 503)
+		w.set("b", 503)
 		w.ask(u, 20)
 		if got := states(u); got != "-a -b" {
 			t.Errorf("states %s", got)
@@ -237,7 +398,7 @@ func TestAllOutAreTriedAnyway(t *testing.T) {
 func TestNoEjection(t *testing.T) {
 	for name, h := range map[string]gateway.HealthOptions{"MaxEjected": {MaxEjected: -1}, "Unhealthy": {Unhealthy: -1, MaxEjected: 1}} {
 		w := newWard()
-		w.set("a", 500)
+		w.set("a", 503)
 		u := gateway.NewUpstream("u", gateway.MustTargets("http://a", "http://b"), &gateway.UpstreamOptions{Transport: w, Health: h})
 		w.ask(u, 50)
 		if got := states(u); got != "a b" {
@@ -334,7 +495,7 @@ func TestPassesBeforeEjectionDoNotEndIt(t *testing.T) {
 		go u.CheckHealth(ctx)
 		for round := range 2 { // EjectFor cannot be doubled
 			time.Sleep(10 * time.Second)
-			w.set("a", 500)
+			w.set("a", 503)
 			w.ask(u, 6)
 			w.heal("a")
 			time.Sleep(1800 * time.Millisecond)

@@ -53,8 +53,8 @@ type ObserveOptions struct {
 //   - gateway.route: the route's name, which tells two hosts with the same path apart
 //   - http.response.status_code, url.scheme and network.protocol.version
 //   - gateway.outcome: the Outcome, which tells who failed
-//   - error.type: set when the outcome is OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted or
-//     OutcomeInternal, and when the gateway itself refused with a 5xx
+//   - error.type: set when the outcome is OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted,
+//     OutcomeInternal or OutcomeUnavailable, and when the gateway itself refused with a 5xx
 //
 // The span is named after the method and the route, such as "GET /users/{id}". A method that no RFC defines
 // is "HTTP" there. The span's status is Error when error.type is set. Where no tracing SDK is installed,
@@ -71,7 +71,7 @@ type ObserveOptions struct {
 //   - error: why the exchange ended as it did; after a failed attempt it names the target
 //   - remarks: what went wrong without changing the answer
 //
-// Its level is Error for the four outcomes listed above, Warn for any other 5xx and for a request with remarks, and
+// Its level is Error for the five outcomes of error.type, Warn for any other 5xx and for a request with remarks, and
 // Info otherwise. Values that a client chooses are cut at 512 bytes.
 //
 // Observe panics when TraceHeader is not a field name.

@@ -23,6 +23,7 @@ const (
 	OutcomeUpstreamError                 // dial, protocol or 5xx; of a local handler too
 	OutcomeAborted                       // the upstream died after its response began
 	OutcomeInternal                      // a panic in this process; no upstream is to blame
+	OutcomeUnavailable                   // the gateway could not decide: key set, introspection endpoint or limiter away; no upstream is to blame
 )
 
 // String returns the word for logs and labels, such as "client_canceled".
@@ -42,23 +43,28 @@ func (o Outcome) String() string {
 		return "aborted"
 	case OutcomeInternal:
 		return "internal"
+	case OutcomeUnavailable:
+		return "unavailable"
 	}
 	return "Outcome(" + strconv.Itoa(int(o)) + ")"
 }
 
 // result is what is known about how an attempt or an exchange ended.
 type result struct {
-	status   int   // of the answer; 0 without an answer
-	err      error // why it failed; nil if it did not
-	refused  bool  // the gateway refused it
-	began    bool  // the response had begun when err occurred
-	gone     bool  // the client had left
-	panicked bool  // code of this process failed
+	status    int   // of the answer; 0 without an answer
+	err       error // why it failed; nil if it did not
+	refused   bool  // the gateway refused it
+	undecided bool  // the gateway could not decide whether to refuse it
+	began     bool  // the response had begun when err occurred
+	gone      bool  // the client had left
+	panicked  bool  // code of this process failed
 }
 
 // outcome decides the Outcome. Nothing else does.
 func (e result) outcome() Outcome {
 	switch {
+	case e.undecided:
+		return OutcomeUnavailable
 	case e.refused:
 		return OutcomeRejected
 	case e.panicked, e.err != nil && isPanic(e.err):
@@ -105,20 +111,89 @@ func isRefusal(err error) bool {
 	return finish(err).Status < 500
 }
 
+// couldNotDecide reports whether e, with which an Authenticator, a Limiter or a KeyFunc ended, is no refusal but means
+// that it could not tell: every status of 5xx does.
+func couldNotDecide(e *Error) bool { return e.Status >= 500 }
+
 // isFailure reports whether o counts as an error in the RED method.
 func isFailure(o Outcome) bool {
 	switch o {
-	case OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted, OutcomeInternal:
+	case OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted, OutcomeInternal, OutcomeUnavailable:
 		return true
 	}
 	return false
+}
+
+// isNeutral reports whether o tells nothing about an upstream: neither a success nor a failure of it.
+func isNeutral(o Outcome) bool {
+	switch o {
+	case OutcomeClientCanceled, OutcomeRejected, OutcomeInternal, OutcomeUnavailable:
+		return true
+	}
+	return false
+}
+
+// isCircuitFailure is the default of CircuitOptions.IsFailure. A 501 or a 505 is about the request: any client can
+// ask for a method or a version that the upstream does not have.
+func isCircuitFailure(o Outcome, status int) bool {
+	switch o {
+	case OutcomeTimeout, OutcomeAborted:
+		return true
+	case OutcomeUpstreamError:
+		return status != http.StatusNotImplemented && status != http.StatusHTTPVersionNotSupported
+	}
+	return false
+}
+
+// severity is how far an attempt shows that its target cannot serve. A target is ejected for it (see HealthOptions).
+type severity int32
+
+const (
+	severityNone        severity = iota // nothing that speaks of the target as a whole
+	severityAnswers                     // it answered that it cannot serve: 502, 503, 504
+	severityFails                       // it gave no whole answer: protocol error, timeout, abort
+	severityUnreachable                 // no connection could be made
+)
+
+// severity returns what the result of an attempt says about its target. A 500 speaks of one request, and so do a 501
+// and a 505: whoever knows one such request could have the target ejected by it.
+func (e result) severity() severity {
+	switch e.outcome() {
+	case OutcomeTimeout, OutcomeAborted:
+	case OutcomeUpstreamError:
+		switch e.status {
+		case 0:
+		case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+			return severityAnswers
+		default:
+			return severityNone
+		}
+	default:
+		return severityNone
+	}
+	if neverSent(e.err) {
+		return severityUnreachable
+	}
+	return severityFails
+}
+
+// describe returns the result of a failed attempt in a few words, for TargetStatus.
+func (e result) describe() string {
+	text := e.outcome().String()
+	switch {
+	case e.severity() == severityUnreachable:
+		return text + ", not reachable"
+	case e.severity() == severityAnswers:
+		return text + ", status " + strconv.Itoa(e.status)
+	}
+	return text
 }
 
 // errorType returns the attribute error.type of OpenTelemetry's conventions: the status for an error answer, the
 // outcome for another failure, and "" for a success.
 func errorType(o Outcome, status int) string {
 	switch {
-	case o == OutcomeUpstreamError && status >= 500, o == OutcomeRejected && status >= 500:
+	case status >= 500 && (o == OutcomeUpstreamError || o == OutcomeRejected || o == OutcomeUnavailable):
 		return strconv.Itoa(status)
 	case isFailure(o):
 		return o.String()

@@ -461,7 +461,7 @@ func (p *part) failStatus(res *http.Response) *partFailure {
 // partStatus returns the status of the answer when a required part ended with o.
 func partStatus(o Outcome) int {
 	switch o {
-	case OutcomeRejected:
+	case OutcomeRejected, OutcomeUnavailable:
 		return http.StatusServiceUnavailable
 	case OutcomeTimeout:
 		return http.StatusGatewayTimeout

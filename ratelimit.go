@@ -181,7 +181,7 @@ type RateLimitOptions struct {
 	Limiter func(*http.Request) Limiter
 
 	// Refund gives back what was taken when the request is refused inside, which is to say, when its outcome
-	// is OutcomeRejected. The limiter must be a Returner. In the fallback of a Breaker nothing is given back,
+	// is OutcomeRejected or OutcomeUnavailable. The limiter must be a Returner. In the fallback of a Breaker nothing is given back,
 	// because the request was refused before. False: refused requests pay.
 	Refund bool
 
@@ -333,7 +333,7 @@ func (h *rateLimit) undecided(ex *exchange, w http.ResponseWriter, r *http.Reque
 // deny refuses the request. With ReportOnly, it reports the refusal and calls the next handler instead.
 func (h *rateLimit) deny(ex *exchange, w http.ResponseWriter, r *http.Request, err error) {
 	if h.report == nil {
-		refuse(w, r, err)
+		refuseUndecided(w, r, err)
 		return
 	}
 	h.report.add(ex, r, err)

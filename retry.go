@@ -15,7 +15,8 @@ import (
 //
 // A request is retried only while no response has started, and only if its method is idempotent (RFC 9110
 // section 9.2.2) or the connection failed before anything was sent. An upgrade is never retried, and neither
-// is a request whose client has left. A retry goes to another target when there is one.
+// is a request whose client has left. A retry goes to a target that was not asked yet, when there is one, even if
+// that target is ejected.
 //
 // One kind of resending does not depend on these options. An idempotent request that met a dead connection
 // from the pool is sent again on another one, provided that its body, if any, was kept. net/http's transport

@@ -61,7 +61,7 @@ func (s *split) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	} else {
 		key, err := s.key(r)
 		if err != nil {
-			refuse(w, r, err)
+			refuseUndecided(w, r, err)
 			return
 		}
 		point, _ = bits.Mul64(strhash.New().Add(key).Murmur3(), s.total) // scales the hash to [0, total)

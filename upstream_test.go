@@ -144,7 +144,7 @@ func TestSetTargets(t *testing.T) {
 		}),
 		Balancer: gateway.RoundRobin(), Health: gateway.HealthOptions{EjectFor: time.Hour},
 	})
-	w.set("a", 500)
+	w.set("a", 503)
 	w.ask(u, 10)
 	done := make(chan error)
 	go func() {
@@ -193,7 +193,7 @@ func TestSetTargetsAtOnce(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			for i := range 300 {
-				w.set("a", 500)
+				w.set("a", 503)
 				if res, err := u.RoundTrip(httptest.NewRequest("GET", "/", nil)); err != nil {
 					t.Error(err)
 				} else {
