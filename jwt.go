@@ -412,7 +412,11 @@ func scopesOf(v any) []string {
 // JWT that it selects then verifies the token with its own keys, audience and algorithms. A token of any
 // other issuer is refused. A token must also be where its own issuer's JWTOptions.Token finds it.
 //
-// Two issuers may have users with the same Subject. KeyBySubject and the Identity's Issuer keep them apart.
+// Two issuers may have users with the same Subject: subject and issuer together are the user. KeyBySubject uses
+// both, and handlers of this process find both in the Identity. X-User-ID alone is ambiguous, so send backends the
+// issuer, too, with ProxyOptions.Identity (and AggregateOptions.Identity):
+//
+//	Identity: map[string]string{"X-User-ID": "sub", "X-User-Issuer": "iss"}
 //
 // Issuers panics without issuers, on a nil JWT, and on a JWT whose JWTOptions.Issuer differs from its key in
 // the map.

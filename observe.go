@@ -33,7 +33,7 @@ type ObserveOptions struct {
 
 	// TrustTrace reports whether the trace of a request's caller is continued. The field traceparent is read,
 	// or TraceHeader when there is no valid traceparent. A traceparent that is not trusted becomes a link of
-	// the span. Nil trusts nobody.
+	// the span. Nil trusts nobody. TrustTrace is not asked when the context has a span already.
 	TrustTrace func(*http.Request) bool
 
 	Quiet func(*http.Request) bool // requests without a log line, such as probes; nil: none
@@ -58,7 +58,8 @@ type ObserveOptions struct {
 //
 // The span is named after the method and the route, such as "GET /users/{id}". A method that no RFC defines
 // is "HTTP" there. The span's status is Error when error.type is set. Where no tracing SDK is installed,
-// Observe makes the ids and marks them as sampled, so that services behind the gateway can trace.
+// Observe makes the ids and marks them as sampled, so that services behind the gateway can trace. A span that is in
+// the context already, such as that of otelhttp outside, is the parent; the caller's trace is then that span's concern.
 //
 // The log line has the message "request". Its attributes are:
 //

@@ -26,7 +26,7 @@ type ProxyOptions struct {
 	PreserveHost   bool                         // send the client's Host instead of the target's
 	MaxBodyBytes   int64                        // limit of a request body, above which the client gets 413; 0 means 10 MiB, negative no limit
 	MaxFieldBytes  int                          // limit of the request's fields together, names and values and 4 bytes for each, above which the client gets 431; 0 means 64 KiB, negative no limit
-	Identity       map[string]string            // field to claim: written when somebody is authenticated, removed with its aliases from every request that comes in; nil means {"X-User-ID": "sub"}
+	Identity       map[string]string            // field to claim: written when somebody is authenticated, removed with its aliases from every request that comes in, as X-User-ID is always; nil means {"X-User-ID": "sub"}; with Issuers, add "X-User-Issuer": "iss"
 	ClientCert     bool                         // send the verified client certificate as Client-Cert (RFC 9440)
 	Rewrite        func(*httputil.ProxyRequest) // called last with the outgoing request; nil changes nothing
 	ModifyResponse func(*http.Response) error   // called with the target's response; an error is answered in its place; nil changes nothing
@@ -41,6 +41,13 @@ type ProxyOptions struct {
 // these: Proxy removes them from every request, from its trailers too and on public routes too, under every
 // spelling that a backend could take for the same field. An Identity with a claim that cannot be a field
 // value is refused with 401. A claim that is absent or empty writes nothing.
+//
+// X-User-ID is removed also when Identity names other fields, since Auth and most backends take it for the user. Where
+// several issuers are trusted, a subject is unique only together with its issuer, so send both: {"X-User-ID": "sub",
+// "X-User-Issuer": "iss"}.
+//
+// The traceparent continues the span in the request's context: that of Observe, of another middleware such as
+// otelhttp, or of one in between that has started a child. Without any span, none is sent.
 //
 // What a transport would refuse to send, Proxy refuses first, with a status below 500. So no client can make a healthy
 // target look sick. A malformed method, such as HTTP/2 permits, gets 400. A trailer that has no valid name is dropped.

@@ -176,3 +176,24 @@ func TestRewriteHasTheLastWordOnTheTrace(t *testing.T) {
 		t.Errorf("the backend got %v", got)
 	}
 }
+
+// TestObserveInAHandlerTransport: a request of this process belongs to the trace of the one around it, with an SDK and
+// without.
+func TestObserveInAHandlerTransport(t *testing.T) {
+	for _, traced := range []bool{false, true} {
+		opts := &gateway.ObserveOptions{Meter: new(gatewaytest.Telemetry)}
+		if traced {
+			opts.Tracer = new(gatewaytest.Telemetry)
+		}
+		var got http.Header
+		backend := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { got = r.Header; io.WriteString(w, "1") }))
+		inner := gateway.Observe(opts)(gateway.Proxy(gateway.NewUpstream("x", gateway.MustTargets(backend.URL), nil), nil))
+		h := gateway.Observe(opts)(gateway.Aggregate([]gateway.Part{{Name: "a", From: gateway.HandlerTransport(inner), Path: "/"}}, nil))
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+		id := rec.Header().Get("X-Trace-Id")
+		if len(id) != 32 || got.Get("X-Trace-Id") != id || got.Get("Traceparent")[3:35] != id {
+			t.Errorf("traced %v: trace id %q, the backend got %q and %q", traced, id, got.Get("X-Trace-Id"), got.Get("Traceparent"))
+		}
+	}
+}
