@@ -92,9 +92,8 @@ func Auth(a Authenticator, opts *AuthOptions) Middleware {
 	}
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			in := r
 			ex, rw, r := enter(w, r)
-			id, err := identify(a, in) // a may keep it, so it is not r, which authenticated may change
+			id, err := identify(a, r)
 			switch {
 			case err == nil:
 			case o.Optional && errors.Is(err, ErrNoCredentials):
@@ -107,7 +106,7 @@ func Auth(a Authenticator, opts *AuthOptions) Middleware {
 				refuseUndecided(rw, r, c.refusal(err))
 				return
 			}
-			next.ServeHTTP(rw, owned.authenticated(ex, r, r != in, id))
+			next.ServeHTTP(rw, owned.authenticated(ex, r, id))
 		})
 	}
 }
@@ -128,8 +127,9 @@ func identify(a Authenticator, r *http.Request) (*Identity, error) {
 
 // authenticated stores id in the record, and returns the request for the handlers inside Auth: with the subject in
 // X-User-ID, and without the client's fields and trailers that could be taken for it. When id is nil, the Identity
-// that an outer Auth stored stays. fresh reports whether enter has made r, so that nobody else has it.
-func (f *ownedFields) authenticated(ex *exchange, r *http.Request, fresh bool, id *Identity) *http.Request {
+// that an outer Auth stored stays. r itself is not changed, since the Authenticator and the handlers outside may hold
+// it.
+func (f *ownedFields) authenticated(ex *exchange, r *http.Request, id *Identity) *http.Request {
 	ex.mu.Lock()
 	if id != nil {
 		ex.identity = id
@@ -149,10 +149,8 @@ func (f *ownedFields) authenticated(ex *exchange, r *http.Request, fresh bool, i
 	if id == nil && !forged && !trailers {
 		return r
 	}
-	if !fresh {
-		r = r.WithContext(r.Context())
-		ex.derived(r)
-	}
+	r = r.WithContext(r.Context())
+	ex.derived(r)
 	if trailers {
 		f.guardTrailers(r, ex.ownedHere())
 	}

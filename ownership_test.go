@@ -309,3 +309,21 @@ func TestUserFieldIsAlwaysOwned(t *testing.T) {
 		t.Errorf("an alias: %v", got)
 	}
 }
+
+// TestAuthenticatorReadsTheBody: an Authenticator that checks a signature of the body can put the body back.
+func TestAuthenticatorReadsTheBody(t *testing.T) {
+	signed := gateway.Auth(gateway.AuthenticatorFunc(func(r *http.Request) (*gateway.Identity, error) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil || string(body) != "hi" {
+			return nil, gateway.ErrUnauthenticated
+		}
+		r.Body = io.NopCloser(strings.NewReader(string(body)))
+		return &gateway.Identity{Subject: "ann"}, nil
+	}), nil)
+	for name, mw := range map[string]gateway.Middleware{"alone": signed, "in Observe": gateway.Chain(gateway.Observe(nil), signed)} {
+		srv := serve(t, mw(http.HandlerFunc(showTrailers)))
+		if got := trailersOf(t, srv.Listener.Addr().String(), "X-End, X-User-ID", http.Header{"X-User-ID": {"root"}, "X-End": {"1"}}); got != "X-End=1|X-End=1" {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
