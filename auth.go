@@ -166,9 +166,21 @@ func (f *ownedFields) authenticated(ex *exchange, r *http.Request, id *Identity)
 		}
 	}
 	if id != nil && httpfield.IsValue(id.Subject) {
-		r.Header[userField] = []string{id.Subject}
+		r.Header[userField] = ex.userValue(id.Subject)
 	}
 	return r
+}
+
+// userValue returns the value of X-User-ID in a header. A value that was given out stays as it is, since others may hold
+// it.
+func (ex *exchange) userValue(subject string) []string {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	if ex.user[0] != "" {
+		return []string{subject}
+	}
+	ex.user[0] = subject
+	return ex.user[:]
 }
 
 // userField is X-User-ID in canonical form, the key in an http.Header.

@@ -54,6 +54,7 @@ type exchange struct {
 type incoming struct {
 	req      *http.Request // this package's copy of the request
 	detached bool          // a foreign middleware may run its inner handler, and use req, on another goroutine
+	user     [1]string     // the value of X-User-ID that the first Auth wrote, here to save an allocation; not changed after
 }
 
 // origin is who sent the request. Every record made from this one inherits it.
