@@ -213,6 +213,14 @@ func (a *attempt) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Buffered returns how many bytes of the body Read returns without waiting, and -1 when that is not known.
+func (a *attempt) Buffered() int {
+	if b, ok := a.ReadCloser.(interface{ Buffered() int }); ok {
+		return b.Buffered()
+	}
+	return -1
+}
+
 // Close ends the attempt. Closing before the end of the body is the caller's choice and no failure. The
 // attempt ends before the body is closed, because a Read under way, as on a switched connection, fails when
 // the body is closed.

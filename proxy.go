@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"net/http/httptrace"
 	"net/http/httputil"
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
@@ -61,7 +59,8 @@ type ProxyOptions struct {
 //   - An upgrade is not offered to the target when it is to another version of HTTP, whose requests the
 //     gateway could not check, or when the request is HTTP/1.0 or has a body.
 //
-// The response reaches the client unchanged; Proxy adds no Content-Type. Up to 100 informational (1xx)
+// The response reaches the client unchanged; Proxy adds no Content-Type. What has arrived of it does not wait for the
+// rest, whether its length is known or not; a small response that arrives whole leaves in one write. Up to 100 informational (1xx)
 // responses are passed on at once. An error before the response has begun is answered by WriteError. After
 // that, Proxy aborts the connection with http.ErrAbortHandler, so that the client sees that its response is
 // incomplete.
@@ -471,8 +470,14 @@ func (f *forwarding) answer(res *http.Response) {
 	if !httpfield.BodyAllowed(res.StatusCode) {
 		return
 	}
-	streams := res.ContentLength == -1 && f.in.Method != http.MethodHead || isEventStream(res.Header)
-	if err := f.answerBody(res.Body, streams); err != nil {
+	length := res.ContentLength
+	if isEventStream(res.Header) {
+		length = -1
+	}
+	if f.in.Method == http.MethodHead {
+		length = 0
+	}
+	if err := f.answerBody(res.Body, length); err != nil {
 		f.abort()
 	}
 	res.Body.Close() // adds the trailers that were not announced
@@ -507,9 +512,10 @@ func (f *forwarding) answerHeader(res *http.Response) {
 	}
 }
 
-// answerBody copies the body to the client. When that fails it records the outcome and returns the cause.
-func (f *forwarding) answerBody(body io.Reader, streams bool) error {
-	readErr, writeErr := copyBody(f.w, body, streams)
+// answerBody copies the body to the client, as copyBody does. When that fails it records the outcome and returns the
+// cause.
+func (f *forwarding) answerBody(body io.Reader, length int64) error {
+	readErr, writeErr := copyBody(f.w, body, length)
 	switch {
 	case errors.Is(writeErr, http.ErrContentLength):
 		// ModifyResponse has replaced the body and left the length of the old one.
@@ -554,50 +560,4 @@ func (f *forwarding) abort() {
 		_ = http.NewResponseController(f.w).SetReadDeadline(past)
 	}
 	panic(http.ErrAbortHandler)
-}
-
-// buffers holds buffers for copying bodies.
-var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
-
-// copyBody copies src to the client. If streams is true, it flushes after each read. It returns an error of
-// src apart from an error of w.
-func copyBody(w *responseWriter, src io.Reader, streams bool) (readErr, writeErr error) {
-	if src == http.NoBody {
-		return nil, nil
-	}
-	if streams {
-		if err := w.FlushError(); err != nil && !errors.Is(err, http.ErrNotSupported) {
-			return nil, err
-		}
-	}
-	buf := buffers.Get().(*[32 << 10]byte)
-	defer buffers.Put(buf)
-	for {
-		n, err := src.Read(buf[:])
-		if n > 0 {
-			if _, err := w.Write(buf[:n]); err != nil {
-				return nil, err
-			}
-			if streams {
-				if err := w.FlushError(); err != nil && !errors.Is(err, http.ErrNotSupported) {
-					return nil, err
-				}
-			}
-		}
-		if err == io.EOF {
-			return nil, nil
-		}
-		if err != nil {
-			return err, nil
-		}
-	}
-}
-
-func isEventStream(h http.Header) bool {
-	ct := h["Content-Type"]
-	if len(ct) == 0 || len(ct[0]) < len("text/event-stream") || !strings.EqualFold(ct[0][:5], "text/") {
-		return false
-	}
-	media, _, _ := mime.ParseMediaType(ct[0])
-	return media == "text/event-stream"
 }

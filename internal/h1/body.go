@@ -244,6 +244,19 @@ func (b *body) took(n int, err error) error {
 	return nil
 }
 
+// Buffered returns how many bytes of a body of known length Read returns without waiting. For other bodies it returns
+// -1.
+func (b *body) Buffered() int {
+	if b.res.framing != byLength || b.enter() != nil {
+		return -1
+	}
+	defer b.leave()
+	if b.err != nil {
+		return -1
+	}
+	return int(min(int64(len(b.conn.buffered())), b.left))
+}
+
 // Read reads body bytes. It returns io.EOF together with the last of them where that is known.
 func (b *body) Read(p []byte) (int, error) {
 	if err := b.enter(); err != nil {

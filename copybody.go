@@ -1,0 +1,114 @@
+package gateway
+
+import (
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+)
+
+// buffers holds buffers for copying bodies.
+var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
+// copyBody copies src to the client. It returns an error of src apart from an error of w.
+//
+// Bytes that have arrived do not wait for those that have not. A body of unknown length, which is -1, is flushed after
+// each read. A body of length bytes is flushed when it is not complete and a read did not fill the buffer, since then no
+// more had arrived. A body that is complete is not flushed, so that a small response leaves in one write with its
+// header.
+func copyBody(w *responseWriter, src io.Reader, length int64) (readErr, writeErr error) {
+	if src == http.NoBody {
+		return nil, nil
+	}
+	streams := length < 0
+	if streams {
+		if err := flush(w); err != nil {
+			return nil, err
+		}
+	}
+	buf := buffers.Get().(*[32 << 10]byte)
+	defer buffers.Put(buf)
+	late := length > 0 && isLate(src)
+	for {
+		n, err := 0, error(nil)
+		if late {
+			late = false
+			n, err = readLate(w, src, buf[:])
+		} else {
+			n, err = src.Read(buf[:])
+		}
+		if n > 0 {
+			length -= int64(n)
+			if _, err := w.Write(buf[:n]); err != nil {
+				return nil, err
+			}
+			if streams || length > 0 && n < len(buf) && err == nil {
+				if err := flush(w); err != nil {
+					return nil, err
+				}
+			}
+		}
+		if err == io.EOF {
+			return nil, nil
+		}
+		if err != nil {
+			return err, nil
+		}
+	}
+}
+
+// flush flushes w, if it can.
+func flush(w *responseWriter) error {
+	if err := w.FlushError(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
+}
+
+// isLate reports whether it is known that nothing of a body has arrived together with the header.
+func isLate(body io.Reader) bool {
+	b, ok := body.(interface{ Buffered() int })
+	return ok && b.Buffered() == 0
+}
+
+// headerWait is how long a header waits for the first bytes of the body. Many servers send the two in one
+// moment, but not in one packet.
+const headerWait = 2 * time.Millisecond
+
+// readLate is src.Read for the first bytes of a body that is late. When they do not arrive within headerWait, the
+// header is sent without them.
+func readLate(w *responseWriter, src io.Reader, p []byte) (int, error) {
+	var mu sync.Mutex // w is used by one goroutine at a time
+	var arrived bool
+	var panicked any // of a foreign writer
+	timer := time.AfterFunc(headerWait, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		defer func() { panicked = recover() }()
+		if !arrived {
+			_ = w.FlushError() // if it fails, so does the next write
+		}
+	})
+	defer func() {
+		timer.Stop()
+		mu.Lock()
+		defer mu.Unlock()
+		arrived = true
+		if panicked != nil {
+			panic(panicked)
+		}
+	}()
+	return src.Read(p)
+}
+
+func isEventStream(h http.Header) bool {
+	ct := h["Content-Type"]
+	if len(ct) == 0 || len(ct[0]) < len("text/event-stream") || !strings.EqualFold(ct[0][:5], "text/") {
+		return false
+	}
+	media, _, _ := mime.ParseMediaType(ct[0])
+	return media == "text/event-stream"
+}
