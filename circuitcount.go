@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"log/slog"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -170,7 +169,7 @@ func (c *Circuit) verdict(o Outcome, status int) (v verdict) {
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			slog.Error("gateway: CircuitOptions.IsFailure panicked", "circuit", c.name, "panic", p, "stack", string(debug.Stack()))
+			_ = logPanic("a circuit's IsFailure panicked", p, slog.String("circuit", c.name))
 			v = verdictNeutral
 		}
 	}()

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"log/slog"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -118,7 +117,7 @@ func (n *circuitNews) deliverOne(change CircuitChange, serial uint64, m *circuit
 func (w *circuitWatcher) call(change CircuitChange) {
 	defer func() {
 		if p := recover(); p != nil {
-			slog.Error("gateway: a circuit's watcher panicked", "circuit", change.Circuit, "panic", p, "stack", string(debug.Stack()))
+			_ = logPanic("a circuit's watcher panicked", p, slog.String("circuit", change.Circuit))
 		}
 	}()
 	w.f(change)

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"net/http"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -163,6 +165,14 @@ func causeText(err error) string {
 	return err.Error()
 }
 
+// logPanic logs a panic that is not passed on, in a function that was given to this package, and returns it as an
+// error. It is called while the panic's stack is still there. An empty name is left out.
+func logPanic(message string, p any, name slog.Attr) error {
+	slog.Default().LogAttrs(context.Background(), slog.LevelError, "gateway: "+message,
+		name, slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+	return &panicError{p}
+}
+
 // WriteError answers a request with err, as application/problem+json (RFC 9457) with the trace id. Every refusal of
 // this package is written by it. Under HandleErrors, the function given there writes the answer instead.
 //
@@ -197,7 +207,7 @@ func refuseUndecided(w http.ResponseWriter, r *http.Request, err error) {
 func answerError(w http.ResponseWriter, r *http.Request, e *Error, end result) {
 	ex := exchangeFrom(r.Context())
 	ex.note(end.outcome(), e)
-	if rw, ok := w.(*responseWriter); ok && rw.started() {
+	if ex.began(w) {
 		return
 	}
 
@@ -230,6 +240,30 @@ func (e *Error) problem(traceID string) []byte {
 		TraceID string `json:"trace_id,omitempty"`
 	}{e.Type, e.Title, e.Status, e.Detail, traceID})
 	return append(body, '\n')
+}
+
+// began reports whether a response to w has begun: by w itself, or by a writer of this package below it. Where w cannot
+// be unwrapped, as a compressing writer that hides what it wraps, the record's own writer tells.
+func (ex *exchange) began(w http.ResponseWriter) bool {
+	for {
+		switch v := w.(type) {
+		case *responseWriter:
+			if v.started() {
+				return true
+			}
+			w = v.ResponseWriter
+		case interface{ Unwrap() http.ResponseWriter }:
+			w = v.Unwrap()
+		default:
+			if ex == nil {
+				return false
+			}
+			if ex.whole != nil {
+				ex = ex.whole
+			}
+			return ex.w.ex != nil && ex.w.started()
+		}
+	}
 }
 
 // handleError calls the function of the innermost HandleErrors, and reports whether there is one. An error that

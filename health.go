@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -356,15 +357,26 @@ func (u *Upstream) CheckHealth(ctx context.Context) error {
 			slots <- struct{}{}
 			round.Go(func() {
 				defer func() { <-slots }()
-				err := u.probeTarget(ctx, m)
+				err := u.probeSafely(ctx, m)
 				if ctx.Err() == nil {
 					u.pool.recordProbe(m, err)
 				}
 			})
 		}
 		round.Wait()
-		pause.Reset(time.Duration(float64(u.opts.Health.Interval) * (0.95 + 0.1*rand.Float64())))
+		interval := min(u.opts.Health.Interval, math.MaxInt64/2) // leaves room for the variation
+		pause.Reset(interval - interval/20 + rand.N(interval/10+1))
 	}
+}
+
+// probeSafely is probeTarget, with a panic of the transport as an error: on this goroutine, it would end the process.
+func (u *Upstream) probeSafely(ctx context.Context, m *member) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = logPanic("a probe panicked", p, slog.String("upstream", u.name))
+		}
+	}()
+	return u.probeTarget(ctx, m)
 }
 
 // probeTarget sends one probe to m. It returns nil if the probe passed.

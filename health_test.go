@@ -529,3 +529,58 @@ func TestHealthOptionsAreChecked(t *testing.T) {
 		}()
 	}
 }
+
+// A panic in the transport fails a probe. It does not end the process.
+func TestProbePanics(t *testing.T) {
+	logged := captureDefaultLog(t)
+	synctest.Test(t, func(t *testing.T) {
+		u := gateway.NewUpstream("u", gateway.MustTargets("http://a"), &gateway.UpstreamOptions{
+			Transport: roundTrip(func(*http.Request) (*http.Response, error) { panic("transport") }),
+			Health:    gateway.HealthOptions{Path: "/", Unhealthy: 1, Interval: time.Minute},
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		u.CheckHealth(ctx)
+		if got := u.Status()[0].Reason; got != "probe: panic: transport" {
+			t.Errorf("reason %q", got)
+		}
+	})
+	if n := strings.Count(logged.String(), "a probe panicked"); n != 1 {
+		t.Errorf("logged %d times: %s", n, logged)
+	}
+}
+
+// The reason is that of what keeps the target out now.
+func TestReasonIsWhatHolds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWard()
+		u := gateway.NewUpstream("u", gateway.MustTargets("http://a", "http://b"), &gateway.UpstreamOptions{
+			Transport: w, Balancer: gateway.RoundRobin(), Health: gateway.HealthOptions{Path: "/", Unhealthy: 1, EjectFor: time.Minute},
+		})
+		w.set("a", 503)
+		probe := func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			u.CheckHealth(ctx)
+		}
+		w.ask(u, 2)
+		const ejected = "ejected: 1 failures in a row, the last: upstream_error, status 503"
+		if got := u.Status()[0].Reason; got != ejected {
+			t.Errorf("ejected: %q", got)
+		}
+		probe()
+		if got := u.Status()[0].Reason; got != "probe: status 503; "+ejected {
+			t.Errorf("both: %q", got)
+		}
+		time.Sleep(time.Minute)
+		if got := u.Status()[0].Reason; got != "probe: status 503" {
+			t.Errorf("the ejection has ended: %q", got)
+		}
+		w.heal("a")
+		probe()
+		probe()
+		if got := u.Status()[0]; got.Reason != "" || !got.Healthy {
+			t.Errorf("back: %+v", got)
+		}
+	})
+}

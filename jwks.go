@@ -304,7 +304,7 @@ func (k *JWKS) refresh(ctx context.Context, now time.Time) (running <-chan struc
 func (k *JWKS) runRefresh(ctx context.Context, now time.Time, done chan struct{}) {
 	ctx, cancel := context.WithTimeout(ctx, k.client.Timeout())
 	defer cancel()
-	set, err := k.fetch(ctx, now)
+	set, err := k.fetchSafely(ctx, now)
 	if err == nil {
 		k.set.Store(set)
 		k.refreshes.Add(ctx, 1, k.good)
@@ -321,6 +321,17 @@ func (k *JWKS) runRefresh(ctx context.Context, now time.Time, done chan struct{}
 	close(done)
 }
 
+// fetchSafely is fetch, with a panic of the client's transport as an error: on this goroutine, it would end the process,
+// and requests would wait for ever.
+func (k *JWKS) fetchSafely(ctx context.Context, now time.Time) (set *fetchedKeys, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			set, err = nil, &panicError{p} // runRefresh logs it
+		}
+	}()
+	return k.fetch(ctx, now)
+}
+
 // fetch reads the set and calculates when it is to be refreshed: after three quarters of its age.
 func (k *JWKS) fetch(ctx context.Context, now time.Time) (*fetchedKeys, error) {
 	body, header, err := k.client.Get(ctx, k.url)
@@ -335,7 +346,7 @@ func (k *JWKS) fetch(ctx context.Context, now time.Time) (*fetchedKeys, error) {
 	if age == 0 {
 		age = cacheAge(header)
 	}
-	return &fetchedKeys{keys, now.Add(max(age*3/4, k.minInterval))}, nil
+	return &fetchedKeys{keys, now.Add(max(age/4*3, k.minInterval))}, nil
 }
 
 // cacheAge returns how long the response may be used (RFC 9111 section 5.2.2): at most an hour, and 15

@@ -652,3 +652,23 @@ func TestJWKSReportsRefreshes(t *testing.T) {
 		t.Errorf("counted: %v", counts)
 	}
 }
+
+// A panic in a key set's transport is a failed refresh: no request waits for ever, and the process lives.
+func TestJWKSTransportPanics(t *testing.T) {
+	logged := captureDefaultLog(t)
+	keys, err := gateway.NewJWKS("https://id.example/keys", &gateway.JWKSOptions{
+		Client: &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) { panic("transport") })},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		var e *gateway.Error
+		if _, err := keys.Key(t.Context(), "k", "RS256"); !errors.As(err, &e) || e.Status != 503 {
+			t.Errorf("%v", err)
+		}
+	}
+	if n := strings.Count(logged.String(), "panic: transport"); n != 1 {
+		t.Errorf("logged %d times: %s", n, logged)
+	}
+}

@@ -96,7 +96,7 @@ func newTokenCache[V any](size int, load func(context.Context, string) (*flightc
 	if size == 0 {
 		size = defaultTokenCache
 	}
-	return flightcache.New(size, size*meanTokenBytes, load)
+	return flightcache.New(size, min(size, math.MaxInt/meanTokenBytes)*meanTokenBytes, load)
 }
 
 // NewJWT returns a JWT that verifies tokens with keys. It panics when keys is nil, when Issuer, Audience or

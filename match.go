@@ -13,7 +13,7 @@ import (
 )
 
 // Match is a named predicate on requests. The name is what Explain prints. Two matches with one name are the
-// same predicate.
+// same predicate; Router panics when their functions are different ones.
 //
 // Func gets the request as it came to the Router, before Use's middleware, so nobody is authenticated yet. It
 // must be safe for concurrent use, return the same result for the same request, and leave the body alone.

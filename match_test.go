@@ -276,3 +276,46 @@ func TestExplain(t *testing.T) {
 		}
 	}
 }
+
+// Two predicates of one name must be the same one.
+func TestMatchesOfOneName(t *testing.T) {
+	same := gateway.Match{Name: "beta", Func: func(r *http.Request) bool { return true }}
+	other := gateway.Match{Name: "beta", Func: func(r *http.Request) bool { return r.Host == "" }}
+	tenant := func(name string) gateway.Match {
+		return gateway.Match{Name: "tenant " + name, Func: func(r *http.Request) bool { return r.Header.Get("Tenant") == name }}
+	}
+	forged := gateway.Match{Name: gateway.MatchHeader("X", "1").Name, Func: same.Func}
+	for _, tt := range []struct {
+		name          string
+		first, second gateway.Match
+		panics        bool
+	}{
+		{"one value", same, same, false},
+		{"two functions", same, other, true},
+		{"one constructor", tenant("a"), tenant("a"), false},
+		{"two names", tenant("a"), tenant("b"), false},
+		{"MatchHeader twice", gateway.MatchHeader("X", "1"), gateway.MatchHeader("x", "1"), false},
+		{"MatchQuery twice", gateway.MatchQuery("q", ""), gateway.MatchQuery("q", ""), false},
+		{"MatchHeaderRegexp twice", gateway.MatchHeaderRegexp("X", "a+"), gateway.MatchHeaderRegexp("X", "a+"), false},
+		{"the name of MatchHeader", gateway.MatchHeader("X", "1"), forged, true},
+	} {
+		for _, routes := range [][]gateway.Route{
+			{{Pattern: "/", Match: []gateway.Match{tt.first, tt.second}}},
+			{{Pattern: "/a", Match: []gateway.Match{tt.first}}, {Pattern: "/b", Match: []gateway.Match{tt.second}}},
+		} {
+			func() {
+				defer func() {
+					got, _ := recover().(string)
+					if (got != "") != tt.panics || tt.panics && !strings.Contains(got, "different function") {
+						t.Errorf("%s, %d routes: recovered %q", tt.name, len(routes), got)
+					}
+				}()
+				var rt gateway.Router
+				for _, r := range routes {
+					r.Handler = http.NotFoundHandler()
+					rt.Add(r)
+				}
+			}()
+		}
+	}
+}

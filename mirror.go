@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"sync"
@@ -28,7 +29,7 @@ type MirrorOptions struct {
 // for shadow.
 //
 // The copy has what the request had when it came to Mirror: fields, path values and identity. Only Timeout
-// ends its context. Upgrades and CONNECT are not mirrored. A panic of shadow ends only the shadow request. To
+// ends its context. Upgrades and CONNECT are not mirrored. A panic of shadow ends only the shadow request, and slog.Default logs it. To
 // measure shadow, put Observe around it.
 //
 // Mirror panics when shadow is nil, when Fraction is above 1 or not a number, and on a negative MaxInFlight
@@ -124,7 +125,11 @@ func (m *mirror) copy(r *http.Request) *mirrorCopy {
 // run sends the copy to the shadow. Either run or letGo must be called, once; run on a goroutine of its own.
 func (c *mirrorCopy) run(body []byte) {
 	defer c.letGo()
-	defer func() { _ = recover() }() // a panic of shadow must not reach the client or end the process
+	defer func() { // a panic of shadow must not end the process
+		if p := recover(); p != nil && p != http.ErrAbortHandler {
+			_ = logPanic("a shadow of Mirror panicked", p, slog.Attr{})
+		}
+	}()
 	ctx, cancel := context.WithTimeout(c.ex.Context, c.m.Timeout)
 	defer cancel()
 	c.ex.Context = ctx // nobody has the copy yet
@@ -164,7 +169,8 @@ func (b *mirrorBody) Read(p []byte) (int, error) {
 	if need := len(b.data) + n; need > cap(b.data) {
 		room := max(need, min(2*cap(b.data), int(most)), 512)
 		if b.declared > 0 {
-			room = max(need, int(b.declared))
+			// A declared length is not trusted with much more memory than what has arrived.
+			room = max(need, int(min(b.declared, int64(max(64<<10, 2*cap(b.data))))))
 		}
 		b.data = append(make([]byte, 0, room), b.data...)
 	}

@@ -288,3 +288,23 @@ func TestMirrorProxies(t *testing.T) {
 		t.Errorf("shadow got %.100q, want %.100q", got, want)
 	}
 }
+
+// A panic of a shadow ends the shadow alone, and is logged once.
+func TestMirrorLogsAPanicOnce(t *testing.T) {
+	logged := captureDefaultLog(t)
+	synctest.Test(t, func(t *testing.T) {
+		for _, value := range []any{"shadow", http.ErrAbortHandler} {
+			h := gateway.Mirror(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(value) }), &gateway.MirrorOptions{MaxInFlight: 1})(text("ok"))
+			for range 2 {
+				w := httptest.NewRecorder()
+				if h.ServeHTTP(w, httptest.NewRequest("GET", "/", nil)); w.Code != 200 {
+					t.Errorf("status %d", w.Code)
+				}
+				synctest.Wait()
+			}
+		}
+	})
+	if n := strings.Count(logged.String(), "shadow of Mirror panicked"); n != 2 {
+		t.Errorf("logged %d times, want once for each of two: %s", n, logged)
+	}
+}

@@ -45,7 +45,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	if b.closed.Load() {
 		return 0, errBodyClosed
 	}
-	if b.limit >= 0 && int64(len(p)) > b.limit-b.read+1 {
+	if b.limit >= 0 && int64(len(p))-1 > b.limit-b.read {
 		p = p[:b.limit-b.read+1] // one more shows that there is more
 	}
 	n, err := b.from.Body.Read(p)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -75,7 +76,7 @@ func (c *Client) Do(req *http.Request) ([]byte, http.Header, error) {
 	if resp.StatusCode != http.StatusOK {
 		return nil, nil, fmt.Errorf("%s answers with status %d", req.URL.Redacted(), resp.StatusCode)
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, c.maxBytes+1))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, min(c.maxBytes, math.MaxInt64-1)+1))
 	if err != nil {
 		return nil, nil, err
 	}
