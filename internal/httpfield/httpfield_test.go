@@ -112,7 +112,7 @@ func TestHasControl(t *testing.T) {
 	for s, want := range map[string]bool{
 		"": false, "a b\tc": false, "\u00fc \xff": false, "a\x00": true, "\r\n": true, "\x1f": true, "\x7f": true,
 	} {
-		if got := httpfield.HasControl(s); got != want {
+		if got := HasControl(s); got != want {
 			t.Errorf("HasControl(%q) = %v", s, got)
 		}
 	}
