@@ -195,6 +195,22 @@ func TestWatcherIsLazy(t *testing.T) {
 	}
 }
 
+// A connection whose watcher has run, or may be running, is not used again.
+func TestLateWatcher(t *testing.T) {
+	for range 100 {
+		w := newWire(&memoryConn{})
+		ctx, cancel := context.WithCancel(t.Context())
+		w.begin(ctx)
+		if err := w.watch(); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		if w.end() {
+			t.Fatal("the watcher was not seen")
+		}
+	}
+}
+
 // countingContext knows who watches it by context.AfterFunc.
 type countingContext struct {
 	context.Context
@@ -279,6 +295,19 @@ func TestResponseHeaderTimeout(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The time for the header ends with the header, if that was fast too.
+func TestResponseHeaderTimeoutSparesBody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := New(&Options{ResponseHeaderTimeout: 5 * time.Second, Dial: pipes(func(n int, c net.Conn) {
+			readRequest(c)
+			io.WriteString(c, okAnswer[:len(okAnswer)-2])
+			time.Sleep(time.Minute)
+			io.WriteString(c, "ok")
+		})})
+		ask(t, tr, newRequest(t, "GET", "http://a/", nil))
+	})
 }
 
 // The time for the header does not run while the body is read, and interim responses do not stop it.

@@ -346,6 +346,18 @@ func TestNoRetryOnNewConnection(t *testing.T) {
 	}
 }
 
+// A connection that fails in the middle of a response has answered: the request is not sent again.
+func TestNoRetryAfterFirstByte(t *testing.T) {
+	addr := serve(t, afterWarm(func(c net.Conn, _ *bufio.Reader) { io.WriteString(c, okAnswer[:20]) }))
+	tr := newTransport(t, nil)
+	warm(t, tr, addr)
+	var g got
+	_, err := tr.Do(newRequest(t, "GET", "http://"+addr+"/", nil), gotHooks, &g)
+	if !errors.Is(err, io.ErrUnexpectedEOF) || len(g.conns) != 1 || !g.conns[0].Reused {
+		t.Error(err, g.conns)
+	}
+}
+
 // Targets that close at random never make a request that can be repeated fail.
 func TestSurprisingCloses(t *testing.T) {
 	var count atomic.Int32

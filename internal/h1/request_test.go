@@ -3,6 +3,7 @@ package h1
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -117,6 +118,62 @@ func TestWhatIsSent(t *testing.T) {
 		})
 	}
 }
+
+// FuzzRequest sends whatever is not refused to a connection that keeps it, and checks that a server reads from it one request,
+// with what was given.
+func FuzzRequest(f *testing.F) {
+	f.Add("GET", "/a", "b=c", "shop.example", "X-A", "b", "")
+	f.Add("POST", "//a b", "%zz", "[::1]:80", "content-length", "7", "hello")
+	f.Add("M-SEARCH", "*", "a\r\nX: y", "a:b", "Transfer-Encoding", "chunked", "0\r\n\r\nGET / HTTP/1.1\r\n\r\n")
+	f.Add("PUT", "", "", "", "Connection", "close\r\n", "x")
+	f.Fuzz(func(t *testing.T, method, path, query, hostHeader, name, value, body string) {
+		sent := &keptConn{}
+		tr := New(&Options{IdleTimeout: -1, Dial: func(context.Context, string, string) (net.Conn, error) { return sent, nil }})
+		req := &http.Request{Method: method, Host: hostHeader, URL: &url.URL{Scheme: "http", Host: "a.example", Path: path, RawQuery: query},
+			Header: http.Header{name: {value}}, ContentLength: int64(len(body))}
+		if body != "" {
+			req.Body = io.NopCloser(strings.NewReader(body))
+		}
+		if _, err := tr.RoundTrip(req); errors.Is(err, ErrInvalidRequest) {
+			if sent.b.Len() > 0 {
+				t.Fatalf("sent %q", sent.b.String())
+			}
+			return
+		}
+		raw := sent.b.String()
+		if strings.Contains(path, "%") || !strings.HasPrefix(path, "/") || strings.ContainsAny(query, "#") {
+			return // net/http's parser and url.URL differ on what is a URL
+		}
+		br := bufio.NewReader(strings.NewReader(raw))
+		got, err := http.ReadRequest(br)
+		if err != nil {
+			if strings.Contains(err.Error(), "invalid URL") || strings.Contains(err.Error(), "parse ") || strings.Contains(err.Error(), "malformed Host") {
+				return
+			}
+			t.Fatalf("%v: %q", err, raw)
+		}
+		b, err := io.ReadAll(got.Body)
+		if err != nil || string(b) != body || got.Method != cmp.Or(method, "GET") || got.URL.RawQuery != query {
+			t.Fatalf("%v, read %q from %q", err, b, raw)
+		}
+		if rest, _ := io.ReadAll(br); len(rest) > 0 {
+			t.Fatalf("%q is left of %q", rest, raw)
+		}
+		for field := range got.Header {
+			if !strings.EqualFold(field, name) && field != "Content-Length" {
+				t.Fatalf("field %q in %q", field, raw)
+			}
+		}
+	})
+}
+
+// keptConn keeps what is written, and ends.
+type keptConn struct {
+	memoryConn
+	b bytes.Buffer
+}
+
+func (c *keptConn) Write(p []byte) (int, error) { return c.b.Write(p) }
 
 // closeCounter counts the calls of Close.
 type closeCounter struct {

@@ -381,6 +381,32 @@ func TestHeadResponses(t *testing.T) {
 	}
 }
 
+// MaxHeaderBytes bounds the interim responses and the final one together, and the trailer by itself.
+func TestMaxHeaderBytes(t *testing.T) {
+	header := func(n int) string { return "X: " + strings.Repeat("a", n-5) + "\r\n" }
+	interim := "HTTP/1.1 103 Early Hints\r\n" + header(100-26-2) + "\r\n"
+	final := "HTTP/1.1 204 No Content\r\n" + header(100-25-2) + "\r\n"
+	trailer := chunkedHead + "0\r\n" + header(200-2) + "\r\n"
+	for _, tt := range []struct {
+		data string
+		max  int
+		ok   bool
+	}{
+		{final, 100, true}, {final, 99, false}, {interim + final, 200, true}, {interim + final, 199, false},
+		{interim + interim + final, 299, false}, {trailer, 200, true}, {trailer, 199, false},
+	} {
+		tr := New(&Options{MaxHeaderBytes: tt.max, Dial: pipes(answerAll(tt.data))})
+		res, err := tr.RoundTrip(newRequest(t, "GET", "http://a/", nil))
+		if err == nil {
+			_, err = io.ReadAll(res.Body)
+		}
+		if (err == nil) != tt.ok || err != nil && !errors.Is(err, ErrInvalidResponse) {
+			t.Errorf("%d of %d bytes: %v", len(tt.data), tt.max, err)
+		}
+		tr.CloseIdleConnections()
+	}
+}
+
 // Values of one field do not run into the memory of the next.
 func TestHeaderValuesAreApart(t *testing.T) {
 	a, err := readOwn([]byte("HTTP/1.1 200 OK\r\nA: 1\r\nB: 2\r\nA: 3\r\nC: 4\r\nContent-Length: 0\r\n\r\n"), "GET", 1<<20)
