@@ -82,6 +82,7 @@ type observing struct {
 type matched struct {
 	route    string       // the route's name
 	pattern  string       // the route's pattern
+	rawRest  bool         // the path may have empty segments and backslashes, by Route.RawRest of the innermost Router
 	unrouted http.Handler // answers a request that no route takes, once it has passed the middleware of Use
 }
 

@@ -13,8 +13,11 @@ import (
 
 // Explanation is what ServeHTTP would do with a request, and why.
 type Explanation struct {
-	Route      *Route // nil when no route matched
-	Status     int    // 200 for a route; otherwise 204, 308, 400, 404 or 405, as ServeHTTP would answer
+	Route      *Route   // nil when no route matched
+	Status     int      // 200 for a route; otherwise 204, 308, 400, 404 or 405, as ServeHTTP would answer
+	Reason     string   // what is wrong with the path; with 400
+	Location   string   // where the client is sent; with 308
+	Allow      []string // the methods that the path has; with 204 and 405
 	PathValues map[string]string
 	Candidates []Candidate // in the order in which they are tried
 }
@@ -35,7 +38,13 @@ type Candidate struct {
 func (rt *Router) Explain(r *http.Request) Explanation {
 	var s routing.Search
 	d, verdicts := rt.tree.Survey(r, &s)
-	x := Explanation{Status: d.Status}
+	x := Explanation{Status: d.Status, Reason: d.Reason, Location: d.Location}
+	if d.Alias != "" {
+		x.Reason += fmt.Sprintf(" (%q)", d.Alias)
+	}
+	if d.Allow != "" {
+		x.Allow = strings.Split(d.Allow, ", ")
+	}
 	if d.Status == http.StatusOK {
 		route := rt.routes[d.Route].Route
 		x.Route = &route
@@ -53,7 +62,7 @@ func (rt *Router) Explain(r *http.Request) Explanation {
 }
 
 // String returns a table for people: the answer, the path values and the candidates. The candidate that is
-// taken is marked with "+".
+// taken is marked with "+". Those that lost on host or path are counted and not listed.
 func (x Explanation) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d %s", x.Status, http.StatusText(x.Status))
@@ -63,9 +72,26 @@ func (x Explanation) String() string {
 	for _, name := range slices.Sorted(maps.Keys(x.PathValues)) {
 		fmt.Fprintf(&b, ", %s=%q", name, x.PathValues[name])
 	}
+	switch {
+	case x.Reason != "":
+		fmt.Fprintf(&b, ": the path has %s", x.Reason)
+	case x.Location != "":
+		fmt.Fprintf(&b, ": to %s", x.Location)
+	case x.Allow != nil:
+		fmt.Fprintf(&b, ": allowed are %s", strings.Join(x.Allow, ", "))
+	}
 	b.WriteByte('\n')
 	table := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	byPath, byHost := 0, 0
 	for _, c := range x.Candidates {
+		switch c.Reason {
+		case "path":
+			byPath++
+			continue
+		case "host":
+			byHost++
+			continue
+		}
 		sign, reason := "-", c.Reason
 		if c.Matched {
 			sign, reason = "+", "taken"
@@ -73,5 +99,11 @@ func (x Explanation) String() string {
 		fmt.Fprintf(table, "%s %s\t%s\t%s\n", sign, c.Route.Name, c.Route.Pattern, reason)
 	}
 	_ = table.Flush()
+	if byPath > 0 {
+		fmt.Fprintf(&b, "%d of another path\n", byPath)
+	}
+	if byHost > 0 {
+		fmt.Fprintf(&b, "%d of another host\n", byHost)
+	}
 	return b.String()
 }

@@ -21,7 +21,26 @@ type Match struct {
 	Name string
 	Func func(*http.Request) bool
 
-	kind routing.Kind
+	kind         routing.Kind
+	field, value string // of MatchHeader with a value
+}
+
+// predicates returns the matches as the tree has them.
+func predicates(matches []Match) (list []routing.Predicate) {
+	for _, m := range matches {
+		list = append(list, routing.Predicate{Name: m.Name, Kind: m.kind, Holds: m.Func, Field: m.field, Value: m.value})
+	}
+	return list
+}
+
+// uniqueMatches returns the first of the predicates of each name.
+func uniqueMatches(matches []Match) (unique []Match) {
+	for _, m := range matches {
+		if !slices.ContainsFunc(unique, func(o Match) bool { return o.Name == m.Name }) {
+			unique = append(unique, m)
+		}
+	}
+	return unique
 }
 
 // MatchHeader holds when one line of the header field equals value; case counts. With an empty value, it
@@ -35,6 +54,7 @@ func MatchHeader(name, value string) Match {
 		return m
 	}
 	m.Name += " = " + strconv.Quote(value)
+	m.field, m.value = name, value
 	m.Func = func(r *http.Request) bool { return slices.Contains(r.Header[name], value) }
 	return m
 }

@@ -250,17 +250,33 @@ func TestExplain(t *testing.T) {
 
 	r := httptest.NewRequest("GET", "/users/7", nil)
 	want := `200 OK: user, id="7"
-- beta   GET /users/{id}           header X-Beta = "1"
-+ user   GET /users/{id}           taken
-- make   POST /users/{id}          method
-- site   /                         precedence
-- other  other.example/users/{id}  host
-- me     GET /users/me             path
-- files  GET /files/{path...}      path
-- tree   GET /tree/                path
+- beta  GET /users/{id}   header X-Beta = "1"
++ user  GET /users/{id}   taken
+- make  POST /users/{id}  method
+- site  /                 precedence
+3 of another path
+1 of another host
 `
 	if got := rt.Explain(r).String(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+
+	for request, want := range map[string]gateway.Explanation{
+		"GET /users/..":          {Status: 400, Reason: "a dot segment"},
+		"GET /users/7;x/../me":   {Status: 400, Reason: "a dot segment"},
+		"GET /users/me%20":       {Status: 400, Reason: `a dot or a blank at the end of a segment that leads some servers to another route ("GET /users/me")`},
+		"GET /tree?x":            {Status: 308, Location: "/tree/?x"},
+		"GET //x":                {Status: 308, Location: "/x"},
+		"OPTIONS http://h/files": {Status: 200},
+	} {
+		method, target, _ := strings.Cut(request, " ")
+		x := rt.Explain(httptest.NewRequest(method, target, nil))
+		if x.Status != want.Status || x.Reason != want.Reason || x.Location != want.Location || x.Allow != nil {
+			t.Errorf("%s: %d, %q, %q, %q", request, x.Status, x.Reason, x.Location, x.Allow)
+		}
+		if s := x.String(); !strings.Contains(s, want.Reason) || !strings.Contains(s, want.Location) {
+			t.Errorf("%s: %s", request, s)
+		}
 	}
 
 	var bare gateway.Router
@@ -270,6 +286,9 @@ func TestExplain(t *testing.T) {
 		r := httptest.NewRequest(method, target, nil)
 		if x := bare.Explain(r); x.Status != want || x.Route != nil || len(x.Candidates) != 1 || x.Candidates[0].Matched {
 			t.Errorf("%s: %+v", request, x)
+		}
+		if allow := strings.Join(bare.Explain(r).Allow, " "); allow != map[int]string{404: "", 405: "GET HEAD OPTIONS", 204: "GET HEAD OPTIONS"}[want] {
+			t.Errorf("%s: Allow %q", request, allow)
 		}
 		if r.Pattern != "" || fmt.Sprint(r.PathValue("id")) != "" {
 			t.Errorf("%s: the request was changed", request)

@@ -115,6 +115,7 @@ type mirrorCopy struct {
 // copy copies everything of r that next may change, except for the body.
 func (m *mirror) copy(r *http.Request) *mirrorCopy {
 	ex := exchangeFrom(r.Context()).child(context.WithoutCancel(r.Context()))
+	ex.rawRest = exchangeFrom(r.Context()).allowsRaw()
 	req := r.Clone(ex)
 	req.Body = http.NoBody
 	ex.req = req

@@ -19,8 +19,8 @@ import (
 // ProxyOptions configures what Proxy changes in a request and in its response. The zero value leaves the
 // path, the query and the body as they are.
 type ProxyOptions struct {
-	StripPrefix    string                       // removed from the path, by whole segments; a path without it gets 404
-	Path           string                       // new path; {name} is replaced by the route's path value
+	StripPrefix    string                       // removed from the path, by whole segments, which are compared decoded as the Router does; a path without it gets 404
+	Path           string                       // new path; {name} is replaced by the route's path value; that of a {name...} keeps its slashes and may be empty
 	PreserveHost   bool                         // send the client's Host instead of the target's
 	MaxBodyBytes   int64                        // limit of a request body, above which the client gets 413; 0 means 10 MiB, negative no limit
 	MaxFieldBytes  int                          // limit of the request's fields together, names and values and 4 bytes for each, above which the client gets 431; 0 means 64 KiB, negative no limit
@@ -212,7 +212,7 @@ func (p *proxy) checkRequest(r *http.Request) error {
 	case !httpfield.IsHostBytes(r.Host):
 		reason = "a malformed Host"
 	default:
-		if reason = urlpath.Ambiguity(r.URL.Path); reason != "" {
+		if reason = exchangeFrom(r.Context()).ambiguity(r.URL.Path); reason != "" {
 			reason += " in the path"
 		}
 	}
@@ -258,15 +258,15 @@ func (f *forwarding) url() (*url.URL, error) {
 	link.Scheme, link.User, link.Host = "", nil, ""
 	path := urlpath.Escaped(f.in.URL)
 	if prefix := f.opts.StripPrefix; prefix != "" {
-		rest, ok := strings.CutPrefix(path, prefix)
-		if !ok || rest != "" && rest[0] != '/' {
+		rest, ok := urlpath.CutPrefix(path, prefix)
+		if !ok {
 			return nil, ErrNoRoute
 		}
 		path = rest
 	}
 	if f.template != nil {
 		var err error
-		if path, err = fillPath(f.template, f.in); err != nil {
+		if path, err = fillPath(f.template, f.in, f.ex.ambiguity); err != nil {
 			return nil, err
 		}
 	}
@@ -278,17 +278,17 @@ func (f *forwarding) url() (*url.URL, error) {
 }
 
 // fillPath fills a template of ProxyOptions.Path with the path values of r.
-func fillPath(template *urlpath.Template, r *http.Request) (string, error) {
-	path, err := template.Expand(func(h *urlpath.Hole) (string, error) {
-		value := r.PathValue(h.Name)
+func fillPath(template *urlpath.Template, r *http.Request, ambiguity func(string) string) (string, error) {
+	path, err := template.ExpandAs(func(h *urlpath.Hole) (value string, rest bool, err error) {
+		value = r.PathValue(h.Name)
 		switch {
-		case h.Rest:
-			return urlpath.EscapedRest(r.URL, value), nil
+		case h.Rest || takesRest(r.Pattern, h.Name) || takesRest(RoutePattern(r.Context()), h.Name):
+			return urlpath.EscapedRest(r.URL, value), true, nil
 		case value == "":
-			return "", errors.New("the route has no such path value")
+			return "", false, errors.New("the route has no such path value")
 		}
-		return value, nil
-	})
+		return value, false, nil
+	}, ambiguity)
 	switch {
 	case err == nil:
 		return path, nil
@@ -296,6 +296,35 @@ func fillPath(template *urlpath.Template, r *http.Request) (string, error) {
 		return "", &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("gateway: Proxy: Path: %w", err)}
 	}
 	return "", fmt.Errorf("gateway: Proxy: Path: %w", err)
+}
+
+// takesRest reports whether pattern ends in {name...}.
+func takesRest(pattern, name string) bool {
+	head, ok := strings.CutSuffix(pattern, "...}")
+	if !ok {
+		return false
+	}
+	head, ok = strings.CutSuffix(head, name)
+	return ok && strings.HasSuffix(head, "/{")
+}
+
+// ambiguity is urlpath.Ambiguity, or RawAmbiguity where the route has RawRest.
+func (ex *exchange) ambiguity(path string) string {
+	why := urlpath.Ambiguity(path)
+	if why != "" && ex.allowsRaw() {
+		why = urlpath.RawAmbiguity(path)
+	}
+	return why
+}
+
+// allowsRaw reports whether the route has RawRest.
+func (ex *exchange) allowsRaw() bool {
+	if ex == nil {
+		return false
+	}
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	return ex.rawRest
 }
 
 // noField is the value of a field that the transport does not send.

@@ -24,10 +24,18 @@ func TestProxyPath(t *testing.T) {
 		{"prefix with slash", gateway.ProxyOptions{StripPrefix: "/api/"}, "/", "/api/a", "/base/a"},
 		{"prefix alone", gateway.ProxyOptions{StripPrefix: "/api"}, "/", "/api", "/base/"},
 		{"prefix of a segment", gateway.ProxyOptions{StripPrefix: "/api"}, "/", "/apis", ""},
+		{"prefix decoded", gateway.ProxyOptions{StripPrefix: "/café/a b"}, "/", "/caf%c3%a9/a%20b/x%2Fy", "/base/x%2Fy"},
+		{"prefix encoded", gateway.ProxyOptions{StripPrefix: "/caf%C3%A9"}, "/", "/caf%c3%a9", "/base/"},
+		{"prefix spelled otherwise", gateway.ProxyOptions{StripPrefix: "/api"}, "/", "/%61pi/%61", "/base/%61"},
+		{"encoded slash is none of the prefix", gateway.ProxyOptions{StripPrefix: "/api/v1"}, "/", "/api%2Fv1/a", ""},
+		{"prefix longer than the path", gateway.ProxyOptions{StripPrefix: "/api/v1"}, "/", "/api", ""},
 		{"no prefix", gateway.ProxyOptions{StripPrefix: "/api"}, "/", "/x", ""},
 		{"template", gateway.ProxyOptions{Path: "/v2/users/{id}/x%2Fy"}, "/users/{id}", "/users/7", "/base/v2/users/7/x%2Fy"},
 		{"template escapes", gateway.ProxyOptions{Path: "/u/{id}"}, "/users/{id}", "/users/a%2Fb%3Fc%20d", "/base/u/a%2Fb%3Fc%20d"},
 		{"template rest", gateway.ProxyOptions{Path: "/f/{p...}"}, "/files/{p...}", "/files/a/b%20c", "/base/f/a/b%20c"},
+		{"plain hole for a rest", gateway.ProxyOptions{Path: "/f/{p}"}, "/files/{p...}", "/files/a%2Fb/c%20d/", "/base/f/a%2Fb/c%20d/"},
+		{"empty rest", gateway.ProxyOptions{Path: "/f/{p}"}, "/files/{p...}", "/files/", "/base/f/"},
+		{"empty rest in between", gateway.ProxyOptions{Path: "/f/{p...}/x"}, "/files/{p...}", "/files/", "/base/f/x"},
 		{"query is cleaned", gateway.ProxyOptions{}, "/", "/?a=1;b=2&c=3&d=%zz", "/base/?c=3"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -23,6 +23,12 @@ type Route struct {
 	Match      []Match // all must hold
 	Handler    http.Handler
 	Middleware []Middleware // inside Router.Use's; the first is outermost
+
+	// RawRest allows empty segments and backslashes in what {name...} or a trailing slash takes, which goes on as
+	// it came: object keys, or URLs in paths. For example, "/fetch/{url...}" then takes "/fetch/https://host//x".
+	// Dot segments are refused all the same, those between backslashes too. The rest of the path keeps all rules.
+	// A path that another route would take without its empty segments is redirected as usual.
+	RawRest bool
 }
 
 // Router matches requests by host and path as http.ServeMux does, then by method, then by predicates. The
@@ -32,7 +38,9 @@ type Route struct {
 // Of the routes that match a request, the first in this order takes it. The order is the Kubernetes Gateway
 // API's:
 //
-//  1. A route with the request's host precedes one without a host.
+//  1. A route with the request's host precedes one with a wildcard host such as "*.example.com", which takes every
+//     name below example.com, at any depth, but not example.com itself. Of these the longest precedes. A route
+//     without a host comes last.
 //  2. The more specific path: a literal segment precedes {name}, which precedes {name...} or a trailing slash.
 //  3. The request's method; for HEAD then GET; then no method.
 //  4. More header predicates.
@@ -49,11 +57,24 @@ type Route struct {
 // The Router itself answers what no route takes, inside Use's middleware:
 //
 //   - 400 for a path that servers read in different ways: one with a backslash, NUL or a dot segment. The
-//     dot segment may be encoded, or stand beside an encoded slash.
+//     dot segment may be encoded, or stand beside an encoded slash. Route.RawRest allows backslashes.
+//   - 400 for a path that would take a different route if its parameters (";x") were dropped, its encoded slashes
+//     decoded, or the dots and blanks at the end of its segments cut. Beside "/" and "/admin/", "/admin;x/y",
+//     "/admin%2Fy" and "/admin./y" get 400. Where the route stays the same, as that of "/a;x" does here, the
+//     path goes on as it came. Segments that the route's pattern spells out are not read anew.
 //   - 308 for a path with a run of slashes, to the path without it, and for a path that lacks only its
 //     trailing slash, to the path with it. Method and query are kept.
 //   - 405 with Allow when only the method does not match, or 204 with Allow when that method is OPTIONS.
 //   - 404 otherwise.
+//
+// A guard on a route cannot protect a backend from readings that go further: one that ignores the case of paths,
+// decodes them twice ("%252F"), accepts overlong UTF-8, or takes one letter for another. Such a backend needs the
+// guard on all that is forwarded to it.
+//
+// A CORS preflight passes the middleware of the route that the request to come would take, so that CORS
+// middleware such as github.com/rs/cors works in Use, in With and on a single route. Put it before Auth: a
+// preflight has no credentials. A preflight that no middleware answers goes to the route that takes OPTIONS, or
+// gets the Router's answer.
 //
 // A handler finds the pattern in Request.Pattern and the wildcards' values by Request.PathValue, as under
 // ServeMux.
@@ -71,6 +92,9 @@ type Router struct {
 type registered struct {
 	Route
 	handler http.Handler // with all middleware around it
+
+	once      sync.Once
+	preflight preflightHandlers
 }
 
 // Use adds middleware around every route, and around what the Router answers itself: 404, 405 and the others.
@@ -140,8 +164,11 @@ func (rt *Router) register(caller string, r Route) {
 	if err != nil {
 		refuse("is malformed: " + err.Error())
 	}
-	if r.Handler == nil {
+	if isNilHandler(r.Handler) {
 		refuse("has no handler")
+	}
+	if r.RawRest && !pattern.HasRest() {
+		refuse("has RawRest, but neither {name...} nor a trailing slash")
 	}
 	r.Middleware = checkMiddleware(caller, r.Middleware)
 	if r.Name == "" {
@@ -155,7 +182,7 @@ func (rt *Router) register(caller string, r Route) {
 	}
 	r.Match = uniqueMatches(r.Match)
 	handler := compose(caller, rt.use, compose(caller, r.Middleware, r.Handler))
-	_, err = rt.tree.Add(routing.Route{Pattern: pattern, Predicates: predicates(r.Match), Location: location})
+	_, err = rt.tree.Add(routing.Route{Pattern: pattern, Predicates: predicates(r.Match), Raw: r.RawRest, Location: location})
 	if err != nil {
 		refuse(err.Error())
 	}
@@ -190,27 +217,18 @@ func sourceOf(f func(*http.Request) bool) string {
 	return file + ":" + strconv.Itoa(line)
 }
 
-// uniqueMatches returns the first of the predicates of each name.
-func uniqueMatches(matches []Match) (unique []Match) {
-	for _, m := range matches {
-		if !slices.ContainsFunc(unique, func(o Match) bool { return o.Name == m.Name }) {
-			unique = append(unique, m)
-		}
+// isNilHandler reports whether h is nil or a nil function, such as http.HandlerFunc(nil).
+func isNilHandler(h http.Handler) bool {
+	if h == nil {
+		return true
 	}
-	return unique
-}
-
-// predicates returns the matches as the tree has them.
-func predicates(matches []Match) (list []routing.Predicate) {
-	for _, m := range matches {
-		list = append(list, routing.Predicate{Name: m.Name, Kind: m.kind, Holds: m.Func})
-	}
-	return list
+	v := reflect.ValueOf(h)
+	return v.Kind() == reflect.Func && v.IsNil()
 }
 
 // compose returns h inside mw. It panics when a middleware returns nil.
 func compose(caller string, mw []Middleware, h http.Handler) http.Handler {
-	if h = Chain(mw...)(h); h == nil {
+	if h = Chain(mw...)(h); isNilHandler(h) {
 		panic("gateway: " + caller + ": a middleware returned nil")
 	}
 	return h
@@ -257,34 +275,89 @@ func (rt *Router) Routes() iter.Seq[Route] {
 func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var s routing.Search
 	d := rt.tree.Decide(r, &s)
-	if d.Status != http.StatusOK {
-		ex, rw, r := enter(w, r)
-		ex.mu.Lock()
-		ex.unrouted = &unrouted{d}
-		ex.mu.Unlock()
-		rt.once.Do(func() { rt.unrouted = compose("Router", rt.use, http.HandlerFunc(serveUnrouted)) })
-		rt.unrouted.ServeHTTP(rw, r)
+	if r.Method == http.MethodOptions && rt.servePreflight(w, r, d, &s) {
 		return
 	}
+	if d.Status != http.StatusOK {
+		rt.once.Do(func() { rt.unrouted = compose("Router", rt.use, http.HandlerFunc(serveUnrouted)) })
+		serveAnswer(w, r, rt.unrouted, &unrouted{d})
+		return
+	}
+	route := rt.routes[d.Route]
+	rw, r := route.takes(w, r, &s)
+	route.handler.ServeHTTP(rw, r)
+}
+
+// takes records that the route takes r. s has found it.
+func (route *registered) takes(w http.ResponseWriter, r *http.Request, s *routing.Search) (*responseWriter, *http.Request) {
 	// As in ServeMux, these are set on the request that came in, so that outer handlers can read them
 	// afterwards.
-	route := rt.routes[d.Route]
 	r.Pattern = route.Pattern
 	for name, value := range s.PathValues() {
 		r.SetPathValue(name, value)
 	}
 	ex, rw, r := enter(w, r)
-	ex.routed(route.Name, route.Pattern)
-	route.handler.ServeHTTP(rw, r)
+	ex.routed(route.Name, route.Pattern, route.RawRest)
+	return rw, r
 }
 
-// routed records the route, unless an outer Router has recorded one.
-func (ex *exchange) routed(name, pattern string) {
+// servePreflight handles r, an OPTIONS request for which the decision is d, if it is a CORS preflight: it hands r
+// to the middleware of the route that the request to come would take. It reports whether it did.
+func (rt *Router) servePreflight(w http.ResponseWriter, r *http.Request, d routing.Decision, s *routing.Search) bool {
+	methods := r.Header["Access-Control-Request-Method"]
+	if len(methods) != 1 || len(r.Header["Origin"]) == 0 {
+		return false
+	}
+	taken := d.Status == http.StatusOK
+	if taken && rt.tree.IsFor(d.Route, http.MethodOptions) {
+		return false // that route was made for it
+	}
+	n, ok := rt.tree.Preflight(r, methods[0])
+	if !ok || taken && n == d.Route {
+		return false
+	}
+	var answer http.Handler = &unrouted{d}
+	if taken {
+		answer = rt.routes[d.Route].preflights(rt).own
+		w, r = rt.routes[d.Route].takes(w, r, s)
+	}
+	serveAnswer(w, r, rt.routes[n].preflights(rt).outer, answer)
+	return true
+}
+
+// preflightHandlers are what a route has for CORS preflights.
+type preflightHandlers struct {
+	outer http.Handler // all middleware around serveUnrouted
+	own   http.Handler // the route's handler with its own middleware; it answers inside another route's outer
+}
+
+// preflights returns the handlers, which are made when they are first needed.
+func (route *registered) preflights(rt *Router) *preflightHandlers {
+	route.once.Do(func() {
+		route.preflight.outer = compose("Router", rt.use, compose("Router", route.Middleware, http.HandlerFunc(serveUnrouted)))
+		route.preflight.own = compose("Router", route.Middleware, route.Handler)
+	})
+	return &route.preflight
+}
+
+// serveAnswer hands r to h, which is serveUnrouted inside middleware. What the middleware does not answer, answer
+// does.
+func serveAnswer(w http.ResponseWriter, r *http.Request, h, answer http.Handler) {
+	ex, rw, r := enter(w, r)
+	ex.mu.Lock()
+	ex.unrouted = answer
+	ex.mu.Unlock()
+	h.ServeHTTP(rw, r)
+}
+
+// routed records the route, unless an outer Router has recorded one, and whether the path may be raw.
+func (ex *exchange) routed(name, pattern string, rawRest bool) {
 	for ; ex != nil; ex = ex.whole {
 		ex.mu.Lock()
 		if ex.pattern == "" {
 			ex.route, ex.pattern = name, pattern
 		}
+		ex.rawRest = rawRest
 		ex.mu.Unlock()
 	}
 }

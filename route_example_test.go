@@ -30,11 +30,11 @@ func ExampleRouter_Explain() {
 	fmt.Print(rt.Explain(httptest.NewRequest("GET", "/users/7", nil)))
 	// Output:
 	// 200 OK: users, id="7"
-	// - users-beta     GET /users/{id}   header X-Beta = "1"
-	// + users          GET /users/{id}   taken
-	// - make-user      POST /users/{id}  method
-	// - /              /                 precedence
-	// - GET /users/me  GET /users/me     path
+	// - users-beta  GET /users/{id}   header X-Beta = "1"
+	// + users       GET /users/{id}   taken
+	// - make-user   POST /users/{id}  method
+	// - /           /                 precedence
+	// 1 of another path
 }
 
 // A twentieth of the users see the new version, and keep seeing it.

@@ -28,7 +28,7 @@ type Branch struct {
 func Split(key KeyFunc, branches ...Branch) http.Handler {
 	s := &split{key: key, branches: make([]splitBranch, len(branches))}
 	for i, b := range branches {
-		if b.Handler == nil {
+		if isNilHandler(b.Handler) {
 			panic(fmt.Sprintf("gateway: Split: branch %d (%q) has no handler", i, b.Name))
 		}
 		if b.Weight < 0 || b.Weight > maxWeight {

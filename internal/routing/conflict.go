@@ -78,9 +78,9 @@ func (n *node) belowWithMethod(p *Pattern) (found *route) {
 // overlap returns a route that shares a method with p, if p is wider in one segment and narrower in another.
 func (routes pathRoutes) overlap(p *Pattern, wider, narrower bool) *route {
 	if wider && narrower {
-		for _, slot := range routes {
-			if !disjointMethods(p.method, slot.method) {
-				return slot.route
+		for i := range routes {
+			if !disjointMethods(p.method, routes[i].method) {
+				return routes[i].routes[0]
 			}
 		}
 	}

@@ -15,11 +15,12 @@ type Decision struct {
 	Reason   string // what is wrong with the path, such as "a dot segment"; with 400
 	Allow    string // the value of the field Allow; with 405, and with 204 unless the request is for "*"
 	Location string // with 308
+	Alias    string // the pattern of the route to which the Reason leads, if it does; with 400. Not for clients
 }
 
 // Decide finds the route for r. Among the routes that match, it takes the first by these rules:
 //
-//  1. a route for r's host precedes one without a host;
+//  1. a route for r's host precedes one for a wildcard above it, of which the longest precedes, and that one without a host;
 //  2. the more specific path: a literal segment precedes {name}, which precedes {name...} and a trailing slash;
 //  3. r's method; for HEAD then GET; then no method;
 //  4. more Header predicates;
@@ -29,20 +30,40 @@ type Decision struct {
 // A route that matches the path and fails on method or predicates does not end the search: the next one is
 // tried.
 //
+// A path with empty segments or backslashes is taken by a Raw route alone, and one that some servers read as the
+// path of another route by none: see otherReading.
+//
 // s must be new. It holds the path values afterwards. It is an argument, and not part of the result, so that
 // it stays on the caller's stack.
 func (t *Tree) Decide(r *http.Request, s *Search) Decision {
-	s.req, s.method = r, r.Method
-	if s.method == "" {
-		s.method = http.MethodGet // as in net/http's client
+	method := r.Method
+	if method == "" {
+		method = http.MethodGet // as in net/http's client
 	}
+	return t.decide(r, method, s)
+}
+
+// Preflight returns the number of the route that would take the request that a CORS preflight asks for. Where the
+// Header predicates of every such route fail, they are assumed to hold: a preflight does not carry the fields of
+// the request to come.
+func (t *Tree) Preflight(r *http.Request, method string) (route int, ok bool) {
+	for _, assumed := range []Kind{Other, Header} {
+		s := Search{assumed: assumed}
+		if d := t.decide(r, method, &s); d.Status == http.StatusOK {
+			return d.Route, true
+		}
+	}
+	return 0, false
+}
+
+// IsFor reports whether the pattern of a route has this method.
+func (t *Tree) IsFor(route int, method string) bool { return t.routes[route].Pattern.method == method }
+
+func (t *Tree) decide(r *http.Request, method string, s *Search) Decision {
+	s.req, s.method = r, method
 	p := &s.path
 	p.Set(r.URL)
-	host := t.hostOf(r)
-	first := host
-	if first == nil {
-		first = &t.anyHost
-	}
+	first := t.hosts.first(r)
 	if r.URL.Path == "" && (r.Method == http.MethodConnect || r.URL.Opaque != "") {
 		return Decision{Status: http.StatusNotFound} // no path at all, not even an empty one
 	}
@@ -52,43 +73,40 @@ func (t *Tree) Decide(r *http.Request, s *Search) Decision {
 			return Decision{Status: http.StatusOK, Route: s.route.number}
 		}
 	}
-	if d := s.checkPath(); d.Status != 0 {
-		return d
+	unclean := s.checkPath()
+	if unclean.Status != 0 && !(s.raw && t.raw) {
+		return unclean
 	}
-
-	if !s.in(host) {
-		s.in(&t.anyHost)
-	}
-	if !s.exact && !p.TrailingSlash && (first.slashes || t.anyHost.slashes) && t.matchesWithSlash(s, host) {
+	s.in(&t.hosts, first)
+	switch {
+	case s.raw:
+		if s.route == nil || !s.route.takesRaw(p) {
+			return unclean
+		}
+	case !s.exact && !p.TrailingSlash && s.slashes && t.withSlash(s, first) != nil:
 		return redirect(r, urlpath.Escaped(r.URL)+"/")
 	}
 	if s.route != nil {
+		if how, other := t.otherReading(s, first); other != nil {
+			if how == 0 {
+				return unclean
+			}
+			return Decision{Status: http.StatusBadRequest, Reason: how.String() + " that leads some servers to another route", Alias: other.Pattern.text}
+		}
 		return Decision{Status: http.StatusOK, Route: s.route.number}
 	}
-	allow := t.otherMethods(s, host)
+	allow := t.otherMethods(s, first)
 	switch {
 	case len(allow) == 0:
 		return Decision{Status: http.StatusNotFound}
 	case r.Method == http.MethodOptions:
-		return Decision{Status: http.StatusNoContent, Allow: strings.Join(allow, ", ")}
+		return Decision{Status: http.StatusNoContent, Allow: allow}
 	}
-	return Decision{Status: http.StatusMethodNotAllowed, Allow: strings.Join(allow, ", ")}
-}
-
-// hostOf returns the routes of the request's host, or nil when it has none of its own.
-func (t *Tree) hostOf(r *http.Request) *hostTree {
-	if len(t.hosts) == 0 {
-		return nil
-	}
-	host := r.Host
-	if host == "" {
-		host = r.URL.Host
-	}
-	return t.hosts[canonicalHost(host)]
+	return Decision{Status: http.StatusMethodNotAllowed, Allow: allow}
 }
 
 // checkPath splits the path and decides about a path that is answered for its form. The Status is 0 for all
-// others.
+// others. It sets s.raw when a Raw route may take the path all the same.
 func (s *Search) checkPath() Decision {
 	r, p := s.req, &s.path
 	if p.Text[0] != '/' {
@@ -100,45 +118,93 @@ func (s *Search) checkPath() Decision {
 	p.Split()
 	if p.Dotted || p.Escaped || strings.IndexByte(p.Text, '\\') >= 0 || strings.IndexByte(p.Text, 0) >= 0 {
 		if what := urlpath.Ambiguity(r.URL.Path); what != "" {
+			s.raw = urlpath.RawAmbiguity(r.URL.Path) == ""
 			return Decision{Status: http.StatusBadRequest, Reason: what}
 		}
 	}
-	switch {
-	case !p.Doubled:
+	if !p.Doubled {
 		return Decision{}
-	case r.Method == http.MethodConnect:
+	}
+	s.raw = true
+	if r.Method == http.MethodConnect {
 		return Decision{Status: http.StatusBadRequest, Reason: "an empty segment"}
 	}
 	return redirect(r, urlpath.Collapse(urlpath.Escaped(r.URL)))
 }
 
-// matchesWithSlash reports whether a route that spells out the trailing slash would take the request if its
-// path had one.
-func (t *Tree) matchesWithSlash(of *Search, host *hostTree) bool {
-	s := Search{req: of.req, method: of.method, path: of.path, slash: true}
-	if !s.in(host) {
-		s.in(&t.anyHost)
+// takesRaw reports whether all empty segments and backslashes of p are in what rt's last wildcard takes. p is a
+// path that rt matches.
+func (rt *route) takesRaw(p *urlpath.Path) bool {
+	rest := len(rt.Pattern.segments) - 1
+	if !rt.Raw || rt.Pattern.segments[rest].kind != restSegment {
+		return false
 	}
-	return s.exact
+	for i := range rest {
+		if s := p.Segment(i); s == "" || strings.IndexByte(s, '\\') >= 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// otherReading returns a route, other than s.route, to which a server comes that takes liberties with the path,
+// and the liberties. Segments that the route's pattern spells out are not read anew. It returns nil when there is
+// none.
+func (t *Tree) otherReading(s *Search, first *hostTree) (urlpath.Reading, *route) {
+	found := s.path.Readings()
+	if found == 0 && !s.path.Doubled {
+		return 0, nil
+	}
+	if !s.raw {
+		found &^= urlpath.Backslashes
+	}
+	segments := s.route.Pattern.segments
+	spelled := func(i int) bool { return i < len(segments) && segments[i].kind == literalSegment }
+	for how := range found + 1 { // each alone, and together in all ways
+		if how&^found != 0 || how == 0 && !s.path.Doubled {
+			continue
+		}
+		other := Search{req: s.req, method: s.method, assumed: s.assumed, path: s.path.Read(how, spelled)}
+		other.in(&t.hosts, first)
+		if !other.exact && !other.path.TrailingSlash && other.slashes {
+			if rt := t.withSlash(&other, first); rt != nil {
+				other.route = rt
+			}
+		}
+		if other.route != nil && other.route != s.route {
+			return how, other.route
+		}
+	}
+	return 0, nil
+}
+
+// withSlash returns the route that spells out the trailing slash and would take the request if its path had one,
+// or nil when there is none.
+func (t *Tree) withSlash(of *Search, first *hostTree) *route {
+	s := Search{req: of.req, method: of.method, path: of.path, assumed: of.assumed, slash: true}
+	s.in(&t.hosts, first)
+	if !s.exact {
+		return nil
+	}
+	return s.route
 }
 
 // otherMethods returns the methods with which the request would be taken, or redirected to its path with a
-// trailing slash.
-func (t *Tree) otherMethods(of *Search, host *hostTree) []string {
+// trailing slash, as the value of Allow.
+func (t *Tree) otherMethods(of *Search, first *hostTree) string {
 	s := Search{req: of.req, method: of.method, path: of.path, survey: true}
 	for _, s.slash = range []bool{false, !s.path.TrailingSlash} {
-		s.in(host)
-		s.in(&t.anyHost)
+		s.in(&t.hosts, first)
 	}
 	if len(s.allow) == 0 {
-		return nil
+		return ""
 	}
 	if slices.Contains(s.allow, http.MethodGet) {
 		s.allow = append(s.allow, http.MethodHead)
 	}
 	s.allow = append(s.allow, http.MethodOptions)
 	slices.Sort(s.allow)
-	return slices.Compact(s.allow)
+	return strings.Join(slices.Compact(s.allow), ", ")
 }
 
 // redirect answers with path, which begins with one slash and so is on this site. An outer handler may have
@@ -169,7 +235,7 @@ type Verdict struct {
 func (t *Tree) Survey(r *http.Request, s *Search) (Decision, []Verdict) {
 	s.survey, s.trace = true, true
 	d := t.Decide(r, s)
-	if d.Status == http.StatusBadRequest || s.path.Doubled {
+	if d.Status == http.StatusBadRequest || d.Status == http.StatusPermanentRedirect && s.path.Doubled {
 		return d, nil
 	}
 	verdicts := make([]Verdict, 0, len(t.routes))
@@ -188,13 +254,16 @@ func (t *Tree) Survey(r *http.Request, s *Search) (Decision, []Verdict) {
 		}
 		verdicts = append(verdicts, v)
 	}
-	host := t.hostOf(r)
+	searched := make(map[*hostTree]bool)
+	for h := t.hosts.first(r); h != nil; h = t.hosts.next(h) {
+		searched[h] = true
+	}
 	for n := range t.All() {
 		if tried[n] {
 			continue
 		}
 		v := Verdict{Route: n, Reason: "path"}
-		if own := t.routes[n].Pattern.host; own != "" && t.hosts[own] != host {
+		if !searched[t.hosts.of(t.routes[n].Pattern.host)] {
 			v.Reason = "host"
 		}
 		verdicts = append(verdicts, v)

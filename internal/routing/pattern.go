@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"unicode"
 	"unique"
@@ -37,7 +38,9 @@ const (
 )
 
 // Parse reads a pattern. It accepts what http.ServeMux accepts, except for patterns that no request can match
-// here: paths that are not clean or have dot segments, whatever the method, and hosts with a port.
+// here: paths that are not clean or have dot segments, whatever the method, and hosts with a port. It also refuses
+// what is a mistake in all likelihood, such as "/users/:id" and "get /", and says what to write. A host may begin
+// with the label "*".
 func Parse(text string) (*Pattern, error) {
 	if text == "" {
 		return nil, errors.New("empty pattern")
@@ -49,6 +52,9 @@ func Parse(text string) (*Pattern, error) {
 		if p.method != "" && !httpfield.IsToken(p.method) {
 			return nil, fmt.Errorf("invalid method %q", p.method)
 		}
+		if upper := strings.ToUpper(p.method); upper != p.method && slices.Contains(knownMethods, upper) {
+			return nil, fmt.Errorf("method %q can never match: case counts, so write %s", p.method, upper)
+		}
 	}
 	slash := strings.IndexByte(rest, '/')
 	if slash < 0 {
@@ -58,7 +64,13 @@ func Parse(text string) (*Pattern, error) {
 	if strings.IndexByte(host, '{') >= 0 {
 		return nil, errors.New("host contains '{' (missing initial '/'?)")
 	}
+	if strings.HasSuffix(host, ":") && strings.HasPrefix(path, "//") {
+		return nil, errors.New("a URL can never match: leave out the scheme, and write host/path")
+	}
 	p.method, p.host = shared(p.method), canonicalHost(host)
+	if err := checkHost(p.host); err != nil {
+		return nil, err
+	}
 	if _, _, err := net.SplitHostPort(host); err == nil {
 		return nil, errors.New("host with a port can never match, for ports are ignored")
 	}
@@ -85,6 +97,31 @@ func Parse(text string) (*Pattern, error) {
 	return p, nil
 }
 
+var knownMethods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
+
+// checkHost returns why a wildcard host is malformed. Its first label is "*", and a name follows.
+func checkHost(host string) error {
+	if name, wild := strings.CutPrefix(host, "*."); strings.Contains(name, "*") || wild && name == "" {
+		return fmt.Errorf("host %q can never match: a wildcard host is \"*.\" and a name, as in *.example.com", host)
+	}
+	return nil
+}
+
+// hint returns what was probably meant by a literal segment in the syntax of another router or of a URL.
+func hint(text string) error {
+	switch {
+	case text[0] == ':' && len(text) > 1:
+		return fmt.Errorf("%q is not a wildcard; write {%s}, or %%3A for the colon", text, text[1:])
+	case text == "*":
+		return errors.New(`"*" is not a wildcard; write {name...} for all that is left, or %2A for the asterisk`)
+	case strings.IndexByte(text, '?') >= 0:
+		return errors.New("a pattern has no query; write MatchQuery in Route.Match, or %3F for the question mark")
+	case strings.IndexByte(text, '#') >= 0:
+		return errors.New("a pattern has no fragment; write %23 for the number sign")
+	}
+	return nil
+}
+
 // parseSegment reads the text between two slashes or, when it is the last, after the last slash.
 func parseSegment(text string, last bool) (segment, error) {
 	if text == "" {
@@ -95,6 +132,9 @@ func parseSegment(text string, last bool) (segment, error) {
 	}
 	switch i := strings.IndexByte(text, '{'); {
 	case i < 0:
+		if err := hint(text); err != nil {
+			return segment{}, err
+		}
 		literal := urlpath.Unescape(text)
 		if what := urlpath.Ambiguity(literal); what != "" {
 			return segment{}, fmt.Errorf("path with %s can never match", what)
@@ -137,6 +177,9 @@ func parseWildcard(name string, last bool) (segment, error) {
 // shared returns the one copy of s that all patterns share. In a big table, the words that are compared then
 // stay in the processor's cache.
 func shared(s string) string { return unique.Make(s).Value() }
+
+// HasRest reports whether the last segment of the pattern takes all that is left of a path.
+func (p *Pattern) HasRest() bool { return p.segments[len(p.segments)-1].kind == restSegment }
 
 // canonicalHost returns a Host field's value in the form that patterns use: in lower case, without port,
 // brackets and final dot. It allocates only when something is in upper case.

@@ -9,7 +9,6 @@ package routing
 import (
 	"fmt"
 	"iter"
-	"maps"
 	"net/http"
 	"slices"
 )
@@ -18,6 +17,7 @@ import (
 type Route struct {
 	Pattern    *Pattern
 	Predicates []Predicate // all must hold; names are unique
+	Raw        bool        // what {name...} or a trailing slash takes may have empty segments and backslashes
 	Location   string      // where the route was registered; for the texts of errors
 }
 
@@ -26,6 +26,10 @@ type Predicate struct {
 	Name  string
 	Kind  Kind
 	Holds func(*http.Request) bool
+
+	// With a Field, Holds reports whether one line of that header field is Value. Routes are then found by it
+	// without a look at each.
+	Field, Value string
 }
 
 // Kind is what the order of routes counts: a route with more Header predicates precedes one with fewer, and
@@ -41,9 +45,9 @@ const (
 // Tree holds routes. The zero value is empty and ready for use. It is safe for concurrent use once it is
 // built.
 type Tree struct {
-	routes  []*route // by number
-	anyHost hostTree
-	hosts   map[string]*hostTree
+	routes []*route // by number
+	hosts  hosts
+	raw    bool // there is a Raw route
 }
 
 // route is a Route made ready.
@@ -79,22 +83,12 @@ func newRoute(r Route, number int) *route {
 	return rt
 }
 
-// precedes reports whether rt is tried before other, which has the same host, path and method.
-func (rt *route) precedes(other *route) bool {
-	switch {
-	case rt.headers != other.headers:
-		return rt.headers > other.headers
-	case rt.queries != other.queries:
-		return rt.queries > other.queries
-	}
-	return rt.number < other.number
-}
-
-// failed returns the name of the first predicate that does not hold, or "" when all hold.
-func (rt *route) failed(r *http.Request) string {
+// failed returns the name of the first predicate that does not hold, or "" when all hold. Predicates of the kind
+// assumed are not asked.
+func (rt *route) failed(r *http.Request, assumed Kind) string {
 	for i := range rt.Predicates {
-		if !rt.Predicates[i].Holds(r) {
-			return rt.Predicates[i].Name
+		if p := &rt.Predicates[i]; (assumed == Other || p.Kind != assumed) && !p.Holds(r) {
+			return p.Name
 		}
 	}
 	return ""
@@ -116,23 +110,14 @@ func (rt *route) covers(other *route) bool {
 // The tree is then as it was.
 func (t *Tree) Add(r Route) (number int, err error) {
 	rt := newRoute(r, len(t.routes))
-	host := &t.anyHost
-	if name := r.Pattern.host; name != "" {
-		if host = t.hosts[name]; host == nil {
-			host = new(hostTree)
-		}
-	}
+	host := t.hosts.of(r.Pattern.host)
 	if err := host.check(rt); err != nil {
 		return 0, err
 	}
-	if name := r.Pattern.host; name != "" {
-		if t.hosts == nil {
-			t.hosts = make(map[string]*hostTree)
-		}
-		t.hosts[name] = host
-	}
+	t.hosts.put(r.Pattern.host, host)
 	host.add(rt)
 	t.routes = append(t.routes, rt)
+	t.raw = t.raw || r.Raw
 	return rt.number, nil
 }
 
@@ -145,30 +130,27 @@ func (t *hostTree) check(rt *route) error {
 %[1]q matches %[4]q, but %[5]q does not.
 %[5]q matches %[6]q, but %[1]q does not`, b.text, other.Location, samePath(a, b), onlyPath(b, a), a.text, onlyPath(a, b))
 	}
-	for _, slot := range t.samePaths(rt.Pattern) {
-		other := slot.route
-		switch {
-		case slot.method != rt.Pattern.method, !other.precedes(rt), !other.covers(rt):
-		case rt.covers(other):
-			return fmt.Errorf("matches the same requests as pattern %q (registered at %s)", other.Pattern.text, other.Location)
-		default:
-			return fmt.Errorf("can never match: pattern %q (registered at %s) is tried before it and takes every such request; "+
-				"register that one later", other.Pattern.text, other.Location)
-		}
+	other := t.samePaths(rt.Pattern).covering(rt)
+	switch {
+	case other == nil:
+		return nil
+	case rt.covers(other):
+		return fmt.Errorf("matches the same requests as pattern %q (registered at %s)", other.Pattern.text, other.Location)
 	}
-	return nil
+	return fmt.Errorf("can never match: pattern %q (registered at %s) is tried before it and takes every such request; "+
+		"register that one later", other.Pattern.text, other.Location)
 }
 
 // All yields the numbers of the routes by precedence: of two routes that match the same request, the one that
-// takes it comes first. Routes of a host come before those without one, and hosts are in alphabetical order.
+// takes it comes first. Routes of a host come before those of a wildcard, and those before the ones without a
+// host. Hosts are in alphabetical order, wildcards from the longest to the shortest.
 func (t *Tree) All() iter.Seq[int] {
 	return func(yield func(int) bool) {
 		number := func(rt *route) bool { return yield(rt.number) }
-		for _, host := range slices.Sorted(maps.Keys(t.hosts)) {
-			if !t.hosts[host].root.all(number) {
+		for host := range t.hosts.all() {
+			if !host.root.all(number) {
 				return
 			}
 		}
-		t.anyHost.root.all(number)
 	}
 }

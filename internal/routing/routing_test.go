@@ -66,7 +66,8 @@ func TestDecide(t *testing.T) {
 		{"OPTIONS /a", Decision{Status: 204, Allow: "GET, HEAD, OPTIONS, POST"}, ""},
 		{"OPTIONS *", Decision{Status: 204}, ""},
 		{"GET /files/me", Decision{Status: 200, Route: 6}, ""},
-		{"GET /files/a%2Fb", Decision{Status: 200, Route: 2}, "name=a/b "},
+		{"GET /files/a%2Fb", Decision{Status: 400, Reason: "an encoded slash that leads some servers to another route", Alias: "/files/{dir}/{p...}"}, ""},
+		{"GET /files/a%20b;c", Decision{Status: 200, Route: 2}, "name=a b;c "},
 		{"GET /files/a/b%2Fc/", Decision{Status: 200, Route: 3}, "dir=a p=b/c/ "},
 		{"GET /files/a/", Decision{Status: 200, Route: 3}, "dir=a p= "},
 		{"GET http://H.example:80/a", Decision{Status: 200, Route: 5}, "x=a "},
@@ -214,7 +215,7 @@ func TestCanonicalHost(t *testing.T) {
 // FuzzParse: a pattern that is accepted here is accepted by http.ServeMux. One that http.ServeMux accepts and
 // that is refused here could never match.
 func FuzzParse(f *testing.F) {
-	for _, p := range []string{"/", "GET /a/{x}", "h.example/{$}", "/{x...}", "/a/../b", "h:80/", "{x}/", "/%2F", "/{x}/{x}", "G@T /", "GET\t /", "[::1]/"} {
+	for _, p := range []string{"/", "GET /a/{x}", "h.example/{$}", "/{x...}", "/a/../b", "h:80/", "{x}/", "/%2F", "/{x}/{x}", "/:id", "/*", "/a?b", "/a#b", "get /", "*.a/", "*/", "http://h/x", "G@T /", "GET\t /", "[::1]/"} {
 		f.Add(p)
 	}
 	f.Fuzz(func(t *testing.T, pattern string) {
@@ -224,7 +225,7 @@ func FuzzParse(f *testing.F) {
 			http.NewServeMux().Handle(pattern, http.NotFoundHandler())
 			return nil
 		}()
-		if ours == nil && theirs != nil || ours != nil && theirs == nil && !strings.Contains(ours.Error(), "can never match") {
+		if ours == nil && theirs != nil || ours != nil && theirs == nil && !strings.Contains(ours.Error(), "can never match") && !strings.Contains(ours.Error(), "; write ") {
 			t.Errorf("%q: %v; ServeMux: %v", pattern, ours, theirs)
 		}
 	})

@@ -13,9 +13,14 @@ type Search struct {
 	method string
 	path   urlpath.Path
 	slash  bool // search for path with a slash added
+	raw    bool // path has empty segments or backslashes, which only a Raw route can take
+
+	assumed Kind // predicates of this kind are taken to hold; none with Other
 
 	route *route // the first that matches in every way
 	exact bool   // its pattern leaves nothing of the path to a trailing slash or a {name...}
+
+	slashes bool // a host that was searched has a pattern, other than "/", that ends in a slash
 
 	// survey goes on after the first match, to the last route whose path matches.
 	survey bool
@@ -53,8 +58,15 @@ func (s *Search) value(w *wildcard) string {
 	return s.path.Segment(w.at)
 }
 
-// in searches t, which may be nil, and reports whether the search ends there.
-func (s *Search) in(t *hostTree) bool { return t != nil && s.walk(&t.root, 0) }
+// in searches the tree first, and then those that follow it.
+func (s *Search) in(t *hosts, first *hostTree) {
+	for h := first; h != nil; h = t.next(h) {
+		s.slashes = s.slashes || h.slashes
+		if s.walk(&h.root, 0) {
+			return
+		}
+	}
+}
 
 // walk searches n for what is left of the path from segment i on, and reports whether the search ends there.
 func (s *Search) walk(n *node, i int) bool {
@@ -69,30 +81,49 @@ func (s *Search) walk(n *node, i int) bool {
 			return true
 		}
 	}
-	return n.wild != nil && s.walk(n.wild, i+1) || s.try(n.rest, false)
+	if n.wild != nil && !(s.raw && s.path.Segment(i) == "") && s.walk(n.wild, i+1) {
+		return true
+	}
+	return s.try(n.rest, false)
 }
 
 // try compares the methods and predicates of routes whose path matches, and reports whether the search ends
 // there.
 func (s *Search) try(routes pathRoutes, exact bool) bool {
 	for i := range routes {
-		rt, covers := routes[i].route, coversMethod(routes[i].method, s.method)
-		if !covers && !s.survey {
-			continue
-		}
-		failed := rt.failed(s.req)
-		if covers && failed == "" && s.route == nil {
-			s.route, s.exact = rt, exact
-			if !s.survey {
+		g := &routes[i]
+		covers := coversMethod(g.method, s.method)
+		switch {
+		case !covers && !s.survey:
+		case g.index != nil && !s.trace && s.assumed == Other:
+			if s.tryIndexed(g, covers, exact) {
 				return true
 			}
+		default:
+			for _, rt := range g.routes {
+				if s.attempt(rt, covers, exact) {
+					return true
+				}
+			}
 		}
-		if !covers && failed == "" {
-			s.allow = append(s.allow, routes[i].method)
+	}
+	return false
+}
+
+// attempt compares the predicates of one route, and reports whether the search ends there.
+func (s *Search) attempt(rt *route, covers, exact bool) bool {
+	failed := rt.failed(s.req, s.assumed)
+	if covers && failed == "" && s.route == nil {
+		s.route, s.exact = rt, exact
+		if !s.survey {
+			return true
 		}
-		if s.trace {
-			s.tried = append(s.tried, attempt{rt, covers, failed})
-		}
+	}
+	if !covers && failed == "" {
+		s.allow = append(s.allow, rt.Pattern.method)
+	}
+	if s.trace {
+		s.tried = append(s.tried, attempt{rt, covers, failed})
 	}
 	return false
 }

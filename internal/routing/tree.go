@@ -1,11 +1,6 @@
 package routing
 
-import (
-	"cmp"
-	"net/http"
-	"slices"
-	"strings"
-)
+import "strings"
 
 // hostTree holds the routes of one host. The levels of the tree are the segments of the path. A walk goes
 // depth first, and at each level tries literals, then wildcards, then what takes all that is left. So it
@@ -15,6 +10,7 @@ import (
 // Methods and predicates are compared where a path ends. So the more specific path wins whatever the method,
 // and a path that has no route for the method does not end the search.
 type hostTree struct {
+	name string // the host; ".example.com" for "*.example.com", "" for every host
 	root node
 
 	// fixed finds the routes of a path without wildcards at once. A request for one of these needs no walk,
@@ -39,15 +35,6 @@ type node struct {
 type literalChild struct {
 	text string
 	node *node
-}
-
-// pathRoutes holds the routes whose patterns match the same paths, by precedence. Methods of which neither
-// covers the other are in alphabetical order.
-type pathRoutes []slot
-
-type slot struct {
-	method string
-	route  *route
 }
 
 // maxScan is the number of children up to which a look at each is faster than a map.
@@ -166,30 +153,6 @@ func (p *Pattern) fixedPath() (path string, ok bool) {
 	return b.String(), true
 }
 
-func (routes *pathRoutes) add(rt *route) {
-	*routes = append(*routes, slot{rt.Pattern.method, rt})
-	slices.SortFunc(*routes, func(a, b slot) int {
-		switch {
-		case a.method != b.method:
-			return cmp.Or(cmp.Compare(methodRank(a.method), methodRank(b.method)), cmp.Compare(a.method, b.method))
-		case a.route.precedes(b.route):
-			return -1
-		}
-		return 1
-	})
-}
-
-// methodRank puts HEAD before GET, which covers it, and both before a pattern without a method.
-func methodRank(method string) int {
-	switch method {
-	case http.MethodHead:
-		return 0
-	case "":
-		return 2
-	}
-	return 1
-}
-
 // all yields the routes at and below n by precedence. It reports whether yield wants more.
 func (n *node) all(yield func(*route) bool) bool {
 	if !n.end.all(yield) || !n.slash.all(yield) {
@@ -201,13 +164,4 @@ func (n *node) all(yield func(*route) bool) bool {
 		}
 	}
 	return (n.wild == nil || n.wild.all(yield)) && n.rest.all(yield)
-}
-
-func (routes pathRoutes) all(yield func(*route) bool) bool {
-	for _, slot := range routes {
-		if !yield(slot.route) {
-			return false
-		}
-	}
-	return true
 }

@@ -15,6 +15,7 @@ type Path struct {
 	TrailingSlash bool // it ends in a slash
 	Doubled       bool // it has two slashes in a row
 	Dotted        bool // a segment begins with a dot
+	Tailed        bool // a segment of Text ends in a dot or a blank
 	Len           int  // number of segments; a trailing slash adds none
 
 	// starts holds where each segment starts and, after the last of them, where one would start behind a
@@ -56,6 +57,9 @@ func (p *Path) Split() {
 		i := strings.IndexByte(p.Text[at:], '/')
 		if i < 0 {
 			i = len(p.Text) - at
+		}
+		if i > 0 && isTail(p.Text[at+i-1]) {
+			p.Tailed = true
 		}
 		at += i + 1
 	}

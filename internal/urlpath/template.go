@@ -178,21 +178,35 @@ func (t *Template) Holes() []*Hole { return t.holes }
 // is taken as it is.
 //
 // Its error wraps the one of value, or ErrAmbiguous when the path has become ambiguous. An empty value of a
-// plain hole is an error too, and so are "." and ".." where Syntax.Dots does not allow them.
+// plain hole is an error too, and so are "." and ".." where Syntax.Dots does not allow them. Where the value of a
+// {name...} is empty, one of the slashes around it is left out.
 func (t *Template) Expand(value func(*Hole) (string, error)) (string, error) {
+	return t.ExpandAs(func(h *Hole) (string, bool, error) { v, err := value(h); return v, h.Rest, err }, Ambiguity)
+}
+
+// ExpandAs is Expand with another function in place of Ambiguity, and with a value that decides itself whether it
+// is that of a {name...}.
+func (t *Template) ExpandAs(value func(*Hole) (v string, rest bool, err error), ambiguity func(path string) string) (string, error) {
 	var b strings.Builder
+	empty := false // the last piece was the value of a {name...}, and empty
 	for _, p := range t.pieces {
 		h := p.hole
 		if h == nil {
-			b.WriteString(p.literal)
+			literal := p.literal
+			if empty && strings.HasSuffix(b.String(), "/") {
+				literal = strings.TrimPrefix(literal, "/")
+			}
+			empty = false
+			b.WriteString(literal)
 			continue
 		}
-		v, err := value(h)
+		v, rest, err := value(h)
 		if err != nil {
 			return "", fmt.Errorf("%s: %w", h, err)
 		}
 		switch {
-		case h.Rest:
+		case rest:
+			empty = v == ""
 			b.WriteString(v)
 		case v == "", !t.dots && (v == "." || v == ".."):
 			return "", fmt.Errorf("%s: the value %q cannot stand in a URL", h, v)
@@ -204,7 +218,7 @@ func (t *Template) Expand(value func(*Hole) (string, error)) (string, error) {
 	}
 	target := b.String()
 	path, _, _ := strings.Cut(target, "?")
-	if why := Ambiguity(Unescape(path)); why != "" {
+	if why := ambiguity(Unescape(path)); why != "" {
 		return "", fmt.Errorf("%w: it has %s", ErrAmbiguous, why)
 	}
 	return target, nil

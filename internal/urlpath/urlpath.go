@@ -50,6 +50,31 @@ func EscapedRest(u *url.URL, value string) string {
 	return b.String()
 }
 
+// CutPrefix returns path, which is escaped, without the prefix, and whether path begins with it. The segments of
+// the two are compared decoded. prefix does not end in a slash; its percent-encoding is optional.
+func CutPrefix(path, prefix string) (rest string, ok bool) {
+	for prefix != "" {
+		if path == "" {
+			return "", false
+		}
+		var want, got string
+		want, prefix = cutSegment(prefix)
+		if got, path = cutSegment(path); got != want && Unescape(got) != Unescape(want) {
+			return "", false
+		}
+	}
+	return path, true
+}
+
+// cutSegment cuts a path, which begins with a slash, behind its first segment.
+func cutSegment(path string) (segment, rest string) {
+	end := strings.IndexByte(path[1:], '/')
+	if end < 0 {
+		return path[1:], ""
+	}
+	return path[1 : end+1], path[end+1:]
+}
+
 // SetEscaped sets u's path to the one that escaped encodes. An empty path is "/". It fails when escaped holds
 // an invalid percent-encoding.
 func SetEscaped(u *url.URL, escaped string) error {
@@ -68,17 +93,25 @@ func SetEscaped(u *url.URL, escaped string) error {
 // authorised here could be something else at the target: "a dot segment", "a backslash" or "NUL". It returns
 // "" for a path that all read alike.
 //
-// A dot segment also counts beside an encoded slash, which has been decoded in path, and with a parameter
-// ("..;x"), which some servers strip before they resolve the segment.
-func Ambiguity(path string) string {
+// A dot segment also counts beside an encoded slash, which has been decoded in path, with a parameter ("..;x"),
+// which some servers strip before they resolve the segment, and with a blank at its end (".. "), which some cut.
+func Ambiguity(path string) string { return ambiguity(path, false) }
+
+// RawAmbiguity is Ambiguity for a path that may have backslashes. What stands between backslashes is a segment,
+// too.
+func RawAmbiguity(path string) string { return ambiguity(path, true) }
+
+func ambiguity(path string, backslashes bool) string {
 	for i := range len(path) {
 		switch path[i] {
 		case 0:
 			return "NUL"
 		case '\\':
-			return "a backslash"
+			if !backslashes {
+				return "a backslash"
+			}
 		case '.':
-			if (i == 0 || path[i-1] == '/') && dotSegment(path[i:]) {
+			if (i == 0 || path[i-1] == '/' || path[i-1] == '\\') && dotSegment(path[i:]) {
 				return "a dot segment"
 			}
 		}
@@ -92,7 +125,12 @@ func dotSegment(s string) bool {
 	if s != "" && s[0] == '.' {
 		s = s[1:]
 	}
-	return s == "" || s[0] == '/' || s[0] == ';'
+	if s != "" && s[0] <= ' ' {
+		for s != "" && isTail(s[0]) {
+			s = s[1:]
+		}
+	}
+	return s == "" || s[0] == '/' || s[0] == ';' || s[0] == '\\'
 }
 
 // Collapse replaces each run of slashes with one slash.
