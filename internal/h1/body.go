@@ -1,7 +1,6 @@
 package h1
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -12,37 +11,24 @@ import (
 )
 
 const (
-	maxChunkLine   = 4096      // of a chunk's size and extensions
-	maxChunkExcess = 16 << 10  // of chunked framing beyond what small chunks need
-	spliceFrom     = 128 << 10 // a body with at least so much left is left to the kernel where it can be
-	copySize       = 32 << 10
+	spliceFrom = 128 << 10 // a body with at least so much left is left to the kernel where it can be
+	copySize   = 32 << 10
 )
 
 var copyBuffers = sync.Pool{New: func() any { return new([copySize]byte) }}
 
 // Body is what a response's body has besides io.ReadCloser, where it is neither empty nor that of an upgrade.
 //
-// WriteTo copies the rest of the body without a buffer of the caller's, and where it is long and of known length
-// hands the TCP connection to the ReadFrom of the writer, in an io.LimitedReader: the response writer of net/http
-// and a TCP connection then splice in the kernel. An error of the writer is a *WriteError, all others are those of the
-// body. The body is still to be closed.
+// WriteTo copies the rest of the body without a buffer of the caller's, and where it is long and of known
+// length hands the TCP connection to the ReadFrom of the writer, in an io.LimitedReader: the response writer
+// of net/http and a TCP connection then splice in the kernel. An error of the writer is a *WriteError, all
+// others are those of the body. The body is still to be closed.
 //
-// One goroutine at a time may read. Close may be called at any time, and ends a Read or WriteTo that is blocked.
+// One goroutine at a time may read. Close may be called at any time, and ends a Read or WriteTo that is
+// blocked.
 type Body interface {
 	io.ReadCloser
 	io.WriterTo
-}
-
-// Upgraded is the body of a response 101. It is the connection, which then belongs to the caller: the end of the request's
-// context does not close it.
-type Upgraded interface {
-	io.ReadWriteCloser
-	io.WriterTo   // splices where it can
-	io.ReaderFrom // splices where it can
-	CloseWrite() error
-
-	// NetConn returns the connection and what was read from it already and is to be read first.
-	NetConn() (conn net.Conn, read []byte)
 }
 
 // WriteError is an error of the writer that WriteTo copies to.
@@ -50,14 +36,6 @@ type WriteError struct{ Err error }
 
 func (e *WriteError) Error() string { return e.Err.Error() }
 func (e *WriteError) Unwrap() error { return e.Err }
-
-// Where the reading of a chunked body is.
-const (
-	chunkSize = iota // before the line with the size of a chunk
-	chunkData        // in its data
-	chunkEnd         // before the end of the line behind the data
-	trailers         // behind the last chunk
-)
 
 // States of a body.
 const (
@@ -183,8 +161,8 @@ func unexpected(err error) error {
 	return err
 }
 
-// available brings the body to its next bytes, and returns how many there are at least, before the end or before
-// more framing. At the end of the body it returns io.EOF.
+// available brings the body to its next bytes, and returns how many there are at least, before the end or
+// before more framing. At the end of the body it returns io.EOF.
 func (b *body) available() (int64, error) {
 	if b.err != nil {
 		return 0, b.err
@@ -244,8 +222,8 @@ func (b *body) took(n int, err error) error {
 	return nil
 }
 
-// Buffered returns how many bytes of a body of known length Read returns without waiting. For other bodies it returns
-// -1.
+// Buffered returns how many bytes of a body of known length Read returns without waiting. For other bodies it
+// returns -1.
 func (b *body) Buffered() int {
 	if b.res.framing != byLength || b.enter() != nil {
 		return -1
@@ -312,7 +290,8 @@ func (b *body) WriteTo(w io.Writer) (total int64, err error) {
 			return total, copyError(nil, err)
 		}
 		if have := b.conn.buffered(); len(have) > 0 {
-			// From the buffer, and the bytes are taken only afterwards: at the end of the body the buffer is lost.
+			// From the buffer, and the bytes are taken only afterwards: at the end of the body the buffer is
+			// lost.
 			n := len(have)
 			if int64(n) > left {
 				n = int(left)
@@ -382,7 +361,8 @@ func write(w io.Writer, p []byte) (int, error) {
 	return n, nil
 }
 
-// splice gives the rest of a body of known length to w.ReadFrom, if it comes over bare TCP. Nothing is buffered.
+// splice gives the rest of a body of known length to w.ReadFrom, if it comes over bare TCP. Nothing is
+// buffered.
 func (b *body) splice(w io.ReaderFrom) (n int64, done bool, err error) {
 	c := b.conn
 	tcp, ok := c.wire.Conn.(*net.TCPConn)
@@ -412,201 +392,3 @@ func (b *body) splice(w io.ReaderFrom) (n int64, done bool, err error) {
 		return n, true, b.err
 	}
 }
-
-// advance takes one step of chunked framing. It consumes nothing unless the step is complete.
-func (b *body) advance() error {
-	c := b.conn
-	switch b.phase {
-	case chunkSize:
-		line, err := c.chunkLine()
-		if err != nil {
-			return err
-		}
-		size, odd, err := parseChunkSize(line)
-		if err != nil {
-			return err
-		}
-		c.odd = c.odd || odd
-		// Sixteen bytes of framing for each chunk, and twice its data, are free. So a body that comes byte by byte
-		// is welcome, and one of extensions alone is not.
-		b.excess += len(line) + len("\r\n") - 16
-		if size < maxChunkExcess {
-			b.excess -= 2 * int(size)
-		} else {
-			b.excess = 0
-		}
-		if b.excess = max(b.excess, 0); b.excess > maxChunkExcess {
-			return malformed("too much chunked framing for little data")
-		}
-		c.r += len(line) + len("\r\n")
-		b.left, b.phase = size, chunkData
-		if size == 0 {
-			b.phase = trailers
-		}
-	case chunkEnd:
-		for len(c.buffered()) < 2 {
-			if err := c.fill(bufferSize); err != nil {
-				return unexpected(err)
-			}
-		}
-		if string(c.buffered()[:2]) != "\r\n" {
-			return malformed("chunk longer than its size")
-		}
-		c.r += 2
-		b.phase = chunkSize
-	case trailers:
-		if err := b.readTrailer(); err != nil {
-			return err
-		}
-		return io.EOF
-	}
-	return nil
-}
-
-// chunkLine returns the next line without its end, and leaves it in the buffer.
-func (c *conn) chunkLine() ([]byte, error) {
-	for {
-		have := c.buffered()
-		i := bytes.IndexByte(have, '\n')
-		switch {
-		case i > maxChunkLine || i < 0 && len(have) > maxChunkLine:
-			return nil, malformed("chunk extension too long")
-		case i == 0 || i > 0 && have[i-1] != '\r':
-			return nil, malformed("chunk size ends with LF alone")
-		case i > 0:
-			return have[:i-1], nil
-		}
-		if err := c.fill(bufferSize); err != nil {
-			return nil, unexpected(err)
-		}
-	}
-}
-
-// parseChunkSize reads hexadecimal digits and ignores extensions (RFC 9112 section 7.1). Blanks behind the size, which
-// some servers pad it with, are odd.
-func parseChunkSize(line []byte) (size int64, odd bool, err error) {
-	digits := 0
-	for digits < len(line) {
-		c := line[digits]
-		var v byte
-		switch {
-		case '0' <= c && c <= '9':
-			v = c - '0'
-		case 'a' <= c && c <= 'f':
-			v = c - 'a' + 10
-		case 'A' <= c && c <= 'F':
-			v = c - 'A' + 10
-		default:
-			v = 255
-		}
-		if v == 255 {
-			break
-		}
-		if digits == 16 || size >= 1<<59 {
-			return 0, false, malformed("chunk size too large")
-		}
-		size = size<<4 | int64(v)
-		digits++
-	}
-	rest := line[digits:]
-	if digits == 0 {
-		return 0, false, malformed("chunk size %s", quote(string(line)))
-	}
-	if len(rest) == 0 {
-		return size, false, nil
-	}
-	if rest[0] != ';' && len(bytes.Trim(rest, " \t")) > 0 || !isValue(string(rest)) {
-		return 0, false, malformed("chunk size %s", quote(string(line)))
-	}
-	return size, rest[0] != ';', nil
-}
-
-// readTrailer reads the fields behind the last chunk, and the empty line.
-func (b *body) readTrailer() error {
-	c := b.conn
-	for len(c.buffered()) < 2 {
-		if err := c.fill(bufferSize); err != nil {
-			return unexpected(err)
-		}
-	}
-	if string(c.buffered()[:2]) == "\r\n" {
-		c.r += 2
-		return nil
-	}
-	budget := c.t.opts.MaxHeaderBytes
-	text, lines, err := c.readHead(&budget, "")
-	if err != nil {
-		return err
-	}
-	trailer := make(http.Header, min(lines, 64))
-	bareLF, err := parseFields(text, trailer, make([]string, lines))
-	if err != nil {
-		return err
-	}
-	if bareLF {
-		return malformed("trailer with a line that ends with LF alone")
-	}
-	for name, values := range trailer {
-		if !mayTrail(name) {
-			return malformed("trailer %s", name)
-		}
-		if b.res.Trailer == nil {
-			b.res.Trailer = make(http.Header, len(trailer))
-		}
-		b.res.Trailer[name] = values
-	}
-	return nil
-}
-
-// upgraded is the connection after 101 Switching Protocols.
-type upgraded struct {
-	conn   net.Conn
-	give   func() // gives up the place among the open connections
-	once   sync.Once
-	read   []byte
-	closed error
-}
-
-func (u *upgraded) Read(p []byte) (int, error) {
-	if len(u.read) > 0 {
-		n := copy(p, u.read)
-		u.read = u.read[n:]
-		return n, nil
-	}
-	return u.conn.Read(p)
-}
-
-func (u *upgraded) Write(p []byte) (int, error) { return u.conn.Write(p) }
-
-func (u *upgraded) WriteTo(w io.Writer) (total int64, err error) {
-	if len(u.read) > 0 {
-		n, err := w.Write(u.read)
-		u.read = u.read[n:]
-		total = int64(n)
-		if err != nil {
-			return total, err
-		}
-	}
-	n, err := io.Copy(w, u.conn)
-	return total + n, err
-}
-
-func (u *upgraded) ReadFrom(r io.Reader) (int64, error) { return io.Copy(u.conn, r) }
-
-func (u *upgraded) Close() error {
-	u.once.Do(func() {
-		u.closed = u.conn.Close()
-		u.give()
-	})
-	return u.closed
-}
-
-// CloseWrite ends what is sent, if the connection can: TCP and TLS can.
-func (u *upgraded) CloseWrite() error {
-	if half, ok := u.conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
-
-func (u *upgraded) NetConn() (net.Conn, []byte) { return u.conn, u.read }

@@ -44,14 +44,18 @@ type conn struct {
 	idleSince time.Time
 	scratch   [1]byte // of alive
 
-	// What has been read and not consumed: buf.b[r:w]. An idle connection has no buffer.
-	buf   *buffer
-	r, w  int
-	stuck bool // fill returns errNoFill
+	input
 
 	// Of the exchange.
 	send *sender // of its streamed body, or nil
 	odd  bool    // something was seen after which the connection is not used again
+}
+
+// input is what has been read and not consumed: buf.b[r:w]. An idle connection has no buffer.
+type input struct {
+	buf   *buffer
+	r, w  int
+	stuck bool // fill returns errNoFill
 }
 
 // dial opens a connection. The place among the open connections of the host is the caller's.
@@ -123,9 +127,9 @@ func hostname(addr string) string {
 	return host
 }
 
-// alive reports whether an idle connection can carry a request: its target has neither closed it nor sent anything.
-// A byte that arrives between this check and the request is read as the answer to the request, as with any
-// HTTP/1.1 client.
+// alive reports whether an idle connection can carry a request: its target has neither closed it nor sent
+// anything. A byte that arrives between this check and the request is read as the answer to the request, as
+// with any HTTP/1.1 client.
 func (c *conn) alive() bool {
 	return c.wire.quiet(c.rw, c.scratch[:])
 }
@@ -167,8 +171,8 @@ func (c *conn) buffered() []byte {
 	return c.buf.b[c.r:c.w]
 }
 
-// fill reads more, at most up to limit bytes that are not consumed. It fails with bufio.ErrBufferFull where there
-// are as many already.
+// fill reads more, at most up to limit bytes that are not consumed. It fails with bufio.ErrBufferFull where
+// there are as many already.
 func (c *conn) fill(limit int) error {
 	if c.stuck {
 		return errNoFill
@@ -228,11 +232,12 @@ func (c *conn) read(p []byte) (int, error) {
 	return n, nil
 }
 
-// endOfStream reports whether an io.EOF is the target's own end of the stream: over TLS, only a closed session is, as
-// anybody on the way can close the connection.
+// endOfStream reports whether an io.EOF is the target's own end of the stream: over TLS, only a closed
+// session is, as anybody on the way can close the connection.
 func (c *conn) endOfStream() bool { return c.tls == nil || !c.wire.eof }
 
-// finish ends the exchange. The connection is used again if the exchange was clean and everything speaks for it.
+// finish ends the exchange. The connection is used again if the exchange was clean and everything speaks for
+// it.
 func (c *conn) finish(clean bool) {
 	if c.send != nil {
 		if clean = clean && !c.odd && c.send.finished(); !clean {
@@ -245,9 +250,8 @@ func (c *conn) finish(clean bool) {
 	}
 	if c.buf != nil {
 		c.buf.release()
-		c.buf = nil
 	}
-	c.r, c.w, c.stuck = 0, 0, false
+	c.input = input{}
 	if !c.wire.end() || !clean || c.odd {
 		c.t.drop(c)
 		return

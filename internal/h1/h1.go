@@ -1,22 +1,25 @@
 // Package h1 is an HTTP/1.1 client transport made for proxying. It sends a request as it is given: it adds no
 // User-Agent and no Accept-Encoding, it decompresses nothing, it follows no redirect and asks no proxy of the
-// environment. One round trip runs on the caller's goroutine: the request line, the fields and a small body leave
-// in one write, and the response is read by a strict parser into one Response, one header map and one string. Only
-// a body that is streamed has a goroutine of its own, and an idle connection has none: it is probed before it is
-// used again. A request pays for a watcher of its context only when its target does not answer within
-// milliseconds. Whatever is not a whole and well-formed response is an error, and a connection on which anything
-// odd was seen is closed.
+// environment. One round trip runs on the caller's goroutine: the request line, the fields and a small body
+// leave in one write, and the response is read by a strict parser into one Response, one header map and one
+// string. Only a body that is streamed has a goroutine of its own, and an idle connection has none: it is
+// probed before it is used again. A request pays for a watcher of its context only when its target does not
+// answer within milliseconds. Whatever is not a whole and well-formed response is an error, and a connection
+// on which anything odd was seen is closed.
 //
 // What it does unlike net/http.Transport:
 //
 //   - Requests: a method, target, Host, field or trailer that is not well-formed is refused with
-//     [ErrInvalidRequest] before a connection is asked for; CONNECT is refused. Fields are sent in no particular order.
-//     Content-Length, Transfer-Encoding, Trailer and Host in Request.Header are left out in any spelling.
-//   - Retries: the rules of net/http, and in addition a small body that was read in advance can be sent again.
-//   - Expect: a final answer in place of 100 Continue ends the exchange: the body is not sent, the connection closes.
+//     [ErrInvalidRequest] before a connection is asked for; CONNECT is refused. Fields are sent in no
+//     particular order. Content-Length, Transfer-Encoding, Trailer and Host in Request.Header are left out in
+//     any spelling.
+//   - Retries: the rules of net/http, and in addition a small body that was read in advance can be sent
+//     again.
+//   - Expect: a final answer in place of 100 Continue ends the exchange: the body is not sent, the connection
+//     closes.
 //   - Responses: see the list at parseHead for what is refused that net/http accepts. The header bytes of all
-//     interim responses and the final one count together against MaxHeaderBytes, whether a hook sees them or not.
-//     A body that ends with the connection is whole over TLS only if the target closed the TLS session.
+//     interim responses and the final one count together against MaxHeaderBytes, whether a hook sees them or
+//     not. A body that ends with the connection is whole over TLS only if the target closed the TLS session.
 //   - Connections: a request dials on its own goroutine and does not take a connection that another request
 //     gives back meanwhile, unless MaxPerHost makes it wait.
 package h1
@@ -59,16 +62,16 @@ type Options struct {
 
 	// InlineBody is the largest body of known length that is read on the caller's goroutine, before anything
 	// is sent, so that it leaves in the same write as the header. While the caller waits for such a body, the
-	// end of its context does not release it: the body's Read must return by itself. Bodies that are in memory
-	// (those of bytes.Reader, bytes.Buffer and strings.Reader) are read so in any case, up to 16 KiB.
+	// end of its context does not release it: the body's Read must return by itself. Bodies that are in
+	// memory (those of bytes.Reader, bytes.Buffer and strings.Reader) are read so in any case, up to 16 KiB.
 	// 0 means those alone.
 	InlineBody int
 }
 
 // Errors that a round trip returns, wrapped.
 var (
-	// ErrInvalidRequest means that the request cannot be sent as HTTP/1.1. Nothing of it was sent, except where
-	// the trailers turn out to be malformed after the body.
+	// ErrInvalidRequest means that the request cannot be sent as HTTP/1.1. Nothing of it was sent, except
+	// where the trailers turn out to be malformed after the body.
 	ErrInvalidRequest = errors.New("h1: invalid request")
 
 	// ErrInvalidResponse means that the target sent something other than a well-formed response.
@@ -90,9 +93,10 @@ func (e *timeoutError) Timeout() bool        { return true }
 func (e *timeoutError) Temporary() bool      { return true }
 func (e *timeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
 
-// Hooks are the functions that a round trip calls as it goes. Any of them may be nil. Each gets the argument that
-// was given to Do, so that one Hooks serves all requests. All are called on the goroutine of the round trip, except
-// WroteRequest and Wait100Continue, which the goroutine of a streamed body calls, possibly after Do has returned.
+// Hooks are the functions that a round trip calls as it goes. Any of them may be nil. Each gets the argument
+// that was given to Do, so that one Hooks serves all requests. All are called on the goroutine of the round
+// trip, except WroteRequest and Wait100Continue, which the goroutine of a streamed body calls, possibly after
+// Do has returned.
 type Hooks struct {
 	GetConn              func(arg any, hostPort string)
 	GotConn              func(arg any, info httptrace.GotConnInfo)
@@ -146,8 +150,9 @@ func traceHooks(trace *httptrace.ClientTrace) *Hooks {
 	return h
 }
 
-// Transport is an http.RoundTripper for the schemes http and https that speaks HTTP/1.1. It is safe for concurrent
-// use. It holds its idle connections until they time out or CloseIdleConnections is called.
+// Transport, made by New, is an http.RoundTripper for the schemes http and https that speaks HTTP/1.1. It is
+// safe for concurrent use. It holds its idle connections until they time out or CloseIdleConnections is
+// called.
 type Transport struct {
 	opts Options
 
@@ -190,9 +195,9 @@ func setDefault[T int | time.Duration](option *T, value T) {
 	*option = max(*option, 0)
 }
 
-// RoundTrip sends a request and returns its response. Where the context ends it, the error wraps context.Cause, which is
-// the context's own error unless a cause was given. It calls the hooks of the httptrace.ClientTrace in the
-// request's context, but for PutIdleConn and WroteHeaderField.
+// RoundTrip sends a request and returns its response. Where the context ends it, the error wraps
+// context.Cause, which is the context's own error unless a cause was given. It calls the hooks of the
+// httptrace.ClientTrace in the request's context, but for PutIdleConn and WroteHeaderField.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if trace := httptrace.ContextClientTrace(req.Context()); trace != nil {
 		return t.Do(req, traceHooks(trace), nil)
@@ -200,8 +205,12 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return t.Do(req, nil, nil)
 }
 
-// Do is RoundTrip with hooks of its own, which may be nil, and the argument that they get. It does not look for an
-// httptrace.ClientTrace in the context; a net.Dialer still does.
+// Do is RoundTrip with hooks of its own, which may be nil, and the argument that they get. It does not look
+// for an httptrace.ClientTrace in the context; a net.Dialer still does.
+//
+// The request's body is closed in any case, possibly after Do has returned: a body that is streamed is read
+// by a goroutine, which ends with the exchange, but not before a Read of the body that is in progress
+// returns. The response's body implements Body, or after 101 Upgraded, unless it is http.NoBody.
 func (t *Transport) Do(req *http.Request, hooks *Hooks, arg any) (*http.Response, error) {
 	if hooks == nil {
 		hooks = &noHooks
@@ -214,10 +223,10 @@ func (t *Transport) Do(req *http.Request, hooks *Hooks, arg any) (*http.Response
 
 var noHooks Hooks
 
-// Negotiate finds out which protocol a target of scheme https speaks. It offers the protocols to the target, which is
-// host or host:port, by ALPN. If they agree on "http/1.1" or on none, Negotiate keeps the connection for a later
-// request and returns "http/1.1" and no connection. Otherwise the connection is the caller's, to be handed for example
-// to the DialTLSContext of an http.Transport. Round trips offer "http/1.1" alone.
+// Negotiate finds out which protocol a target of scheme https speaks. It offers the protocols to the target,
+// which is host or host:port, by ALPN. If they agree on "http/1.1" or on none, Negotiate keeps the connection
+// for a later request and returns "http/1.1" and no connection. Otherwise the connection is the caller's, to
+// be handed for example to the DialTLSContext of an http.Transport. Round trips offer "http/1.1" alone.
 func (t *Transport) Negotiate(ctx context.Context, target string, offer ...string) (string, *tls.Conn, error) {
 	key, ok := keyOf("https", target)
 	if !ok {

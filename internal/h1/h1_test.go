@@ -55,8 +55,8 @@ func leftBehind() string {
 	}
 }
 
-// serve accepts connections and gives each to handle in a goroutine of its own, with its number from 0. All end with the
-// test.
+// serve accepts connections and gives each to handle in a goroutine of its own, with its number from 0. All
+// end with the test.
 func serve(t testing.TB, handle func(n int, c net.Conn)) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -277,7 +277,8 @@ func (c *brokenConn) Write(p []byte) (int, error) {
 
 func (c *brokenConn) Close() error { c.closed = true; return nil }
 
-// The allocations of a round trip are four, and one for a body of a type of its own; net/http's are ten times as many.
+// The allocations of a round trip are four, and one for a body of a type of its own; net/http's are ten times
+// as many.
 func TestAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")

@@ -28,10 +28,11 @@ type waiter struct {
 // grant is a connection, or without one the right to dial.
 type grant struct{ c *conn }
 
-// acquire returns an idle connection that is alive, or nil where the caller is to dial. The caller then owes a call
-// of put or drop for the connection, or of forgo if it cannot dial.
+// acquire returns an idle connection that is alive, or nil where the caller is to dial. The caller then owes
+// a call of put or drop for the connection, or of forgo if it cannot dial.
 //
-// Where unprobed is set, the caller itself finds out whether a connection whose wire can take a turn is alive.
+// Where unprobed is set, the caller itself finds out whether a connection whose wire can take a turn is
+// alive.
 func (t *Transport) acquire(ctx context.Context, key hostKey, unprobed bool) (*conn, *host, error) {
 	now := time.Now()
 	t.mu.Lock()
@@ -107,8 +108,8 @@ func (t *Transport) await(ctx context.Context, h *host, w *waiter, unprobed bool
 	return nil, nil, context.Cause(ctx)
 }
 
-// popIdle takes the connection that was used last. If that has been idle for too long, so have all others, and it
-// returns them all to be closed.
+// popIdle takes the connection that was used last. If that has been idle for too long, so have all others,
+// and it returns them all to be closed.
 func (h *host) popIdle(now time.Time, timeout time.Duration) (c *conn, expired []*conn) {
 	n := len(h.idle)
 	if n == 0 {
@@ -195,7 +196,8 @@ func (t *Transport) removeIfEmpty(h *host) {
 	}
 }
 
-// scheduleSweep starts the timer unless it runs. There is one for all connections, and none without idle ones.
+// scheduleSweep starts the timer unless it runs. There is one for all connections, and none without idle
+// ones.
 func (t *Transport) scheduleSweep(after time.Duration) {
 	if t.sweeping || t.opts.IdleTimeout <= 0 {
 		return
@@ -239,8 +241,8 @@ func (t *Transport) sweepIdle() {
 	t.discard(expired)
 }
 
-// CloseIdleConnections closes the connections that no request uses. Those in use are closed when they are given
-// back, unless another request asks for a connection before that.
+// CloseIdleConnections closes the connections that no request uses. Those in use are closed when they are
+// given back, unless another request asks for a connection before that.
 func (t *Transport) CloseIdleConnections() {
 	t.mu.Lock()
 	var idle []*conn

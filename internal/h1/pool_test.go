@@ -144,8 +144,8 @@ func TestIdleConnectionsAreAStack(t *testing.T) {
 	}
 }
 
-// A connection that the target has closed while it was idle is found out before it is used, for requests that could not be
-// repeated too.
+// A connection that the target has closed while it was idle is found out before it is used, for requests that
+// could not be repeated too.
 func TestDeadIdleConnections(t *testing.T) {
 	for _, last := range []string{"", "HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", "x"} {
 		closeNow, closed := make(chan bool), make(chan bool)

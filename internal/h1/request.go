@@ -23,7 +23,11 @@ type call struct {
 	hooks *Hooks
 	arg   any
 	key   hostKey
+	outgoing
+}
 
+// outgoing is what is sent.
+type outgoing struct {
 	buf     *buffer // the header, and the body if it is sent inline
 	head    int     // where the header ends in it
 	body    io.ReadCloser
@@ -183,7 +187,8 @@ func (c *call) appendRequestLine(b []byte) ([]byte, error) {
 	return append(b, "\r\n"...), nil
 }
 
-// withoutZone removes the zone of an IPv6 address, which means nothing to another machine (RFC 6874 section 4).
+// withoutZone removes the zone of an IPv6 address, which means nothing to another machine (RFC 6874 section
+// 4).
 func withoutZone(host string) string {
 	if host[0] != '[' {
 		return host
@@ -300,8 +305,8 @@ func appendTrailer(b []byte, trailer http.Header) ([]byte, error) {
 	return b, nil
 }
 
-// readInline reads a small body of known length behind the header. Bodies that are in memory it reads in any case,
-// others only where the options say so, as their Read may block.
+// readInline reads a small body of known length behind the header. Bodies that are in memory it reads in any
+// case, others only where the options say so, as their Read may block.
 func (c *call) readInline() error {
 	if c.length <= 0 || c.expect {
 		return nil

@@ -119,8 +119,8 @@ func TestWhatIsSent(t *testing.T) {
 	}
 }
 
-// FuzzRequest sends whatever is not refused to a connection that keeps it, and checks that a server reads from it one request,
-// with what was given.
+// FuzzRequest sends whatever is not refused to a connection that keeps it, and checks that a server reads
+// from it one request, with what was given.
 func FuzzRequest(f *testing.F) {
 	f.Add("GET", "/a", "b=c", "shop.example", "X-A", "b", "")
 	f.Add("POST", "//a b", "%zz", "[::1]:80", "content-length", "7", "hello")
@@ -250,8 +250,8 @@ func TestFailedDialClosesBody(t *testing.T) {
 	}
 }
 
-// A body that is not as long as its Content-Length, or fails, is an error, and the target never takes the request for
-// a whole one.
+// A body that is not as long as its Content-Length, or fails, is an error, and the target never takes the
+// request for a whole one.
 func TestWrongBodies(t *testing.T) {
 	broken := errors.New("broken")
 	for _, tt := range []struct {

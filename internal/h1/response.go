@@ -44,8 +44,8 @@ var errTooLarge = fmt.Errorf("%w: header larger than MaxHeaderBytes", ErrInvalid
 
 const protocolStart = "HTTP/1."
 
-// readHead reads up to and with the first empty line, and returns it with the number of lines before that. start is
-// what it must begin with. It takes the bytes from the budget.
+// readHead reads up to and with the first empty line, and returns it with the number of lines before that.
+// start is what it must begin with. It takes the bytes from the budget.
 func (c *conn) readHead(budget *int, start string) (head string, lines int, err error) {
 	line, pos := 0, 0 // the current line's beginning, and how far it is searched
 	for {
@@ -96,21 +96,21 @@ func nextLine(s string) (line, rest string, bareLF bool) {
 	return line, rest, true
 }
 
-// parseHead reads a status line and fields. lines is their number. It is at least as strict as http.ReadResponse, and
-// yields the same values for what it takes, with one exception: it adds no Cache-Control where there is "Pragma:
-// no-cache". It refuses, and http.ReadResponse accepts:
+// parseHead reads a status line and fields. lines is their number. It is at least as strict as
+// http.ReadResponse, and yields the same values for what it takes, with one exception: it adds no
+// Cache-Control where there is "Pragma: no-cache". It refuses, and http.ReadResponse accepts:
 //
-//   - a version other than HTTP/1.x, more than one blank before the status, a status with a sign or below 100, and
-//     control characters in the reason: none can be forwarded as it is;
-//   - a field that is continued on the next line (RFC 9112 section 5.2), and blanks before the colon (section 5.1):
-//     peers read them differently;
+//   - a version other than HTTP/1.x, more than one blank before the status, a status with a sign or below
+//     100, and control characters in the reason: none can be forwarded as it is;
+//   - a field that is continued on the next line (RFC 9112 section 5.2), and blanks before the colon (section
+//     5.1): peers read them differently;
 //   - Content-Length beside Transfer-Encoding (section 6.3), and Transfer-Encoding in HTTP/1.0 (section 6.1);
 //   - trailers that are announced and are not field names, and control characters in chunk extensions;
 //   - trailers that frame a message;
 //   - more than 8,192 fields.
 //
-// A line that ends with LF alone is accepted (section 2.2), but the connection is not used again. That LF is not
-// accepted in chunked framing and in trailers.
+// A line that ends with LF alone is accepted (section 2.2), but the connection is not used again. That LF is
+// not accepted in chunked framing and in trailers.
 func (res *response) parseHead(head string, lines int, method string) error {
 	line, rest, bareLF := nextLine(head)
 	res.bareLF = bareLF

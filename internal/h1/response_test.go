@@ -96,8 +96,8 @@ func readStd(data []byte, method string) (answer, error) {
 	}
 }
 
-// stricter are the beginnings of the errors with which this package refuses what the standard library takes; see
-// parseHead.
+// stricter are the beginnings of the errors with which this package refuses what the standard library takes;
+// see parseHead.
 var stricter = []string{
 	"status line", "it begins with", "continued field", "field name", "both Transfer-Encoding and Content-Length", "Transfer-Encoding in HTTP/1.0",
 	"trailer ", "chunk size ", "header larger",
@@ -178,8 +178,9 @@ func responses() []string {
 	)
 }
 
-// hostile is what a broken or hostile target can send. The connection is never used again, except where reused says so. Where
-// body is "refused", there is no response; where it ends with "!", reading the body fails after what precedes.
+// hostile is what a broken or hostile target can send. The connection is never used again, except where
+// reused says so. Where body is "refused", there is no response; where it ends with "!", reading the body
+// fails after what precedes.
 var hostile = []struct {
 	name, data, body string
 	reused           bool

@@ -15,7 +15,7 @@ var calls = sync.Pool{New: func() any { return new(call) }}
 
 func newCall(t *Transport, req *http.Request, hooks *Hooks, arg any) *call {
 	c := calls.Get().(*call)
-	*c = call{t: t, req: req, asked: req, owned: req.Body != nil, hooks: hooks, arg: arg, buf: getBuffer()}
+	*c = call{t: t, req: req, asked: req, owned: req.Body != nil, hooks: hooks, arg: arg, outgoing: outgoing{buf: getBuffer()}}
 	return c
 }
 
@@ -101,9 +101,9 @@ type failure struct {
 	aborted bool // the failure is not the connection's
 }
 
-// retryable reports whether the request may be sent again on another connection, after it failed on one that had been
-// used before. These are the rules of net/http: the target has closed an idle connection, most likely, and the request
-// is one that can be repeated, or no byte of it was written.
+// retryable reports whether the request may be sent again on another connection, after it failed on one that
+// had been used before. These are the rules of net/http: the target has closed an idle connection, most
+// likely, and the request is one that can be repeated, or no byte of it was written.
 func (c *call) retryable(f *failure) bool {
 	req := c.req
 	if f.aborted {
@@ -191,13 +191,14 @@ func (c *call) exchange(ctx context.Context, conn *conn) (*response, *failure) {
 // streams reports whether the body has a sender.
 func (c *call) streams() bool { return c.body != nil && !c.inline }
 
-// takesTurn reports whether the request can be written in a turn: it is all in the buffer, and nobody wants to know when it
-// was written.
+// takesTurn reports whether the request can be written in a turn: it is all in the buffer, and nobody wants
+// to know when it was written.
 func (c *call) takesTurn() bool {
 	return !c.streams() && c.hooks.WroteHeaders == nil && c.hooks.WroteRequest == nil
 }
 
-// takeTurn begins the exchange on an idle connection that was not probed. It returns how much of the request is written.
+// takeTurn begins the exchange on an idle connection that was not probed. It returns how much of the request
+// is written.
 func (c *call) takeTurn(conn *conn) (written int, f *failure) {
 	if d := c.t.opts.ResponseHeaderTimeout; d > 0 {
 		conn.wire.expectHeader(d, ErrResponseHeaderTimeout)
@@ -355,7 +356,7 @@ func (c *call) switchProtocols(conn *conn, res *response) error {
 		return io.ErrUnexpectedEOF // fail finds the reason
 	}
 	conn.buf.release()
-	conn.buf = nil
+	conn.input = input{}
 	conn.send = nil
 	t, h := conn.t, conn.host
 	u.give = func() { t.forgo(h) }

@@ -12,17 +12,17 @@ import (
 )
 
 const (
-	// sendGrace is how long the end of a response waits for the end of its request's body, so that the connection
-	// can be used again: a target may answer before the sender has been scheduled once more.
+	// sendGrace is how long the end of a response waits for the end of its request's body, so that the
+	// connection can be used again: a target may answer before the sender has been scheduled once more.
 	sendGrace = 50 * time.Millisecond
 
-	// lateAnswer is how long a target may take to answer after its side has stopped taking the request. The answer
-	// is usually there already.
+	// lateAnswer is how long a target may take to answer after its side has stopped taking the request. The
+	// answer is usually there already.
 	lateAnswer = 250 * time.Millisecond
 )
 
-// sender writes a request's body while the caller reads the response. It ends with the body or the connection, but
-// not before a Read of the body that is in progress returns.
+// sender writes a request's body while the caller reads the response. It ends with the body or the
+// connection, but not before a Read of the body that is in progress returns.
 type sender struct {
 	wire          *wire
 	w             io.Writer
@@ -33,29 +33,34 @@ type sender struct {
 	hooks         *Hooks
 	arg           any
 
-	patience time.Duration
-	decided  chan bool // whether to send the body; nil if the request does not wait for 100 Continue
-	decide   sync.Once
+	permission
 
 	done chan struct{}
 	err  error // of the body or the connection, valid after done
 }
 
+// permission is what a body waits for where the request asks for 100 Continue.
+type permission struct {
+	decided  chan bool // whether to send the body; nil if it does not wait
+	decide   sync.Once
+	patience time.Duration
+}
+
 // proceed lets a body go that waits for 100 Continue.
-func (s *sender) proceed() {
-	if s.decided != nil {
-		s.decide.Do(func() { s.decided <- true })
+func (p *permission) proceed() {
+	if p.decided != nil {
+		p.decide.Do(func() { p.decided <- true })
 	}
 }
 
 // skip keeps back a body that still waits for 100 Continue.
-func (s *sender) skip() { s.keepBack() }
+func (p *permission) skip() { p.keepBack() }
 
 // keepBack keeps back a body that still waits for 100 Continue, and reports whether it did.
-func (s *sender) keepBack() bool {
+func (p *permission) keepBack() bool {
 	kept := false
-	if s.decided != nil {
-		s.decide.Do(func() { kept = true; s.decided <- false })
+	if p.decided != nil {
+		p.decide.Do(func() { kept = true; p.decided <- false })
 	}
 	return kept
 }

@@ -96,8 +96,8 @@ var commonNames = func() map[string]string {
 	return m
 }()
 
-// canonicalName returns the canonical form of a field name, and whether it is a name at all. One that is canonical
-// is returned as it is.
+// canonicalName returns the canonical form of a field name, and whether it is a name at all. One that is
+// canonical is returned as it is.
 func canonicalName(name string) (string, bool) {
 	first := byte(lowerByte) // what must not be at this place in a canonical name
 	canonical := true

@@ -29,8 +29,8 @@ func serveTLS(t testing.TB, protos []string, handle func(n int, c net.Conn)) (st
 	return "https://" + l.Addr().String() + "/", client
 }
 
-// TLS 1.3 sends the tickets of sessions at any time; they are no reason to take a connection for odd. A farewell, and bytes
-// of the application, are.
+// TLS 1.3 sends the tickets of sessions at any time; they are no reason to take a connection for odd. A
+// farewell, and bytes of the application, are.
 func TestIdleConnectionsOverTLS(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -73,7 +73,8 @@ func TestIdleConnectionsOverTLS(t *testing.T) {
 	}
 }
 
-// A body that ends with the connection is whole over TLS only after a farewell, and otherwise may have been cut off.
+// A body that ends with the connection is whole over TLS only after a farewell, and otherwise may have been
+// cut off.
 func TestStreamOverTLS(t *testing.T) {
 	for _, farewell := range []bool{false, true} {
 		url, config := serveTLS(t, nil, func(_ int, c net.Conn) {
@@ -96,7 +97,8 @@ func TestStreamOverTLS(t *testing.T) {
 	}
 }
 
-// A target that stays silent for longer than it takes to start the watcher, in the middle of a record, does not break TLS.
+// A target that stays silent for longer than it takes to start the watcher, in the middle of a record, does
+// not break TLS.
 func TestSlowRecordsOverTLS(t *testing.T) {
 	url, config := serveTLS(t, nil, func(_ int, c net.Conn) {
 		br := bufio.NewReader(c)

@@ -8,11 +8,12 @@ import (
 
 // turn is a request and the first bytes of its response in one wait for the network.
 //
-// Seen from the kernel, an idle connection that is probed, written to and then read costs a read that finds nothing, the
-// write, a second read that finds nothing, a wait, and the read. The first read is the check that nothing has arrived. The
-// second is spared here: the runtime forgets what it has heard of the socket before the first, so whatever arrives after
-// the check ends the wait.
+// Seen from the kernel, an idle connection that is probed, written to and then read costs a read that finds
+// nothing, the write, a second read that finds nothing, a wait, and the read. The first read is the check
+// that nothing has arrived. The second is spared here: the runtime forgets what it has heard of the socket
+// before the first, so whatever arrives after the check ends the wait.
 type turn struct {
+	fn                func(fd uintptr) bool // turnStep as a func value, made once
 	request, response []byte
 	stage             uint8
 	written, read     int
@@ -28,16 +29,17 @@ const (
 	turnRead           // the first bytes of the response are read, or err is why not
 )
 
-// take probes an idle connection, writes the request to it and reads the first bytes of the response. It returns how far it
-// has come, and the caller goes on from there: n bytes were written in turnWriting, and read in turnRead.
+// take probes an idle connection, writes the request to it and reads the first bytes of the response. It
+// returns how far it has come, and the caller goes on from there: n bytes were written in turnWriting, and
+// read in turnRead.
 func (w *wire) take(request, response []byte) (stage uint8, n int, err error) {
 	if err := w.armRead(); err != nil {
 		return turnStart, 0, err
 	}
-	w.turn = turn{request: request, response: response}
-	err = w.raw.Read(w.turnFn)
+	w.turn = turn{fn: w.turn.fn, request: request, response: response}
+	err = w.raw.Read(w.turn.fn)
 	t := w.turn
-	w.turn = turn{}
+	w.turn = turn{fn: w.turn.fn}
 	if t.written > 0 {
 		w.mu.Lock()
 		w.written += int64(t.written)
@@ -63,8 +65,8 @@ func (w *wire) take(request, response []byte) (stage uint8, n int, err error) {
 	return t.stage, t.written, err
 }
 
-// turnStep is called with the socket, first at once and then whenever it may have something to read. It reports whether
-// there is nothing more to wait for.
+// turnStep is called with the socket, first at once and then whenever it may have something to read. It
+// reports whether there is nothing more to wait for.
 func (w *wire) turnStep(fd uintptr) bool {
 	t := &w.turn
 	if t.stage == turnStart {

@@ -94,7 +94,8 @@ func TestTurnOfLargeRequest(t *testing.T) {
 	}
 }
 
-// A connection that is found dead in a turn costs a POST nothing but another connection, as nothing of it was written.
+// A connection that is found dead in a turn costs a POST nothing but another connection, as nothing of it was
+// written.
 func TestTurnOnDeadConnection(t *testing.T) {
 	addr := serve(t, afterWarm(func(c net.Conn, br *bufio.Reader) { io.WriteString(c, okAnswer) }))
 	tr := newTransport(t, &Options{MaxPerHost: 1})

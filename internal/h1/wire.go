@@ -12,11 +12,12 @@ import (
 )
 
 const (
-	// watchAfter is how long a read or a write may block before the request pays for a watcher of its context.
+	// watchAfter is how long a read or a write may block before the request pays for a watcher of its
+	// context.
 	watchAfter = 10 * time.Millisecond
 
-	// watchSlack is how much of watchAfter may be gone when a deadline that an earlier read has set is kept: so
-	// a connection in steady use sets one every few milliseconds, and not for each request.
+	// watchSlack is how much of watchAfter may be gone when a deadline that an earlier read has set is kept:
+	// so a connection in steady use sets one every few milliseconds, and not for each request.
 	watchSlack = 8 * time.Millisecond
 
 	// idleWriteTimeout bounds what TLS writes on its own account on an idle connection.
@@ -26,40 +27,49 @@ const (
 // longAgo is a deadline that ends every read and write.
 var longAgo = time.Unix(1, 0)
 
-// wire is the network connection below TLS. Its Read and Write return at the end of the context of the exchange
-// that it carries, at the end of the time for the response's header, and when fail is called.
+// wire is the network connection below TLS. Its Read and Write return at the end of the context of the
+// exchange that it carries, at the end of the time for the response's header, and when fail is called.
 //
-// The context costs nothing while the target is fast. Read and Write set a deadline some milliseconds ahead, which
-// a later exchange finds and keeps. Only when that passes does wire watch the context, by context.AfterFunc; the
-// watcher sets a deadline in the past. So TLS never sees the deadlines that merely started a watcher, which it could
-// not recover from in a write.
+// The context costs nothing while the target is fast. Read and Write set a deadline some milliseconds ahead,
+// which a later exchange finds and keeps. Only when that passes does wire watch the context, by
+// context.AfterFunc; the watcher sets a deadline in the past. So TLS never sees the deadlines that merely
+// started a watcher, which it could not recover from in a write.
 type wire struct {
 	net.Conn
-	raw      syscall.RawConn  // nil if the connection has none
-	cancelFn func()           // cancel as a func value, made once
-	probeFn  func(fd uintptr) // readNow as a func value, made once
-	probe    struct {         // what probeFn works on
-		on  bool
-		buf []byte
-		n   int
-		err error
-	}
-	turnFn func(fd uintptr) bool // turnStep as a func value, made once
-	turn   turn                  // what turnFn works on
-	eof    bool                  // Read has returned io.EOF
+	raw      syscall.RawConn // nil if the connection has none
+	cancelFn func()          // cancel as a func value, made once
+	probe    probe
+	turn     turn
+	eof      bool // Read has returned io.EOF
 
-	mu       sync.Mutex
-	ctx      context.Context // of the exchange, nil when idle
+	mu        sync.Mutex // guards what follows
+	exchange             // that is in progress
+	deadlines            // as they are set on Conn
+}
+
+// exchange is what a wire knows of the exchange that it carries.
+type exchange struct {
+	ctx      context.Context // nil when idle
 	canEnd   bool            // ctx can be done
 	deadline time.Time       // of ctx, or zero
-	watching bool            // the deadlines below are zero or headerBy, and a watcher of ctx runs if it can end
+	watching bool            // the deadlines of Conn are headerBy and none, and a watcher of ctx runs if it can end
 	stop     func() bool     // stops the watcher
 	failure  error           // what reads and writes return from now on
-	readBy   time.Time       // the deadlines of Conn
-	writeBy  time.Time
-	headerBy time.Time // the response's header must be read by then, or zero
-	late     error     // the failure if it is not
-	written  int64     // bytes of the exchange
+	headerBy time.Time       // the response's header must be read by then, or zero
+	late     error           // the failure if it is not
+	written  int64           // bytes
+}
+
+// deadlines are for the reads and the writes of a connection; zero means none.
+type deadlines struct{ readBy, writeBy time.Time }
+
+// probe is a read that does not wait.
+type probe struct {
+	on  bool             // Read is one
+	fn  func(fd uintptr) // readNow as a func value, made once
+	buf []byte
+	n   int
+	err error
 }
 
 func newWire(nc net.Conn) *wire {
@@ -68,8 +78,8 @@ func newWire(nc net.Conn) *wire {
 	if sc, ok := nc.(syscall.Conn); ok && canProbe {
 		if raw, err := sc.SyscallConn(); err == nil {
 			w.raw = raw
-			w.probeFn = w.readNow
-			w.turnFn = w.turnStep
+			w.probe.fn = w.readNow
+			w.turn.fn = w.turnStep
 		}
 	}
 	return w
@@ -79,14 +89,12 @@ func newWire(nc net.Conn) *wire {
 func (w *wire) begin(ctx context.Context) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.ctx, w.canEnd = ctx, ctx.Done() != nil
+	w.exchange = exchange{ctx: ctx, canEnd: ctx.Done() != nil}
 	w.deadline, _ = ctx.Deadline()
-	w.watching, w.stop, w.failure = false, nil, nil
-	w.headerBy, w.late = time.Time{}, nil
-	w.written = 0
 }
 
-// end ends the exchange and reports whether nothing has interrupted it, so that the connection can carry another.
+// end ends the exchange and reports whether nothing has interrupted it, so that the connection can carry
+// another.
 func (w *wire) end() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -137,7 +145,8 @@ func (w *wire) wrote() int64 {
 	return w.written
 }
 
-// expectHeader makes reads fail with late once d has passed, until headerDone is called. An earlier limit stays.
+// expectHeader makes reads fail with late once d has passed, until headerDone is called. An earlier limit
+// stays.
 func (w *wire) expectHeader(d time.Duration, late error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -244,8 +253,8 @@ func (w *wire) armWrite() error {
 	return nil
 }
 
-// stalled is called when a deadline has passed. It returns why the read or write fails, or nil after it has started
-// the watcher.
+// stalled is called when a deadline has passed. It returns why the read or write fails, or nil after it has
+// started the watcher.
 func (w *wire) stalled(timeout error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -293,7 +302,7 @@ func (w *wire) detach() bool {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.readBy, w.writeBy = time.Time{}, time.Time{}
+	w.deadlines = deadlines{}
 	w.Conn.SetDeadline(time.Time{})
 	return true
 }
@@ -354,7 +363,8 @@ func (w *wire) Write(p []byte) (int, error) {
 	}
 }
 
-// wouldBlock is what a probe returns when there is nothing to read. TLS can read on after it, as it is Temporary.
+// wouldBlock is what a probe returns when there is nothing to read. TLS can read on after it, as it is
+// Temporary.
 var wouldBlock error = &timeoutError{"h1: nothing to read"}
 
 // readIfReady reads what has arrived, and never waits.
@@ -369,7 +379,7 @@ func (w *wire) readIfReady(p []byte) (int, error) {
 		return n, err
 	}
 	w.probe.buf = p
-	if err := w.raw.Control(w.probeFn); err != nil {
+	if err := w.raw.Control(w.probe.fn); err != nil {
 		return 0, err
 	}
 	w.probe.buf = nil
@@ -379,9 +389,9 @@ func (w *wire) readIfReady(p []byte) (int, error) {
 // readNow is called with the socket.
 func (w *wire) readNow(fd uintptr) { w.probe.n, w.probe.err = readSocket(fd, w.probe.buf) }
 
-// quiet reports whether nothing has arrived on an idle connection but what TLS itself is sent. r reads from the
-// wire, through TLS where there is TLS: then the tickets of new sessions and new keys, which a server may send at
-// any time, are taken in.
+// quiet reports whether nothing has arrived on an idle connection but what TLS itself is sent. r reads from
+// the wire, through TLS where there is TLS: then the tickets of new sessions and new keys, which a server may
+// send at any time, are taken in.
 //
 // Without a raw connection, the end of a socket that somebody has wrapped is not seen; that of a net.Pipe is.
 func (w *wire) quiet(r io.Reader, scratch []byte) bool {

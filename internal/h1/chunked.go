@@ -1,0 +1,165 @@
+package h1
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+)
+
+const (
+	maxChunkLine   = 4096     // of a chunk's size and extensions
+	maxChunkExcess = 16 << 10 // of chunked framing beyond what small chunks need
+)
+
+// Where the reading of a chunked body is.
+const (
+	chunkSize = iota // before the line with the size of a chunk
+	chunkData        // in its data
+	chunkEnd         // before the end of the line behind the data
+	trailers         // behind the last chunk
+)
+
+// advance takes one step of chunked framing. It consumes nothing unless the step is complete.
+func (b *body) advance() error {
+	c := b.conn
+	switch b.phase {
+	case chunkSize:
+		line, err := c.chunkLine()
+		if err != nil {
+			return err
+		}
+		size, odd, err := parseChunkSize(line)
+		if err != nil {
+			return err
+		}
+		c.odd = c.odd || odd
+		// Sixteen bytes of framing for each chunk, and twice its data, are free. So a body that comes byte by
+		// byte is welcome, and one of extensions alone is not.
+		b.excess += len(line) + len("\r\n") - 16
+		if size < maxChunkExcess {
+			b.excess -= 2 * int(size)
+		} else {
+			b.excess = 0
+		}
+		if b.excess = max(b.excess, 0); b.excess > maxChunkExcess {
+			return malformed("too much chunked framing for little data")
+		}
+		c.r += len(line) + len("\r\n")
+		b.left, b.phase = size, chunkData
+		if size == 0 {
+			b.phase = trailers
+		}
+	case chunkEnd:
+		for len(c.buffered()) < 2 {
+			if err := c.fill(bufferSize); err != nil {
+				return unexpected(err)
+			}
+		}
+		if string(c.buffered()[:2]) != "\r\n" {
+			return malformed("chunk longer than its size")
+		}
+		c.r += 2
+		b.phase = chunkSize
+	case trailers:
+		if err := b.readTrailer(); err != nil {
+			return err
+		}
+		return io.EOF
+	}
+	return nil
+}
+
+// chunkLine returns the next line without its end, and leaves it in the buffer.
+func (c *conn) chunkLine() ([]byte, error) {
+	for {
+		have := c.buffered()
+		i := bytes.IndexByte(have, '\n')
+		switch {
+		case i > maxChunkLine || i < 0 && len(have) > maxChunkLine:
+			return nil, malformed("chunk extension too long")
+		case i == 0 || i > 0 && have[i-1] != '\r':
+			return nil, malformed("chunk size ends with LF alone")
+		case i > 0:
+			return have[:i-1], nil
+		}
+		if err := c.fill(bufferSize); err != nil {
+			return nil, unexpected(err)
+		}
+	}
+}
+
+// parseChunkSize reads hexadecimal digits and ignores extensions (RFC 9112 section 7.1). Blanks behind the
+// size, which some servers pad it with, are odd.
+func parseChunkSize(line []byte) (size int64, odd bool, err error) {
+	digits := 0
+	for digits < len(line) {
+		c := line[digits]
+		var v byte
+		switch {
+		case '0' <= c && c <= '9':
+			v = c - '0'
+		case 'a' <= c && c <= 'f':
+			v = c - 'a' + 10
+		case 'A' <= c && c <= 'F':
+			v = c - 'A' + 10
+		default:
+			v = 255
+		}
+		if v == 255 {
+			break
+		}
+		if digits == 16 || size >= 1<<59 {
+			return 0, false, malformed("chunk size too large")
+		}
+		size = size<<4 | int64(v)
+		digits++
+	}
+	rest := line[digits:]
+	if digits == 0 {
+		return 0, false, malformed("chunk size %s", quote(string(line)))
+	}
+	if len(rest) == 0 {
+		return size, false, nil
+	}
+	if rest[0] != ';' && len(bytes.Trim(rest, " \t")) > 0 || !isValue(string(rest)) {
+		return 0, false, malformed("chunk size %s", quote(string(line)))
+	}
+	return size, rest[0] != ';', nil
+}
+
+// readTrailer reads the fields behind the last chunk, and the empty line.
+func (b *body) readTrailer() error {
+	c := b.conn
+	for len(c.buffered()) < 2 {
+		if err := c.fill(bufferSize); err != nil {
+			return unexpected(err)
+		}
+	}
+	if string(c.buffered()[:2]) == "\r\n" {
+		c.r += 2
+		return nil
+	}
+	budget := c.t.opts.MaxHeaderBytes
+	text, lines, err := c.readHead(&budget, "")
+	if err != nil {
+		return err
+	}
+	trailer := make(http.Header, min(lines, 64))
+	bareLF, err := parseFields(text, trailer, make([]string, lines))
+	if err != nil {
+		return err
+	}
+	if bareLF {
+		return malformed("trailer with a line that ends with LF alone")
+	}
+	for name, values := range trailer {
+		if !mayTrail(name) {
+			return malformed("trailer %s", name)
+		}
+		if b.res.Trailer == nil {
+			b.res.Trailer = make(http.Header, len(trailer))
+		}
+		b.res.Trailer[name] = values
+	}
+	return nil
+}
