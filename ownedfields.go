@@ -109,7 +109,7 @@ func (f *ownedFields) guardTrailers(r *http.Request, here ownedHere) {
 	t := &trailerGuard{ReadCloser: r.Body, from: r.Trailer, to: make(http.Header, len(r.Trailer)), owned: f, here: here}
 	t.pass()
 	r.Trailer = t.to
-	if r.Body != nil {
+	if r.Body != nil && r.Body != http.NoBody {
 		r.Body = t
 	}
 }

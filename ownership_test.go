@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	"slices"
 	"strings"
 	"testing"
@@ -130,6 +131,42 @@ func TestNobodyChangesARequestThatOthersHold(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestRewriteMayShareAHeader: Proxy adds nothing to a map that Rewrite has taken from elsewhere.
+func TestRewriteMayShareAHeader(t *testing.T) {
+	shared := http.Header{"X-Shared": {"1"}}
+	for name, take := range map[string]func(*httputil.ProxyRequest){
+		"In's":    func(pr *httputil.ProxyRequest) { pr.Out.Header = pr.In.Header },
+		"its own": func(pr *httputil.ProxyRequest) { pr.Out.Header = shared },
+		"none":    func(pr *httputil.ProxyRequest) { pr.Out.Header = nil },
+		"a request": func(pr *httputil.ProxyRequest) {
+			pr.Out = &http.Request{Method: "GET", URL: pr.Out.URL, Header: shared}
+		},
+	} {
+		var got http.Header
+		h := holder(t)(gateway.Proxy(seen(&got), &gateway.ProxyOptions{Rewrite: take}))
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("X-Client", "1")
+		if rec := recorded(h, r); rec.Code != 200 || got == nil {
+			t.Errorf("%s: %d %s", name, rec.Code, rec.Body)
+		}
+		if len(shared) != 1 {
+			t.Errorf("%s: Rewrite's map was changed to %v", name, shared)
+		}
+	}
+}
+
+// TestAuthTrailersWithoutABody: a request whose trailers were announced and that has no body keeps having none.
+func TestAuthTrailersWithoutABody(t *testing.T) {
+	h := gateway.Auth(fixed(&gateway.Identity{Subject: "ann"}, nil), nil)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Body != http.NoBody || len(r.Trailer) != 0 {
+			t.Errorf("body %v, trailers %v", r.Body, r.Trailer)
+		}
+	}))
+	r := httptest.NewRequest("GET", "/", http.NoBody)
+	r.Trailer = http.Header{"X-User-Id": nil}
+	recorded(h, r)
 }
 
 // trailersOf sends a request with trailers over HTTP/1.1, of which the names in announced stand in Trailer, and returns

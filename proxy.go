@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"net/http/httputil"
@@ -414,10 +415,16 @@ func (f *forwarding) rewrite(out *http.Request) (rewritten *http.Request, releas
 		ctx, release = own, func() { stop(); cancel() }
 	}
 	rewritten = pr.Out.WithContext(httptrace.WithClientTrace(ctx, &f.trace))
+	_, agent := rewritten.Header["User-Agent"]
+	_, traced := rewritten.Header[fieldTraceparent]
+	if agent && traced {
+		return rewritten, release
+	}
+	rewritten.Header = maps.Clone(rewritten.Header) // Rewrite may have taken the map of In, or one that it shares
 	if rewritten.Header == nil {
 		rewritten.Header = make(http.Header)
 	}
-	if _, ok := rewritten.Header[fieldTraceparent]; !ok {
+	if !traced {
 		rewritten.Header[fieldTraceparent] = nil // otherwise an Upstream writes it again
 	}
 	return rewritten, release
