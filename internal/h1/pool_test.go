@@ -104,13 +104,14 @@ func TestTargetOfURL(t *testing.T) {
 
 // The connection that was used last is used first, and no more than MaxIdlePerHost are kept.
 func TestIdleConnectionsAreAStack(t *testing.T) {
-	block := make(chan bool)
+	arrived, block := make(chan bool, 10), make(chan bool)
 	addr := serve(t, func(n int, c net.Conn) {
 		br := bufio.NewReader(c)
 		for {
 			if _, err := http.ReadRequest(br); err != nil {
 				return
 			}
+			arrived <- true
 			<-block
 			if _, err := io.WriteString(c, okAnswer); err != nil {
 				return
@@ -121,6 +122,9 @@ func TestIdleConnectionsAreAStack(t *testing.T) {
 	var all sync.WaitGroup
 	for range 5 {
 		all.Go(func() { ask(t, tr, newRequest(t, "GET", "http://"+addr+"/", nil)) })
+	}
+	for range 5 {
+		<-arrived
 	}
 	for range 5 {
 		block <- true
