@@ -1,6 +1,7 @@
 package gateway_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -234,6 +235,42 @@ func TestObserveTwice(t *testing.T) {
 	}
 	if s := tel.Series("http.server.request.duration"); len(s) != 1 || s[0].Count != 1 {
 		t.Errorf("measured %+v", s)
+	}
+}
+
+// TestObserveInsideObserve holds that an inner Observe changes nothing of what the outer one does: where a ReportOnly is
+// reported, and the trace id's field.
+func TestObserveInsideObserve(t *testing.T) {
+	var elsewhere bytes.Buffer
+	before := slog.Default()
+	slog.SetDefault(slog.New(slog.NewJSONHandler(&elsewhere, nil)))
+	defer slog.SetDefault(before)
+	j := make(journal, 10)
+	logging := &gateway.ObserveOptions{Logger: slog.New(j)}
+	silentOne := &gateway.ObserveOptions{TraceHeader: "X-Other"}
+	report := gateway.Auth(fixed(nil, gateway.ErrNoCredentials), &gateway.AuthOptions{ReportOnly: true})
+	for _, tt := range []struct {
+		name         string
+		outer, inner *gateway.ObserveOptions
+		lines        int  // of the outer one's log
+		warned       bool // by the default logger
+		header       string
+	}{
+		{"the outer one logs", logging, silentOne, 1, false, "X-Trace-Id"},
+		{"the inner one would log", silentOne, logging, 0, true, "X-Other"},
+	} {
+		elsewhere.Reset()
+		rec := httptest.NewRecorder()
+		gateway.Chain(gateway.Observe(tt.outer), gateway.Observe(tt.inner), report)(text("ok")).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+		if len(j) != tt.lines || (elsewhere.Len() > 0) != tt.warned {
+			t.Errorf("%s: %d lines, and elsewhere %q", tt.name, len(j), &elsewhere)
+		}
+		if both := len(rec.Header()["X-Trace-Id"]) + len(rec.Header()["X-Other"]); both != 1 || rec.Header().Get(tt.header) == "" {
+			t.Errorf("%s: fields %v", tt.name, rec.Header())
+		}
+		for len(j) > 0 {
+			<-j
+		}
 	}
 }
 
