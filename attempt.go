@@ -33,9 +33,10 @@ type attempt struct {
 
 // caller is the request that an attempt serves.
 type caller struct {
-	method string
-	client context.Context // canceled when the client leaves
-	start  time.Time
+	method      string
+	client      context.Context // canceled when the client leaves
+	start       time.Time
+	hasDeadline bool // of gRPC
 }
 
 // destination is the target that the balancer picked.
@@ -47,7 +48,10 @@ type destination struct {
 
 // progress is how far an attempt has come.
 type progress struct {
-	status   int  // of the response; 0 before there is one
+	status   int // of the response; 0 before there is one
+	grpc     grpcStatus
+	trailer  *http.Header // of a response of gRPC whose status has not arrived; otherwise nil
+	standing success
 	answered bool // there is a response
 	ended    atomic.Bool
 }
@@ -59,7 +63,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member) (*htt
 	if len(choice.members) == 0 {
 		return nil, nil, fmt.Errorf("%w: upstream %s", ErrNoTarget, u.name)
 	}
-	a := &attempt{upstream: u, caller: caller{method: r.Method, client: r.Context(), start: time.Now()}}
+	a := &attempt{upstream: u, caller: caller{method: r.Method, client: r.Context(), start: time.Now(), hasDeadline: hasGRPCTimeout(r)}}
 	if c := u.opts.Circuit; c != nil && !exchangeFrom(r.Context()).admits(c) {
 		var err error
 		if a.circuit, err = c.allow(); err != nil {
@@ -175,13 +179,20 @@ func (c *pooledConn) wasDead() bool { return c != nil && c.reused.Load() && !c.a
 func (a *attempt) answer(res *http.Response) {
 	a.answered = true
 	a.status = res.StatusCode
-	a.report(result{status: a.status})
+	if isGRPC(res.Header) {
+		if a.grpc = grpcStatusIn(res.Header, ""); len(res.Header["Grpc-Status"]) == 0 {
+			a.trailer = &res.Trailer
+		}
+	}
+	a.report(a.whole())
 	a.ReadCloser = res.Body
 	if conn, ok := res.Body.(io.ReadWriteCloser); ok {
 		a.idle = newIdleTimer(a.upstream.opts.Idle, a.Close) // silence in a connection is a normal end
 		res.Body = &attemptConn{attempt: a, conn: conn}      // the protocol was switched
 	} else {
-		a.idle = newIdleTimer(a.upstream.opts.Idle, res.Body.Close)
+		if idle := a.upstream.opts.Idle; idle > 0 { // else the method value would be an allocation for nothing
+			a.idle = newIdleTimer(idle, res.Body.Close)
+		}
 		res.Body = a
 	}
 }
@@ -199,14 +210,18 @@ func (a *attempt) Read(p []byte) (int, error) {
 	switch {
 	case err == nil:
 	case err == io.EOF:
-		a.end(result{status: a.status})
+		if a.trailer != nil {
+			a.grpc = grpcStatusIn(*a.trailer, "")
+		}
+		if res := a.whole(); a.end(res) && a.trailer != nil && res.outcome() != OutcomeOK {
+			a.correct(res)
+		}
 	default:
 		res := result{err: err, began: true, gone: leftEarly(a.client)}
 		// Only an abort is counted on top of the success that the headers were. A timeout is not: a stream
 		// that outlasts the caller's own deadline is no fault of the target, which answered in time.
 		if a.end(res) && res.outcome() == OutcomeAborted {
-			a.circuit.done(OutcomeAborted, a.status)
-			a.upstream.pool.recordTraffic(a.member, res)
+			a.correct(res)
 		}
 		err = fmt.Errorf("target %s: %w", a.member.URL.Redacted(), err)
 	}
@@ -221,11 +236,24 @@ func (a *attempt) Buffered() int {
 	return -1
 }
 
+// whole returns the result of an attempt whose response is there.
+func (a *attempt) whole() result {
+	return result{status: a.status, grpc: grpcCall{a.grpc, a.hasDeadline}}
+}
+
+// correct records that a response which began well ended as res.
+func (a *attempt) correct(res result) {
+	a.circuit.correct(res.outcome(), res.answered())
+	a.upstream.pool.correctTraffic(a.member, res, a.standing)
+}
+
 // Close ends the attempt. Closing before the end of the body is the caller's choice and no failure. The
 // attempt ends before the body is closed, because a Read under way, as on a switched connection, fails when
 // the body is closed.
 func (a *attempt) Close() error {
-	a.end(result{status: a.status, gone: leftEarly(a.client)})
+	res := a.whole()
+	res.gone = leftEarly(a.client)
+	a.end(res)
 	return a.ReadCloser.Close()
 }
 
@@ -233,8 +261,8 @@ func (a *attempt) Close() error {
 // histogram.
 func (a *attempt) report(res result) {
 	o := res.outcome()
-	a.circuit.done(o, a.status)
-	a.upstream.pool.recordTraffic(a.member, res)
+	a.circuit.done(o, res.answered())
+	a.standing = a.upstream.pool.recordTraffic(a.member, res)
 	if u := a.upstream; u.duration.Enabled(a.client) {
 		u.duration.Record(a.client, time.Since(a.start).Seconds(), u.labels.Options(clientLabels{
 			method:   telemetry.Method(cmp.Or(a.method, http.MethodGet)),

@@ -20,6 +20,8 @@ type BreakerOptions struct {
 // failure, except for 501 and 505. What the gateway itself refuses inside (401, 429) or cannot decide (503, the
 // key set is away) is neutral, and so are a client that leaves and a panic. The panic is passed on.
 //
+// The status of a gRPC call, in the trailers, corrects what was reported: see Outcome.
+//
 // Several Breakers may share one circuit. When one stands inside another, or when an Upstream inside has the
 // same circuit, only the outer Breaker asks the circuit and reports to it. A nil c panics.
 func Breaker(c *Circuit, opts *BreakerOptions) Middleware {
@@ -94,7 +96,10 @@ func (g *guard) watch(ex *exchange, r *http.Request) *http.Request {
 
 // starting is called when the final status is sent.
 func (g *guard) starting(status int) {
-	g.report(result{status: status, err: g.ctx.Err()})
+	g.w.ex.mu.Lock()
+	call := g.w.grpc()
+	g.w.ex.mu.Unlock()
+	g.report(result{status: status, err: g.ctx.Err(), grpc: call})
 	if g.outside != nil {
 		g.outside.starting(status)
 	}
@@ -125,5 +130,9 @@ func (g *guard) report(res result) {
 	if !noted {
 		o = res.outcome()
 	}
-	g.ticket.done(o, res.status)
+	if res.grpc.status != 0 {
+		g.ticket.correct(o, res.answered())
+	} else {
+		g.ticket.done(o, res.status)
+	}
 }

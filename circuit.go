@@ -367,8 +367,9 @@ func (c *Circuit) openPeriod(until time.Time) *period {
 	return &period{state: CircuitOpen, until: until, refusal: &refusal{circuit: c.name, until: until}}
 }
 
-// count counts the result v of a call, which has the ticket t of the present period. The caller holds mu.
-func (c *Circuit) count(t *ticket, o Outcome, v verdict, now time.Time) {
+// count counts the result v of a call, which has the ticket t of the present period. With late, the
+// result may take back a success of the same call. The caller holds mu.
+func (c *Circuit) count(t *ticket, v verdict, late bool, now time.Time) {
 	cut := false
 	switch {
 	case t.stage == stagePending:
@@ -379,7 +380,7 @@ func (c *Circuit) count(t *ticket, o Outcome, v verdict, now time.Time) {
 		if v == verdictSuccess {
 			t.stage = stageBegun
 		}
-	case t.stage == stageBegun && o == OutcomeAborted && v == verdictFailure:
+	case t.stage == stageBegun && late && v == verdictFailure:
 		t.stage = stageOver
 		cut = true
 	default:

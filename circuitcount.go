@@ -180,7 +180,14 @@ func (c *Circuit) verdict(o Outcome, status int) (v verdict) {
 }
 
 // done is the function that Allow returns.
-func (t *ticket) done(o Outcome, status int) {
+func (t *ticket) done(o Outcome, status int) { t.report(o, status, o == OutcomeAborted) }
+
+// correct takes back a success that was reported at the response headers, and counts a failure instead, if the outcome
+// is one. Gateway itself may do that for other outcomes than OutcomeAborted: the status of gRPC comes last.
+func (t *ticket) correct(o Outcome, status int) { t.report(o, status, true) }
+
+// report counts a result. late permits to take back the success that was reported before.
+func (t *ticket) report(o Outcome, status int, late bool) {
 	c := t.circuit
 	if c == nil {
 		return
@@ -193,7 +200,7 @@ func (t *ticket) done(o Outcome, status int) {
 	c.mu.Lock()
 	before := c.period.Load()
 	if before == t.period {
-		c.count(t, o, v, now)
+		c.count(t, v, late, now)
 	}
 	changed := c.period.Load() != before
 	c.mu.Unlock()

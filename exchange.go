@@ -318,7 +318,11 @@ func (ex *exchange) end(w *responseWriter, panicked any) (Outcome, int, error) {
 	defer ex.mu.Unlock()
 	e := w.result(left, panicked)
 	if !ex.noted {
-		o, err := blameServer(ex.Context, e.outcome(), e.err)
+		o := e.outcome()
+		if e.err == nil {
+			e.err = e.grpc.status.err()
+		}
+		o, err := blameServer(ex.Context, o, e.err)
 		ex.noted, ex.outcome, ex.err = true, o, err
 	}
 	if ex.outcome == OutcomeClientCanceled {
@@ -333,6 +337,7 @@ func (w *responseWriter) result(left error, panicked any) result {
 	e := result{status: w.status, began: w.status != 0}
 	switch {
 	case panicked == nil:
+		e.grpc = w.grpc()
 		if e.status == 0 {
 			e.status = http.StatusOK // net/http sends it for a handler that writes nothing
 		}
@@ -351,6 +356,21 @@ func (w *responseWriter) result(left error, panicked any) result {
 		}
 	}
 	return e
+}
+
+// grpc returns what the response says of a call of gRPC so far. The caller holds ex.mu.
+func (w *responseWriter) grpc() (call grpcCall) {
+	h := w.Header()
+	if !isGRPC(h) {
+		return call
+	}
+	if call.status = grpcStatusIn(h, ""); call.status == 0 {
+		call.status = grpcStatusIn(h, http.TrailerPrefix)
+	}
+	if call.status != 0 {
+		call.hasDeadline = hasGRPCTimeout(w.ex.req)
+	}
+	return call
 }
 
 // responseWriter is the one wrapper around a ResponseWriter. It records the final status, the bytes written and

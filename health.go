@@ -98,6 +98,7 @@ type member struct {
 	pending   atomic.Int64
 	failures  atomic.Int32 // failures of traffic in a row
 	mildest   atomic.Int32 // the least severity in that row
+	successes atomic.Int64
 	ejections atomic.Int32 // ejections in a row
 
 	// Guarded by pool.mu.
@@ -246,27 +247,53 @@ func (p *pool) untriedOut(tried []*member) (ejected []*member) {
 
 // recordTraffic updates m by the result of an attempt. A result that is neither a success nor shows that the target
 // cannot serve, such as a client that left or a 500, changes nothing.
-func (p *pool) recordTraffic(m *member, res result) {
+//
+// It returns what correctTraffic needs in order to take a success back.
+func (p *pool) recordTraffic(m *member, res result) (s success) {
 	if p.health.Unhealthy < 0 {
-		return
+		return s
 	}
-	severity := res.severity()
 	switch {
-	case severity != severityNone:
-		failures := m.failures.Add(1)
-		if mildest := m.mildest.Load(); failures == 1 || int32(severity) < mildest {
-			m.mildest.Store(int32(severity))
-		}
-		if int(failures) >= p.health.Unhealthy {
-			p.eject(m, res)
-		}
+	case res.severity() != severityNone:
+		p.countFailure(m, res)
 	case res.outcome() == OutcomeOK:
-		if m.failures.Load() != 0 {
+		s.number = m.successes.Add(1)
+		if s.row = m.failures.Load(); s.row != 0 {
 			m.failures.Store(0)
 		}
 		if m.ejections.Load() != 0 {
 			m.ejections.Store(0)
 		}
+	}
+	return s
+}
+
+// success is a success that recordTraffic counted.
+type success struct {
+	number int64 // among those of the target
+	row    int32 // of failures, which it ended
+}
+
+// correctTraffic updates m by the result of an attempt that was counted as a success at the response headers. If that
+// was the last success, the row of failures goes on: a target that cuts off every response is ejected.
+func (p *pool) correctTraffic(m *member, res result, s success) {
+	if p.health.Unhealthy < 0 || res.severity() == severityNone {
+		return
+	}
+	if s.row != 0 && m.successes.Load() == s.number {
+		m.failures.Add(s.row)
+	}
+	p.countFailure(m, res)
+}
+
+func (p *pool) countFailure(m *member, res result) {
+	severity := res.severity()
+	failures := m.failures.Add(1)
+	if failures == 1 || int32(severity) < m.mildest.Load() {
+		m.mildest.Store(int32(severity))
+	}
+	if int(failures) >= p.health.Unhealthy {
+		p.eject(m, res)
 	}
 }
 

@@ -13,6 +13,12 @@ import (
 // request and its answer as the client sees them. One function decides the Outcome, once for each attempt and once
 // for the exchange. Circuits, retries, health checks by traffic, metrics and the access log all use it, so they never
 // disagree.
+//
+// The status of a gRPC call is judged as the HTTP status that says the same: UNAVAILABLE as 503, DEADLINE_EXCEEDED as
+// 504, UNIMPLEMENTED as 501, and UNKNOWN, INTERNAL and DATA_LOSS as 500. The others are OutcomeOK, as a 4xx is. A
+// DEADLINE_EXCEEDED is OutcomeClientCanceled where the client chose the deadline itself, by the field Grpc-Timeout. A
+// status in the trailers comes when the response has begun: like a response that is cut off, it takes back the success
+// that was counted for the header.
 type Outcome int
 
 const (
@@ -51,13 +57,33 @@ func (o Outcome) String() string {
 
 // result is what is known about how an attempt or an exchange ended.
 type result struct {
-	status    int   // of the answer; 0 without an answer
+	status    int // of the answer; 0 without an answer
+	grpc      grpcCall
 	err       error // why it failed; nil if it did not
 	refused   bool  // the gateway refused it
 	undecided bool  // the gateway could not decide whether to refuse it
 	began     bool  // the response had begun when err occurred
 	gone      bool  // the client had left
 	panicked  bool  // code of this process failed
+}
+
+// grpcCall is what is known of a call of gRPC.
+type grpcCall struct {
+	status      grpcStatus
+	hasDeadline bool // the client chose one
+}
+
+// expired reports whether the client's own deadline ended the call. Any client can choose a deadline that no server
+// meets, so this is like a client that leaves.
+func (c grpcCall) expired() bool { return c.status == grpcDeadlineExceeded && c.hasDeadline }
+
+// answered returns the status by which the answer is judged: that of HTTP, or the 5xx that says the same as the status of
+// gRPC. For example, UNAVAILABLE is a 503.
+func (e result) answered() int {
+	if status := e.grpc.status.httpStatus(); status != 0 && !e.grpc.expired() {
+		return status
+	}
+	return e.status
 }
 
 // outcome decides the Outcome. Nothing else does.
@@ -71,7 +97,9 @@ func (e result) outcome() Outcome {
 		return OutcomeInternal
 	case e.gone:
 		return OutcomeClientCanceled
-	case e.err == nil && e.status < 500:
+	case e.err == nil && e.grpc.expired():
+		return OutcomeClientCanceled
+	case e.err == nil && e.answered() < 500:
 		return OutcomeOK
 	case e.err == nil:
 		return OutcomeUpstreamError
@@ -161,7 +189,7 @@ func (e result) severity() severity {
 	switch e.outcome() {
 	case OutcomeTimeout, OutcomeAborted:
 	case OutcomeUpstreamError:
-		switch e.status {
+		switch e.answered() {
 		case 0:
 		case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 			return severityAnswers
@@ -184,7 +212,7 @@ func (e result) describe() string {
 	case e.severity() == severityUnreachable:
 		return text + ", not reachable"
 	case e.severity() == severityAnswers:
-		return text + ", status " + strconv.Itoa(e.status)
+		return text + ", status " + strconv.Itoa(e.answered())
 	}
 	return text
 }

@@ -32,6 +32,11 @@ type RetryOptions struct {
 
 	MaxBodyBytes int64 // bodies up to this are buffered for replay; 0 means 64 KiB, negative none
 	Statuses     []int // responses to retry; nil means 502, 503 and 504, empty means none
+
+	// GRPC declares that this upstream's gRPC methods may be called twice. The calls are POSTs, which are otherwise
+	// retried only when nothing was sent. A response without messages (Trailers-Only) is retried by the HTTP status that
+	// corresponds to its gRPC status (see Outcome): UNAVAILABLE as 503. One that has begun is not retried.
+	GRPC bool
 }
 
 const maxBackoff = 10 * time.Second
@@ -123,7 +128,7 @@ func (u *Upstream) mayRetry(r *http.Request, body *replay, n, status int, err er
 	} else if !slices.Contains(o.Statuses, status) {
 		return false
 	}
-	if !unsent && !isIdempotent(r.Method) {
+	if !unsent && !isIdempotent(r.Method) && !(o.GRPC && isGRPC(r.Header)) {
 		return false
 	}
 	if c := u.opts.Circuit; c != nil && c.State() == CircuitOpen {

@@ -214,7 +214,7 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 		res, m, err := u.attempt(r, body, tried)
 		status := 0
 		if res != nil {
-			status = res.StatusCode
+			status = answeredStatus(r, res)
 		}
 		if m == nil || !u.mayRetry(r, body, n, status, err) {
 			u.noteAttempts(r.Context(), m, tried)
@@ -232,6 +232,15 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 			return nil, attemptError(r, r.Context().Err())
 		}
 	}
+}
+
+// answeredStatus returns the status by which a response is judged before its body.
+func answeredStatus(r *http.Request, res *http.Response) int {
+	answer := result{status: res.StatusCode}
+	if isGRPC(res.Header) {
+		answer.grpc = grpcCall{grpcStatusIn(res.Header, ""), hasGRPCTimeout(r)}
+	}
+	return answer.answered()
 }
 
 // noteAttempts records for the log which targets were asked: tried, and then last, unless it is nil.
