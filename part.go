@@ -260,7 +260,7 @@ func (p *part) request(ctx context.Context, f *fanout) (*http.Request, *partFail
 func (p *part) customRequest(ctx context.Context, f *fanout, header http.Header) (*http.Request, *partFailure) {
 	req, err := p.Request(f.in.WithContext(ctx))
 	if err == nil && (req == nil || req.URL == nil) {
-		err = errors.New("Request returned no request, or one without URL")
+		err = errors.New("no request, or one without URL, from Part.Request")
 	}
 	if err != nil {
 		return nil, p.fail(result{err: err, gone: leftEarly(ctx)})
