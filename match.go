@@ -28,7 +28,11 @@ type Match struct {
 // predicates returns the matches as the tree has them.
 func predicates(matches []Match) (list []routing.Predicate) {
 	for _, m := range matches {
-		list = append(list, routing.Predicate{Name: m.Name, Kind: m.kind, Holds: m.Func, Field: m.field, Value: m.value})
+		p := routing.Predicate{Name: m.Name, Kind: m.kind, Holds: m.Func}
+		if m.field != "" && sameSource(m.Func, headerIs("", "")) { // not when somebody has set Func since
+			p.Field, p.Value = m.field, m.value
+		}
+		list = append(list, p)
 	}
 	return list
 }
@@ -55,8 +59,15 @@ func MatchHeader(name, value string) Match {
 	}
 	m.Name += " = " + strconv.Quote(value)
 	m.field, m.value = name, value
-	m.Func = func(r *http.Request) bool { return slices.Contains(r.Header[name], value) }
+	m.Func = headerIs(name, value)
 	return m
+}
+
+// headerIs returns the function of a MatchHeader with a value. It is not inlined, so that this has one code.
+//
+//go:noinline
+func headerIs(name, value string) func(*http.Request) bool {
+	return func(r *http.Request) bool { return slices.Contains(r.Header[name], value) }
 }
 
 // MatchHeaderRegexp holds when expr matches one line of the header field. It may match anywhere in the line

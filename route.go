@@ -81,8 +81,8 @@ type Route struct {
 type Router struct {
 	use    []Middleware
 	tree   routing.Tree
-	routes []*registered     // by the tree's numbers, which are in the order of registration
-	named  map[string]string // where each predicate's function is in the source, by name
+	routes []*registered                       // by the tree's numbers, which are in the order of registration
+	named  map[string]func(*http.Request) bool // each predicate's function, by name
 
 	once     sync.Once
 	unrouted http.Handler // Use's middleware around the answer to a request that no route takes
@@ -195,16 +195,20 @@ func (rt *Router) register(caller string, r Route) {
 // inlines the outer function, the inner one has several copies.)
 func (rt *Router) twoOfOneName(matches []Match) string {
 	for _, m := range matches {
-		code := sourceOf(m.Func)
-		if named, ok := rt.named[m.Name]; ok && named != code {
+		if named, ok := rt.named[m.Name]; ok && !sameSource(named, m.Func) {
 			return m.Name
 		}
 		if rt.named == nil {
-			rt.named = make(map[string]string)
+			rt.named = make(map[string]func(*http.Request) bool)
 		}
-		rt.named[m.Name] = code
+		rt.named[m.Name] = m.Func
 	}
 	return ""
+}
+
+// sameSource reports whether two functions are in one place in the source.
+func sameSource(f, g func(*http.Request) bool) bool {
+	return reflect.ValueOf(f).Pointer() == reflect.ValueOf(g).Pointer() || sourceOf(f) == sourceOf(g)
 }
 
 // sourceOf returns where f is in the source, or its name when it is a method's.
@@ -237,7 +241,12 @@ func compose(caller string, mw []Middleware, h http.Handler) http.Handler {
 // callerLocation returns the file:line from which this package was called.
 func callerLocation() string {
 	var pcs [16]uintptr
-	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
+	// In general, the caller stands behind callerLocation, register and Add, and nothing more is looked at.
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(4, pcs[:1])])
+	if f, _ := frames.Next(); !strings.HasPrefix(f.Function, ownPackage) || strings.HasSuffix(f.File, "_test.go") {
+		return f.File + ":" + strconv.Itoa(f.Line)
+	}
+	frames = runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
 	for {
 		f, more := frames.Next()
 		if !strings.HasPrefix(f.Function, ownPackage) || strings.HasSuffix(f.File, "_test.go") {

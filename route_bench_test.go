@@ -161,6 +161,41 @@ func BenchmarkRouterBuild(b *testing.B) {
 	}
 }
 
+// BenchmarkRouterPredicates has 10,000 routes on one pattern, each for one value of a header field.
+func BenchmarkRouterPredicates(b *testing.B) {
+	const n = 10000
+	build := func(common ...gateway.Match) *gateway.Router {
+		rt := new(gateway.Router)
+		rt.Handle("/{x}", nothing)
+		for i := range n {
+			rt.Add(gateway.Route{Pattern: "/{x}", Match: append(common[:len(common):len(common)], gateway.MatchHeader("X-Tenant", fmt.Sprint(i))), Handler: nothing})
+		}
+		return rt
+	}
+	b.Run("build", func(b *testing.B) {
+		for b.Loop() {
+			build()
+		}
+	})
+	b.Run("build/common", func(b *testing.B) {
+		for b.Loop() {
+			build(gateway.MatchHeader("X-Beta", "1"))
+		}
+	})
+	b.Run("match", func(b *testing.B) {
+		rt := build()
+		r := httptest.NewRequest("GET", "/a", nil)
+		r.Header.Set("X-Tenant", "5000")
+		requests, w := inRecord([]*http.Request{r})
+		b.ReportAllocs()
+		var in http.Request
+		for b.Loop() {
+			in = *requests[0]
+			rt.ServeHTTP(w, &in)
+		}
+	})
+}
+
 func BenchmarkSplit(b *testing.B) {
 	h := gateway.Split(byHeader, gateway.Branch{Weight: 95, Handler: nothing}, gateway.Branch{Weight: 5, Handler: nothing})
 	r := httptest.NewRequest("GET", "/", nil)

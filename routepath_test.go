@@ -146,6 +146,13 @@ func rawGet(t *testing.T, srv *httptest.Server, path string) string {
 	return strings.TrimSpace(fmt.Sprint(res.StatusCode, " ", res.Header.Get("Location")))
 }
 
+// askFor returns the answer to r.
+func askFor(h http.Handler, r *http.Request) *http.Response {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w.Result()
+}
+
 // A hostile Host costs no more than the longest wildcard.
 func TestRouterLongHost(t *testing.T) {
 	var rt gateway.Router
@@ -210,6 +217,14 @@ func TestRouterManyPredicates(t *testing.T) {
 		if x := rt.Explain(r); x.Route == nil || x.Route.Name != tt.want || len(x.Candidates) != 3*n+2 {
 			t.Errorf("%.60s: explained as %v", tt.fields, x.Route)
 		}
+	}
+	changed := gateway.MatchHeader("X-Tenant", "changed")
+	changed.Func = func(r *http.Request) bool { return r.Header.Get("X-Other") == "1" }
+	add("changed", beta, changed, always("more"))
+	r := httptest.NewRequest("GET", "/x", nil)
+	r.Header = http.Header{"X-Beta": {"1"}, "X-Other": {"1"}}
+	if x := rt.Explain(r); x.Route.Name != "changed" || bodyOf(t, askFor(&rt, r)) != "changed" {
+		t.Errorf("a function of its own: explained as %v", x.Route.Name)
 	}
 	for _, m := range [][]gateway.Match{
 		{gateway.MatchHeader("X-Tenant", "7"), beta},
