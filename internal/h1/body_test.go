@@ -379,6 +379,35 @@ func TestSplice(t *testing.T) {
 	})
 }
 
+// The response writer of net/http gets the bytes through its ReadFrom, and the client the same bytes.
+func TestSpliceThroughServer(t *testing.T) {
+	body := pattern(5 << 20)
+	addr := serve(t, answerAll(lengthAnswer(body)))
+	tr := newTransport(t, nil)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		res, err := tr.RoundTrip(newRequest(t, "GET", "http://"+addr+"/", nil))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer res.Body.Close()
+		w.Header().Set("Content-Length", res.Header.Get("Content-Length"))
+		if n, err := io.Copy(w, res.Body); err != nil || n != int64(len(body)) {
+			t.Error(n, err)
+		}
+	}))
+	defer srv.Close()
+	client := newTransport(t, nil)
+	for range 2 {
+		if _, got := ask(t, client, newRequest(t, "GET", srv.URL, nil)); got != string(body) {
+			t.Error("another body")
+		}
+	}
+	if len(tr.hosts[hostKey{false, addr}].idle) != 1 {
+		t.Error("the connection was not kept")
+	}
+}
+
 func upgradeRequest(t *testing.T, url string) *http.Request {
 	req := newRequest(t, "GET", url, nil)
 	req.Header.Set("Connection", "Upgrade")

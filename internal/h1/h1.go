@@ -196,8 +196,9 @@ func setDefault[T int | time.Duration](option *T, value T) {
 }
 
 // RoundTrip sends a request and returns its response. Where the context ends it, the error wraps
-// context.Cause, which is the context's own error unless a cause was given. It calls the hooks of the
-// httptrace.ClientTrace in the request's context, but for PutIdleConn and WroteHeaderField.
+// context.Cause, which is the context's own error unless a cause was given. A response that is there when the
+// context ends may be returned all the same. It calls the hooks of the httptrace.ClientTrace in the request's
+// context, but for PutIdleConn and WroteHeaderField.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if trace := httptrace.ContextClientTrace(req.Context()); trace != nil {
 		return t.Do(req, traceHooks(trace), nil)

@@ -77,14 +77,14 @@ func (t *Transport) acquire(ctx context.Context, key hostKey, unprobed bool) (*c
 	w := &waiter{ready: make(chan grant, 1)}
 	h.waiters = append(h.waiters, w)
 	t.mu.Unlock()
-	return t.await(ctx, h, w, unprobed)
+	return t.await(ctx, h, w)
 }
 
 // await waits for a grant or the end of the context.
-func (t *Transport) await(ctx context.Context, h *host, w *waiter, unprobed bool) (*conn, *host, error) {
+func (t *Transport) await(ctx context.Context, h *host, w *waiter) (*conn, *host, error) {
 	select {
 	case g := <-w.ready:
-		if g.c != nil && !(unprobed && g.c.takesTurns()) && !g.c.alive() {
+		if g.c != nil && !g.c.alive() { // probed in any case, so that a dead one does not cost the place
 			g.c.close()
 			g.c = nil // its place is this request's
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"reflect"
 	"slices"
@@ -274,13 +275,8 @@ func appendTrailerNames(b []byte, trailer http.Header) []byte {
 	if len(trailer) == 0 {
 		return b
 	}
-	names := make([]string, 0, len(trailer))
-	for name := range trailer {
-		names = append(names, name)
-	}
-	slices.Sort(names)
 	b = append(b, "Trailer: "...)
-	for i, name := range names {
+	for i, name := range slices.Sorted(maps.Keys(trailer)) {
 		if i > 0 {
 			b = append(b, ", "...)
 		}
@@ -289,13 +285,13 @@ func appendTrailerNames(b []byte, trailer http.Header) []byte {
 	return append(b, "\r\n"...)
 }
 
-// appendTrailer writes the fields of a trailer.
+// appendTrailer writes the fields of a trailer, sorted by name.
 func appendTrailer(b []byte, trailer http.Header) ([]byte, error) {
-	for name, values := range trailer {
+	for _, name := range slices.Sorted(maps.Keys(trailer)) {
 		if !isToken(name) || !mayTrail(name) {
 			return b, invalid("trailer %q", name)
 		}
-		for _, value := range values {
+		for _, value := range trailer[name] {
 			if !isValue(value) {
 				return b, invalid("value of the trailer %q", name)
 			}
