@@ -17,7 +17,8 @@ import (
 type interim struct {
 	w      *responseWriter
 	body   *requestBody
-	silent bool // the client is HTTP/1.0, which has no 1xx
+	edits  *fieldEdits // of responses
+	silent bool        // the client is HTTP/1.0, which has no 1xx
 
 	mu      sync.Mutex
 	conn    net.Conn
@@ -56,6 +57,7 @@ func (i *interim) pass(code int, header textproto.MIMEHeader) error {
 	clear(h)
 	maps.Copy(h, http.Header(header))
 	httpfield.RemoveHopByHop(h)
+	i.edits.remove(h)
 	i.w.WriteHeader(code)
 	clear(h)
 	maps.Copy(h, saved)

@@ -20,13 +20,30 @@ import (
 // ProxyOptions configures what Proxy changes in a request and in its response. The zero value leaves the
 // path, the query and the body as they are.
 type ProxyOptions struct {
-	StripPrefix    string                       // removed from the path, by whole segments, which are compared decoded as the Router does; a path without it gets 404
-	Path           string                       // new path; {name} is replaced by the route's path value; that of a {name...} keeps its slashes and may be empty
-	PreserveHost   bool                         // send the client's Host instead of the target's
-	MaxBodyBytes   int64                        // limit of a request body, above which the client gets 413; 0 means 10 MiB, negative no limit
-	MaxFieldBytes  int                          // limit of the request's fields together, names and values and 4 bytes for each, above which the client gets 431; 0 means 64 KiB, negative no limit
-	Identity       map[string]string            // field to claim: written when somebody is authenticated, removed with its aliases from every request that comes in, as X-User-ID is always; nil means {"X-User-ID": "sub"}; with Issuers, add "X-User-Issuer": "iss"
-	ClientCert     bool                         // send the verified client certificate as Client-Cert (RFC 9440)
+	StripPrefix    string            // removed from the path, by whole segments, which are compared decoded as the Router does; a path without it gets 404
+	Path           string            // new path; {name} is replaced by the route's path value; that of a {name...} keeps its slashes and may be empty
+	PreserveHost   bool              // send the client's Host instead of the target's
+	MaxBodyBytes   int64             // limit of a request body, above which the client gets 413; 0 means 10 MiB, negative no limit
+	MaxFieldBytes  int               // limit of the request's fields together, names and values and 4 bytes for each, above which the client gets 431; 0 means 64 KiB, negative no limit
+	Identity       map[string]string // field to claim: written when somebody is authenticated, removed with its aliases from every request that comes in, as X-User-ID is always; nil means {"X-User-ID": "sub"}; with Issuers, add "X-User-Issuer": "iss"
+	ClientCert     bool              // send the verified client certificate as Client-Cert (RFC 9440)
+	KeepQuery      bool              // send the query as it came; false drops the parameters that Go cannot parse, such as those with ";", and the log line counts them in its remarks
+	RequestFields  FieldEdits        // edits of what is sent to the target, before the gateway's own fields and Rewrite
+	ResponseFields FieldEdits        // edits of the target's response, before ModifyResponse
+
+	// RewriteLocation translates Location, Content-Location and the Path of cookies in the target's response to
+	// the address that the client used. A path gets StripPrefix back. The target's scheme and host become those
+	// that X-Forwarded-Proto and X-Forwarded-Host name. For StripPrefix "/api" at gw.example:
+	//
+	//	/users/7                  becomes  /api/users/7
+	//	http://10.0.0.1/users/7   becomes  https://gw.example/api/users/7
+	//	a=1; Path=/               becomes  a=1; Path=/api
+	//
+	// Other hosts stay as they are, and relative paths, which are below the prefix by themselves. A reference to
+	// the gateway's own host gets the prefix unless it has it. Where Path replaces the path it cannot be put back:
+	// then only scheme and host change. A cookie keeps its Domain, and one whose name begins with __Host- its Path.
+	RewriteLocation bool
+
 	Rewrite        func(*httputil.ProxyRequest) // called last with the outgoing request; nil changes nothing
 	ModifyResponse func(*http.Response) error   // called with the target's response; an error is answered in its place; nil changes nothing
 }
@@ -36,7 +53,8 @@ type ProxyOptions struct {
 // gRPC, and trailers both ways.
 //
 // Proxy removes hop-by-hop fields (RFC 9110 section 7.6.1). It sets X-Forwarded-For, X-Forwarded-Host,
-// X-Forwarded-Proto, X-Real-IP, X-Trace-ID, traceparent and the identity fields. No client can forge one of
+// X-Forwarded-Proto, X-Forwarded-Prefix (what StripPrefix removed, behind what trusted proxies have removed),
+// X-Real-IP, X-Trace-ID, traceparent and the identity fields. No client can forge one of
 // these: Proxy removes them from every request, from its trailers too and on public routes too, under every
 // spelling that a backend could take for the same field. An Identity with a claim that cannot be a field
 // value is refused with 401. A claim that is absent or empty writes nothing.
@@ -54,17 +72,21 @@ type ProxyOptions struct {
 //
 // Proxy does not forward what two parsers could read differently:
 //   - A path with dot segments, encoded or not, gets 400, whatever mux routed it.
-//   - Query parameters are cleaned as httputil.ReverseProxy does. Raw bytes that a query may not have are
-//     escaped.
+//   - Query parameters are cleaned as httputil.ReverseProxy does, unless KeepQuery is set. Raw bytes that a query
+//     may not have are escaped.
 //   - CONNECT gets 501.
 //   - An upgrade is not offered to the target when it is to another version of HTTP, whose requests the
 //     gateway could not check, or when the request is HTTP/1.0 or has a body.
 //
-// The response reaches the client unchanged; Proxy adds no Content-Type. What has arrived of it does not wait for the
-// rest, whether its length is known or not; a small response that arrives whole leaves in one write. Up to 100 informational (1xx)
-// responses are passed on at once. An error before the response has begun is answered by WriteError. After
-// that, Proxy aborts the connection with http.ErrAbortHandler, so that the client sees that its response is
-// incomplete.
+// RequestFields and ResponseFields hold in trailers too: what they drop or set, they drop there. What RequestFields
+// drops or sets, no client can send under another spelling. ResponseFields are edits of the target's responses,
+// informational ones included; an answer of the gateway's own has its own fields.
+//
+// Otherwise the response reaches the client unchanged; Proxy adds no Content-Type. What has arrived of it
+// does not wait for the rest, whether its length is known or not; a small response that arrives whole leaves
+// in one write. Up to 100 informational (1xx) responses are passed on at once. An error before the response
+// has begun is answered by WriteError. After that, Proxy aborts the connection with http.ErrAbortHandler, so
+// that the client sees that its response is incomplete.
 //
 // When a client sent Expect: 100-continue over HTTP/1.1, its body is not requested before the target requests
 // it, or the transport stops waiting (after one second with NewTransport).
@@ -73,8 +95,9 @@ type ProxyOptions struct {
 // ModifyResponse must leave a consistent response: a new body needs its own Content-Length. A panic in either
 // function is not recovered.
 //
-// Proxy panics at setup when to is nil, when Path is malformed, and when an identity field is no field name,
-// is an alias of another, or is one that Proxy writes anyway.
+// Proxy panics at setup when to is nil, when Path is malformed, when an edit is of a field that may not be
+// edited, and when an identity field is no field name, is an alias of another, or is one that Proxy writes
+// anyway.
 func Proxy(to http.RoundTripper, opts *ProxyOptions) http.Handler {
 	if to == nil {
 		panic("gateway: Proxy: nil RoundTripper")
@@ -101,6 +124,8 @@ func Proxy(to http.RoundTripper, opts *ProxyOptions) http.Handler {
 	}
 	p.owned = newOwnedFields("Proxy", p.opts.Identity)
 	p.owned.clientCert = p.opts.ClientCert
+	p.prefix = urlpath.Escape(p.opts.StripPrefix)
+	p.editFields()
 	return p
 }
 
@@ -109,6 +134,23 @@ type proxy struct {
 	opts     ProxyOptions
 	owned    *ownedFields
 	template *urlpath.Template
+	prefix   string // StripPrefix, escaped
+
+	requestFields, responseFields fieldEdits
+}
+
+// editFields checks the edits of fields. What the gateway drops or sets in requests it owns from then on: no client can
+// send it under an alias, in a trailer, or have it removed by Connection.
+func (p *proxy) editFields() {
+	p.requestFields = newFieldEdits("RequestFields", p.opts.RequestFields, func(name string) bool {
+		return p.owned.has(name, ownedHere{})
+	})
+	for _, name := range p.requestFields.removed {
+		p.owned.names.Add(name)
+	}
+	p.responseFields = newFieldEdits("ResponseFields", p.opts.ResponseFields, func(name string) bool {
+		return httpfield.SameName(name, "X-Trace-Id")
+	})
 }
 
 // forwarding is one request on its way through a proxy. It is one allocation for everything that the steps
@@ -175,7 +217,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	httpfield.RemoveHopByHop(res.Header)
-	if !f.modify(res) {
+	if !f.modify(out, res) {
 		return
 	}
 	if res.Body != arrived {
@@ -225,7 +267,7 @@ func (p *proxy) checkRequest(r *http.Request) error {
 
 // outgoing returns the request that is sent, without its body.
 func (f *forwarding) outgoing() (*http.Request, error) {
-	f.interim.w, f.interim.body = f.w, &f.content
+	f.interim.w, f.interim.body, f.interim.edits = f.w, &f.content, &f.responseFields
 	f.interim.silent = !f.in.ProtoAtLeast(1, 1)
 	f.trace.Got1xxResponse = f.interim.pass
 	ctx := f.in.Context()
@@ -274,8 +316,23 @@ func (f *forwarding) url() (*url.URL, error) {
 	if err := urlpath.SetEscaped(&link, path); err != nil {
 		return nil, &Error{Status: http.StatusBadRequest, Err: err}
 	}
-	link.RawQuery = urlpath.CleanQuery(link.RawQuery)
+	link.RawQuery = f.query()
 	return &link, nil
+}
+
+// query returns the query that is sent.
+func (f *forwarding) query() string {
+	if f.opts.KeepQuery {
+		return urlpath.CarryQuery(f.in.URL.RawQuery)
+	}
+	query, dropped := urlpath.CleanQuery(f.in.URL.RawQuery)
+	switch {
+	case dropped == 1:
+		f.ex.remark("query", errors.New("dropped 1 parameter"))
+	case dropped > 1:
+		f.ex.remark("query", fmt.Errorf("dropped %d parameters", dropped))
+	}
+	return query
 }
 
 // fillPath fills a template of ProxyOptions.Path with the path values of r.
@@ -360,7 +417,26 @@ func (f *forwarding) header() (http.Header, error) {
 		h["Connection"] = []string{"Upgrade"}
 		h["Upgrade"] = []string{protocols}
 	}
-	return h, f.owned.write(h, f.in)
+	f.requestFields.write(h)
+	if err := f.owned.write(h, f.in); err != nil {
+		return nil, err
+	}
+	f.forwardedPrefix(h)
+	return h, nil
+}
+
+// forwardedPrefix adds the prefix that is stripped to those that trusted proxies have stripped before.
+func (f *forwarding) forwardedPrefix(h http.Header) {
+	if f.prefix == "" {
+		return
+	}
+	prefix := ""
+	for _, line := range h["X-Forwarded-Prefix"] {
+		for before := range strings.SplitSeq(line, ",") {
+			prefix += strings.TrimRight(strings.TrimSpace(before), "/")
+		}
+	}
+	h["X-Forwarded-Prefix"] = []string{prefix + f.prefix}
 }
 
 // trailer returns the names of the trailers that the client announced and that are sent. Their values come
@@ -480,8 +556,17 @@ func isDigits(s string) bool {
 	return s != ""
 }
 
-// modify calls ModifyResponse. When that returns an error, modify answers with it and returns false.
-func (f *forwarding) modify(res *http.Response) bool {
+// modify edits the response to out by the options, and calls ModifyResponse. When that returns an error, modify answers
+// with it and returns false.
+func (f *forwarding) modify(out *http.Request, res *http.Response) bool {
+	if f.opts.RewriteLocation {
+		f.relocate(out, res)
+	}
+	if res.Header == nil {
+		res.Header = make(http.Header)
+	}
+	f.responseFields.remove(res.Header)
+	f.responseFields.write(res.Header)
 	if f.opts.ModifyResponse == nil {
 		return true
 	}
@@ -539,7 +624,7 @@ func (f *forwarding) answerHeader(res *http.Response) {
 		return
 	}
 	for name := range res.Trailer {
-		if httpfield.AllowedInTrailer(name) {
+		if httpfield.AllowedInTrailer(name) && !f.responseFields.removes(name) {
 			h.Add("Trailer", name)
 		}
 	}
@@ -578,7 +663,7 @@ func (f *forwarding) answerTrailer(res *http.Response, announced int) {
 	_ = f.w.FlushError() // otherwise the server sends a short body with a Content-Length and without trailers
 	h := f.w.Header()
 	for name, values := range res.Trailer {
-		if !httpfield.AllowedInTrailer(name) {
+		if !httpfield.AllowedInTrailer(name) || f.responseFields.removes(name) {
 			continue
 		}
 		if len(res.Trailer) != announced {

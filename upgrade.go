@@ -24,7 +24,7 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 	}
 	httpfield.RemoveHopByHop(res.Header)
 	res.Header["Connection"], res.Header["Upgrade"] = []string{"Upgrade"}, []string{protocol}
-	if !f.modify(res) {
+	if !f.modify(out, res) {
 		return
 	}
 	target, ok := res.Body.(io.ReadWriteCloser)

@@ -11,16 +11,48 @@ import (
 const maxParameters = 10_000
 
 // CleanQuery returns query as it is when every parser reads it alike. Otherwise it returns the parameters
-// that net/url reads in it, encoded anew.
+// that net/url reads in it, encoded anew, and how many it dropped.
 //
 // Bytes that are not allowed in a query (RFC 3986 section 3.4) are escaped. Over HTTP/2 a client can send a
 // blank, which would end the request's target in HTTP/1.1.
-func CleanQuery(query string) string {
-	if ambiguousQuery(query) {
-		values, _ := url.ParseQuery(query)
-		return values.Encode()
+func CleanQuery(query string) (clean string, dropped int) {
+	if !ambiguousQuery(query) {
+		return escapeExcept(query, '?'), 0
 	}
-	return escapeExcept(query, '?')
+	values, _ := url.ParseQuery(query)
+	for parameter := range strings.SplitSeq(query, "&") {
+		if parameter != "" {
+			dropped++
+		}
+	}
+	for _, list := range values {
+		dropped -= len(list)
+	}
+	return values.Encode(), dropped
+}
+
+// CarryQuery returns query as it is but for the bytes that a request's target in HTTP/1.1 cannot carry, which
+// it escapes: blanks, control characters, and "#", which would end the query.
+func CarryQuery(query string) string {
+	carried := func(c byte) bool { return c > ' ' && c != 0x7f && c != '#' }
+	bad := 0
+	for i := range len(query) {
+		if !carried(query[i]) {
+			bad++
+		}
+	}
+	if bad == 0 {
+		return query
+	}
+	b := make([]byte, 0, len(query)+2*bad)
+	for i := range len(query) {
+		if c := query[i]; carried(c) {
+			b = append(b, c)
+		} else {
+			b = append(b, '%', hexdigit.Upper[c>>4], hexdigit.Upper[c&15])
+		}
+	}
+	return string(b)
 }
 
 // ambiguousQuery reports whether query has a ";", which some parsers read as "&", an invalid

@@ -8,20 +8,24 @@ import (
 )
 
 func TestCleanQuery(t *testing.T) {
-	for _, tt := range []struct{ query, want string }{
-		{"", ""},
-		{"a=1&b=2&&=&c", "a=1&b=2&&=&c"},
-		{"a=%2f+x?/:@", "a=%2f+x?/:@"},
-		{"a=1;b=2&c=3&d=%zz", "c=3"},
-		{"a=%", ""},
-		{"a=%4", ""},
-		{"b=2&a=1&%2=x", "a=1&b=2"},
-		{"a= b|é", "a=%20b%7C%C3%A9"},
-		{strings.Repeat("&", 10_000), ""},
-		{strings.Repeat("&", 9_999), strings.Repeat("&", 9_999)},
+	for _, tt := range []struct {
+		query, want string
+		dropped     int
+	}{
+		{"", "", 0},
+		{"a=1&b=2&&=&c", "a=1&b=2&&=&c", 0},
+		{"a=%2f+x?/:@", "a=%2f+x?/:@", 0},
+		{"a=1;b=2&c=3&d=%zz", "c=3", 2},
+		{"a=%", "", 1},
+		{"a=%4", "", 1},
+		{"a=;&a=1&a=2&;", "a=1&a=2", 2},
+		{"b=2&a=1&%2=x", "a=1&b=2", 1},
+		{"a= b|é", "a=%20b%7C%C3%A9", 0},
+		{strings.Repeat("&", 10_000), "", 0},
+		{strings.Repeat("&", 9_999), strings.Repeat("&", 9_999), 0},
 	} {
-		if got := CleanQuery(tt.query); got != tt.want {
-			t.Errorf("%.40q: %.40q, want %.40q", tt.query, got, tt.want)
+		if got, dropped := CleanQuery(tt.query); got != tt.want || dropped != tt.dropped {
+			t.Errorf("%.40q: %.40q and %d dropped, want %.40q and %d", tt.query, got, dropped, tt.want, tt.dropped)
 		}
 	}
 }
@@ -32,7 +36,7 @@ func FuzzCleanQuery(f *testing.F) {
 		f.Add(q)
 	}
 	f.Fuzz(func(t *testing.T, query string) {
-		clean := CleanQuery(query)
+		clean, _ := CleanQuery(query)
 		want, _ := url.ParseQuery(query)
 		got, err := url.ParseQuery(clean)
 		if err != nil || !reflect.DeepEqual(got, want) {
@@ -43,8 +47,20 @@ func FuzzCleanQuery(f *testing.F) {
 				t.Errorf("%q holds %q", clean, c)
 			}
 		}
-		if again := CleanQuery(clean); again != clean {
-			t.Errorf("%q is cleaned again to %q", clean, again)
+		if again, dropped := CleanQuery(clean); again != clean || dropped != 0 {
+			t.Errorf("%q is cleaned again to %q, and %d dropped", clean, again, dropped)
 		}
 	})
+}
+
+func TestCarryQuery(t *testing.T) {
+	for _, tt := range []struct{ query, want string }{
+		{"", ""},
+		{"b=2;a=1&%zz&x=é|{\"}", "b=2;a=1&%zz&x=é|{\"}"},
+		{"a=b c\td\x00\r\n\x7f#e", "a=b%20c%09d%00%0D%0A%7F%23e"},
+	} {
+		if got := CarryQuery(tt.query); got != tt.want {
+			t.Errorf("%q: %q, want %q", tt.query, got, tt.want)
+		}
+	}
 }
