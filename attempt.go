@@ -36,6 +36,7 @@ type caller struct {
 	method      string
 	client      context.Context // canceled when the client leaves
 	start       time.Time
+	body        *replay
 	hasDeadline bool // of gRPC
 }
 
@@ -63,7 +64,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member) (*htt
 	if len(choice.members) == 0 {
 		return nil, nil, fmt.Errorf("%w: upstream %s", ErrNoTarget, u.name)
 	}
-	a := &attempt{upstream: u, caller: caller{method: r.Method, client: r.Context(), start: time.Now(), hasDeadline: hasGRPCTimeout(r)}}
+	a := &attempt{upstream: u, caller: caller{method: r.Method, client: r.Context(), start: time.Now(), body: body, hasDeadline: hasGRPCTimeout(r)}}
 	if c := u.opts.Circuit; c != nil && !exchangeFrom(r.Context()).admits(c) {
 		var err error
 		if a.circuit, err = c.allow(); err != nil {
@@ -97,6 +98,9 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member) (*htt
 		res, err = nil, ErrTimeout
 	}
 	if err != nil {
+		if cause := bodyError(body); cause != nil {
+			err = cause
+		}
 		err = fmt.Errorf("target %s: %w", a.member.URL.Redacted(), attemptError(out, err))
 		a.end(result{err: err, gone: leftEarly(a.client)})
 		return nil, a.member, err
@@ -217,6 +221,9 @@ func (a *attempt) Read(p []byte) (int, error) {
 			a.correct(res)
 		}
 	default:
+		if cause := bodyError(a.body); cause != nil {
+			err = cause
+		}
 		res := result{err: err, began: true, gone: leftEarly(a.client)}
 		// Only an abort is counted on top of the success that the headers were. A timeout is not: a stream
 		// that outlasts the caller's own deadline is no fault of the target, which answered in time.

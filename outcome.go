@@ -262,6 +262,21 @@ func attemptError(r *http.Request, err error) error {
 	return fmt.Errorf("%w: %w", ErrBadGateway, err)
 }
 
+// bodyError returns the error of an attempt whose request's body could not be read, and nil if it could. The caller is to
+// blame for it.
+func bodyError(body *replay) error {
+	err := body.failure()
+	var own *Error
+	var tooLarge *http.MaxBytesError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &own), errors.As(err, &tooLarge), errors.Is(err, ErrBodyTooLarge), errors.Is(err, context.Canceled):
+		return err
+	}
+	return &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("body of the request: %w", err)}
+}
+
 // hideCanceled has the text of an error but does not wrap it. A transport reports an expired timeout as a canceled
 // context, which must not be taken for a client that left.
 type hideCanceled struct{ err error }

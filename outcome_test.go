@@ -3,6 +3,7 @@ package gateway_test
 import (
 	"bytes"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -175,5 +176,47 @@ func TestIsFailurePanics(t *testing.T) {
 	}
 	if got := strings.Count(logged.String(), "IsFailure panicked"); got != 1 {
 		t.Errorf("logged %d times: %s", got, logged)
+	}
+}
+
+// A client whose body fails after the response has begun blames nobody but itself: neither circuit nor target.
+func TestBodyThatFailsAfterTheResponseBegan(t *testing.T) {
+	for _, protocol := range []string{http1, h2c} {
+		t.Run(protocol, func(t *testing.T) {
+			target := serveProtocol(t, protocol, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				http.NewResponseController(w).EnableFullDuplex()
+				io.WriteString(w, "begun")
+				w.(http.Flusher).Flush()
+				io.Copy(w, r.Body)
+			}))
+			scheme := "http"
+			if protocol == h2c {
+				scheme = "h2c"
+			}
+			c := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 3})
+			u := gateway.NewUpstream("u", gateway.MustTargets(scheme+"://"+target.Listener.Addr().String()), &gateway.UpstreamOptions{
+				Circuit: c, Health: gateway.HealthOptions{MaxEjected: 1},
+			})
+			j, observe := observed()
+			front := serve(t, observe(gateway.Proxy(u, nil)))
+			for range 6 {
+				conn := raw(t, front, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+				buf := make([]byte, 1)
+				for last := byte(0); last != 'n'; last = buf[0] { // until "begun" has come
+					if _, err := conn.Read(buf); err != nil {
+						t.Fatal(err)
+					}
+				}
+				io.WriteString(conn, "zz\r\n")
+				io.Copy(io.Discard, conn)
+				line := j.next(t)
+				if line["outcome"] != "rejected" && line["outcome"] != "client_canceled" {
+					t.Errorf("logged %v", line)
+				}
+			}
+			if got := u.Status()[0]; !got.Healthy || c.State() != gateway.CircuitClosed {
+				t.Errorf("%+v, circuit %v", got, c.State())
+			}
+		})
 	}
 }

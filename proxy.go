@@ -647,6 +647,9 @@ func (f *forwarding) answerBody(body io.Reader, length int64) error {
 		f.ex.note(result{gone: true}.outcome(), writeErr)
 		return writeErr
 	case readErr != nil:
+		if f.body != nil && f.body.cause() != nil {
+			readErr = f.body.cause() // what the transport reports follows from it
+		}
 		end := result{err: readErr, began: true, gone: leftEarly(f.in.Context())}
 		f.ex.note(end.outcome(), fmt.Errorf("%w: body of the response: %w", ErrBadGateway, readErr))
 		_ = f.w.FlushError() // the client gets what was read before the error

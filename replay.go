@@ -53,6 +53,20 @@ func (b *replay) resendable() bool {
 	return (!b.lost || b.current == nil) && (b.err == nil || b.err == io.EOF)
 }
 
+// failure returns why the source could not be read to its end, and nil while it could. Then nobody else is to blame for
+// what follows: a transport that cannot send the rest of a body cuts the connection, and its error may be another.
+func (b *replay) failure() error {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err == nil || b.err == io.EOF || errors.Is(b.err, errBodyClosed) {
+		return nil
+	}
+	return b.err
+}
+
 // attach makes out's body a new view. out also gets a map of its own for the trailers, because a transport
 // that still sends an earlier attempt may read that attempt's map.
 func (b *replay) attach(out *http.Request) error {
