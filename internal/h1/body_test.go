@@ -396,14 +396,15 @@ func TestSpliceThroughServer(t *testing.T) {
 			t.Error(n, err)
 		}
 	}))
-	defer srv.Close()
 	client := newTransport(t, nil)
 	for range 2 {
 		if _, got := ask(t, client, newRequest(t, "GET", srv.URL, nil)); got != string(body) {
 			t.Error("another body")
 		}
 	}
-	if len(tr.hosts[hostKey{false, addr}].idle) != 1 {
+	client.CloseIdleConnections()
+	srv.Close() // and so the handlers have returned
+	if len(tr.hosts[hostKey{false, addr}].idle) == 0 {
 		t.Error("the connection was not kept")
 	}
 }
