@@ -39,8 +39,8 @@ func (rt *Router) Explain(r *http.Request) Explanation {
 	var s routing.Search
 	d, verdicts := rt.tree.Survey(r, &s)
 	x := Explanation{Status: d.Status, Reason: d.Reason, Location: d.Location}
-	if d.Alias != "" {
-		x.Reason += fmt.Sprintf(" (%q)", d.Alias)
+	if other := s.Other(); other != "" {
+		x.Reason += fmt.Sprintf(" (%q)", other)
 	}
 	if d.Allow != "" {
 		x.Allow = strings.Split(d.Allow, ", ")

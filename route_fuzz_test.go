@@ -22,6 +22,7 @@ func FuzzRouterPath(f *testing.F) {
 		"/", "/admin", "/admin/x", "//admin", "/public/../admin", "/public/%2e%2e/admin", "/public/..%2fadmin",
 		`/public/..\admin`, "/public/%5c..%5cadmin", "/%61dmin", "/public/..;/admin", "/files/a%2Fb{", "/files/%2F",
 		"/c%2Fd", "/tree", "/tree//x?y=1", "//evil.example/%2e%2e", "/files/é|^\"", "*", "/%00", "/%252e%252e/admin",
+		"/admin;x/y", "/admin%2Fx", "/admin%20/x", "/%2fadmin.;a/b", "/admin%3Bx%2Fy", "/a;b/c.%2Fd", "/tree/a;x/b%2F.c",
 	} {
 		f.Add("GET", seed, "example.com")
 	}
@@ -109,6 +110,31 @@ func FuzzRouterPath(f *testing.F) {
 			clean := path.Clean(sent.Path)
 			if (clean == "/admin" || strings.HasPrefix(clean, "/admin/")) && !guarded && !strings.HasPrefix(took, "api.example") {
 				t.Fatalf("%q reached %q unguarded by %q", target, escaped, took)
+			}
+		}
+		// And one that drops parameters, decodes slashes and cuts dots and blanks, or does some of these.
+		for how := range 8 {
+			var segments []string
+			for s := range strings.SplitSeq(escaped[1:], "/") {
+				s, _ = url.PathUnescape(s)
+				pieces := []string{s}
+				if how&1 != 0 {
+					pieces = strings.Split(s, "/")
+				}
+				for _, p := range pieces {
+					if how&2 != 0 {
+						p, _, _ = strings.Cut(p, ";")
+					}
+					if how&4 != 0 {
+						p = strings.TrimRight(p, ". \t")
+					}
+					if p != "" {
+						segments = append(segments, p)
+					}
+				}
+			}
+			if len(segments) > 0 && segments[0] == "admin" && !guarded && !strings.HasPrefix(took, "api.example") {
+				t.Fatalf("%q reached %q, which some read as %q, unguarded by %q", target, escaped, segments, took)
 			}
 		}
 		first, _, _ := strings.Cut(escaped[1:], "/")

@@ -15,7 +15,6 @@ type Decision struct {
 	Reason   string // what is wrong with the path, such as "a dot segment"; with 400
 	Allow    string // the value of the field Allow; with 405, and with 204 unless the request is for "*"
 	Location string // with 308
-	Alias    string // the pattern of the route to which the Reason leads, if it does; with 400. Not for clients
 }
 
 // Decide finds the route for r. Among the routes that match, it takes the first by these rules:
@@ -91,7 +90,8 @@ func (t *Tree) decide(r *http.Request, method string, s *Search) Decision {
 			if how == 0 {
 				return unclean
 			}
-			return Decision{Status: http.StatusBadRequest, Reason: how.String() + " that leads some servers to another route", Alias: other.Pattern.text}
+			s.other = other
+			return Decision{Status: http.StatusBadRequest, Reason: how.String() + " that leads some servers to another route"}
 		}
 		return Decision{Status: http.StatusOK, Route: s.route.number}
 	}

@@ -20,7 +20,8 @@ type Search struct {
 	route *route // the first that matches in every way
 	exact bool   // its pattern leaves nothing of the path to a trailing slash or a {name...}
 
-	slashes bool // a host that was searched has a pattern, other than "/", that ends in a slash
+	other   *route // to which some servers would come, when the path is refused for that
+	slashes bool   // a host that was searched has a pattern, other than "/", that ends in a slash
 
 	// survey goes on after the first match, to the last route whose path matches.
 	survey bool
@@ -34,6 +35,15 @@ type attempt struct {
 	route  *route
 	method bool   // its method matches
 	failed string // the first predicate that does not hold; "" when all hold
+}
+
+// Other returns the pattern of the route to which some servers would come, when the path is refused for that, and
+// otherwise "". It is not for clients.
+func (s *Search) Other() string {
+	if s.other == nil {
+		return ""
+	}
+	return s.other.Pattern.text
 }
 
 // PathValues yields the names and values of the named wildcards of the route that was found. Values are
