@@ -1,11 +1,13 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
+	"iter"
 	"math"
+	"slices"
+	"sync/atomic"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	"github.com/seed-96248d0c/gateway/internal/keytable"
 )
@@ -17,35 +19,39 @@ import (
 // neither grows memory nor resets the state of another key. A key longer than 64 bytes is held as its
 // SHA-256.
 //
-// A busy key costs about 160 bytes in a bucket and 95 in a window, at most 175 and 110, plus the key itself
-// (BenchmarkMemory measures it). With keys of 16 bytes, a million buckets take 176 MB. A limiter without keys
-// takes 40 KiB.
+// A busy key costs about 50 bytes in a bucket or a fixed window, and 65 in a sliding window, plus the key itself
+// (BenchmarkMemory measures it). With keys of 16 bytes, a million buckets take 70 MB. A limiter without keys
+// takes 41 KB.
 type LimiterOptions struct {
 	MaxKeys int // 0 means 1<<20; negative panics
 }
 
 const defaultMaxKeys = 1 << 20
 
-// MemoryLimiter is a Limiter and a Returner in the memory of this process. Make it with NewTokenBucket,
-// NewLeakyBucket or NewFixedWindow; the zero value is not usable. It is safe for concurrent use. Its keys are
-// spread over 256 locks.
+// MemoryLimiter is a Limiter, a Returner and a Debtor in the memory of this process. Make it with NewTokenBucket,
+// NewLeakyBucket, NewFixedWindow or NewSlidingWindow; the zero value is not usable. It is safe for concurrent
+// use. Its keys are spread over 256 locks.
 //
 // It starts no goroutine. Instead, once in a millisecond, a Take looks at 64 keys in turn and forgets those
 // at rest. A Take that finds no room for a new key does so too; so when a tenth of the keys are at rest, a
 // new key almost always finds room. A clock that is set back creates no units.
 type MemoryLimiter struct {
 	keys keyLimiter
+	wall *wallClock // of the windows; nil: a bucket counts from the start of the process
 }
 
-// keyLimiter is a stateLimiter with the states of any algorithm.
+// keyLimiter is a stateLimiter with the states of any algorithm. Times are in nanoseconds.
 type keyLimiter interface {
-	take(now time.Time, key string, n int) Decision
-	give(now time.Time, key string, n int, ref int64)
+	take(now int64, key string, n int) Decision
+	give(now int64, key string, n int, ref int64)
+	owe(now int64, key string, n int)
+	usage(now int64, f func(key string, spent float64))
 	size() int
 }
 
 // NewTokenBucket returns a limiter that allows bursts: burst units at once, and perSecond units in the long
-// run. Decision.Window is the time in which an empty bucket fills.
+// run. In any time t, at most burst + perSecond*t units pass. Decision.Window is the time in which an empty
+// bucket fills.
 //
 // It panics when perSecond is not a positive number or burst is less than 1. More than 1e9 units a second
 // count as 1e9, the resolution of the clock.
@@ -53,7 +59,7 @@ func NewTokenBucket(perSecond float64, burst int, opts *LimiterOptions) *MemoryL
 	if burst < 1 {
 		panic("gateway: NewTokenBucket: burst must be at least 1")
 	}
-	return newMemoryLimiter("NewTokenBucket", newRateBucket("NewTokenBucket", perSecond, burst, false), opts)
+	return newMemoryLimiter("NewTokenBucket", newRateBucket("NewTokenBucket", perSecond, burst, false), nil, opts)
 }
 
 // NewLeakyBucket returns a limiter that lets one unit pass every 1/perSecond: one at once, queue more after a
@@ -67,36 +73,70 @@ func NewLeakyBucket(perSecond float64, queue int, opts *LimiterOptions) *MemoryL
 		panic("gateway: NewLeakyBucket: queue must not be negative")
 	}
 	burst := min(queue, math.MaxInt-1) + 1
-	return newMemoryLimiter("NewLeakyBucket", newRateBucket("NewLeakyBucket", perSecond, burst, true), opts)
+	return newMemoryLimiter("NewLeakyBucket", newRateBucket("NewLeakyBucket", perSecond, burst, true), nil, opts)
 }
 
 // NewFixedWindow returns a limiter that lets limit units pass in each window. Windows are aligned to the Unix
 // epoch: a window of 24 hours begins at midnight UTC. Around the border of two windows, twice the limit can
-// pass in a short time.
+// pass in a short time. What Owe takes above the limit is taken from the windows that follow.
 //
 // It panics when limit is less than 1 or window is not positive.
 func NewFixedWindow(limit int, window time.Duration, opts *LimiterOptions) *MemoryLimiter {
+	checkWindow("NewFixedWindow", limit, window)
+	return newMemoryLimiter("NewFixedWindow", &fixedWindow{limit: limit, length: window}, new(wallClock), opts)
+}
+
+// NewSlidingWindow returns a limiter that estimates how many units have passed in the last window. It counts in
+// windows that are aligned to the Unix epoch. The estimate is the count of the present window, plus that of
+// the window before it, weighted by the part of it that the last window still covers. For example, at a limit
+// of 100 a minute, 15 seconds into a minute, after 40 units in it and 80 in the minute before, the estimate is
+// 40 + 80*45/60 = 100, and the next unit is refused.
+//
+// The estimate supposes that the units of the window before were spread evenly over it. Where they were not, it
+// errs by at most limit units either way. So in the last window at most twice the limit passes: limit at the
+// very end of one window, and then limit more, but no faster than limit/window. In any time t, at most
+// limit + limit*t/window passes, as with a token bucket of that burst and rate; in each aligned window at most
+// limit does. What Owe takes above the limit is taken from the windows that follow.
+//
+// It panics when limit is less than 1 or window is not positive.
+func NewSlidingWindow(limit int, window time.Duration, opts *LimiterOptions) *MemoryLimiter {
+	checkWindow("NewSlidingWindow", limit, window)
+	return newMemoryLimiter("NewSlidingWindow", &slidingWindow{limit: limit, length: window}, new(wallClock), opts)
+}
+
+func checkWindow(caller string, limit int, window time.Duration) {
 	if limit < 1 {
-		panic("gateway: NewFixedWindow: limit must be at least 1")
+		panic("gateway: " + caller + ": limit must be at least 1")
 	}
 	if window <= 0 {
-		panic("gateway: NewFixedWindow: window must be positive")
+		panic("gateway: " + caller + ": window must be positive")
 	}
-	return newMemoryLimiter("NewFixedWindow", &fixedWindow{limit: limit, length: window}, opts)
 }
 
 // Take spends n units of key's allowance. An n below 1 counts as 1. An n above the limit can never pass: it
 // is refused with RetryAfter 0. A refusal takes nothing. Take never blocks, does not use its context, and its
 // error is always nil.
 func (l *MemoryLimiter) Take(_ context.Context, key string, n int) (Decision, error) {
-	return l.keys.take(time.Now(), key, max(n, 1)), nil
+	return l.keys.take(l.now(), key, max(n, 1)), nil
 }
 
 // Return gives back n units that d granted to key, as Returner describes. An n below 1 counts as 1. A key
 // never has more units than a new key. The error is always nil.
 func (l *MemoryLimiter) Return(_ context.Context, key string, n int, d Decision) error {
 	if d.OK {
-		l.keys.give(time.Now(), key, max(n, 1), d.Ref)
+		l.keys.give(l.now(), key, max(n, 1), d.Ref)
+	}
+	return nil
+}
+
+// Owe takes n more units of key's allowance, whatever is left of it, as Debtor describes. An n below 1 takes
+// nothing. The error is always nil.
+//
+// A key in debt is busy and is held until the debt is worked off. Where there is no room for a new key, the debt
+// is the overflow's.
+func (l *MemoryLimiter) Owe(_ context.Context, key string, n int) error {
+	if n > 0 {
+		l.keys.owe(l.now(), key, n)
 	}
 	return nil
 }
@@ -105,12 +145,94 @@ func (l *MemoryLimiter) Return(_ context.Context, key string, n int, d Decision)
 // more than MaxKeys.
 func (l *MemoryLimiter) Len() int { return l.keys.size() }
 
+// Usage yields the n keys that have spent the largest share of their allowance, the largest first. A share of 1
+// is the whole allowance; above 1, the key is in debt. Keys at rest are not among them. A key that is held as
+// its SHA-256 is "sha256:" and 64 hexadecimal digits.
+//
+// Usage looks at every key when the iteration begins, and locks one key in 256 at a time: about 10 ms for a million
+// keys. It is for people who look at a console, not for every request.
+func (l *MemoryLimiter) Usage(n int) iter.Seq2[string, float64] {
+	return func(yield func(string, float64) bool) {
+		if n < 1 {
+			return
+		}
+		for _, u := range busiest(n, func(f func(string, float64)) { l.keys.usage(l.now(), f) }) {
+			if !yield(u.key, u.spent) {
+				return
+			}
+		}
+	}
+}
+
+// keyUsage is the share of its allowance that a key has spent.
+type keyUsage struct {
+	key   string
+	spent float64
+}
+
+// busiest returns the n largest usages that all reports, the largest first. Of equal ones, the smaller key comes
+// first.
+func busiest(n int, all func(f func(key string, spent float64))) []keyUsage {
+	order := func(a, b keyUsage) int {
+		return cmp.Or(cmp.Compare(b.spent, a.spent), cmp.Compare(a.key, b.key))
+	}
+	var top []keyUsage
+	least := 0.0 // the share of the last of the n
+	all(func(key string, spent float64) {
+		if spent <= 0 || len(top) >= n && spent < least {
+			return
+		}
+		top = append(top, keyUsage{key, spent})
+		if len(top)/2 >= n { // twice n are kept, so that it is not sorted each time
+			slices.SortFunc(top, order)
+			top = top[:n]
+			least = top[n-1].spent
+		}
+	})
+	slices.SortFunc(top, order)
+	return top[:min(n, len(top))]
+}
+
+// now returns the time of the limiter's clock: nanoseconds of Unix time for a window, and of the time since the
+// process began for a bucket.
+func (l *MemoryLimiter) now() int64 {
+	if l.wall != nil {
+		return l.wall.now()
+	}
+	return sinceStart()
+}
+
+// processStart is the origin of the times of buckets.
+var processStart = time.Now()
+
+// sinceStart reads the monotonic clock, at half the cost of time.Now. It counts from 36 years before the start, so that
+// it is not negative in a bubble of testing/synctest either, whose clock begins in the year 2000.
+func sinceStart() int64 { return int64(time.Since(processStart)) + 1<<60 }
+
+// wallClock is the Unix time, read from the monotonic clock. Once in a second it is set by time.Now, because the wall
+// clock may be set, and the monotonic clock stands still while a machine is suspended.
+type wallClock struct {
+	setAt  atomic.Int64 // by sinceStart
+	offset atomic.Int64 // Unix time minus sinceStart
+}
+
+func (c *wallClock) now() int64 {
+	at := sinceStart()
+	if since := at - c.setAt.Load(); since < 0 || since >= int64(time.Second) {
+		c.offset.Store(time.Now().UnixNano() - at)
+		c.setAt.Store(at)
+	}
+	return at + c.offset.Load()
+}
+
 // limitAlgorithm is the arithmetic on the state S of one key. Its methods are called with the state's lock
 // held, and with a time that never goes back for this state.
 type limitAlgorithm[S any] interface {
 	keytable.States[S]
-	take(s *S, now time.Time, n int) Decision
-	give(s *S, now time.Time, n int, ref int64)
+	take(s *S, now int64, n int) Decision
+	give(s *S, now int64, n int, ref int64)
+	owe(s *S, now int64, n int)
+	spent(s *S, now int64) float64 // the share of the allowance
 }
 
 // stateLimiter applies an algorithm to the states of a table.
@@ -119,7 +241,7 @@ type stateLimiter[S any] struct {
 	table     *keytable.Table[S]
 }
 
-func newMemoryLimiter[S any](caller string, a limitAlgorithm[S], opts *LimiterOptions) *MemoryLimiter {
+func newMemoryLimiter[S any](caller string, a limitAlgorithm[S], wall *wallClock, opts *LimiterOptions) *MemoryLimiter {
 	maxKeys := defaultMaxKeys
 	if opts != nil {
 		if opts.MaxKeys < 0 {
@@ -129,23 +251,33 @@ func newMemoryLimiter[S any](caller string, a limitAlgorithm[S], opts *LimiterOp
 			maxKeys = opts.MaxKeys
 		}
 	}
-	return &MemoryLimiter{&stateLimiter[S]{algorithm: a, table: keytable.New(maxKeys, keytable.States[S](a))}}
+	return &MemoryLimiter{&stateLimiter[S]{algorithm: a, table: keytable.New(maxKeys, keytable.States[S](a))}, wall}
 }
 
 func (l *stateLimiter[S]) size() int { return l.table.Len() }
 
+func (l *stateLimiter[S]) usage(now int64, f func(string, float64)) {
+	l.table.Each(now, func(key string, s *S, now int64) { f(key, l.algorithm.spent(s, now)) })
+}
+
 // take marks a decision of the overflow by a negative Ref, so that give knows where the units came from.
-func (l *stateLimiter[S]) take(now time.Time, key string, n int) Decision {
+func (l *stateLimiter[S]) take(now int64, key string, n int) Decision {
 	s := l.table.Lock(key, now)
-	defer s.Unlock()
 	d := l.algorithm.take(s.State, s.Now, n)
+	s.Unlock()
 	if s.Overflow {
 		d.Ref = ^d.Ref
 	}
 	return d
 }
 
-func (l *stateLimiter[S]) give(now time.Time, key string, n int, ref int64) {
+func (l *stateLimiter[S]) owe(now int64, key string, n int) {
+	s := l.table.Lock(key, now)
+	l.algorithm.owe(s.State, s.Now, n)
+	s.Unlock()
+}
+
+func (l *stateLimiter[S]) give(now int64, key string, n int, ref int64) {
 	var s keytable.Locked[S]
 	if ref < 0 {
 		ref = ^ref
@@ -156,159 +288,6 @@ func (l *stateLimiter[S]) give(now time.Time, key string, n int, ref int64) {
 	if s.State == nil {
 		return // the key is not held, so it is at rest and has its whole allowance
 	}
-	defer s.Unlock()
 	l.algorithm.give(s.State, s.Now, n, ref)
-}
-
-// rateBucket is the token bucket and, if queued is true, the leaky bucket. A leaky bucket is a token bucket
-// in which a unit waits until those that were taken before it have come back. For example, at 10 a second,
-// the first unit passes at once, the second waits 100 ms and the third 200 ms.
-type rateBucket struct {
-	rate   float64
-	burst  int
-	window time.Duration
-	queued bool
-}
-
-func newRateBucket(caller string, perSecond float64, burst int, queued bool) *rateBucket {
-	if !(perSecond > 0) {
-		panic("gateway: " + caller + ": perSecond must be positive")
-	}
-	b := &rateBucket{rate: min(perSecond, 1e9), burst: burst, queued: queued}
-	// The subtraction keeps a quotient such as 10.000000000000002 from being rounded up to 11.
-	const most = math.MaxInt64 / int64(time.Second)
-	if s := math.Ceil(float64(burst)/b.rate - 1e-9); s < float64(most) {
-		b.window = time.Duration(max(s, 1)) * time.Second
-	} else {
-		b.window = time.Duration(most) * time.Second
-	}
-	return b
-}
-
-// Begin fills the bucket: a zero rate.Limiter is empty.
-func (b *rateBucket) Begin(s *rate.Limiter, now time.Time) {
-	s.SetBurstAt(now, b.burst)
-	s.SetLimitAt(now, rate.Limit(b.rate))
-	s.AllowN(now, -b.burst)
-}
-
-func (b *rateBucket) take(s *rate.Limiter, now time.Time, n int) Decision {
-	d := Decision{OK: s.AllowN(now, n), Limit: b.burst, Window: b.window}
-	tokens := s.TokensAt(now)
-	spent := float64(b.burst) - tokens
-	d.Remaining = b.units(tokens)
-	d.ResetAfter = b.timeFor(spent)
-	switch {
-	case d.OK && b.queued:
-		d.Wait = b.timeFor(spent - float64(n))
-		d.Ref = queueEnd(now, d.ResetAfter)
-	case !d.OK && n <= b.burst:
-		d.RetryAfter = b.timeFor(float64(n) - tokens)
-	}
-	return d
-}
-
-// give gives back the slot of a leaky bucket only while that is the last in the queue. Those that came later
-// have been granted a Wait that begins after this slot, and keep it.
-func (b *rateBucket) give(s *rate.Limiter, now time.Time, n int, ref int64) {
-	if b.queued {
-		end := queueEnd(now, b.timeFor(float64(b.burst)-s.TokensAt(now)))
-		if halfSlot := 0.5e9 / b.rate; math.Abs(float64(end-ref)) > halfSlot {
-			return
-		}
-	}
-	s.AllowN(now, -min(n, b.burst)) // the next call cuts the tokens at the burst
-}
-
-func (b *rateBucket) AtRest(s *rate.Limiter, now time.Time) bool {
-	return s.TokensAt(now) >= float64(b.burst)
-}
-
-// units returns how many units could be taken at once. Like rate.Limiter, it ignores a lack of less than a
-// nanosecond's worth.
-func (b *rateBucket) units(tokens float64) int {
-	tokens += b.rate * 0.999e-9
-	switch {
-	case tokens < 1:
-		return 0
-	case tokens >= float64(b.burst):
-		return b.burst
-	}
-	return int(tokens)
-}
-
-// timeFor returns the time in which so many tokens come, in whole nanoseconds. It rounds up, unless the
-// excess is only a rounding error of the quotient.
-func (b *rateBucket) timeFor(tokens float64) time.Duration {
-	switch ns := tokens / b.rate * 1e9; {
-	case ns < 1:
-		return 0
-	case ns >= math.MaxInt64:
-		return math.MaxInt64
-	default:
-		return time.Duration(math.Ceil(ns - 0.001))
-	}
-}
-
-// queueEnd returns the Unix time, in nanoseconds, at which a queue that lasts for after is empty.
-func queueEnd(now time.Time, after time.Duration) int64 {
-	at := max(now.UnixNano(), 0)
-	if int64(after) > math.MaxInt64-at {
-		return math.MaxInt64
-	}
-	return at + int64(after)
-}
-
-// fixedWindow is the fixed window, aligned to the Unix epoch.
-type fixedWindow struct {
-	limit  int
-	length time.Duration
-}
-
-// windowCount counts the units that one key has taken in a window.
-type windowCount struct {
-	start int64 // of the window, Unix time in nanoseconds
-	used  int
-}
-
-// startAt returns the start of the window that now is in.
-func (w *fixedWindow) startAt(now time.Time) int64 {
-	at := now.UnixNano()
-	into := at % int64(w.length)
-	if into < 0 {
-		into += int64(w.length)
-	}
-	return at - into
-}
-
-func (w *fixedWindow) Begin(s *windowCount, now time.Time) { s.start = w.startAt(now) }
-
-func (w *fixedWindow) take(s *windowCount, now time.Time, n int) Decision {
-	// When the clock is set back, the present window goes on.
-	if start := w.startAt(now); start > s.start {
-		s.start, s.used = start, 0
-	}
-	d := Decision{OK: n <= w.limit-s.used, Limit: w.limit, Window: w.length, Ref: s.start}
-	if d.OK {
-		s.used += n
-	}
-	d.Remaining = w.limit - s.used
-	left := time.Duration(s.start-now.UnixNano()) + w.length
-	if !d.OK && n <= w.limit {
-		d.RetryAfter = left
-	}
-	if s.used > 0 {
-		d.ResetAfter = left
-	}
-	return d
-}
-
-func (w *fixedWindow) give(s *windowCount, _ time.Time, n int, ref int64) {
-	if s.start == ref {
-		s.used = max(0, s.used-n)
-	}
-}
-
-func (w *fixedWindow) AtRest(s *windowCount, now time.Time) bool {
-	return s.used == 0 || w.startAt(now) > s.start
+	s.Unlock()
 }

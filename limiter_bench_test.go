@@ -25,6 +25,9 @@ var memoryLimiters = []struct {
 	{"fixed window", func(o *gateway.LimiterOptions) *gateway.MemoryLimiter {
 		return gateway.NewFixedWindow(1e9, time.Hour, o)
 	}},
+	{"sliding window", func(o *gateway.LimiterOptions) *gateway.MemoryLimiter {
+		return gateway.NewSlidingWindow(1e9, time.Hour, o)
+	}},
 }
 
 func BenchmarkTake(b *testing.B) {
@@ -95,6 +98,7 @@ func BenchmarkMemory(b *testing.B) {
 	}{
 		{"bucket", func() *gateway.MemoryLimiter { return gateway.NewTokenBucket(1e-6, 10, nil) }},
 		{"window", func() *gateway.MemoryLimiter { return gateway.NewFixedWindow(10, 1000*time.Hour, nil) }},
+		{"sliding window", func() *gateway.MemoryLimiter { return gateway.NewSlidingWindow(10, 1000*time.Hour, nil) }},
 	} {
 		for _, n := range []int{300_000, 500_000, 1_000_000} {
 			b.Run(m.name+"/"+strconv.Itoa(n), func(b *testing.B) {

@@ -119,6 +119,21 @@ func TestLimiters(t *testing.T) {
 		{"fixed window, a cost that never passes", func() *gateway.MemoryLimiter { return gateway.NewFixedWindow(3, time.Minute, nil) }, []takeStep{
 			{0, 4, D{Limit: 3, Remaining: 3, Window: time.Minute}},
 		}},
+		{"sliding window", func() *gateway.MemoryLimiter { return gateway.NewSlidingWindow(10, 10*time.Second, nil) }, []takeStep{
+			{0, 8, D{OK: true, Limit: 10, Remaining: 2, Window: 10 * time.Second, ResetAfter: 20 * time.Second}},
+			{9 * time.Second, 3, D{Limit: 10, Remaining: 2, Window: 10 * time.Second, ResetAfter: 11 * time.Second, RetryAfter: 2250 * msec}},
+			{2 * time.Second, 3, D{Limit: 10, Remaining: 2, Window: 10 * time.Second, ResetAfter: 9 * time.Second, RetryAfter: 250 * msec}},
+			{250 * msec, 3, D{OK: true, Limit: 10, Remaining: 0, Window: 10 * time.Second, ResetAfter: 18750 * msec}},
+			{0, 1, D{Limit: 10, Window: 10 * time.Second, ResetAfter: 18750 * msec, RetryAfter: 1250 * msec}},
+			{0, 10, D{Limit: 10, Window: 10 * time.Second, ResetAfter: 18750 * msec, RetryAfter: 18750 * msec}},
+			{0, 11, D{Limit: 10, Window: 10 * time.Second, ResetAfter: 18750 * msec}},
+			{18750*msec - 1, 10, D{Limit: 10, Remaining: 9, Window: 10 * time.Second, ResetAfter: 1, RetryAfter: 1}},
+			{1, 10, D{OK: true, Limit: 10, Window: 10 * time.Second, ResetAfter: 20 * time.Second}},
+		}},
+		{"sliding window, the longest", func() *gateway.MemoryLimiter { return gateway.NewSlidingWindow(math.MaxInt, longest, nil) }, []takeStep{
+			{0, math.MaxInt, D{OK: true, Limit: math.MaxInt, Window: longest, ResetAfter: longest}},
+			{0, math.MaxInt, D{Limit: math.MaxInt, Window: longest, ResetAfter: longest, RetryAfter: longest}},
+		}},
 		{"fixed window, the longest", func() *gateway.MemoryLimiter { return gateway.NewFixedWindow(math.MaxInt, longest, nil) }, []takeStep{
 			{0, math.MaxInt, D{OK: true, Limit: math.MaxInt, Window: longest, ResetAfter: longest - 946684800*time.Second}},
 			{0, math.MaxInt, D{Limit: math.MaxInt, Window: longest, ResetAfter: longest - 946684800*time.Second, RetryAfter: longest - 946684800*time.Second}},
@@ -233,6 +248,10 @@ func TestLimiterReturn(t *testing.T) {
 				" give:second:1 again=k:1 waits:again:70ms"}, // now it is the last
 		{"leaky bucket: a slot long past", gateway.NewLeakyBucket(10, 5, nil), "old=k:3 wait:1s a=k:3 give:old:3 left:k:3"},
 		{"fixed window: within it", gateway.NewFixedWindow(5, time.Minute, nil), "a=k:4 give:a:3 left:k:4 give:a:max left:k:5"},
+		{"sliding window: within it", gateway.NewSlidingWindow(5, time.Minute, nil), "a=k:4 give:a:3 left:k:4 give:a:max left:k:5"},
+		{"sliding window: in the next", gateway.NewSlidingWindow(60, time.Minute, nil), "a=k:40 wait:75s left:k:30 give:a:20 left:k:45 b=k:45"},
+		{"sliding window: too late", gateway.NewSlidingWindow(60, time.Minute, nil), "a=k:40 wait:2m b=k:2 give:a:40 left:k:58"},
+		{"sliding window: of the overflow", gateway.NewSlidingWindow(5, time.Hour, one), overflow},
 		{"fixed window: in a later one", gateway.NewFixedWindow(5, time.Minute, nil), "a=k:4 wait:1m b=k:2 give:a:4 left:k:3"},
 		{"token bucket: of the overflow", gateway.NewTokenBucket(0.001, 5, one), overflow},
 		{"leaky bucket: of the overflow", gateway.NewLeakyBucket(0.001, 4, one), overflow},
@@ -248,10 +267,11 @@ func TestLimiterReturn(t *testing.T) {
 func TestLimiterConcurrency(t *testing.T) {
 	const n = 200
 	for name, l := range map[string]*gateway.MemoryLimiter{
-		"token bucket": gateway.NewTokenBucket(1e-9, n, nil),
-		"leaky bucket": gateway.NewLeakyBucket(1e-9, n-1, nil),
-		"fixed window": gateway.NewFixedWindow(n, longest, nil),
-		"overflow":     gateway.NewTokenBucket(1e-9, n, &gateway.LimiterOptions{MaxKeys: 1}),
+		"token bucket":   gateway.NewTokenBucket(1e-9, n, nil),
+		"leaky bucket":   gateway.NewLeakyBucket(1e-9, n-1, nil),
+		"fixed window":   gateway.NewFixedWindow(n, longest, nil),
+		"sliding window": gateway.NewSlidingWindow(n, longest, nil),
+		"overflow":       gateway.NewTokenBucket(1e-9, n, &gateway.LimiterOptions{MaxKeys: 1}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if name == "overflow" {
@@ -307,9 +327,10 @@ func TestLimiterFlood(t *testing.T) {
 	const maxKeys = 200
 	opts := &gateway.LimiterOptions{MaxKeys: maxKeys}
 	for name, make := range map[string]func() *gateway.MemoryLimiter{
-		"token bucket": func() *gateway.MemoryLimiter { return gateway.NewTokenBucket(0.01, 5, opts) },
-		"leaky bucket": func() *gateway.MemoryLimiter { return gateway.NewLeakyBucket(0.01, 4, opts) },
-		"fixed window": func() *gateway.MemoryLimiter { return gateway.NewFixedWindow(5, time.Hour, opts) },
+		"token bucket":   func() *gateway.MemoryLimiter { return gateway.NewTokenBucket(0.01, 5, opts) },
+		"leaky bucket":   func() *gateway.MemoryLimiter { return gateway.NewLeakyBucket(0.01, 4, opts) },
+		"fixed window":   func() *gateway.MemoryLimiter { return gateway.NewFixedWindow(5, time.Hour, opts) },
+		"sliding window": func() *gateway.MemoryLimiter { return gateway.NewSlidingWindow(5, time.Hour, opts) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -398,6 +419,8 @@ func TestLimiterPanics(t *testing.T) {
 		"gateway: NewTokenBucket: perSecond must be positive":   func() { gateway.NewTokenBucket(math.NaN(), 1, nil) },
 		"gateway: NewLeakyBucket: perSecond must be positive":   func() { gateway.NewLeakyBucket(0, 1, nil) },
 		"gateway: NewLeakyBucket: queue must not be negative":   func() { gateway.NewLeakyBucket(1, -1, nil) },
+		"gateway: NewSlidingWindow: limit must be at least 1":   func() { gateway.NewSlidingWindow(0, 1, nil) },
+		"gateway: NewSlidingWindow: window must be positive":    func() { gateway.NewSlidingWindow(1, -1, nil) },
 		"gateway: NewFixedWindow: limit must be at least 1":     func() { gateway.NewFixedWindow(0, 1, nil) },
 		"gateway: NewFixedWindow: window must be positive":      func() { gateway.NewFixedWindow(1, 0, nil) },
 		"gateway: NewFixedWindow: MaxKeys must not be negative": func() { gateway.NewFixedWindow(1, 1, &gateway.LimiterOptions{MaxKeys: -1}) },

@@ -39,6 +39,12 @@ type Returner interface {
 	Return(ctx context.Context, key string, n int, d Decision) error
 }
 
+// Debtor is a Limiter that can be overdrawn. Owe takes n more units whatever is left, and later requests wait until
+// the debt is worked off: it is how a request pays that has cost more than it took before.
+type Debtor interface {
+	Owe(ctx context.Context, key string, n int) error
+}
+
 // KeyFunc returns the key whose allowance a request spends. It must be safe for concurrent use.
 //
 // If it returns an *Error, the request is answered with that error's status. If it returns one of the

@@ -7,19 +7,21 @@
 //
 // The keys are spread over 256 locks, and using a key allocates nothing unless the key is new. A table starts
 // no goroutine: what has come to rest is swept a little at a time by those who use the table. It reads no
-// clock either; time is an argument.
+// clock either. Time is an argument, in nanoseconds since any moment that the caller chooses.
 package keytable
 
 import (
 	"hash/maphash"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
 const (
-	shardCount = 256
-	sweepEvery = time.Millisecond
+	shardBits  = 8
+	shardCount = 1 << shardBits
+	sweepEvery = int64(time.Millisecond)
 	sweepKeys  = 64 // looked at by one sweep
 )
 
@@ -27,10 +29,10 @@ const (
 // and with a time that never goes back for this state.
 type States[S any] interface {
 	// Begin makes a zero S the state of a new key.
-	Begin(s *S, now time.Time)
+	Begin(s *S, now int64)
 
 	// AtRest reports whether s is equal to the state of a new key, so that the key can be forgotten.
-	AtRest(s *S, now time.Time) bool
+	AtRest(s *S, now int64) bool
 }
 
 // Table has the states of all keys that are not at rest. Make it with New. It is safe for concurrent use.
@@ -48,40 +50,29 @@ type Table[S any] struct {
 	}
 
 	held  atomic.Int64  // keys
-	swept atomic.Int64  // Unix time of the last sweep, in nanoseconds
+	swept atomic.Int64  // the time of the last sweep
 	next  atomic.Uint32 // the shard before the one that is swept next
-}
-
-// shard is the part of a table that is under one lock.
-type shard[S any] struct {
-	mu      sync.Mutex
-	clock   forwardClock
-	keys    map[string]*entry[S]
-	entries []*entry[S] // the same, in the sweep's order
-	pos     int         // the index in entries at which the next sweep begins
-	_       [64]byte    // keeps the locks of two shards out of one cache line
-}
-
-type entry[S any] struct {
-	key   string
-	state S
 }
 
 // forwardClock replaces a time that is earlier than the last one by the last one. Goroutines read the clock
 // before they get a lock, and clocks are set back.
-type forwardClock struct{ last time.Time }
+type forwardClock int64
 
-func (c *forwardClock) advance(now time.Time) time.Time {
-	if now.Before(c.last) {
-		return c.last
+func (c *forwardClock) advance(now int64) int64 {
+	if now > int64(*c) {
+		*c = forwardClock(now)
 	}
-	c.last = now
-	return now
+	return int64(*c)
 }
 
-// New returns an empty table for at most maxKeys keys. Its shards take about 35 KB.
+// New returns an empty table for at most maxKeys keys. Its shards take about 41 KB.
 func New[S any](maxKeys int, states States[S]) *Table[S] {
-	return &Table[S]{states: states, seed: maphash.MakeSeed(), maxKeys: int64(maxKeys)}
+	t := &Table[S]{states: states, seed: maphash.MakeSeed(), maxKeys: int64(maxKeys)}
+	t.overflow.clock = math.MinInt64
+	for i := range t.shards {
+		t.shards[i].clock = math.MinInt64
+	}
+	return t
 }
 
 // Len returns how many keys are held, including those at rest that no sweep has looked at yet. It is never
@@ -95,38 +86,83 @@ func (t *Table[S]) Len() int {
 // do, soon and once.
 type Locked[S any] struct {
 	State    *S
-	Now      time.Time // the time that was given, or the last one that this lock saw if that is later
-	Overflow bool      // State is the one that all keys without room share
+	Now      int64 // the time that was given, or the last one that this lock saw if that is later
+	Overflow bool  // State is the one that all keys without room share
 
-	mu      *sync.Mutex
-	sweeps  *Table[S] // to be swept by Unlock if it is time; nil for none
-	readNow time.Time // the time that was given
+	mu *sync.Mutex
 }
+
+// Unlock ends the use of the state.
+func (l *Locked[S]) Unlock() { l.mu.Unlock() }
 
 // Lock returns the state of key. If the key is new, it gets a new state; if there is no room for it, even
 // after a sweep, Lock returns the overflow state.
-func (t *Table[S]) Lock(key string, now time.Time) Locked[S] {
-	n := name{plain: key}
-	s := t.shardOf(&n)
-	l := t.lockIn(s, &n, now)
-	if l.State != nil {
-		l.sweeps = t
-		return l
+//
+// Before it takes a lock, it may look at some other keys, to forget those at rest.
+func (t *Table[S]) Lock(key string, now int64) Locked[S] {
+	if since := now - t.swept.Load(); since < 0 || since >= sweepEvery {
+		t.sweepInTime(now)
 	}
-	t.sweep(now)
-	if l = t.lockIn(s, &n, now); l.State != nil {
-		return l
+	if len(key) > longestPlain {
+		return t.lockLong(key, now)
 	}
-	return t.lockOverflow(now)
+	hash := maphash.String(t.seed, key)
+	s := t.shardOf(hash)
+	s.mu.Lock()
+	if e := find(s, uint32(hash), key); e != nil {
+		return Locked[S]{State: &e.state, Now: s.clock.advance(now), mu: &s.mu}
+	}
+	return t.lockNew(s, uint32(hash), now, key)
+}
+
+func (t *Table[S]) lockLong(key string, now int64) Locked[S] {
+	var buf [longestPlain + 1]byte
+	name := digest(&buf, key)
+	hash := maphash.Bytes(t.seed, name)
+	s := t.shardOf(hash)
+	s.mu.Lock()
+	if e := find(s, uint32(hash), name); e != nil {
+		return Locked[S]{State: &e.state, Now: s.clock.advance(now), mu: &s.mu}
+	}
+	return t.lockNew(s, uint32(hash), now, string(name))
+}
+
+// lockNew adds a key that is not held to s, which is locked. Where there is no room, it sweeps and looks once
+// more.
+func (t *Table[S]) lockNew(s *shard[S], tag uint32, now int64, name string) Locked[S] {
+	for attempt := 0; ; attempt++ {
+		if t.held.Add(1) <= t.maxKeys {
+			break
+		}
+		t.held.Add(-1)
+		s.mu.Unlock()
+		if attempt > 0 {
+			return t.lockOverflow(now)
+		}
+		t.sweep(now)
+		s.mu.Lock()
+		if e := find(s, tag, name); e != nil { // another goroutine was faster
+			return Locked[S]{State: &e.state, Now: s.clock.advance(now), mu: &s.mu}
+		}
+	}
+	e := s.add(tag, name)
+	now = s.clock.advance(now)
+	t.states.Begin(&e.state, now)
+	return Locked[S]{State: &e.state, Now: now, mu: &s.mu}
 }
 
 // LockHeld returns the state of key if the key is held. Otherwise State is nil, nothing is locked, and the
 // key is at rest or in the overflow.
-func (t *Table[S]) LockHeld(key string, now time.Time) Locked[S] {
-	n := name{plain: key}
-	s := t.shardOf(&n)
+func (t *Table[S]) LockHeld(key string, now int64) Locked[S] {
+	var buf [longestPlain + 1]byte
+	name := append(buf[:0], key[:min(len(key), longestPlain)]...)
+	if len(key) > longestPlain {
+		name = digest(&buf, key)
+	}
+	hash := maphash.Bytes(t.seed, name)
+	s := t.shardOf(hash)
 	s.mu.Lock()
-	if e := s.find(&n); e != nil {
+	if e := find(s, uint32(hash), name); e != nil {
 		return Locked[S]{State: &e.state, Now: s.clock.advance(now), mu: &s.mu}
 	}
 	s.mu.Unlock()
@@ -135,7 +171,7 @@ func (t *Table[S]) LockHeld(key string, now time.Time) Locked[S] {
 
 // LockOverflow returns the overflow state if some key had to use it. Otherwise State is nil, and nothing is
 // locked.
-func (t *Table[S]) LockOverflow(now time.Time) Locked[S] {
+func (t *Table[S]) LockOverflow(now int64) Locked[S] {
 	o := &t.overflow
 	o.mu.Lock()
 	if o.begun {
@@ -145,32 +181,7 @@ func (t *Table[S]) LockOverflow(now time.Time) Locked[S] {
 	return Locked[S]{}
 }
 
-// Unlock ends the use of the state. It may then look at some other keys, to forget those at rest.
-func (l *Locked[S]) Unlock() {
-	l.mu.Unlock()
-	if l.sweeps != nil {
-		l.sweeps.sweepInTime(l.readNow)
-	}
-}
-
-// lockIn locks n in its shard. It adds n if it is new, or returns a zero Locked if there is no room for it.
-func (t *Table[S]) lockIn(s *shard[S], n *name, now time.Time) Locked[S] {
-	s.mu.Lock()
-	at := s.clock.advance(now)
-	e := s.find(n)
-	if e == nil {
-		if t.held.Add(1) > t.maxKeys {
-			t.held.Add(-1)
-			s.mu.Unlock()
-			return Locked[S]{}
-		}
-		e = s.add(n)
-		t.states.Begin(&e.state, at)
-	}
-	return Locked[S]{State: &e.state, Now: at, mu: &s.mu, readNow: now}
-}
-
-func (t *Table[S]) lockOverflow(now time.Time) Locked[S] {
+func (t *Table[S]) lockOverflow(now int64) Locked[S] {
 	o := &t.overflow
 	o.mu.Lock()
 	now = o.clock.advance(now)
@@ -181,11 +192,31 @@ func (t *Table[S]) lockOverflow(now time.Time) Locked[S] {
 	return Locked[S]{State: &o.state, Now: now, Overflow: true, mu: &o.mu}
 }
 
-// sweepInTime sweeps if the last sweep is long enough ago. If the clock was set back since then, it is.
-func (t *Table[S]) sweepInTime(now time.Time) {
-	at, last := now.UnixNano(), t.swept.Load()
-	if since := at - last; since < 0 || since >= int64(sweepEvery) {
-		if t.swept.CompareAndSwap(last, at) {
+// Each calls f with each key that is held and with its state, under the lock of the state. It locks one shard
+// after another, so that it sees no single moment of the whole table. A key that is held as its SHA-256 is
+// given as "sha256:" and 64 hexadecimal digits.
+func (t *Table[S]) Each(now int64, f func(key string, s *S, now int64)) {
+	for i := range t.shards {
+		t.shards[i].each(now, f)
+	}
+}
+
+func (s *shard[S]) each(now int64, f func(key string, s *S, now int64)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now = s.clock.advance(now)
+	for i := range s.n {
+		e := s.at(i)
+		f(shownName(e.key), &e.state, now)
+	}
+}
+
+// sweepInTime sweeps if no other goroutine has begun to. If the clock was set back since the last sweep, it is
+// time as well.
+func (t *Table[S]) sweepInTime(now int64) {
+	last := t.swept.Load()
+	if since := now - last; since < 0 || since >= sweepEvery {
+		if t.swept.CompareAndSwap(last, now) {
 			t.sweep(now)
 		}
 	}
@@ -193,22 +224,22 @@ func (t *Table[S]) sweepInTime(now time.Time) {
 
 // sweep looks at sweepKeys keys, beginning where the last sweep ended, and forgets those at rest. It is
 // called with no lock held, and skips a shard that is locked rather than wait for it.
-func (t *Table[S]) sweep(now time.Time) {
+func (t *Table[S]) sweep(now int64) {
 	keys := sweepKeys
 	for i := 0; i < shardCount && keys > 0; i++ {
 		s := &t.shards[t.next.Add(1)%shardCount]
 		if !s.mu.TryLock() {
 			continue
 		}
-		if len(s.entries) > 0 {
+		if s.n > 0 {
 			at := s.clock.advance(now)
-			for j := min(keys, len(s.entries)); j > 0; j-- {
+			for j := min(keys, s.n); j > 0; j-- {
 				keys--
-				if s.pos >= len(s.entries) {
+				if s.pos >= s.n {
 					s.pos = 0
 				}
-				if t.states.AtRest(&s.entries[s.pos].state, at) {
-					s.remove(s.pos)
+				if t.states.AtRest(&s.at(s.pos).state, at) {
+					s.remove(s.pos, t.tag)
 					t.held.Add(-1)
 				} else {
 					s.pos++
@@ -219,34 +250,7 @@ func (t *Table[S]) sweep(now time.Time) {
 	}
 }
 
-func (t *Table[S]) shardOf(n *name) *shard[S] {
-	return &t.shards[n.hash(t.seed)%shardCount]
-}
+// A hash chooses the shard by its upper bits. Its lower bits are the tag, by which the shard finds the key.
+func (t *Table[S]) shardOf(hash uint64) *shard[S] { return &t.shards[hash>>(64-shardBits)] }
 
-func (s *shard[S]) find(n *name) *entry[S] {
-	if n.hashed {
-		return s.keys[string(n.sum[:])]
-	}
-	return s.keys[n.plain]
-}
-
-func (s *shard[S]) add(n *name) *entry[S] {
-	e := &entry[S]{key: n.own()}
-	if s.keys == nil {
-		s.keys = make(map[string]*entry[S])
-	}
-	s.keys[e.key] = e
-	s.entries = append(s.entries, e)
-	return e
-}
-
-func (s *shard[S]) remove(i int) {
-	last := len(s.entries) - 1
-	delete(s.keys, s.entries[i].key)
-	s.entries[i] = s.entries[last]
-	s.entries[last] = nil
-	s.entries = s.entries[:last]
-	if last == 0 {
-		s.keys, s.entries = nil, nil // a map never shrinks by itself
-	}
-}
+func (t *Table[S]) tag(name string) uint32 { return uint32(maphash.String(t.seed, name)) }

@@ -13,20 +13,24 @@ import (
 
 // lease is a state that is busy until a time.
 type lease struct {
-	began, until time.Time
+	began, until int64
 	uses         int
 }
 
 type leases struct{}
 
-func (leases) Begin(l *lease, now time.Time)       { l.began = now }
-func (leases) AtRest(l *lease, now time.Time) bool { return !now.Before(l.until) }
+func (leases) Begin(l *lease, now int64)       { l.began = now }
+func (leases) AtRest(l *lease, now int64) bool { return now >= l.until }
 
-var start = time.Unix(1_000_000_000, 0)
+const (
+	start  = int64(1_000_000_000_000_000_000)
+	minute = int64(time.Minute)
+	hour   = int64(time.Hour)
+)
 
 // use makes key busy until a time, and reports how often its state was used before, and whether that is the
 // overflow.
-func use(t *Table[lease], key string, now, until time.Time) (before int, overflow bool) {
+func use(t *Table[lease], key string, now, until int64) (before int, overflow bool) {
 	l := t.Lock(key, now)
 	defer l.Unlock()
 	l.State.uses++
@@ -38,25 +42,25 @@ func TestBound(t *testing.T) {
 	const maxKeys = 100
 	for _, tt := range []struct {
 		name     string
-		leases   time.Duration // of the first 100 keys
-		later    time.Duration // when 100 other keys come
-		overflow int           // how many of them find no room
+		leases   int64 // of the first 100 keys
+		later    int64 // when 100 other keys come
+		overflow int   // how many of them find no room
 	}{
-		{"all busy", time.Hour, time.Minute, 100},
-		{"all at rest", time.Minute, time.Hour, 0},
-		{"at rest just now", time.Minute, time.Minute, 0},
-		{"busy just yet", time.Minute, time.Minute - 1, 100},
+		{"all busy", hour, minute, 100},
+		{"all at rest", minute, hour, 0},
+		{"at rest just now", minute, minute, 0},
+		{"busy just yet", minute, minute - 1, 100},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			table := New(maxKeys, leases{})
 			for i := range maxKeys {
-				if _, over := use(table, "first "+strconv.Itoa(i), start, start.Add(tt.leases)); over {
+				if _, over := use(table, "first "+strconv.Itoa(i), start, start+tt.leases); over {
 					t.Fatalf("no room for key %d", i)
 				}
 			}
-			now, overflow := start.Add(tt.later), 0
+			now, overflow := start+tt.later, 0
 			for i := range maxKeys {
-				before, over := use(table, "later "+strconv.Itoa(i), now, now.Add(time.Hour))
+				before, over := use(table, "later "+strconv.Itoa(i), now, now+hour)
 				if over {
 					if before != overflow {
 						t.Errorf("the overflow was used %d times before, want %d", before, overflow)
@@ -95,12 +99,12 @@ func TestLockHeldAndLockOverflow(t *testing.T) {
 	if held(table.LockHeld("a", start)) != -1 || held(table.LockOverflow(start)) != -1 || table.Len() != 0 {
 		t.Error("an empty table has states")
 	}
-	use(table, "a", start, start.Add(time.Hour))
+	use(table, "a", start, start+hour)
 	if n := held(table.LockHeld("a", start)); n != 1 {
 		t.Errorf("a was used %d times", n)
 	}
 	for range 3 {
-		use(table, "b", start, start.Add(time.Hour))
+		use(table, "b", start, start+hour)
 	}
 	if n := held(table.LockHeld("b", start)); n != -1 {
 		t.Errorf("b, for which there is no room, was used %d times", n)
@@ -120,16 +124,16 @@ func TestSweep(t *testing.T) {
 		}
 	}
 	now := start
-	use(table, "busy", now, now.Add(time.Hour))
+	use(table, "busy", now, now+hour)
 	for range 100 {
 		before := table.Len()
-		now = now.Add(sweepEvery)
-		use(table, "busy", now, now.Add(time.Hour))
+		now += sweepEvery
+		use(table, "busy", now, now+hour)
 		if n := before - table.Len(); n > sweepKeys {
 			t.Fatalf("%d keys forgotten at once", n)
 		}
 		before = table.Len()
-		use(table, "busy", now, now.Add(time.Hour))
+		use(table, "busy", now, now+hour)
 		if table.Len() != before {
 			t.Fatal("two sweeps in a millisecond")
 		}
@@ -140,7 +144,7 @@ func TestSweep(t *testing.T) {
 	// The clock is set back, and the sweep goes on.
 	use(table, "at rest", start, start)
 	for i := range 20 {
-		use(table, "busy", start.Add(time.Duration(-i)*time.Second), start.Add(time.Hour))
+		use(table, "busy", start-int64(i)*int64(time.Second), start+hour)
 	}
 	if n := table.Len(); n != 1 {
 		t.Errorf("%d keys held after the clock was set back", n)
@@ -151,16 +155,14 @@ func TestTimeNeverGoesBack(t *testing.T) {
 	table := New(1, leases{})
 	for _, key := range []string{"a", "overflow"} {
 		last := start
-		for _, after := range []time.Duration{0, -time.Hour, time.Second, 0, time.Minute, -1} {
-			now := start.Add(after)
-			if now.After(last) {
-				last = now
-			}
+		for _, after := range []int64{0, -hour, int64(time.Second), 0, minute, -1} {
+			now := start + after
+			last = max(last, now)
 			l := table.Lock(key, now)
-			l.State.until = start.Add(time.Hour)
+			l.State.until = start + hour
 			got := l.Now
 			l.Unlock()
-			if !got.Equal(last) {
+			if got != last {
 				t.Errorf("%s: Now is %v, want %v", key, got, last)
 			}
 		}
@@ -179,7 +181,7 @@ func TestKeysAreDistinct(t *testing.T) {
 	table := New(1000, leases{})
 	for round := range 2 {
 		for _, k := range keys {
-			if before, over := use(table, k, start, start.Add(time.Hour)); before != round || over {
+			if before, over := use(table, k, start, start+hour); before != round || over {
 				t.Errorf("key %.40q of %d bytes was used %d times before, want %d", k, len(k), before, round)
 			}
 		}
@@ -193,10 +195,10 @@ func TestKeysAreDistinct(t *testing.T) {
 func TestTableOwnsItsKeys(t *testing.T) {
 	table := New(1000, leases{})
 	key := strings.Repeat("alice ", 1000)[:5]
-	use(table, key, start, start.Add(time.Hour))
+	use(table, key, start, start+hour)
 	for i := range table.shards {
-		for held, e := range table.shards[i].keys {
-			if unsafe.StringData(held) == unsafe.StringData(key) || unsafe.StringData(e.key) == unsafe.StringData(key) {
+		for j := range table.shards[i].n {
+			if unsafe.StringData(table.shards[i].at(j).key) == unsafe.StringData(key) {
 				t.Error("the caller's string is held")
 			}
 		}
@@ -211,10 +213,10 @@ func TestConcurrently(t *testing.T) {
 	for g := range 8 {
 		wg.Go(func() {
 			for i := range rounds {
-				now := start.Add(time.Duration(i) * sweepEvery)
-				use(table, "busy", now, start.Add(time.Hour))
+				now := start + int64(i)*sweepEvery
+				use(table, "busy", now, start+hour)
 				key := strconv.Itoa((i*7 + g*13) % 200)
-				use(table, key, now, now.Add(sweepEvery))
+				use(table, key, now, now+sweepEvery)
 				if l := table.LockHeld(key, now); l.State != nil {
 					l.Unlock()
 				}
@@ -231,7 +233,7 @@ func TestConcurrently(t *testing.T) {
 	}
 	held := 0
 	for i := range table.shards {
-		held += len(table.shards[i].entries)
+		held += table.shards[i].n
 	}
 	if int64(held) != table.held.Load() {
 		t.Errorf("%d keys in the shards, %d counted", held, table.held.Load())
@@ -241,8 +243,8 @@ func TestConcurrently(t *testing.T) {
 func TestHeldKeysAllocateNothing(t *testing.T) {
 	for _, n := range []int{5, 500} {
 		table, key := New(1000, leases{}), strings.Repeat("x", n)
-		use(table, key, start, start.Add(time.Hour))
-		if n := testing.AllocsPerRun(100, func() { use(table, key, start, start.Add(time.Hour)) }); n != 0 {
+		use(table, key, start, start+hour)
+		if n := testing.AllocsPerRun(100, func() { use(table, key, start, start+hour) }); n != 0 {
 			t.Errorf("key of %d bytes: %v allocations", len(key), n)
 		}
 	}
@@ -252,7 +254,7 @@ func BenchmarkLock(b *testing.B) {
 	table := New(1<<20, leases{})
 	for _, n := range []int{16, 500} {
 		b.Run(fmt.Sprintf("key of %d bytes", n), func(b *testing.B) {
-			key, until := strings.Repeat("x", n), start.Add(time.Hour)
+			key, until := strings.Repeat("x", n), start+hour
 			b.ReportAllocs()
 			for b.Loop() {
 				l := table.Lock(key, start)
