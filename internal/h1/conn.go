@@ -143,6 +143,21 @@ func (c *conn) close() { c.rw.Close() }
 // abort closes the connection at once.
 func (c *conn) abort() { c.wire.Conn.Close() }
 
+// heed takes what a target has sent on a new connection before it was asked anything. That serves as an
+// answer, as a target may say in this way that it is overloaded. But its answer to the request may follow, so
+// the connection is not used again.
+func (c *conn) heed() {
+	if !c.takesTurns() {
+		return
+	}
+	c.buf = getBuffer()
+	n, err := c.wire.readIfReady(c.buf.b)
+	if n > 0 || err != wouldBlock {
+		c.odd = true
+	}
+	c.w = n
+}
+
 // gotConnInfo describes the connection to hooks.
 func (c *conn) gotConnInfo() httptrace.GotConnInfo {
 	info := httptrace.GotConnInfo{Conn: c.netConn(), Reused: c.reused, WasIdle: c.reused}

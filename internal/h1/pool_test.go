@@ -174,19 +174,47 @@ func TestDeadIdleConnections(t *testing.T) {
 			}
 			closeNow <- true
 			<-closed
-			waitUntilReadable(t, tr.hosts[hostKey{false, addr}].idle[0])
+			waitUntilReadable(t, tr.hosts[hostKey{false, addr}].idle[0].wire.Conn)
 		}
 	}
 }
 
-// waitUntilReadable waits until the end of an idle connection, or a byte, has arrived.
-func waitUntilReadable(t *testing.T, c *conn) {
+// A target that answers before it is asked, and then again, never answers another request with that.
+func TestAnswerBeforeTheRequest(t *testing.T) {
+	addr := serve(t, func(_ int, c net.Conn) {
+		io.WriteString(c, okAnswer)
+		br := bufio.NewReader(c)
+		for {
+			if _, err := http.ReadRequest(br); err != nil {
+				return
+			}
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+		}
+	})
+	tr := newTransport(t, &Options{Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		var d net.Dialer
+		c, err := d.DialContext(ctx, network, addr)
+		if err == nil {
+			waitUntilReadable(t, c)
+			c.SetReadDeadline(time.Time{})
+		}
+		return c, err
+	}})
+	for range 20 {
+		if reused, body := askReused(t, tr, newRequest(t, "GET", "http://"+addr+"/", nil)); reused || body != "ok" {
+			t.Error(reused, body)
+		}
+	}
+}
+
+// waitUntilReadable waits until the end of a connection, or a byte, has arrived.
+func waitUntilReadable(t *testing.T, c net.Conn) {
 	t.Helper()
-	raw, err := c.wire.Conn.(syscall.Conn).SyscallConn()
+	raw, err := c.(syscall.Conn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.wire.Conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	c.SetReadDeadline(time.Now().Add(5 * time.Second))
 	err = raw.Read(func(fd uintptr) bool {
 		n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 		return err != syscall.EAGAIN || n > 0

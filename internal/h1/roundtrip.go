@@ -144,6 +144,9 @@ func (c *call) exchange(ctx context.Context, conn *conn) (*response, *failure) {
 	w.begin(ctx)
 	conn.odd = c.close
 	request := c.buf.b
+	if !conn.reused {
+		conn.heed()
+	}
 	if conn.reused && c.takesTurn() && conn.takesTurns() {
 		written, f := c.takeTurn(conn)
 		if f != nil {

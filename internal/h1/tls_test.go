@@ -66,7 +66,7 @@ func TestIdleConnectionsOverTLS(t *testing.T) {
 				<-done
 				if !tt.reused {
 					key, _ := keyOf("https", url[len("https://"):len(url)-1])
-					waitUntilReadable(t, tr.hosts[key].idle[0])
+					waitUntilReadable(t, tr.hosts[key].idle[0].wire.Conn)
 				}
 			}
 		})
