@@ -20,7 +20,7 @@ type BreakerOptions struct {
 // failure, except for 501 and 505. What the gateway itself refuses inside (401, 429) or cannot decide (503, the
 // key set is away) is neutral, and so are a client that leaves and a panic. The panic is passed on.
 //
-// The status of a gRPC call, in the trailers, corrects what was reported: see Outcome.
+// The status of a gRPC call, which comes in the trailers, corrects what was reported: see Outcome.
 //
 // Several Breakers may share one circuit. When one stands inside another, or when an Upstream inside has the
 // same circuit, only the outer Breaker asks the circuit and reports to it. A nil c panics.

@@ -183,7 +183,7 @@ func (c *Circuit) verdict(o Outcome, status int) (v verdict) {
 func (t *ticket) done(o Outcome, status int) { t.report(o, status, o == OutcomeAborted) }
 
 // correct takes back a success that was reported at the response headers, and counts a failure instead, if the outcome
-// is one. Gateway itself may do that for other outcomes than OutcomeAborted: the status of gRPC comes last.
+// is one. The outcome need not be OutcomeAborted, as it must in done: the status of a gRPC call comes last.
 func (t *ticket) correct(o Outcome, status int) { t.report(o, status, true) }
 
 // report counts a result. late permits to take back the success that was reported before.
