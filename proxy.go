@@ -83,10 +83,11 @@ type ProxyOptions struct {
 // informational ones included; an answer of the gateway's own has its own fields.
 //
 // Otherwise the response reaches the client unchanged; Proxy adds no Content-Type. What has arrived of it
-// does not wait for the rest, whether its length is known or not; a small response that arrives whole leaves
-// in one write. Up to 100 informational (1xx) responses are passed on at once. An error before the response
-// has begun is answered by WriteError. After that, Proxy aborts the connection with http.ErrAbortHandler, so
-// that the client sees that its response is incomplete.
+// does not wait for the rest. The header of a body of known length goes with the first bytes of the body; it
+// goes before them when they are late and the transport knows that. A small response that arrives whole
+// leaves in one write. Up to 100 informational (1xx) responses are passed on at once. An error before the
+// response has begun is answered by WriteError. After that, Proxy aborts the connection with
+// http.ErrAbortHandler, so that the client sees that its response is incomplete.
 //
 // When a client sent Expect: 100-continue over HTTP/1.1, its body is not requested before the target requests
 // it, or the transport stops waiting (after one second with NewTransport).

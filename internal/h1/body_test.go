@@ -519,3 +519,54 @@ func TestNetHTTPServer(t *testing.T) {
 		}
 	}
 }
+
+// TestBuffered: a body of known length knows what Read returns without waiting.
+func TestBuffered(t *testing.T) {
+	for _, tt := range []struct {
+		name, first, rest string
+		want, then        int // before the first Read, and after the first byte was read
+	}{
+		{"whole", "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody", "", 4, 3},
+		{"part", "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbo", "dy", 2, 1},
+		{"nothing", "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", "body", 0, 3},
+		{"chunked", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n", "0\r\n\r\n", -1, -1},
+		{"until the end", "HTTP/1.1 200 OK\r\n\r\nbo", "dy", -1, -1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			release := make(chan bool)
+			url := serve(t, func(_ int, c net.Conn) {
+				http.ReadRequest(bufio.NewReader(c))
+				io.WriteString(c, tt.first)
+				<-release
+				io.WriteString(c, tt.rest)
+			})
+			res, err := newTransport(t, nil).RoundTrip(newRequest(t, "GET", "http://"+url, nil))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			body := res.Body.(interface{ Buffered() int })
+			if n := body.Buffered(); n != tt.want {
+				t.Errorf("%d bytes, want %d", n, tt.want)
+			}
+			close(release)
+			var one [1]byte
+			if _, err := io.ReadFull(res.Body, one[:]); err != nil || one[0] != 'b' {
+				t.Fatalf("read %q, %v", one, err)
+			}
+			if n := body.Buffered(); n != tt.then {
+				t.Errorf("then %d bytes, want %d", n, tt.then)
+			}
+			if rest, err := io.ReadAll(res.Body); err != nil || string(rest) != "ody" {
+				t.Errorf("then read %q, %v", rest, err)
+			}
+			if n := body.Buffered(); n > 0 {
+				t.Errorf("at the end %d bytes", n)
+			}
+			res.Body.Close()
+			if n := body.Buffered(); n > 0 {
+				t.Errorf("once closed %d bytes", n)
+			}
+		})
+	}
+}
