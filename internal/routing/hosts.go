@@ -19,9 +19,14 @@ type hosts struct {
 
 // first returns the tree that is searched first for r.
 func (t *hosts) first(r *http.Request) *hostTree {
-	if len(t.exact) == 0 && len(t.wild) == 0 {
+	if len(t.exact)+len(t.wild) == 0 {
 		return &t.any
 	}
+	return t.firstOf(r)
+}
+
+// firstOf is first where there are hosts.
+func (t *hosts) firstOf(r *http.Request) *hostTree {
 	host := r.Host
 	if host == "" {
 		host = r.URL.Host

@@ -105,6 +105,9 @@ func (s *Search) try(routes pathRoutes, exact bool) bool {
 		covers := coversMethod(g.method, s.method)
 		switch {
 		case !covers && !s.survey:
+		case !s.survey && len(g.routes[0].Predicates) == 0: // nothing to ask
+			s.route, s.exact = g.routes[0], exact
+			return true
 		case g.index != nil && !s.trace && s.assumed == Other:
 			if s.tryIndexed(g, covers, exact) {
 				return true
