@@ -538,3 +538,18 @@ func TestForwardTrailersOfTheClient(t *testing.T) {
 		t.Errorf("the target got %q", g)
 	}
 }
+
+// logged returns a logger that calls f with each line.
+func logged(f func(line map[string]string)) *slog.Logger { return slog.New(lineFunc(f)) }
+
+type lineFunc func(line map[string]string)
+
+func (f lineFunc) Enabled(context.Context, slog.Level) bool { return true }
+func (f lineFunc) WithAttrs([]slog.Attr) slog.Handler       { return f }
+func (f lineFunc) WithGroup(string) slog.Handler            { return f }
+func (f lineFunc) Handle(_ context.Context, r slog.Record) error {
+	line := map[string]string{"message": r.Message, "level": r.Level.String()}
+	r.Attrs(func(a slog.Attr) bool { line[a.Key] = a.Value.String(); return true })
+	f(line)
+	return nil
+}

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -142,4 +143,24 @@ var refusals = [...]string{
 	"http: ContentLength=", "http: Request.ContentLength=", "net/http: invalid header ", "net/http: invalid trailer ",
 	"net/http: invalid method ", "net/http: can't write control character in Request.URL",
 	"http: nil Request", "http: no Host in request URL",
+}
+
+// surelySent is the size of fields that every server of note takes. Some take no more than this.
+const surelySent = 8 << 10
+
+// mayBeTooLarge reports whether r may have failed with err because its fields are too large for the target. A server that
+// cannot answer 431 closes the connection. One that speaks HTTP/2 tells its limit, but not before the first request is on
+// its way: what is too large then breaks the connection as malformed, and net/http tries again until the time is over. So
+// the failure of a large request says nothing about the target, unless nothing was sent.
+func mayBeTooLarge(r *http.Request, err error) bool {
+	if r.URL == nil || fieldBytes(r)+len(r.URL.Path)+len(r.URL.RawQuery) <= surelySent || neverSent(err) {
+		return false
+	}
+	switch cause := context.Cause(r.Context()); {
+	case cause == nil:
+		return true
+	case errors.Is(cause, ErrTimeout):
+		return r.URL.Scheme != "http" // HTTP/1.1 is not tried again
+	}
+	return false
 }

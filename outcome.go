@@ -249,6 +249,8 @@ func attemptError(r *http.Request, err error) error {
 		return &Error{Status: refusedLocally(err), Err: err}
 	case isShortOfResources(err):
 		return fmt.Errorf("%w: %w", ErrOverloaded, err)
+	case mayBeTooLarge(r, err):
+		return &Error{Status: http.StatusRequestHeaderFieldsTooLarge, Err: err}
 	case context.Cause(ctx) == ErrTimeout, ctx.Err() == context.DeadlineExceeded:
 		return fmt.Errorf("%w: %w", ErrTimeout, hideCanceled{err})
 	case leftEarly(ctx):

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 )
 
 // rawRequest is a request as a hostile client may write it: nothing in it is checked. It is sent over HTTP/1.1 or
@@ -163,7 +164,7 @@ func (c rawClient) run(t *testing.T, protocol string, s *httptest.Server) {
 		return
 	}
 	defer conn.Close()
-	conn.SetDeadline(deadline())
+	conn.SetDeadline(time.Now().Add(4 * time.Second))
 	h2 := protocol == http2 || protocol == h2c
 	request := []byte(c.request.http1())
 	if h2 {
