@@ -105,7 +105,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member) (*htt
 		a.end(result{err: err, gone: leftEarly(a.client)})
 		return nil, a.member, err
 	}
-	a.answer(res)
+	a.answer(res, body)
 	return res, a.member, nil
 }
 
@@ -180,7 +180,7 @@ func (c *pooledConn) answer() { c.answered.Store(true) }
 func (c *pooledConn) wasDead() bool { return c != nil && c.reused.Load() && !c.answered.Load() }
 
 // answer makes the attempt the body of res, so that the attempt ends with it.
-func (a *attempt) answer(res *http.Response) {
+func (a *attempt) answer(res *http.Response, body *replay) {
 	a.answered = true
 	a.status = res.StatusCode
 	if isGRPC(res.Header) {
@@ -191,11 +191,11 @@ func (a *attempt) answer(res *http.Response) {
 	a.report(a.whole())
 	a.ReadCloser = res.Body
 	if conn, ok := res.Body.(io.ReadWriteCloser); ok {
-		a.idle = newIdleTimer(a.upstream.opts.Idle, a.Close) // silence in a connection is a normal end
-		res.Body = &attemptConn{attempt: a, conn: conn}      // the protocol was switched
+		a.idle = newIdleTimer(a.upstream.opts.Idle, a.Close, nil) // silence in a connection is a normal end
+		res.Body = &attemptConn{attempt: a, conn: conn}           // the protocol was switched
 	} else {
 		if idle := a.upstream.opts.Idle; idle > 0 { // else the method value would be an allocation for nothing
-			a.idle = newIdleTimer(idle, res.Body.Close)
+			a.idle = newIdleTimer(idle, res.Body.Close, body)
 		}
 		res.Body = a
 	}

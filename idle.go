@@ -11,10 +11,12 @@ import (
 var errIdle = errors.New("gateway: the target paused for too long")
 
 // idleTimer ends a response whose target pauses for too long. Its clock runs only while a read from the target is
-// under way. So a client that does not read is not taken for a pause of the target. A nil idleTimer never ends one.
+// under way. So a client that does not read is not taken for a pause of the target. Neither is one that has still to send a
+// part of its body, for which the target may be waiting. A nil idleTimer never ends one.
 type idleTimer struct {
 	after time.Duration
 	close func() error // interrupts the read
+	body  *replay      // the request's
 
 	mu      sync.Mutex
 	timer   *time.Timer
@@ -24,11 +26,11 @@ type idleTimer struct {
 }
 
 // newIdleTimer returns nil if after is not positive.
-func newIdleTimer(after time.Duration, close func() error) *idleTimer {
+func newIdleTimer(after time.Duration, close func() error, body *replay) *idleTimer {
 	if after <= 0 {
 		return nil
 	}
-	return &idleTimer{after: after, close: close}
+	return &idleTimer{after: after, close: close, body: body}
 }
 
 // begin starts the clock: a read from the target begins.
@@ -77,6 +79,10 @@ func (t *idleTimer) check() {
 		return
 	case rest > 0:
 		t.timer.Reset(rest)
+		t.mu.Unlock()
+		return
+	case t.body.awaitsClient():
+		t.timer.Reset(t.after)
 		t.mu.Unlock()
 		return
 	}

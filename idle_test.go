@@ -105,6 +105,30 @@ func TestUpstreamIdle(t *testing.T) {
 	}
 }
 
+// TestUpstreamIdleUpload: a target that waits for the rest of the client's body does not pause.
+func TestUpstreamIdleUpload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		up := gateway.NewUpstream("u", gateway.MustTargets("http://a.example"), &gateway.UpstreamOptions{
+			Idle: 10 * time.Second,
+			Transport: tripper(func(r *http.Request) (*http.Response, error) {
+				go io.Copy(io.Discard, r.Body)
+				return answered(r, 200, &paced{pauses: []time.Duration{time.Hour, 11 * time.Second}, closed: make(chan bool)}), nil
+			}),
+		})
+		upload, client := io.Pipe()
+		time.AfterFunc(time.Hour-time.Second, func() { client.Close() })
+		res, err := up.RoundTrip(newRequest(t, "POST", "http://x/", upload))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(res.Body)
+		if string(got) != "word" || err == nil || !strings.Contains(err.Error(), "paused for too long") {
+			t.Errorf("got %q, %v; want what came while the client was slow", got, err)
+		}
+		res.Body.Close()
+	})
+}
+
 // TestUpstreamIdleConnection: an upgraded connection ends when both ends are silent, which is nobody's failure.
 func TestUpstreamIdleConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

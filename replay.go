@@ -67,6 +67,15 @@ func (b *replay) failure() error {
 	return b.err
 }
 
+// awaitsClient reports whether a read of the client's body is under way.
+func (b *replay) awaitsClient() bool {
+	if b == nil || !b.reading.TryLock() {
+		return b != nil
+	}
+	b.reading.Unlock()
+	return false
+}
+
 // attach makes out's body a new view. out also gets a map of its own for the trailers, because a transport
 // that still sends an earlier attempt may read that attempt's map.
 func (b *replay) attach(out *http.Request) error {
