@@ -24,11 +24,12 @@ import (
 // scope is the instrumentation scope of this library's tracers and meters.
 const scope = "github.com/seed-96248d0c/gateway"
 
-// ObserveOptions configures the logger, tracer and meter that Observe reports to.
+// ObserveOptions configures the logger, tracer, meter and Stats that Observe reports to.
 type ObserveOptions struct {
 	Logger      *slog.Logger         // nil: no access log
 	Tracer      trace.TracerProvider // nil: otel.GetTracerProvider()
 	Meter       metric.MeterProvider // nil: otel.GetMeterProvider()
+	Stats       *Stats               // nil: none
 	TraceHeader string               // "" means X-Trace-ID; set on the upstream request and on the answer
 
 	// TrustTrace reports whether the trace of a request's caller is continued. The field traceparent is read,
@@ -97,6 +98,7 @@ func Observe(opts *ObserveOptions) Middleware {
 		tracer: opt.Tracer.Tracer(scope),
 		duration: telemetry.DurationHistogram(opt.Meter.Meter(scope), "http.server.request.duration",
 			"Duration of HTTP server requests."),
+		stats:       opt.Stats,
 		traceHeader: http.CanonicalHeaderKey(opt.TraceHeader),
 		trustTrace:  opt.TrustTrace,
 		log:         accessLog{logger: opt.Logger, quiet: opt.Quiet},
@@ -124,6 +126,7 @@ type observer struct {
 	tracer      trace.Tracer
 	duration    metric.Float64Histogram
 	labels      telemetry.LabelCache[serverLabels]
+	stats       *Stats // nil: none
 	traceHeader string // in canonical form
 	trustTrace  func(*http.Request) bool
 	log         accessLog
@@ -292,7 +295,7 @@ func (s *summary) route() string {
 	return s.pattern[max(0, strings.IndexByte(s.pattern, '/')):]
 }
 
-// finish ends the exchange and reports it to the histogram, the span and the log. panicked is what recover
+// finish ends the exchange and reports it to the histogram, Stats, the span and the log. panicked is what recover
 // returned.
 func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, span trace.Span, start time.Time, panicked any) {
 	s := summary{duration: time.Since(start)}
@@ -313,6 +316,9 @@ func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, spa
 			method: telemetry.Method(r.Method), route: s.route(), routeName: s.routeName, scheme: scheme(r), version: protocolVersion(r),
 			status: s.status, outcome: s.outcome,
 		})...)
+	}
+	if o.stats != nil {
+		o.stats.record(s.routeName, s.outcome, start.Add(s.duration), measured)
 	}
 	if span.IsRecording() {
 		describeResult(span, r, &s)

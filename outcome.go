@@ -152,6 +152,15 @@ func isFailure(o Outcome) bool {
 	return false
 }
 
+// isUpstreamFailure reports whether o is a failure of an upstream, or of a local handler in its place.
+func isUpstreamFailure(o Outcome) bool {
+	switch o {
+	case OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted:
+		return true
+	}
+	return false
+}
+
 // isNeutral reports whether o tells nothing about an upstream: neither a success nor a failure of it.
 func isNeutral(o Outcome) bool {
 	switch o {

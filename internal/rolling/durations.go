@@ -1,0 +1,126 @@
+package rolling
+
+import (
+	"math/bits"
+	"sync/atomic"
+	"time"
+)
+
+// Durations counts how long things took in the last while, and how many of them failed. It is safe for
+// concurrent use and takes no lock: a writer makes one atomic addition, or two for a failure.
+//
+// It takes at most 21 KB: Slots histograms of 1 KB. Make it with NewDurations.
+type Durations struct {
+	start time.Time     // of slot 0
+	width time.Duration // of a slot
+	slots [Slots]atomic.Pointer[durationSlot]
+}
+
+// durationSlot counts what ended within one slot of time. A slot that has become too old is replaced and never
+// emptied: so a writer that is late adds to one that nobody reads, and to no later one.
+type durationSlot struct {
+	number  int64
+	failed  atomic.Uint32
+	buckets [durationBuckets]atomic.Uint32
+}
+
+// NewDurations returns an empty Durations that begins at start. A length below Slots nanoseconds counts as
+// Slots nanoseconds.
+func NewDurations(start time.Time, length time.Duration) *Durations {
+	return &Durations{start: start, width: max(1, length/Slots)}
+}
+
+// Add counts something that took d and ended at now.
+func (w *Durations) Add(now time.Time, d time.Duration, failed bool) {
+	s := w.slot(int64(now.Sub(w.start) / w.width))
+	s.buckets[durationBucket(d)].Add(1)
+	if failed {
+		s.failed.Add(1)
+	}
+}
+
+// slot returns the slot to count in. When the one of that number is forgotten already, it is a later one.
+func (w *Durations) slot(number int64) *durationSlot {
+	at := &w.slots[uint64(number)%Slots]
+	for {
+		s := at.Load()
+		if s != nil && s.number >= number {
+			return s
+		}
+		fresh := &durationSlot{number: number}
+		if at.CompareAndSwap(s, fresh) {
+			return fresh
+		}
+	}
+}
+
+// Summary sums up a Durations at one moment.
+type Summary struct {
+	Count  int64
+	Failed int64
+	Over   time.Duration // the time that it covers: the length of the Durations, or up to a slot less
+
+	buckets [durationBuckets]int64
+}
+
+// Summary returns what has ended within the last slots. What is added meanwhile may be in it or not.
+func (w *Durations) Summary(now time.Time) *Summary {
+	last := int64(now.Sub(w.start) / w.width)
+	first := last - Slots + 1
+	sum := &Summary{Over: now.Sub(w.start) - time.Duration(first)*w.width}
+	for i := range w.slots {
+		s := w.slots[i].Load()
+		if s == nil || s.number < first || s.number > last {
+			continue
+		}
+		sum.Failed += int64(s.failed.Load())
+		for b := range s.buckets {
+			n := int64(s.buckets[b].Load())
+			sum.buckets[b] += n
+			sum.Count += n
+		}
+	}
+	sum.Failed = min(sum.Failed, sum.Count)
+	return sum
+}
+
+// Quantile returns the duration that a share q of those counted does not exceed: 0.5 is the median. It is within
+// 1/16 of the truth, for durations from 2 µs up to 36 minutes. It returns 0 when nothing was counted.
+func (s *Summary) Quantile(q float64) time.Duration {
+	rank := int64(q * float64(s.Count)) // of those in order, the number of the first that is not below
+	if float64(rank) < q*float64(s.Count) {
+		rank++
+	}
+	rank = max(1, rank)
+	for b, n := range s.buckets {
+		if rank -= n; rank <= 0 && n > 0 {
+			return bucketMiddle(b)
+		}
+	}
+	return 0
+}
+
+// The buckets of the histogram: each power of two is divided into 8. The first ones are durationUnit wide. What is
+// too long for the last one is counted in it.
+const (
+	durationUnit    = 128 // nanoseconds
+	durationBuckets = 256
+)
+
+// durationBucket returns the bucket of d. For example, a unit is 0, and what takes 8 to 15 units has a bucket for
+// each unit; 16 to 31 have one for every two.
+func durationBucket(d time.Duration) int {
+	v := uint64(max(0, d)) / durationUnit
+	shift := max(0, bits.Len64(v)-4)
+	return min(shift*8+int(v>>shift), durationBuckets-1)
+}
+
+// bucketMiddle returns the middle of a bucket.
+func bucketMiddle(b int) time.Duration {
+	if b < 16 {
+		return time.Duration(b)*durationUnit + durationUnit/2
+	}
+	shift := b/8 - 1
+	low := uint64(b-shift*8) << shift
+	return time.Duration(low*durationUnit + uint64(durationUnit)<<shift/2)
+}

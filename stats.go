@@ -1,0 +1,117 @@
+package gateway
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-96248d0c/gateway/internal/rolling"
+)
+
+// Stats keeps RED figures (rate, errors, duration) of each route in this process, for tests and status pages. Give it
+// to ObserveOptions.Stats. The zero value is ready for use. Several Observes may share one Stats.
+//
+// It is safe for concurrent use. To count a request takes no lock, except for the first request of a route. A route
+// takes at most 22 KB, and at most 1,024 routes are kept apart: the requests of all further ones are counted together,
+// under the name "(other)". A Stats must not be copied after first use.
+type Stats struct {
+	routes atomic.Pointer[map[string]*routeCounts] // replaced as a whole, never changed
+	mu     sync.Mutex                              // held while routes is replaced
+}
+
+// RouteStats are the figures of one route.
+type RouteStats struct {
+	Route    string            // its name, or else its pattern; "" for requests that no route took
+	Requests int64             // that have ended
+	Outcomes map[Outcome]int64 // of these, by outcome; an outcome that never occurred is left out
+
+	// The last 10 seconds, give or take half a second.
+
+	Rate          float64       // requests a second
+	ErrorRate     float64       // share with OutcomeTimeout, OutcomeUpstreamError or OutcomeAborted; 0 without requests
+	P50, P95, P99 time.Duration // within a sixteenth; of an upgraded connection up to the switch of protocols
+}
+
+const (
+	statsWindow  = 10 * time.Second
+	maxStats     = 1024      // routes that are kept apart
+	statsOthers  = "(other)" // counts the requests of the routes beyond maxStats
+	outcomeCount = int(OutcomeUnavailable) + 1
+)
+
+// routeCounts counts the requests of one route.
+type routeCounts struct {
+	outcomes [outcomeCount]atomic.Int64
+	recent   *rolling.Durations
+}
+
+// Routes returns the figures of each route that had a request, in the order of their names.
+func (s *Stats) Routes() []RouteStats {
+	routes := s.routes.Load()
+	if routes == nil {
+		return nil
+	}
+	now := time.Now()
+	all := make([]RouteStats, 0, len(*routes))
+	for name, counts := range *routes {
+		all = append(all, counts.stats(name, now))
+	}
+	slices.SortFunc(all, func(a, b RouteStats) int { return cmp.Compare(a.Route, b.Route) })
+	return all
+}
+
+// record counts a request of a route that ended at now.
+func (s *Stats) record(route string, o Outcome, now time.Time, took time.Duration) {
+	counts := s.find(route, now)
+	counts.outcomes[o].Add(1)
+	counts.recent.Add(now, took, isUpstreamFailure(o))
+}
+
+// find returns the counts of a route.
+func (s *Stats) find(route string, now time.Time) *routeCounts {
+	if routes := s.routes.Load(); routes != nil {
+		if counts := (*routes)[route]; counts != nil {
+			return counts
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var routes map[string]*routeCounts
+	if p := s.routes.Load(); p != nil {
+		routes = *p
+	}
+	counts := routes[route]
+	if counts == nil && len(routes) >= maxStats {
+		route = statsOthers
+		counts = routes[route]
+	}
+	if counts != nil {
+		return counts
+	}
+	counts = &routeCounts{recent: rolling.NewDurations(now, statsWindow)}
+	grown := make(map[string]*routeCounts, len(routes)+1)
+	maps.Copy(grown, routes)
+	grown[route] = counts
+	s.routes.Store(&grown)
+	return counts
+}
+
+func (c *routeCounts) stats(route string, now time.Time) RouteStats {
+	s := RouteStats{Route: route, Outcomes: make(map[Outcome]int64)}
+	for o := range c.outcomes {
+		if n := c.outcomes[o].Load(); n > 0 {
+			s.Outcomes[Outcome(o)] = n
+			s.Requests += n
+		}
+	}
+	recent := c.recent.Summary(now)
+	if recent.Count > 0 {
+		s.Rate = float64(recent.Count) / recent.Over.Seconds()
+		s.ErrorRate = float64(recent.Failed) / float64(recent.Count)
+	}
+	s.P50, s.P95, s.P99 = recent.Quantile(0.50), recent.Quantile(0.95), recent.Quantile(0.99)
+	return s
+}
