@@ -133,3 +133,25 @@ func TestNoRewriteLocation(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 }
+
+// TestRewriteLocationBehindAProxy: the address is the one that the trusted proxy names. ResponseFields.Add does not write
+// to the spare room of a slice that is the RoundTripper's.
+func TestRewriteLocationBehindAProxy(t *testing.T) {
+	kept := append(make([]string, 0, 2), "http://users.internal/a")
+	h := gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) {
+		r.URL.Scheme, r.URL.Host = "http", "users.internal"
+		return &http.Response{StatusCode: 201, Header: http.Header{"Location": {kept[0]}, "X-A": kept}, Body: http.NoBody, Request: r}, nil
+	}), &gateway.ProxyOptions{RewriteLocation: true, ResponseFields: gateway.FieldEdits{Add: map[string]string{"X-A": "b"}}})
+	h = gateway.TrustProxies("X-Forwarded-For", netip.MustParsePrefix("192.0.2.0/24"))(h)
+	r := httptest.NewRequest("GET", "/x", nil)
+	r.Header.Set("X-Forwarded-For", "203.0.113.7")
+	r.Header.Set("X-Forwarded-Host", "public.example, inner.example")
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, r)
+	if got := rec.Header().Get("Location"); got != "http://public.example/a" {
+		t.Errorf("got %q", got)
+	}
+	if got := rec.Header()["X-A"]; len(got) != 2 || kept[:2][1] != "" {
+		t.Errorf("got %q, and the RoundTripper's slice became %q", got, kept[:2])
+	}
+}
