@@ -3,12 +3,16 @@ package gateway
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
 	"strconv"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,7 +29,7 @@ type attempt struct {
 	upstream *Upstream
 	caller
 	destination
-	timeout headerTimeout
+	clock   attemptClock
 	idle    *idleTimer
 	circuit ticket
 	progress
@@ -33,11 +37,11 @@ type attempt struct {
 
 // caller is the request that an attempt serves.
 type caller struct {
-	method      string
-	client      context.Context // canceled when the client leaves
-	start       time.Time
-	body        *replay
-	hasDeadline bool // of gRPC
+	method string
+	client context.Context // canceled when the client leaves
+	start  time.Time
+	body   *replay       // nil without one
+	within time.Duration // the deadline that the client itself chose, from start; 0 for none
 }
 
 // destination is the target that the balancer picked.
@@ -64,7 +68,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member) (*htt
 	if len(choice.members) == 0 {
 		return nil, nil, fmt.Errorf("%w: upstream %s", ErrNoTarget, u.name)
 	}
-	a := &attempt{upstream: u, caller: caller{method: r.Method, client: r.Context(), start: time.Now(), body: body, hasDeadline: hasGRPCTimeout(r)}}
+	a := &attempt{upstream: u, caller: caller{method: r.Method, client: r.Context(), start: time.Now(), body: body, within: grpcTimeout(r.Header)}}
 	if c := u.opts.Circuit; c != nil && !exchangeFrom(r.Context()).admits(c) {
 		var err error
 		if a.circuit, err = c.allow(); err != nil {
@@ -86,22 +90,19 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member) (*htt
 	a.member = choice.members[i]
 	a.member.pending.Add(1)
 
-	ctx := a.timeout.start(a.client, u.opts.Timeout)
+	ctx := a.clock.start(a.client, u.opts.Timeout, body)
 	out := r.WithContext(ctx)
 	a.url = *r.URL
 	out.URL = &a.url
 	aim(out.URL, a.member.URL)
-	res, err := u.send(out, body)
-	if expired := a.timeout.stop(); expired && err == nil && context.Cause(ctx) == ErrTimeout {
+	res, err := u.send(out, body, &a.clock)
+	if expired := a.clock.stop(); expired && err == nil {
 		// The headers arrived just as the time ran out. The body is canceled already.
 		res.Body.Close()
 		res, err = nil, ErrTimeout
 	}
 	if err != nil {
-		if cause := bodyError(body); cause != nil {
-			err = cause
-		}
-		err = fmt.Errorf("target %s: %w", a.member.URL.Redacted(), attemptError(out, err))
+		err = a.blame(fmt.Errorf("target %s: %w", a.member.URL.Redacted(), attemptError(out, err)))
 		a.end(result{err: err, gone: leftEarly(a.client)})
 		return nil, a.member, err
 	}
@@ -109,39 +110,177 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member) (*htt
 	return res, a.member, nil
 }
 
-// headerTimeout cancels an attempt whose response headers do not arrive in time.
-type headerTimeout struct {
-	timer  *time.Timer // nil without a timeout
-	cancel context.CancelCauseFunc
+// blame returns err, with which the attempt ended before there was a response, or the error that says that the client
+// is to blame for it.
+func (a *attempt) blame(err error) error {
+	if cause := a.body.cause(); cause != nil && (errors.Is(cause, errSlowClient) || !leftEarly(a.client)) {
+		return cause
+	}
+	switch {
+	case errors.Is(err, errSlowClient), leftEarly(a.client):
+		return err
+	case a.client.Err() == context.DeadlineExceeded:
+		if a.clock.late() {
+			return slowClient(err)
+		}
+	case errors.Is(err, ErrBadGateway) && a.clock.stalled() && !neverSent(err):
+		return slowClient(fmt.Errorf("%w: the target broke off while it waited for the rest of the body", err))
+	}
+	if a.pastOwnDeadline() {
+		return clientDeadline(err)
+	}
+	return err
 }
 
-// start returns the context for the attempt. It is canceled with ErrTimeout after d, if d is positive and
-// stop is not called before.
-func (t *headerTimeout) start(ctx context.Context, d time.Duration) context.Context {
+// pastOwnDeadline reports whether the deadline that the client itself chose has passed. The target had the same one,
+// and began to count it later.
+func (a *attempt) pastOwnDeadline() bool { return a.within > 0 && time.Since(a.start) >= a.within }
+
+// grpcTimeout returns the deadline of a gRPC call ("PROTOCOL-HTTP2", field grpc-timeout), from its beginning. It
+// returns 0 for none.
+func grpcTimeout(h http.Header) time.Duration {
+	values := h["Grpc-Timeout"]
+	if len(values) == 0 || len(h["Content-Type"]) == 0 || !strings.HasPrefix(h["Content-Type"][0], "application/grpc") {
+		return 0
+	}
+	units := map[byte]time.Duration{'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond}
+	last := len(values[0]) - 1
+	if last < 1 || last > 8 || !isDigits(values[0][:last]) {
+		return 0
+	}
+	n, _ := strconv.ParseInt(values[0][:last], 10, 64)
+	unit := units[values[0][last]]
+	if unit == 0 {
+		return 0
+	}
+	if n > int64(math.MaxInt64/unit) {
+		return math.MaxInt64
+	}
+	return max(1, time.Duration(n)*unit) // 0 is a deadline that has passed
+}
+
+// attemptClock cancels an attempt whose target makes it wait. It stands while a read of the request's body is under
+// way: then the client makes it wait. It begins anew when the target has taken what there was of the body, so that
+// neither a long body nor one in many small parts adds up to a timeout. For example, with a limit of 2s, a target that
+// takes a part of the body every second may take a minute for all of it; then it has 2s for the response headers.
+type attemptClock struct {
+	limit  time.Duration
+	cancel context.CancelCauseFunc
+	wake   heldBody // nil unless the body may keep its reader waiting
+
+	mu      sync.Mutex
+	timer   *time.Timer // nil without a limit
+	turn    turn
+	idle    bool // the timer fired during a read and does not run
+	expired bool
+	stopped bool
+}
+
+// start returns the context for the attempt. It is canceled with ErrTimeout when the target has made the attempt wait
+// for d, if d is positive and stop is not called before. body is nil if the client has nothing to send.
+func (c *attemptClock) start(ctx context.Context, d time.Duration, body *replay) context.Context {
+	c.turn = newTurn()
+	c.turn.complete = body == nil
+	if body != nil {
+		c.wake, _ = body.source.(heldBody)
+	}
 	if d <= 0 {
 		return ctx
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	t.cancel = cancel
-	t.timer = time.AfterFunc(d, func() { cancel(ErrTimeout) })
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.limit, c.cancel = d, cancel
+	c.timer = time.AfterFunc(d, c.fire)
 	return ctx
 }
 
-// stop stops the timer and reports whether it had fired. The attempt's context stays as it is.
-func (t *headerTimeout) stop() bool { return t.timer != nil && !t.timer.Stop() }
-
-// release stops the timer and cancels the attempt's context.
-func (t *headerTimeout) release() {
-	if t.timer != nil {
-		t.timer.Stop()
-		t.cancel(nil)
+// fire is called by the timer. Reads do not reset the timer, so it may come early.
+func (c *attemptClock) fire() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch rest := c.limit - time.Since(c.turn.since); {
+	case c.stopped:
+	case c.turn.reading:
+		c.idle = true
+	case rest > 0:
+		c.timer.Reset(rest)
+	default:
+		c.expired = true
+		c.cancel(ErrTimeout)
+		if c.wake != nil {
+			c.wake.wakeReader()
+		}
 	}
+}
+
+// hasExpired reports whether the attempt has timed out.
+func (c *attemptClock) hasExpired() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.expired
+}
+
+// begin begins a read of the request's body, and reports whether there is time for it. None begins once the attempt
+// has timed out: a transport may wait for its end.
+func (c *attemptClock) begin() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.expired {
+		return false
+	}
+	c.turn.begin()
+	return true
+}
+
+// end ends a read of the request's body.
+func (c *attemptClock) end(complete bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.turn.end(complete)
+	if c.idle && !c.stopped {
+		c.idle = false
+		c.timer.Reset(c.limit)
+	}
+}
+
+// stop stops the clock and reports whether the time had run out. The attempt's context stays as it is.
+func (c *attemptClock) stop() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopped = true
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	return c.expired
+}
+
+// release stops the clock and cancels the attempt's context.
+func (c *attemptClock) release() {
+	c.stop()
+	if c.cancel != nil {
+		c.cancel(nil)
+	}
+}
+
+// late reports whether a request whose time ran out was late because of its client.
+func (c *attemptClock) late() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.turn.clients()
+}
+
+// stalled reports whether a target that breaks off may do so because of a client that does not send its body.
+func (c *attemptClock) stalled() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.turn.stalled()
 }
 
 // send makes the round trip of one attempt. A request that met a dead connection from the pool is sent again,
 // on another connection, if it is idempotent and its body can be replayed. net/http's transport does that by
 // itself for safe methods without a body; send does it for the others.
-func (u *Upstream) send(out *http.Request, body *replay) (*http.Response, error) {
+func (u *Upstream) send(out *http.Request, body *replay, clock *attemptClock) (*http.Response, error) {
 	var pooled *pooledConn
 	if body != nil && isIdempotent(out.Method) || out.Method == http.MethodPut || out.Method == http.MethodDelete {
 		pooled = new(pooledConn)
@@ -150,7 +289,7 @@ func (u *Upstream) send(out *http.Request, body *replay) (*http.Response, error)
 	}
 	for n := 1; ; n++ {
 		if body != nil {
-			if err := body.attach(out); err != nil {
+			if err := body.attach(out, clock); err != nil {
 				return nil, err
 			}
 		}
@@ -221,13 +360,17 @@ func (a *attempt) Read(p []byte) (int, error) {
 			a.correct(res)
 		}
 	default:
-		if cause := bodyError(a.body); cause != nil {
+		stalled := a.clock.stalled()
+		if cause := a.body.cause(); cause != nil && !leftEarly(a.client) {
 			err = cause
+		} else if a.pastOwnDeadline() {
+			err = clientDeadline(err)
 		}
 		res := result{err: err, began: true, gone: leftEarly(a.client)}
 		// Only an abort is counted on top of the success that the headers were. A timeout is not: a stream
-		// that outlasts the caller's own deadline is no fault of the target, which answered in time.
-		if a.end(res) && res.outcome() == OutcomeAborted {
+		// that outlasts the caller's own deadline is no fault of the target, which answered in time. Neither is an
+		// abort while the client has still to send its own body.
+		if a.end(res) && res.outcome() == OutcomeAborted && !stalled {
 			a.correct(res)
 		}
 		err = fmt.Errorf("target %s: %w", a.member.URL.Redacted(), err)
@@ -245,7 +388,7 @@ func (a *attempt) Buffered() int {
 
 // whole returns the result of an attempt whose response is there.
 func (a *attempt) whole() result {
-	return result{status: a.status, grpc: grpcCall{a.grpc, a.hasDeadline}}
+	return result{status: a.status, grpc: grpcCall{a.grpc, a.within > 0}}
 }
 
 // correct records that a response which began well ended as res.
@@ -284,7 +427,7 @@ func (a *attempt) end(res result) bool {
 	if !a.ended.CompareAndSwap(false, true) {
 		return false
 	}
-	a.timeout.release()
+	a.clock.release()
 	if a.member == nil { // a panic before a target was picked
 		a.circuit.done(res.outcome(), 0)
 		return true

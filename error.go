@@ -99,6 +99,7 @@ var statuses = []struct {
 	{ErrCircuitOpen, http.StatusServiceUnavailable},
 	{ErrNoTarget, http.StatusServiceUnavailable},
 	{ErrOverloaded, http.StatusServiceUnavailable},
+	{errClientDeadline, http.StatusGatewayTimeout},
 	{ErrTimeout, http.StatusGatewayTimeout},
 	{ErrBadGateway, http.StatusBadGateway},
 	{context.DeadlineExceeded, http.StatusGatewayTimeout},

@@ -75,6 +75,9 @@ func Chain(mw ...Middleware) Middleware {
 // if nothing was written yet. A response that has begun is cut off; to limit only the time to its beginning, use
 // UpstreamOptions.Timeout.
 //
+// When the handler is reading the request's body at that moment, the read fails at once, and the client gets 408
+// instead: it was the slow one. Over HTTP/1.1 its connection is then closed.
+//
 // Timeout buffers nothing and starts no goroutine, so it waits for a handler that ignores its context. It panics if d
 // is not positive.
 func Timeout(d time.Duration) Middleware {
@@ -87,9 +90,17 @@ func Timeout(d time.Duration) Middleware {
 			ctx, cancel := context.WithTimeout(r.Context(), d)
 			defer cancel()
 			limited := r.WithContext(ctx)
+			body := newClientBody(ctx, rw, r, 0)
+			if body != nil {
+				limited.Body = body
+				defer body.release()
+			}
 			ex.derived(limited)
 			next.ServeHTTP(rw, limited)
-			if ctx.Err() == context.DeadlineExceeded && r.Context().Err() == nil && !rw.started() {
+			switch {
+			case rw.started():
+			case body.refuseSlow(rw, r):
+			case ctx.Err() == context.DeadlineExceeded && r.Context().Err() == nil:
 				WriteError(rw, r, ErrTimeout)
 			}
 		})

@@ -99,6 +99,13 @@ func (e *expectation) change() {
 	e.changed = make(chan struct{})
 }
 
+// wake makes hold return once.
+func (e *expectation) wake() {
+	e.lock.Lock()
+	defer e.lock.Unlock()
+	e.change()
+}
+
 // begin is a hook for httptrace.ClientTrace.GotConn: an attempt begins.
 func (e *expectation) begin(httptrace.GotConnInfo) {
 	e.lock.Lock()

@@ -17,6 +17,7 @@ import (
 type MirrorOptions struct {
 	Fraction     float64       // share of requests that are mirrored; 0 means 1: all; negative means none
 	MaxBodyBytes int64         // a request with a larger body is not mirrored; 0 means 64 KiB, negative means no bodies
+	BodyTimeout  time.Duration // longest pause within a body that is mirrored, after which the client gets 408; 0 means 60s, negative none
 	MaxInFlight  int           // shadow requests at once; 0 means 64; more are dropped
 	Timeout      time.Duration // for one shadow request; 0 means 30s
 }
@@ -55,6 +56,9 @@ func Mirror(shadow http.Handler, opts *MirrorOptions) Middleware {
 	if m.MaxBodyBytes == 0 {
 		m.MaxBodyBytes = 64 << 10
 	}
+	if m.BodyTimeout == 0 {
+		m.BodyTimeout = defaultBodyTimeout
+	}
 	if m.MaxInFlight == 0 {
 		m.MaxInFlight = 64
 	}
@@ -67,18 +71,23 @@ func Mirror(shadow http.Handler, opts *MirrorOptions) Middleware {
 				next.ServeHTTP(w, r)
 				return
 			}
-			c := m.copy(r)
-			if r.Body == nil || r.Body == http.NoBody {
-				go c.run(nil)
+			if !hasContent(r) {
+				go m.copy(r).run(nil)
 				next.ServeHTTP(w, r)
 				return
 			}
-			tee := &mirrorBody{ReadCloser: r.Body, copy: c, declared: r.ContentLength}
+			ex, rw, r := enter(w, r)
+			body := newClientBody(r.Context(), rw, r, m.BodyTimeout)
+			defer body.release()
+			tee := &mirrorBody{clientBody: body, copy: m.copy(r), declared: r.ContentLength}
 			defer tee.abandon()
 			teed := r.WithContext(r.Context())
 			teed.Body = tee
-			exchangeFrom(r.Context()).derived(teed)
-			next.ServeHTTP(w, teed)
+			ex.derived(teed)
+			next.ServeHTTP(rw, teed)
+			if !rw.started() {
+				body.refuseSlow(rw, r)
+			}
 		})
 	}
 }
@@ -147,7 +156,7 @@ func (c *mirrorCopy) letGo() { c.m.inFlight.Add(-1) }
 // mirrorBody copies a body as it is read. It may be read on another goroutine than the handler's: a transport
 // does so.
 type mirrorBody struct {
-	io.ReadCloser
+	*clientBody
 	declared int64 // Content-Length; -1 when it is not known
 
 	mu   sync.Mutex
@@ -156,7 +165,7 @@ type mirrorBody struct {
 }
 
 func (b *mirrorBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
+	n, err := b.clientBody.Read(p)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.copy == nil {
@@ -179,6 +188,7 @@ func (b *mirrorBody) Read(p []byte) (int, error) {
 	if err == io.EOF || int64(len(b.data)) == b.declared {
 		go b.copy.run(b.data)
 		b.copy, b.data = nil, nil
+		b.unlimited()
 	}
 	return n, err
 }
@@ -196,6 +206,7 @@ func (b *mirrorBody) abandon() {
 func (b *mirrorBody) drop() {
 	b.copy.letGo()
 	b.copy, b.data = nil, nil
+	b.unlimited() // what is not mirrored holds nothing that a slow client could use up
 }
 
 // discardWriter is a ResponseWriter that discards what is written.

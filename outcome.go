@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 )
 
@@ -91,8 +92,10 @@ func (e result) outcome() Outcome {
 	switch {
 	case e.undecided:
 		return OutcomeUnavailable
-	case e.refused:
+	case e.refused, errors.Is(e.err, errSlowClient):
 		return OutcomeRejected
+	case errors.Is(e.err, errClientDeadline):
+		return OutcomeClientCanceled
 	case e.panicked, e.err != nil && isPanic(e.err):
 		return OutcomeInternal
 	case e.gone:
@@ -243,6 +246,63 @@ func leftEarly(ctx context.Context) bool {
 	return errors.Is(ctx.Err(), context.Canceled)
 }
 
+var (
+	// errSlowClient is the cause of the 408 for a client that did not send its body in time.
+	errSlowClient = errors.New("gateway: the client did not send its body in time")
+
+	// errClientDeadline means that an attempt failed when the deadline that the client itself chose had passed.
+	errClientDeadline = errors.New("gateway: the deadline that the client chose (grpc-timeout) has passed")
+)
+
+// errClientLeft is context.Canceled in the words of the log.
+var errClientLeft error = clientLeft{}
+
+type clientLeft struct{}
+
+func (clientLeft) Error() string        { return "gateway: the client left" }
+func (clientLeft) Is(target error) bool { return target == context.Canceled }
+
+// slowClient returns the 408 for a client that did not send its body in time.
+func slowClient(err error) error {
+	return &Error{Status: http.StatusRequestTimeout, Err: fmt.Errorf("%w: %w", errSlowClient, hideOutcome(err))}
+}
+
+// clientDeadline wraps the error of an attempt that failed after the deadline that the client itself chose.
+func clientDeadline(err error) error {
+	return fmt.Errorf("%w: %w", errClientDeadline, hideOutcome(err))
+}
+
+// hideOutcome hides the conditions in err that would decide the outcome otherwise. ErrBadGateway is not hidden: after
+// it, a request may be sent again.
+func hideOutcome(err error) error {
+	if errors.Is(err, ErrBadGateway) {
+		return err
+	}
+	return hideCanceled{err}
+}
+
+// isOver reports whether a body was not read further because its request had ended.
+func isOver(err error) bool {
+	var own *Error
+	return !errors.As(err, &own) && (errors.Is(err, errBodyClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded))
+}
+
+// requestBodyError wraps the error of a request's body in the condition of this package that it amounts to. The request
+// is to blame for it, and no target.
+func requestBodyError(err error) error {
+	var tooLarge *http.MaxBytesError
+	var own *Error
+	switch {
+	case errors.As(err, &own), errors.Is(err, ErrBodyTooLarge), isOver(err):
+		return err
+	case errors.As(err, &tooLarge):
+		return fmt.Errorf("%w: %w", ErrBodyTooLarge, err)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return slowClient(err)
+	}
+	return &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("body of the request: %w", err)}
+}
+
 // attemptError wraps the error of a round trip of r in the condition of this package that it amounts to.
 func attemptError(r *http.Request, err error) error {
 	var tooLarge *http.MaxBytesError
@@ -271,21 +331,6 @@ func attemptError(r *http.Request, err error) error {
 		return fmt.Errorf("%w: %w", ErrTimeout, err)
 	}
 	return fmt.Errorf("%w: %w", ErrBadGateway, err)
-}
-
-// bodyError returns the error of an attempt whose request's body could not be read, and nil if it could. The caller is to
-// blame for it.
-func bodyError(body *replay) error {
-	err := body.failure()
-	var own *Error
-	var tooLarge *http.MaxBytesError
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &own), errors.As(err, &tooLarge), errors.Is(err, ErrBodyTooLarge), errors.Is(err, context.Canceled):
-		return err
-	}
-	return &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("body of the request: %w", err)}
 }
 
 // hideCanceled has the text of an error but does not wrap it. A transport reports an expired timeout as a canceled

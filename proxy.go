@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
@@ -24,6 +25,7 @@ type ProxyOptions struct {
 	Path           string            // new path; {name} is replaced by the route's path value; that of a {name...} keeps its slashes and may be empty
 	PreserveHost   bool              // send the client's Host instead of the target's
 	MaxBodyBytes   int64             // limit of a request body, above which the client gets 413; 0 means 10 MiB, negative no limit
+	BodyTimeout    time.Duration     // longest pause within a request body, after which the client gets 408; once the answer has begun, a body without a Content-Length may pause; 0 means 60s, negative none
 	MaxFieldBytes  int               // limit of the request's fields together, names and values and 4 bytes for each, above which the client gets 431; 0 means 64 KiB, negative no limit
 	Identity       map[string]string // field to claim: written when somebody is authenticated, removed with its aliases from every request that comes in, as X-User-ID is always; nil means {"X-User-ID": "sub"}; with Issuers, add "X-User-Issuer": "iss"
 	ClientCert     bool              // send the verified client certificate as Client-Cert (RFC 9440)
@@ -113,6 +115,9 @@ func Proxy(to http.RoundTripper, opts *ProxyOptions) http.Handler {
 	if p.opts.MaxFieldBytes == 0 {
 		p.opts.MaxFieldBytes = 64 << 10
 	}
+	if p.opts.BodyTimeout == 0 {
+		p.opts.BodyTimeout = defaultBodyTimeout
+	}
 	if s := p.opts.StripPrefix; s != "" && s[0] != '/' {
 		panic("gateway: Proxy: StripPrefix must begin with a slash")
 	}
@@ -186,7 +191,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f.body != nil {
 		// The transport may still be reading when the response is complete. It must not read after the
 		// handler returns.
-		defer f.body.finish(rw)
+		defer f.body.finish()
 	}
 	if p.opts.Rewrite != nil {
 		var release func()
@@ -200,11 +205,17 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.trace.GotConn = f.interim.gotConn
 	}
 
+	if f.body != nil {
+		f.body.client.watch(out.Context())
+	}
 	res, err := p.send(out)
 	f.interim.stop()
 	if err != nil {
 		f.fail(attemptError(out, err))
 		return
+	}
+	if f.body != nil && f.in.ContentLength < 0 {
+		f.body.client.unlimited() // a stream in both directions may well be quiet in one
 	}
 	// ModifyResponse may replace the body or panic. The target's body is closed in any case.
 	arrived := res.Body
@@ -468,11 +479,13 @@ func (f *forwarding) setBody(out *http.Request) {
 		return
 	}
 	b := &f.content
+	b.client.init(f.w, f.in, f.opts.BodyTimeout)
 	b.from, b.trailer, b.limit = f.in, out.Trailer, f.opts.MaxBodyBytes
 	b.owned, b.ownedHere = f.owned, f.ownedHere
 	f.body, out.Body = b, b
 	if f.in.ProtoMajor == 1 && httpfield.HasToken(f.in.Header["Expect"], "100-continue") {
 		b.expectation = &expectation{changed: make(chan struct{})}
+		b.client.onStop = b.expectation
 		f.trace.GotConn = b.expectation.begin
 		f.trace.GotFirstResponseByte = b.expectation.firstByte
 	}
@@ -510,20 +523,26 @@ func (f *forwarding) rewrite(out *http.Request) (rewritten *http.Request, releas
 // fail answers a request that got no response that can be passed on.
 func (f *forwarding) fail(err error) {
 	if f.body != nil {
-		if cause := f.body.cause(); cause != nil && !leftEarly(f.in.Context()) {
+		slow := f.body.client.settle()
+		if cause := f.body.cause(); cause != nil && (slow != nil || !leftEarly(f.in.Context())) {
 			err = cause // the transport may have replaced it by an error of its own
 		}
-		if f.body.unread() && !f.body.stop() {
-			f.body.allowEarlyAnswer(f.w)
-		}
+		f.body.prepareRefusal()
+	}
+	switch {
+	case errors.Is(err, errSlowClient):
+		refuse(f.w, f.in, err) // the client did not leave, though the failed read has canceled its context
+		return
+	case leftEarly(f.in.Context()):
+		err = errClientLeft
 	}
 	WriteError(f.w, f.in, err)
 }
 
 // answerEarly lets the answer begin before the client has sent its whole body.
 func (f *forwarding) answerEarly() {
-	if f.body != nil && f.body.unread() {
-		f.body.allowEarlyAnswer(f.w)
+	if f.body != nil {
+		f.body.client.answerNow()
 	}
 }
 
@@ -648,15 +667,29 @@ func (f *forwarding) answerBody(body io.Reader, length int64) error {
 		f.ex.note(result{gone: true}.outcome(), writeErr)
 		return writeErr
 	case readErr != nil:
-		if f.body != nil && f.body.cause() != nil {
-			readErr = f.body.cause() // what the transport reports follows from it
-		}
-		end := result{err: readErr, began: true, gone: leftEarly(f.in.Context())}
-		f.ex.note(end.outcome(), fmt.Errorf("%w: body of the response: %w", ErrBadGateway, readErr))
+		f.noteCut(readErr)
 		_ = f.w.FlushError() // the client gets what was read before the error
 		return readErr
 	}
 	return nil
+}
+
+// noteCut records why a response that had begun was not complete.
+func (f *forwarding) noteCut(err error) {
+	gone := leftEarly(f.in.Context())
+	if f.body != nil {
+		if cause := f.body.cause(); cause != nil && (errors.Is(cause, errSlowClient) || !gone) {
+			err, gone = cause, false
+		}
+	}
+	o := result{err: err, began: true, gone: gone}.outcome()
+	switch {
+	case o == OutcomeClientCanceled && gone:
+		err = errClientLeft
+	case o != OutcomeClientCanceled && o != OutcomeRejected:
+		err = fmt.Errorf("%w: body of the response: %w", ErrBadGateway, err)
+	}
+	f.ex.note(o, err)
 }
 
 // answerTrailer sets the trailers of the response, of which announced many were announced before its body.
@@ -679,10 +712,9 @@ func (f *forwarding) answerTrailer(res *http.Response, announced int) {
 
 // abort ends a response that has begun and cannot be completed.
 func (f *forwarding) abort() {
-	if f.body != nil && f.body.unread() {
+	if f.body != nil && f.body.client.unread() {
 		// Otherwise the server would wait for the rest of the client's body before it closes the connection.
-		f.body.aborted = true
-		_ = http.NewResponseController(f.w).SetReadDeadline(past)
+		f.body.client.abort()
 	}
 	panic(http.ErrAbortHandler)
 }

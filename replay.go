@@ -7,6 +7,11 @@ import (
 	"sync"
 )
 
+// replayChunk is the unit in which a replay buffers a body. A stalled upload holds at most one more than it has sent.
+type replayChunk [8 << 10]byte
+
+var replayChunks = sync.Pool{New: func() any { return new(replayChunk) }}
+
 // replay buffers the beginning of a request's body until a response arrives, so that the request can be sent
 // again. A nil replay stands for a request without a body.
 //
@@ -16,19 +21,60 @@ import (
 // attempt 1 buffers "abc", fails, and is still blocked in a read. Attempt 2 reads "abc" from the buffer. Then
 // "def" arrives in the read of attempt 1: it is appended to the buffer, where attempt 2 reads it next.
 type replay struct {
-	source  io.ReadCloser
-	limit   int64       // most bytes to buffer
-	trailer http.Header // the request's; filled by the last read of source
-	names   []string    // trailer names that were announced
+	source   io.ReadCloser
+	limit    int64       // most bytes to buffer
+	declared int64       // Content-Length; negative when it is not known
+	trailer  http.Header // the request's; filled by the last read of source
+	names    []string    // trailer names that were announced
 
 	reading sync.Mutex // held during a read of source, which takes as long as the client likes
 
 	mu      sync.Mutex
-	kept    []byte      // everything read so far, unless lost
+	read    int64 // bytes read of source
+	kept    replayBuffer
 	lost    bool        // kept is incomplete: the body is longer than limit, or no further view is needed
 	err     error       // with which source ended
 	current *replayView // the newest view
 	done    bool        // there will be no further view
+}
+
+// replayBuffer holds the bytes of a body in chunks, which come from a pool: keeping a body for a moment leaves no
+// garbage, and it never holds much more than what was read.
+type replayBuffer struct {
+	chunks []*replayChunk
+	first  [8]*replayChunk // the first elements of chunks: as many as the default limit needs
+	size   int
+}
+
+func (b *replayBuffer) append(p []byte) {
+	if b.chunks == nil {
+		b.chunks = b.first[:0]
+	}
+	for len(p) > 0 {
+		at := b.size % len(replayChunk{})
+		if at == 0 {
+			b.chunks = append(b.chunks, replayChunks.Get().(*replayChunk))
+		}
+		n := copy(b.chunks[len(b.chunks)-1][at:], p)
+		b.size += n
+		p = p[n:]
+	}
+}
+
+// copy copies to p what follows position at, which lies before the end.
+func (b *replayBuffer) copy(p []byte, at int) int {
+	rest := b.size - at
+	chunk := b.chunks[at/len(replayChunk{})]
+	at %= len(chunk)
+	return copy(p, chunk[at:min(len(chunk), at+rest)])
+}
+
+func (b *replayBuffer) free() {
+	for _, chunk := range b.chunks {
+		replayChunks.Put(chunk)
+	}
+	clear(b.chunks)
+	b.chunks, b.size = nil, 0
 }
 
 // newReplay returns nil for a request without a body.
@@ -36,7 +82,7 @@ func newReplay(r *http.Request, limit int64) *replay {
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil
 	}
-	b := &replay{source: r.Body, limit: limit, lost: limit <= 0, trailer: r.Trailer}
+	b := &replay{source: r.Body, limit: limit, declared: r.ContentLength, lost: limit <= 0, trailer: r.Trailer}
 	for name := range r.Trailer {
 		b.names = append(b.names, name)
 	}
@@ -50,21 +96,24 @@ func (b *replay) resendable() bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return (!b.lost || b.current == nil) && (b.err == nil || b.err == io.EOF)
+	return (!b.lost || b.read == 0) && (b.err == nil || b.err == io.EOF)
 }
 
-// failure returns why the source could not be read to its end, and nil while it could. Then nobody else is to blame for
-// what follows: a transport that cannot send the rest of a body cuts the connection, and its error may be another.
-func (b *replay) failure() error {
+// cause returns why the body could not be read, and nil if it could or if nobody wanted more of it.
+func (b *replay) cause() error {
 	if b == nil {
 		return nil
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.err == nil || b.err == io.EOF || errors.Is(b.err, errBodyClosed) {
+	if b.err == nil || b.err == io.EOF {
 		return nil
 	}
-	return b.err
+	err := requestBodyError(b.err)
+	if isOver(err) {
+		return nil
+	}
+	return err
 }
 
 // awaitsClient reports whether a read of the client's body is under way.
@@ -77,8 +126,8 @@ func (b *replay) awaitsClient() bool {
 }
 
 // attach makes out's body a new view. out also gets a map of its own for the trailers, because a transport
-// that still sends an earlier attempt may read that attempt's map.
-func (b *replay) attach(out *http.Request) error {
+// that still sends an earlier attempt may read that attempt's map. clock is the attempt's.
+func (b *replay) attach(out *http.Request, clock *attemptClock) error {
 	if b.trailer != nil {
 		out.Trailer = make(http.Header, len(b.names))
 		for _, name := range b.names {
@@ -86,8 +135,8 @@ func (b *replay) attach(out *http.Request) error {
 		}
 	}
 	trailer := out.Trailer
-	out.GetBody = func() (io.ReadCloser, error) { return b.view(trailer) }
-	view, err := b.view(trailer)
+	out.GetBody = func() (io.ReadCloser, error) { return b.view(trailer, clock) }
+	view, err := b.view(trailer, clock)
 	if err == nil {
 		out.Body = view
 	}
@@ -96,16 +145,16 @@ func (b *replay) attach(out *http.Request) error {
 
 // view returns the body from its beginning and ends the previous view. The trailers are written to trailer
 // when the body ends.
-func (b *replay) view(trailer http.Header) (io.ReadCloser, error) {
+func (b *replay) view(trailer http.Header, clock *attemptClock) (io.ReadCloser, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.current != nil {
-		if b.lost || b.done {
+		if b.lost && b.read > 0 || b.done {
 			return nil, errors.New("gateway: the request's body is not kept")
 		}
 		b.current.ended = true
 	}
-	b.current = &replayView{of: b, trailer: trailer}
+	b.current = &replayView{of: b, trailer: trailer, clock: clock}
 	return b.current, nil
 }
 
@@ -117,11 +166,8 @@ func (b *replay) settle() {
 	}
 	b.mu.Lock()
 	b.done = true
-	if b.current == nil || b.current.at == len(b.kept) {
-		b.lost, b.kept = true, nil
-		if b.current != nil {
-			b.current.at = 0 // a late read of an earlier view may still append to kept
-		}
+	if b.current == nil || b.current.at == b.kept.size {
+		b.lose()
 	}
 	unused := b.current == nil || b.current.ended
 	b.mu.Unlock()
@@ -130,12 +176,28 @@ func (b *replay) settle() {
 	}
 }
 
+// lose frees the buffer. The current view has read all of it. The caller holds mu.
+func (b *replay) lose() {
+	b.lost = true
+	b.kept.free()
+	if b.current != nil {
+		b.current.at = 0 // a late read of an earlier view may still append to kept
+	}
+}
+
+// heldBody is a body that may keep its reader waiting for the target, which has not asked for it.
+type heldBody interface {
+	awaitWanted() bool
+	wakeReader()
+}
+
 // replayView is the body as one attempt reads it.
 type replayView struct {
 	of      *replay
 	trailer http.Header // filled when the body ends
-	at      int         // position in of.kept
-	ended   bool        // closed, or replaced by a newer view
+	clock   *attemptClock
+	at      int  // position in of.kept
+	ended   bool // closed, or replaced by a newer view
 }
 
 // fillTrailer copies the trailers once the source has ended well. The caller holds of.mu.
@@ -157,9 +219,11 @@ func (v *replayView) readKept(p []byte) (n int, err error, ok bool) {
 	switch {
 	case v.ended:
 		return 0, errBodyClosed, true
-	case v.at < len(b.kept):
-		n = copy(p, b.kept[v.at:])
-		v.at += n
+	case v.at < b.kept.size:
+		n = b.kept.copy(p, v.at)
+		if v.at += n; v.at == b.kept.size && b.done {
+			b.lose() // there will be no other view
+		}
 		return n, nil, true
 	case b.err != nil:
 		v.fillTrailer()
@@ -176,6 +240,15 @@ func (v *replayView) Read(p []byte) (int, error) {
 	if ok {
 		return n, err
 	}
+	// Only the client is waited for from here on.
+	if s, ok := b.source.(heldBody); ok && !v.clock.hasExpired() && s.awaitWanted() {
+		return 0, nil
+	}
+	if !v.clock.begin() {
+		return 0, errBodyClosed
+	}
+	complete := false
+	defer func() { v.clock.end(complete) }()
 	b.reading.Lock()
 	defer b.reading.Unlock()
 	b.mu.Lock()
@@ -188,14 +261,15 @@ func (v *replayView) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.err = err
+	b.read += int64(n)
+	complete = err == io.EOF || b.declared >= 0 && b.read >= b.declared
 	stale := b.current != v // the bytes belong to a newer view
 	switch {
-	case stale, !b.lost && !b.done && int64(len(b.kept)+n) <= b.limit:
-		b.kept = append(b.kept, p[:n]...)
-		v.at = len(b.kept)
+	case stale, !b.lost && !b.done && int64(b.kept.size+n) <= b.limit:
+		b.kept.append(p[:n])
+		v.at = b.kept.size
 	default:
-		b.lost, b.kept = true, nil
-		v.at = 0
+		b.lose()
 	}
 	if !stale {
 		v.fillTrailer()

@@ -122,7 +122,10 @@ func (u *Upstream) mayRetry(r *http.Request, body *replay, n, status int, err er
 		switch (result{err: err}).outcome() {
 		case OutcomeTimeout, OutcomeUpstreamError:
 		default:
-			return false
+			// A target that broke off while the client was slow may also just have died.
+			if !errors.Is(err, errSlowClient) || !errors.Is(err, ErrBadGateway) {
+				return false
+			}
 		}
 		unsent = neverSent(err)
 	} else if !slices.Contains(o.Statuses, status) {

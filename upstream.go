@@ -83,7 +83,7 @@ func validPort(port string) bool {
 type UpstreamOptions struct {
 	Balancer  Balancer             // nil: LeastPending
 	Transport http.RoundTripper    // nil: NewTransport(nil), shared by the process
-	Timeout   time.Duration        // to response headers, for each attempt; 0 means 30s, negative none
+	Timeout   time.Duration        // to response headers, for each attempt, not counting the time in which the client sends its body; begins anew when the target has taken a part of it; 0 means 30s, negative none
 	Idle      time.Duration        // longest pause of the target within a response body or an upgraded connection; 0 means none
 	Circuit   *Circuit             // nil: none
 	Meter     metric.MeterProvider // nil: otel.GetMeterProvider()
