@@ -5,10 +5,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/seed-96248d0c/gateway/examples/internal/leak"
+	"github.com/seed-96248d0c/gateway/gatewaytest"
 )
 
-func TestMain(m *testing.M) { leak.Main(m) }
+func TestMain(m *testing.M) { gatewaytest.CheckGoroutines(m) }
 
 // TestRun is what main does.
 func TestRun(t *testing.T) {

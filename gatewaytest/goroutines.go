@@ -1,0 +1,72 @@
+package gatewaytest
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+// CheckGoroutines runs the tests of a package and exits. It fails the package when its tests pass but leave
+// goroutines behind: a body that was not closed, a connection that is still open, a watcher without an end. It is
+// what a TestMain calls:
+//
+//	func TestMain(m *testing.M) { gatewaytest.CheckGoroutines(m) }
+//
+// It waits up to 5 seconds for goroutines that are about to end. A TestMain that has work of its own after the
+// tests uses LeftBehind.
+func CheckGoroutines(m *testing.M) {
+	code := m.Run()
+	if code == 0 {
+		if left := LeftBehind(5 * time.Second); left != "" {
+			fmt.Fprintf(os.Stderr, "goroutines left behind:\n%s\n", left)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// LeftBehind returns the stacks of the goroutines that run beside its caller, or "" as soon as there are none. It
+// waits for that no longer than wait. The goroutines of package testing and of os/signal do not count. Idle
+// connections of http.DefaultTransport do not either, for LeftBehind closes them.
+func LeftBehind(wait time.Duration) string {
+	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+	timeout := time.NewTimer(wait)
+	defer timeout.Stop()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		left := otherGoroutines()
+		if left == "" {
+			return ""
+		}
+		select {
+		case <-tick.C:
+		case <-timeout.C:
+			return left
+		}
+	}
+}
+
+// otherGoroutines returns the stacks of the goroutines that count for LeftBehind.
+func otherGoroutines() string {
+	buf := make([]byte, 1<<20)
+	buf = buf[:runtime.Stack(buf, true)]
+	_, others, _ := strings.Cut(string(buf), "\n\n") // the first is the caller's
+	var left []string
+	for stack := range strings.SplitSeq(others, "\n\n") {
+		switch {
+		case stack == "",
+			strings.Contains(stack, "testing.(*M)"),
+			strings.Contains(stack, "testing.(*T).Run("), // a test that waits for its subtest
+			strings.Contains(stack, "os/signal."),
+			strings.Contains(stack, "runtime.ensureSigM"):
+		default:
+			left = append(left, stack)
+		}
+	}
+	return strings.Join(left, "\n\n")
+}
