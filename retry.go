@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // RetryOptions configures when an Upstream sends a request again. The zero value retries nothing.
@@ -63,11 +65,10 @@ func (o RetryOptions) withDefaults() RetryOptions {
 // retry budget of Twitter's Finagle.
 type retryBudget struct {
 	share float64
+	floor *rate.Limiter // retries earned by the passing of time
 
 	mu     sync.Mutex
-	earned float64   // retries earned by requests
-	floor  float64   // retries earned by the passing of time
-	last   time.Time // when floor was last updated
+	earned float64 // retries earned by requests
 }
 
 const (
@@ -77,7 +78,9 @@ const (
 )
 
 func newRetryBudget(share float64) *retryBudget {
-	return &retryBudget{share: share, floor: retryFloor, last: time.Now()}
+	b := &retryBudget{share: share, floor: rate.NewLimiter(retryFloor, floorSaved)}
+	b.floor.AllowN(time.Now(), floorSaved-retryFloor) // a limiter starts full
+	return b
 }
 
 // request adds the share of one request.
@@ -92,22 +95,13 @@ func (b *retryBudget) request() {
 
 // spend takes one retry from the budget and reports whether there was one.
 func (b *retryBudget) spend() bool {
-	now := time.Now()
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if elapsed := now.Sub(b.last); elapsed > 0 {
-		b.floor = min(floorSaved, b.floor+elapsed.Seconds()*retryFloor)
-		b.last = now
-	}
-	switch {
-	case b.earned >= 1:
+	earned := b.earned >= 1
+	if earned {
 		b.earned--
-	case b.floor >= 1:
-		b.floor--
-	default:
-		return false
 	}
-	return true
+	b.mu.Unlock()
+	return earned || b.floor.Allow()
 }
 
 // mayRetry reports whether r may be sent again after attempt n, which ended with a response of this status or
