@@ -25,6 +25,8 @@ type Error struct {
 	Detail string      // for the client; "" sends none
 	Header http.Header // extra response fields, such as Retry-After or WWW-Authenticate
 	Err    error       // cause; never sent
+
+	violated []string // member violated-policies: names of policies that RateLimit enforces; nil sends none
 }
 
 // Error returns status, title, detail and cause. It is for logs: a client must not see the cause.
@@ -239,7 +241,9 @@ func (e *Error) problem(traceID string) []byte {
 		Status  int    `json:"status"`
 		Detail  string `json:"detail,omitempty"`
 		TraceID string `json:"trace_id,omitempty"`
-	}{e.Type, e.Title, e.Status, e.Detail, traceID})
+
+		Violated []string `json:"violated-policies,omitempty"`
+	}{e.Type, e.Title, e.Status, e.Detail, traceID, e.violated})
 	return append(body, '\n')
 }
 

@@ -46,6 +46,7 @@ type exchange struct {
 	forwarded
 	admitted *admission // the Breakers that let the request through; a part and a variant inherit it
 	ended
+	spending
 }
 
 // The record's fields are grouped by who inherits them: see child, part and variant.
@@ -117,6 +118,12 @@ type ended struct {
 	err     error    // why; for the log and the span
 	remarks []string // what went wrong without changing the answer; for the log
 	tunnel  tunnel
+}
+
+// spending is what the handlers inside have reported by AddUnits. No other record inherits it.
+type spending struct {
+	units int64     // of this record and of all parts and variants of it
+	outer *exchange // the record that this one is a part or a variant of; nil for none
 }
 
 // tunnel is what passed over a connection that Proxy took over, once both directions have ended.
@@ -209,6 +216,7 @@ func (ex *exchange) part(ctx context.Context) *exchange {
 		ex.mu.Lock()
 		defer ex.mu.Unlock()
 		c.admitted = ex.admitted
+		c.outer = ex
 	}
 	return c
 }

@@ -121,6 +121,28 @@ func KeyByHeader(name string) KeyFunc {
 	}
 }
 
+// KeyByCookie returns a KeyFunc for the value of one cookie, such as a session's. If the cookie is absent, empty or
+// sent more than once, the request is answered with 400.
+//
+// A client can send any value in a cookie that nobody verifies, and a new one each time. So limit by address as well.
+// KeyByCookie panics when name is not a token.
+func KeyByCookie(name string) KeyFunc {
+	if !httpfield.IsToken(name) {
+		panic("gateway: KeyByCookie: malformed name")
+	}
+	missing := &Error{
+		Status: http.StatusBadRequest,
+		Detail: "the cookie " + name + " is needed, once",
+		Err:    errors.New("gateway: no single cookie " + name + " to limit by"),
+	}
+	return func(r *http.Request) (string, error) {
+		if c := r.CookiesNamed(name); len(c) == 1 && c[0].Value != "" {
+			return c[0].Value, nil
+		}
+		return "", missing
+	}
+}
+
 // KeyByRoute returns the pattern of the matched route, or "" if none is known. All callers of a route share
 // this key; to limit each caller on each route, join it with another key by Keys.
 func KeyByRoute(r *http.Request) (string, error) {
@@ -175,12 +197,28 @@ const (
 // RateLimitOptions configures how RateLimit asks its limiter and what it does with the decision.
 type RateLimitOptions struct {
 	// Name is the policy's name in the RateLimit fields, in printable ASCII. "" means "default". Where
-	// several limits apply to one request, give each its own name.
+	// several limits apply to one request, give each its own name. A second "default" on one response is
+	// reported as "default-2".
 	Name string
 
-	// Cost returns how many units a request takes. Below 1, the request is free and the limiter is not asked.
-	// Nil means 1 unit.
+	// Cost returns how many units a request takes before it is served. Below 1, the request is free: the
+	// limiter is not asked, nor is Settle. Nil means 1 unit.
 	Cost func(*http.Request) int
+
+	// Settle returns how many units the request turned out to cost. It is asked once, when the handler inside
+	// has ended, in whatever way: with an answer, with a client that left, an upstream that died, or a panic.
+	// What Cost took too much is given back, and what it took too little is owed: later requests of the key wait
+	// until it is worked off. A result below 0 counts as 0.
+	//
+	// So Cost should reserve an estimate that is rarely exceeded, such as a request's max_tokens. Then a thousand
+	// requests at once cannot all pass before the first is counted. Together they pass the limit by no more than
+	// what was estimated too low.
+	//
+	// The limiter must be a Returner and a Debtor; otherwise RateLimit panics, and a request for which Limiter
+	// chooses another is answered with 500. A refused request is not settled, nor is one that FailOpen admitted
+	// without a decision. Where Refund gives everything back, the result of Settle does not count. Nil: what Cost
+	// took stands.
+	Settle func(*http.Request, Usage) int
 
 	// Limiter chooses a limiter for the request, for example by plan or tenant. If it is nil or returns nil,
 	// RateLimit uses its own.
@@ -211,7 +249,12 @@ type RateLimitOptions struct {
 }
 
 // RateLimit limits requests by l, each by the allowance of its key. A request that l refuses is answered with
-// 429, with Retry-After rounded up to seconds. If its cost can never pass, there is no Retry-After.
+// 429, with Retry-After rounded up to seconds. If its cost can never pass, there is no Retry-After. The problem
+// is of the type quota-exceeded, and its member violated-policies has the Name (section 6 of
+// draft-ietf-httpapi-ratelimit-headers-10).
+//
+// Several RateLimits in a chain are several budgets, such as one of each user, one of each route and one of all. The
+// outer ones have taken their units when an inner one refuses: see Refund.
 //
 // A client that leaves while it waits for a slot gives the slot back, and the outcome is
 // OutcomeClientCanceled. RateLimit panics when l or key is nil, or when an option is invalid.
@@ -228,7 +271,7 @@ func RateLimit(l Limiter, key KeyFunc, opts *RateLimitOptions) Middleware {
 	}
 	proto.opts.withDefaults()
 	proto.quoted = httpfield.String(proto.opts.Name)
-	proto.refusal = fmt.Errorf("%w: policy %s", ErrRateLimited, proto.quoted)
+	proto.refusal = quotaExceeded(proto.opts.Name)
 	if proto.opts.ReportOnly {
 		proto.report = newReporter("ratelimit " + proto.opts.Name)
 	}
@@ -237,6 +280,9 @@ func RateLimit(l Limiter, key KeyFunc, opts *RateLimitOptions) Middleware {
 	}
 	if _, ok := l.(Returner); proto.opts.Refund && !ok && proto.opts.Limiter == nil {
 		panic("gateway: RateLimit: Refund needs a Limiter that is a Returner")
+	}
+	if _, ok := l.(settler); proto.opts.Settle != nil && !ok && proto.opts.Limiter == nil {
+		panic("gateway: RateLimit: Settle needs a Limiter that is a Returner and a Debtor")
 	}
 	return func(next http.Handler) http.Handler {
 		h := proto
@@ -268,7 +314,7 @@ type rateLimit struct {
 	quoted  string    // Name as a structured field's String
 	report  *reporter // with ReportOnly; nil: requests are refused
 	opened  *reporter // with FailOpen; nil: requests are refused when the limiter fails
-	refusal error     // ErrRateLimited, with Name
+	refusal *Error    // for Name
 	next    http.Handler
 }
 
@@ -287,6 +333,11 @@ func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 
+	if _, ok := c.limiter.(settler); h.opts.Settle != nil && !ok {
+		h.deny(ex, rw, r, errNoSettler)
+		return
+	}
+
 	var err error
 	if c.key, err = h.key(r); err != nil {
 		h.deny(ex, rw, r, err)
@@ -298,27 +349,64 @@ func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 
-	if c.OK && c.Wait > 0 {
-		h.wait(ctx, &c)
-		if !c.OK && ctx.Err() == context.Canceled {
+	d := c.Decision // as it is reported
+	if d.OK && d.Wait > 0 {
+		d = h.wait(ctx, &c)
+		if !d.OK && ctx.Err() == context.Canceled {
 			WriteError(rw, r, context.Canceled)
 			return
 		}
 	}
-	h.writeFields(rw.Header(), &c.Decision)
-	switch {
-	case c.OK:
-	case c.RetryAfter > 0:
-		h.deny(ex, rw, r, &limited{h.refusal, c.RetryAfter})
-		return
-	default:
-		h.deny(ex, rw, r, h.refusal)
-		return
+	name := h.writeFields(rw.Header(), &d)
+	if !d.OK {
+		refusal := h.refused(name, d.RetryAfter)
+		if h.report == nil {
+			refuse(rw, r, refusal)
+			return
+		}
+		h.report.add(ex, r, refusal)
 	}
-	if h.opts.Refund && !ex.rejected() {
-		defer c.refund(ctx, ex)
+	h.serve(ex, rw, r, &c)
+}
+
+// serve calls the handler inside, and settles what the request has cost.
+func (h *rateLimit) serve(ex *exchange, rw *responseWriter, r *http.Request, c *charge) {
+	switch {
+	case !c.OK: // with ReportOnly
+	case h.opts.Settle != nil:
+		s := settlement{h: h, charge: *c}
+		s.begin(ex, rw, r)
+		defer s.end()
+	case h.opts.Refund && !ex.rejected():
+		defer c.refund(r.Context(), ex)
 	}
 	h.next.ServeHTTP(rw, r)
+}
+
+// quotaExceeded returns the refusal by the policy of a name, without Retry-After.
+func quotaExceeded(name string) *Error {
+	return &Error{
+		Status:   http.StatusTooManyRequests,
+		Type:     "https://iana.org/assignments/http-problem-types#quota-exceeded",
+		Title:    "Request cannot be satisfied as assigned quota has been exceeded",
+		Err:      fmt.Errorf("%w: policy %s", ErrRateLimited, httpfield.String(name)),
+		violated: []string{name},
+	}
+}
+
+// refused returns the refusal by the policy, which the response's fields call name. A wait of 0 means that the cost can
+// never pass.
+func (h *rateLimit) refused(name string, wait time.Duration) *Error {
+	e := h.refusal
+	if name != h.opts.Name {
+		e = quotaExceeded(name)
+	}
+	if wait > 0 {
+		waits := *e
+		waits.Err = &limited{e.Err, wait}
+		return &waits
+	}
+	return e
 }
 
 // undecided answers a request about which the limiter returned err instead of a decision.
@@ -346,30 +434,32 @@ func (h *rateLimit) deny(ex *exchange, w http.ResponseWriter, r *http.Request, e
 	h.next.ServeHTTP(w, r)
 }
 
-// wait waits for c.Wait. If that is too long, or the request's context ends before, it gives the slot back
-// and makes c a refusal.
-func (h *rateLimit) wait(ctx context.Context, c *charge) {
+// wait waits for c.Wait, and returns the decision of c. If that is too long, or the request's context ends before, it
+// gives the slot back and returns a refusal.
+func (h *rateLimit) wait(ctx context.Context, c *charge) Decision {
 	longest := max(h.opts.MaxWait, 0)
 	if deadline, ok := ctx.Deadline(); ok {
 		longest = min(longest, max(time.Until(deadline), 0))
 	}
 	if c.Wait <= longest {
 		if h.report != nil {
-			return
+			return c.Decision
 		}
 		t := time.NewTimer(c.Wait)
 		defer t.Stop()
 		select {
 		case <-t.C:
-			return
+			return c.Decision
 		case <-ctx.Done():
 		}
 	}
 	if h.report == nil { // with ReportOnly, the request passes nevertheless
 		c.giveBack(ctx)
 	}
-	c.OK, c.Remaining = false, 0
-	c.RetryAfter = max(c.Wait-longest, 1)
+	d := c.Decision
+	d.OK, d.Remaining = false, 0
+	d.RetryAfter = max(c.Wait-longest, 1)
+	return d
 }
 
 // charge is what a limiter was asked to take for one request, and its decision.
@@ -403,20 +493,28 @@ type limited struct {
 func (l *limited) Unwrap() error             { return l.error }
 func (l *limited) retryAfter() time.Duration { return l.wait }
 
-// writeFields sets the fields that report d.
-func (h *rateLimit) writeFields(to http.Header, d *Decision) {
+// writeFields sets the fields that report d. It returns the name that the policy has in them.
+func (h *rateLimit) writeFields(to http.Header, d *Decision) string {
 	switch h.opts.Headers {
 	case RateLimitIETF:
-		h.writeIETF(to, d)
+		return h.writeIETF(to, d)
 	case RateLimitLegacy:
 		writeLegacy(to, d)
 	}
+	return h.opts.Name
 }
 
-// writeIETF sets both fields, with two allocations.
-func (h *rateLimit) writeIETF(to http.Header, d *Decision) {
+// The fields of the draft, in the form of http.CanonicalHeaderKey.
+const policyField, limitField = "Ratelimit-Policy", "Ratelimit"
+
+// writeIETF sets both fields, with two allocations if no other limit has set them.
+func (h *rateLimit) writeIETF(to http.Header, d *Decision) (name string) {
 	var buf [192]byte
-	b := append(buf[:0], h.quoted...)
+	name, quoted := h.opts.Name, h.quoted
+	if policies := to[policyField]; len(policies) > 0 {
+		name, quoted = h.distinctName(policies)
+	}
+	b := append(buf[:0], quoted...)
 	b = append(b, ";q="...)
 	b = httpfield.AppendInteger(b, int64(d.Limit))
 	if d.Window > 0 {
@@ -424,7 +522,7 @@ func (h *rateLimit) writeIETF(to http.Header, d *Decision) {
 		b = httpfield.AppendInteger(b, wholeSeconds(d.Window))
 	}
 	end := len(b)
-	b = append(b, h.quoted...)
+	b = append(b, quoted...)
 	b = append(b, ";r="...)
 	b = httpfield.AppendInteger(b, int64(d.Remaining))
 	b = append(b, ";t="...)
@@ -437,8 +535,42 @@ func (h *rateLimit) writeIETF(to http.Header, d *Decision) {
 
 	both := string(b)
 	values := []string{both[:end], both[end:]}
-	addMember(to, "Ratelimit-Policy", values[0:1:1])
-	addMember(to, "Ratelimit", values[1:2:2])
+	addMember(to, policyField, values[0:1:1])
+	addMember(to, limitField, values[1:2:2])
+	return name
+}
+
+// distinctName returns a name that no policy in the field's lists has: Name, or Name with "-2", "-3" and so on.
+func (h *rateLimit) distinctName(policies []string) (name, quoted string) {
+	name, quoted = h.opts.Name, h.quoted
+	for n := 2; hasPolicy(policies, quoted); n++ {
+		name = h.opts.Name + "-" + strconv.Itoa(n)
+		quoted = httpfield.String(name)
+	}
+	return name, quoted
+}
+
+// hasPolicy reports whether one of the lists has a member that begins with quoted, a String with its quotes.
+func hasPolicy(lists []string, quoted string) bool {
+	for _, list := range lists {
+		inString, begins := false, true
+		for i := 0; i < len(list); i++ {
+			switch c := list[i]; {
+			case inString && c == '\\':
+				i++
+			case c == '"':
+				if !inString && begins && strings.HasPrefix(list[i:], quoted) {
+					return true
+				}
+				inString, begins = !inString, false
+			case !inString && c == ',':
+				begins = true
+			case c != ' ' && c != '\t':
+				begins = false
+			}
+		}
+	}
+	return false
 }
 
 // addMember sets the field name to a list of one member, or appends the member to the list that is there.

@@ -557,6 +557,11 @@ func TestKeyFuncs(t *testing.T) {
 		{"Host", gateway.KeyByHeader("host"), from(""), "api.example", 0},
 		{"Host absent, as HTTP/1.0 allows", gateway.KeyByHeader("Host"), &http.Request{}, "", 400},
 
+		{"cookie", gateway.KeyByCookie("sid"), from("", "Cookie", "a=b; sid=abc"), "abc", 0},
+		{"cookie absent", gateway.KeyByCookie("sid"), from("", "Cookie", "a=b"), "", 400},
+		{"cookie empty", gateway.KeyByCookie("sid"), from("", "Cookie", "sid="), "", 400},
+		{"cookie twice", gateway.KeyByCookie("sid"), from("", "Cookie", "sid=a; sid=b"), "", 400},
+
 		{"pair", pair, from("", "X-Api-Key", "a", "X-Tenant", "b1:c"), "1:a4:b1:c", 0},
 		{"pair that looks alike", pair, from("", "X-Api-Key", "a4:b", "X-Tenant", "c"), "4:a4:b1:c", 0},
 		{"pair, half", pair, from("", "X-Api-Key", "a"), "", 400},

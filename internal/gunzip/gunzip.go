@@ -1,0 +1,94 @@
+// Package gunzip decompresses what is written to it, for those who look at a compressed body that goes to somebody
+// else. The standard library's reader asks for its input and blocks until it is there; here the input comes when it
+// comes. Nothing is buffered beside the window of 32 KiB that the format needs, and nothing runs beside the caller.
+package gunzip
+
+import (
+	"compress/gzip"
+	"io"
+	"iter"
+)
+
+// Writer hands the decompressed text on. Make it with New. It is not safe for concurrent use.
+type Writer struct {
+	input input
+	more  func() (struct{}, bool)
+	stop  func()
+	done  bool
+}
+
+// New returns a Writer that calls to with each piece of the text. to must not keep the piece. Call Close in the end.
+func New(to func(piece []byte)) *Writer {
+	w := new(Writer)
+	// The reader runs in a coroutine, which goes on whenever there is input.
+	w.more, w.stop = iter.Pull(func(yield func(struct{}) bool) {
+		w.input.yield = yield
+		zr := new(gzip.Reader)
+		var buf [4096]byte
+		for zr.Reset(&w.input) == nil {
+			zr.Multistream(false) // it would wait for the next member before it returns the end of this one
+			var err error
+			for err == nil {
+				var n int
+				if n, err = zr.Read(buf[:]); n > 0 {
+					to(buf[:n])
+				}
+			}
+			if err != io.EOF {
+				return
+			}
+		}
+	})
+	return w
+}
+
+// Write reads the next piece of the compressed body. It has handed on all that can be decompressed so far when it
+// returns, and it keeps no part of p. What is no gzip, or comes after its end, is ignored.
+func (w *Writer) Write(p []byte) {
+	if w.done || len(p) == 0 {
+		return
+	}
+	w.input.piece = p
+	_, ok := w.more()
+	w.done, w.input.piece = !ok, nil
+}
+
+// Close frees the Writer's memory.
+func (w *Writer) Close() {
+	w.done = true
+	w.stop()
+}
+
+// input is what the reader reads from. It is a ByteReader, so that the reader reads no further than it has to.
+type input struct {
+	piece []byte
+	yield func(struct{}) bool
+}
+
+// wait waits for a piece. It returns an error when none will come.
+func (in *input) wait() error {
+	for len(in.piece) == 0 {
+		if !in.yield(struct{}{}) {
+			return io.ErrUnexpectedEOF
+		}
+	}
+	return nil
+}
+
+func (in *input) Read(p []byte) (int, error) {
+	if err := in.wait(); err != nil {
+		return 0, err
+	}
+	n := copy(p, in.piece)
+	in.piece = in.piece[n:]
+	return n, nil
+}
+
+func (in *input) ReadByte() (byte, error) {
+	if err := in.wait(); err != nil {
+		return 0, err
+	}
+	c := in.piece[0]
+	in.piece = in.piece[1:]
+	return c, nil
+}

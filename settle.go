@@ -1,0 +1,117 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"math"
+	"net/http"
+	"time"
+)
+
+// Usage is what an exchange turned out to use, for RateLimitOptions.Settle.
+type Usage struct {
+	Outcome Outcome       // of what is inside RateLimit
+	Status  int           // of the answer; 499 when the client left first
+	Bytes   int64         // of the answer's body that were sent; of an upgraded connection too, to the client
+	Took    time.Duration // from the admission to the end
+	Units   int64         // reported by AddUnits and UnitsFrom, inside RateLimit
+}
+
+// AddUnits reports n units, such as the tokens of an answer, to the Settle of every RateLimit outside. A handler calls
+// it with the context of its request, as often as it likes, before it returns. Units that a part of an Aggregate
+// reports count for the whole request. An n below 1 adds nothing. Outside a request, AddUnits does nothing.
+//
+//	gateway.AddUnits(r.Context(), int64(answer.Usage.TotalTokens))
+func AddUnits(ctx context.Context, n int64) {
+	if n < 1 {
+		return
+	}
+	for ex := exchangeFrom(ctx); ex != nil; {
+		ex.mu.Lock()
+		if ex.units > math.MaxInt64-n {
+			ex.units = math.MaxInt64
+		} else {
+			ex.units += n
+		}
+		outer := ex.outer
+		ex.mu.Unlock()
+		ex = outer
+	}
+}
+
+// settler is a Limiter whose decisions can be settled.
+type settler interface {
+	Limiter
+	Returner
+	Debtor
+}
+
+var errNoSettler = errors.New("gateway: RateLimit: Settle needs a Limiter that is a Returner and a Debtor")
+
+// settlement settles what one request has cost, when the handler inside has ended.
+type settlement struct {
+	h *rateLimit
+	charge
+	ex    *exchange
+	w     *responseWriter
+	r     *http.Request
+	start time.Time
+
+	noted bool  // an outcome was noted before the handler was called, by a Breaker whose fallback this is
+	units int64 // that were reported before
+}
+
+func (s *settlement) begin(ex *exchange, w *responseWriter, r *http.Request) {
+	s.ex, s.w, s.r, s.start = ex, w, r, time.Now()
+	ex.mu.Lock()
+	s.noted, s.units = ex.noted, ex.units
+	ex.mu.Unlock()
+}
+
+// end is deferred around the handler. Whatever happens in it happens once: it is the only place that settles.
+func (s *settlement) end() {
+	panicked := recover()
+	if panicked != nil {
+		defer panic(panicked) // after the settlement, and also when Settle panics
+	}
+	used := s.used(panicked)
+	actual := max(0, s.h.opts.Settle(s.r, used))
+	if s.h.opts.Refund && !s.noted && (used.Outcome == OutcomeRejected || used.Outcome == OutcomeUnavailable) {
+		actual = 0
+	}
+	ctx := context.WithoutCancel(s.r.Context()) // the client may have left
+	limiter := s.limiter.(settler)
+	var err error
+	switch {
+	case actual < s.cost:
+		err = limiter.Return(ctx, s.key, s.cost-actual, s.Decision)
+	case actual > s.cost:
+		err = limiter.Owe(ctx, s.key, actual-s.cost)
+	}
+	if err != nil {
+		s.ex.remark("ratelimit "+s.h.opts.Name+": not settled", err)
+	}
+}
+
+// used returns what the exchange has used.
+func (s *settlement) used(panicked any) Usage {
+	u := Usage{Took: time.Since(s.start)}
+	left := s.r.Context().Err()
+	s.w.ex.mu.Lock()
+	res := s.w.result(left, panicked)
+	u.Bytes = s.w.written
+	s.w.ex.mu.Unlock()
+
+	s.ex.mu.Lock()
+	defer s.ex.mu.Unlock()
+	u.Units = s.ex.units - s.units
+	u.Bytes += s.ex.tunnel.sent
+	u.Outcome, u.Status = res.outcome(), res.status
+	if s.ex.noted && !s.noted {
+		u.Outcome = s.ex.outcome
+	}
+	if u.Outcome == OutcomeClientCanceled {
+		u.Status = statusClientClosed
+	}
+	return u
+}
