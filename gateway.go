@@ -34,7 +34,7 @@
 //		log.Fatal(err)
 //	}
 //
-// Each concern also works alone, around any http.Handler and under any router:
+// Each middleware also works alone, around any http.Handler and under any router:
 //
 //	mux.Handle("POST /checkout", gateway.Chain(
 //		gateway.Auth(tokens, nil),
@@ -42,11 +42,12 @@
 //		gateway.Breaker(circuit, nil),
 //	)(checkout))
 //
-// A value that keeps state, such as a [MemoryLimiter], a [Circuit] or an [Upstream], is built by the caller and can be
-// shared: one limiter is one budget wherever it is used. Every refusal is written by [WriteError] as
-// application/problem+json (RFC 9457). Every exchange ends with one [Outcome], which circuits, metrics and the access
-// log all use. A trailing pointer to options may be nil, which means the defaults; options are copied. Mistakes in
-// setting up panic. Values that come from strings, files or the network return an error instead.
+// A value that keeps state, such as a [MemoryLimiter], a [Circuit] or an [Upstream], is built by the caller
+// and can be shared: requests that pass the same limiter spend the same allowances, on whatever route they
+// come. Every refusal is written by [WriteError] as application/problem+json (RFC 9457). Every exchange ends
+// with one [Outcome], which circuits, metrics and the access log all use. A trailing pointer to options may
+// be nil: that selects the defaults. Options are copied. A setup function panics on an invalid Go value. A
+// function that reads a URL, a file or the network returns an error instead.
 package gateway
 
 import (
@@ -55,12 +56,12 @@ import (
 	"time"
 )
 
-// Middleware wraps a handler. It is an alias, so a value can be passed to chi, alice, otelhttp or a plain loop
-// without conversion.
+// Middleware wraps a handler. It is an alias of the function type, so that chi, alice and other libraries
+// accept a Middleware without conversion, and Chain accepts theirs.
 type Middleware = func(http.Handler) http.Handler
 
-// Chain composes middleware; the first is outermost. Without any it returns the handler unchanged. It panics if one is
-// nil.
+// Chain composes middleware. The first is outermost. Without arguments, the result returns its handler
+// unchanged. Chain panics if a middleware is nil.
 func Chain(mw ...Middleware) Middleware {
 	mw = checkMiddleware("Chain", mw)
 	return func(next http.Handler) http.Handler {
@@ -71,12 +72,12 @@ func Chain(mw ...Middleware) Middleware {
 	}
 }
 
-// Timeout gives the handler inside it d for its whole answer. Then the request's context ends, and the client gets 504
-// if nothing was written yet. A response that has begun is cut off; to limit only the time to its beginning, use
-// UpstreamOptions.Timeout.
+// Timeout limits the time of the handler inside it to d, from the request to the end of the response. When d
+// has passed, the request's context ends, and the client gets 504 if nothing has been written. A response
+// that has begun is cut off. To limit only the time to the response header, use UpstreamOptions.Timeout.
 //
-// When the handler is reading the request's body at that moment, the read fails at once, and the client gets 408
-// instead: it was the slow one. Over HTTP/1.1 its connection is then closed.
+// If the handler is reading the request's body when d has passed, the client was too slow: the read fails at
+// once, and the client gets 408 instead of 504. Over HTTP/1.1 its connection is then closed.
 //
 // Timeout buffers nothing and starts no goroutine, so it waits for a handler that ignores its context. It panics if d
 // is not positive.
