@@ -17,56 +17,60 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/rawjson"
 )
 
-// AggregateOptions bounds an aggregate and configures its requests and its answer. A negative number panics at
-// setup.
+// AggregateOptions limits an aggregate and configures its requests and its answer. Aggregate panics on a
+// negative number.
 type AggregateOptions struct {
-	Timeout       time.Duration     // for the whole; 0 means 5s
-	MaxBytes      int64             // a part's body, decompressed; 0 means 1 MiB
-	MaxTotalBytes int64             // all parts' bodies; 0 means 16 MiB
-	MaxInFlight   int               // parts at once in one aggregate; 0 means all
+	Timeout       time.Duration     // limit of the time for all parts together; 0 means 5s
+	MaxBytes      int64             // limit of one part's body, after decompression; 0 means 1 MiB
+	MaxTotalBytes int64             // limit of all parts' bodies together; 0 means 16 MiB
+	MaxInFlight   int               // number of parts requested at the same time, for one incoming request; 0 means all
 	Headers       []string          // request fields passed to the parts besides the gateway's own; nil: Accept-Language, and Authorization to Upstreams and HandlerTransports alone
-	Identity      map[string]string // as in ProxyOptions, for every part
-	Merge         bool              // objects' members side by side instead of under Name; see Aggregate
-	ServerTiming  bool              // report each part's time in Server-Timing
+	Identity      map[string]string // as in ProxyOptions, for every part's request
+	Merge         bool              // put the members of a part that is an object into the answer itself, not under Name; see Aggregate
+	ServerTiming  bool              // report each part's time in the field Server-Timing
 }
 
-// Aggregate asks several backends at once and joins their JSON into one object. A part that needs another's field is
-// asked as soon as that part has answered. The members stand in the order of parts. Each part's value is copied byte
-// for byte, without the white space around it: order, big numbers and escapes stay as they were sent.
+// Aggregate returns a handler that requests several parts at the same time and joins their JSON into one
+// object. A part whose Path uses a field of another part is requested as soon as that part has answered. The
+// members are in the order of parts. Each part's value is copied byte for byte, without the white space
+// around it: the order of members, large numbers and escapes stay as they were sent.
 //
-// When every part succeeds, the answer is 200. When only optional parts fail, it is 200 with a member "errors", an
-// array of {name, status, outcome}, and with Cache-Control: no-store. The status in "errors" is the one that the whole
-// would have had if the part were required. The outcome is an Outcome's String; it is "ok" for a part that answered
-// with one of the five statuses below.
+// When every part succeeds, the answer is 200. When only optional parts fail, the answer is 200 with
+// Cache-Control: no-store and a member "errors", an array of {name, status, outcome}. The status is the one
+// that the answer would have if the part were required. The outcome is the String of the part's Outcome. It
+// is "ok" for a part that answered with 401, 403, 404, 410 or 429.
 //
-// When a required part fails, the answer is a problem. The part's 401 (with WWW-Authenticate), 403, 404, 410 or 429
-// (with Retry-After) becomes the answer's status; any other failure is 502, 503 or 504 by its outcome. The other parts
-// are canceled, which counts against no target and no circuit. The exception is a part that a half-open circuit
-// refused: then the parts in flight are waited for, since one of them may be the circuit's probe. A client that leaves
-// cancels all parts.
+// When a required part fails, the answer is a problem. The part's 401 (with WWW-Authenticate), 403, 404, 410
+// or 429 (with Retry-After) becomes the answer's status. Any other failure becomes 502, 503 or 504, depending
+// on its outcome. The other parts are canceled, which counts against no target and no circuit. There is one
+// exception: after a refusal by a half-open circuit, the parts in flight are not canceled, since one of them
+// may be the circuit's probe; the answer waits for them. When the client leaves, all parts are canceled.
 //
-// With Merge, the members of parts that are objects stand side by side. When two parts have a member of the same name,
-// the earlier part's is used. Two members of one name in one part are both left as they are. "errors" is always the
-// aggregate's own. A value that is not an object stays under the part's Name. An object with more than 10,000 members
-// fails its part, because the names are kept while the answer is written, at about 100 bytes each.
+// With Merge, the members of a part that is an object become members of the answer. A value that is not an
+// object stays under the part's Name. When two parts have a member of the same name, that of the earlier part
+// is used. When one part has two members of the same name, both are copied. A part's own member "errors" is
+// dropped. A part with more than 10,000 members fails, because their names are kept while the answer is
+// written, at about 100 bytes each.
 //
-// Each part's request has the fields that the gateway sets as Proxy does (X-Forwarded-*, trace, identity), those of
-// Headers, and Accept: application/json. Some fields are never passed, even when Headers lists them: those that the
-// gateway itself sets, in any spelling; those that concern one connection; and Accept-Encoding, Range, If-*, Expect,
-// Host and Content-*, which describe the client's request and not the part's. The fields of the parts' answers are not
-// passed to the client.
+// Each part's request has the fields that Proxy sets (X-Forwarded-*, trace, identity), the client's fields
+// that Headers lists, and Accept: application/json. Three kinds of the client's fields are never passed on,
+// even when Headers lists them: those that the gateway itself sets, in any spelling; hop-by-hop fields; and
+// Accept-Encoding, Range, If-*, Expect, Host and Content-*, which describe the client's request and not the
+// part's. The fields of the parts' answers are not passed to the client.
 //
 // By default the client's Authorization goes only to parts whose From is an *Upstream or a HandlerTransport. Any other
 // RoundTripper may lead to a third party, and one that wraps an *Upstream counts as such. When Headers names
 // Authorization, every part gets it. A Part.Request that copies the fields of in copies its Authorization, too.
 //
-// An aggregate keeps the parts' bodies until it has answered: at most MaxTotalBytes and about a quarter more. It runs
-// one goroutine for each part in flight, and none outlives its request. A panic in Request or in a RoundTripper
-// continues from the handler, with its original stack in the message; HandlerTransport turns a panic into an error.
+// The parts' bodies are in memory until the answer has been written: at most MaxTotalBytes and about a
+// quarter more for each incoming request. Each part in flight has a goroutine, which ends before the handler
+// returns. A panic in Request or in a RoundTripper is raised again in the handler's goroutine, with its
+// original stack in the message; HandlerTransport turns a panic into an error.
 //
-// Aggregate panics at setup on a Part or an option that can never work: no parts, a name that is empty, "errors" or
-// used twice, no From, a bad Path, Pick, Default or field name, a field of an unknown part, and a cycle of parts that
-// need one another. It copies parts. The handler is safe for concurrent use if every From is.
+// Aggregate panics on parts or options that can never work: no parts; a Name that is empty, "errors" or used
+// twice; a nil From; an invalid Path, Pick, Default or field name; a Path that uses a field of an unknown
+// part; and parts that need each other's fields in a cycle. It copies parts. The handler is safe for
+// concurrent use if every From is.
 func Aggregate(parts []Part, opts *AggregateOptions) http.Handler {
 	a := &aggregate{}
 	if opts != nil {
@@ -242,8 +246,9 @@ func (f *fanout) owns(name string) bool {
 	return f.own.has(name, f.ownedHere)
 }
 
-// run asks every part as soon as the parts that it needs have finished. It returns when no part runs any more: all
-// have finished, or a required one has failed. It returns the failure of the first required part that failed.
+// run requests every part as soon as the parts that it needs have finished. It returns when no part is in
+// flight: all have finished, or a required one has failed. It returns the failure of the first required part
+// that failed.
 func (f *fanout) run(cancel context.CancelFunc) (failure *partFailure) {
 	for i := range f.parts {
 		f.answers[i].waitsFor = len(f.parts[i].needs)
