@@ -22,23 +22,24 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
-// Identity is an authenticated caller, as an Authenticator found it. Treat it as read-only: a cached Identity
-// is shared by requests.
+// Identity is the authenticated caller of a request. An Authenticator returns it. Treat it as read-only:
+// requests share a cached Identity.
 //
 // Where several issuers are trusted, a Subject is unique only together with its Issuer.
 type Identity struct {
 	Subject, Issuer  string
 	Audience, Scopes []string
-	Expiry           time.Time      // zero: none
-	Claims           map[string]any // all claims, with numbers as json.Number; nil where there are no claims
+	Expiry           time.Time      // when the credentials expire; the zero Time means never
+	Claims           map[string]any // all claims, with numbers as json.Number; nil if the credentials have no claims
 }
 
-// Authenticator finds out who sent a request. Authenticate returns
+// Authenticator authenticates the caller of a request. Authenticate returns its Identity, or one of these
+// errors:
 //
-//   - ErrNoCredentials when r has no credentials of the kind that it checks,
+//   - ErrNoCredentials when r has no credentials of the kind that the Authenticator checks,
 //   - an error that wraps ErrUnauthenticated when the credentials are bad,
-//   - an *Error with a status of its own when it cannot decide, such as 503 while the key set or the
-//     introspection endpoint cannot be reached.
+//   - an *Error with a status of its own when the Authenticator cannot decide, such as 503 while the key set
+//     or the introspection endpoint cannot be reached.
 //
 // A nil Identity without an error is treated as bad credentials. An Authenticator must be safe for concurrent
 // use.
@@ -59,21 +60,24 @@ type AuthOptions struct {
 	ReportOnly bool   // log and count what would be refused, and refuse nothing
 }
 
-// Auth lets a request pass when a authenticates it. Otherwise it answers 401 with WWW-Authenticate (RFC 6750
-// section 3); the challenge has error="invalid_token" when there were credentials and they were bad.
+// Auth calls the next handler when a authenticates the request. Otherwise it answers 401 with
+// WWW-Authenticate (RFC 6750 section 3). The challenge has error="invalid_token" if the request had
+// credentials that were bad. When a cannot decide, the answer has the status of its *Error.
 //
-// Handlers inside Auth get the caller from IdentityFrom, or from the request's field X-User-ID, which holds
-// the subject. Some servers treat X_User_Id or x.user.id as the same field. So Auth first removes every field
-// whose name has the same letters and digits as X-User-ID, from anonymous requests too. The request's trailers lose
-// these and the other fields that Proxy writes, however they were announced. Handlers outside Auth see the request as
-// it came. Proxy has its own ProxyOptions.Identity.
+// Handlers inside Auth get the caller from IdentityFrom, or the subject from the request's field X-User-ID.
+// Some servers treat X_User_Id or x.user.id as the same field. So Auth first removes every field whose name
+// has the same letters and digits as X-User-ID, from anonymous requests too. It removes these and the other
+// fields that Proxy writes from the request's trailers, whether they were announced or not. Handlers outside
+// Auth see the request unchanged. Which fields a backend gets is set by ProxyOptions.Identity.
 //
 // A subject that is empty or not a valid field value is refused with 401, because readers of the field would
-// see another subject. Invalid are CR, LF, NUL and other control characters, and whitespace at either end.
+// see another subject. A valid value has no control characters, such as CR, LF and NUL, and no whitespace at
+// either end.
 //
-// With ReportOnly a request that would be refused passes as anonymous, or with the Identity that an Auth
-// further out found. It is reported in Observe's log line, or by a warning in slog.Default where there is no
-// access log. The counter gateway.report_only in the global MeterProvider counts it, with policy="auth".
+// With ReportOnly, a request that would be refused passes as anonymous, or with the Identity that an outer
+// Auth found. It is reported in the remarks of Observe's log line, or, without an access log, as a warning to
+// slog.Default. The counter gateway.report_only in the global MeterProvider counts it, with the attribute
+// policy="auth".
 //
 // Auth panics when a is nil.
 func Auth(a Authenticator, opts *AuthOptions) Middleware {
@@ -258,8 +262,9 @@ func (p *reporter) add(ex *exchange, r *http.Request, err error) {
 		slog.String("trace_id", traceID))
 }
 
-// FirstOf calls each Authenticator in turn. The first that finds credentials of its kind decides, whether
-// they are good or bad. FirstOf returns ErrNoCredentials when none finds any. It panics without
+// FirstOf returns an Authenticator that calls each of as in turn, until one returns something other than
+// ErrNoCredentials. That result stands, even if it is an error: bad credentials of one kind are not tried as
+// another kind. If every one returns ErrNoCredentials, so does FirstOf. FirstOf panics without
 // Authenticators, and on a nil one.
 func FirstOf(as ...Authenticator) Authenticator {
 	if len(as) == 0 || slices.Contains(as, nil) {
@@ -279,18 +284,18 @@ func FirstOf(as ...Authenticator) Authenticator {
 // maxAPIKey bounds the bytes that are hashed for a request.
 const maxAPIKey = 4 << 10
 
-// APIKeys authenticates by an API key that is the whole value of a header field. lookup gets the SHA-256 of
-// the key, not the key: store hashes, so that a stolen table reveals no keys. A client that guesses keys
-// cannot choose their hashes, so a lookup in a map or a database needs no constant time. To compare with a
-// single hash, use subtle.ConstantTimeCompare.
+// APIKeys returns an Authenticator for API keys. A key is the whole value of the field header. lookup gets
+// the SHA-256 of the key and not the key itself: store hashes, so that a stolen table reveals no keys. The
+// time of a lookup in a map or a database reveals no key, because a client cannot choose the hash of its
+// guess. To compare with a single hash, use subtle.ConstantTimeCompare.
 //
 // For an unknown key, lookup returns a nil Identity or an error that wraps ErrUnauthenticated. An *Error is
 // answered with its own status. Any other error means that lookup could not decide, and is answered with 503.
 // lookup must be safe for concurrent use.
 //
-// A request with two of the fields, or with a key over 4 KiB, is refused. Keys must be random, with at least
-// 128 bits: a hash does not protect a password. APIKeys panics on a malformed field name and when lookup is
-// nil.
+// A request in which the field occurs twice, or with a key over 4 KiB, is refused. Keys must have at least
+// 128 random bits: a SHA-256 does not protect a guessable key, such as a password. APIKeys panics on a
+// malformed field name and when lookup is nil.
 func APIKeys(header string, lookup func(ctx context.Context, sha256 [32]byte) (*Identity, error)) Authenticator {
 	name := fieldName("APIKeys", header)
 	if lookup == nil {
@@ -311,12 +316,12 @@ func APIKeys(header string, lookup func(ctx context.Context, sha256 [32]byte) (*
 	})
 }
 
-// ClientCert authenticates by the verified TLS client certificate. The server's TLSConfig must verify it:
-// ClientAuth is tls.VerifyClientCertIfGiven or tls.RequireAndVerifyClientCert, and ClientCAs holds the
-// issuers to trust.
+// ClientCert returns an Authenticator for verified TLS client certificates. The server's TLSConfig must
+// verify them: set ClientAuth to tls.VerifyClientCertIfGiven or tls.RequireAndVerifyClientCert, and ClientCAs
+// to the issuers to trust.
 //
 // identify is called only for connections with a verified certificate, which is cs.VerifiedChains[0][0]. Its
-// results mean the same as those of lookup in APIKeys. It must be safe for concurrent use.
+// results mean the same as those of the lookup function of APIKeys. It must be safe for concurrent use.
 //
 // A certificate that was not verified, or that has expired since the handshake, is refused. A connection
 // without a certificate, or without TLS, has no credentials. So behind a load balancer that terminates TLS,
@@ -365,9 +370,9 @@ func IdentityFrom(ctx context.Context) (*Identity, bool) {
 	return ex.identity, ex.identity != nil
 }
 
-// WithIdentity returns a context in which IdentityFrom returns id. It is for handlers that authenticate the
-// caller by other means. The request's own record does not change. A nil id makes the request anonymous to
-// the handlers that get the new context.
+// WithIdentity returns a context in which IdentityFrom returns id. Use it in a handler that authenticates the
+// caller by other means than Auth. Only handlers that get the new context see id; the access log's subject
+// stays the one that Auth found. A nil id makes the request anonymous to these handlers.
 func WithIdentity(ctx context.Context, id *Identity) context.Context {
 	v := exchangeFrom(ctx).variant(ctx)
 	v.identity = id
