@@ -11,18 +11,16 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/strhash"
 )
 
-// Balancer picks the target of a request.
-//
-// Pick gets at least one target, and returns the index of one of them. The targets are the healthy ones; when
-// none is healthy, all of them. The Upstream calls done once, when the attempt has ended; done may be nil.
-// Pick and done must be safe for concurrent use.
+// // Pick returns the index of one of targets, of which there is at least one. targets are the healthy
+// targets or, when none is healthy, all of them. The Upstream calls done once, when the attempt has ended.
+// done may be nil. Pick and done must be safe for concurrent use.
 type Balancer interface {
 	Pick(r *http.Request, targets []Target) (index int, done func(Outcome))
 }
 
-// RoundRobin returns a Balancer that picks the targets in turn, by weight. It spreads the turns of a heavy
-// target over the round, as nginx's smooth weighted round-robin does: with weights 5, 1 and 1, the order is a
-// a b a c a a. It takes about 30 bytes a target.
+// RoundRobin returns a Balancer that picks the targets in turn, by weight. It spreads the turns of a target
+// with a large weight, as nginx's smooth weighted round-robin does: with weights 5, 1 and 1, the order is a a
+// b a c a a. It needs about 30 bytes for each target.
 func RoundRobin() Balancer { return &roundRobin{} }
 
 type roundRobin struct {
@@ -51,8 +49,8 @@ func (b *roundRobin) Pick(_ *http.Request, targets []Target) (int, func(Outcome)
 }
 
 // LeastPending returns a Balancer that draws two targets at random, by weight, and picks the one with fewer
-// requests in flight in relation to its weight (the power of two choices; Mitzenmacher, IEEE TPDS 12(10),
-// 2001). It takes about 140 bytes a target.
+// requests in flight per weight (the power of two choices; Mitzenmacher, IEEE TPDS 12(10), 2001). It needs
+// about 140 bytes for each target.
 func LeastPending() Balancer { return &leastPending{} }
 
 type leastPending struct {
@@ -134,9 +132,10 @@ func (b *leastPending) forget(targets []Target) {
 
 // HashBy returns a Balancer that sends requests with equal keys to the same target. It uses weighted
 // rendezvous hashing (Thaler and Ravishankar, 1998; weights by Schindelhauer and Schomaker, 2005). When a
-// target is removed, only its keys move. When a target is added, it takes its share of the keys from all
-// others. Gateways with the same targets make the same choice. HashBy keeps no state; each pick hashes every
-// target. A request for which key returns an error goes to a random target. A nil key panics.
+// target is removed, only its keys move. When a target is added, it takes over its share of the keys from all
+// others. Gateways with the same targets make the same choice. The Balancer keeps no state, and each pick
+// hashes every target. A request for which key returns an error goes to a random target. HashBy panics on a
+// nil key.
 func HashBy(key KeyFunc) Balancer {
 	if key == nil {
 		panic("gateway: HashBy: nil KeyFunc")
