@@ -7,23 +7,27 @@ import (
 
 // BreakerOptions configures what Breaker does while its circuit is open.
 type BreakerOptions struct {
-	// Fallback answers instead of the 503. In it, ErrorFrom returns the error of the refusal. The outcome of
-	// the exchange is OutcomeRejected, whatever Fallback answers. Nil means none.
+	// Fallback answers the requests that the open circuit refuses. Nil means an answer of 503. In Fallback,
+	// ErrorFrom returns the refusal. The outcome of the exchange is OutcomeRejected, whatever Fallback
+	// answers.
 	Fallback http.Handler
 }
 
-// Breaker protects a handler by a circuit. While c is open, Breaker does not call the handler and answers 503
-// with Retry-After at once.
+// Breaker guards a handler with a circuit. While c is open, and while it is half-open with all its probes in
+// flight, Breaker does not call the handler: it answers 503 with Retry-After at once.
 //
 // Breaker reports the handler's result to the circuit when the final status is sent, so that a long stream
 // does not hold a probe's place. If the response is then cut off, it reports that as well. A 5xx is a
-// failure, except for 501 and 505. What the gateway itself refuses inside (401, 429) or cannot decide (503, the
-// key set is away) is neutral, and so are a client that leaves and a panic. The panic is passed on.
+// failure, except for 501 and 505. Four results are neutral: a refusal by the gateway itself (401, 429), a
+// request that the gateway cannot decide on (503 while the key set cannot be fetched), a client that leaves,
+// and a panic. The panic is passed on.
 //
-// The status of a gRPC call, which comes in the trailers, corrects what was reported: see Outcome.
+// The status of a gRPC call arrives in the trailers, after Breaker has reported the header. It corrects that
+// report; see Outcome.
 //
-// Several Breakers may share one circuit. When one stands inside another, or when an Upstream inside has the
-// same circuit, only the outer Breaker asks the circuit and reports to it. A nil c panics.
+// Several Breakers may share one circuit. When a Breaker is inside another with the same circuit, or an
+// Upstream inside has the same circuit, only the outermost Breaker calls Allow and reports the result.
+// Breaker panics when c is nil.
 func Breaker(c *Circuit, opts *BreakerOptions) Middleware {
 	if c == nil {
 		panic("gateway: Breaker: nil circuit")
