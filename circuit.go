@@ -43,21 +43,22 @@ func (s CircuitState) String() string {
 // CircuitOptions configures when a Circuit opens and how it closes again. NewCircuit panics on a negative
 // value, unless the field's comment gives it a meaning.
 type CircuitOptions struct {
-	Failures    int           // the circuit opens after so many failures in a row; 0 means 5, negative never
-	Ratio       float64       // it opens also at this share of failures in Window, in (0, 1]; 0 means none
-	MinRequests int           // in Window before Ratio counts; 0 means 20
-	Window      time.Duration // rolling, in steps of a twentieth; 0 means 10s
-	SlowCall    time.Duration // a call that takes longer to the response headers is a failure; 0 means none
+	Failures    int           // number of consecutive failures that opens the circuit; 0 means 5, negative never
+	Ratio       float64       // share of failures in Window that also opens the circuit, at most 1; 0 means none
+	MinRequests int           // least number of requests in Window for Ratio to apply; 0 means 20
+	Window      time.Duration // length of the rolling window, which advances in 20 steps; 0 means 10s
+	SlowCall    time.Duration // a call that takes longer to the response header is a failure; 0 means none
 	OpenFor     time.Duration // how long the circuit stays open; 0 means 10s
-	Probes      int           // half-open: so many successes close it, and so many probes may be in flight; 0 means 1
+	Probes      int           // number of successes that closes a half-open circuit, and most probes in flight; 0 means 1
 
-	// IsFailure reports whether an outcome counts as a failure. Other outcomes count as successes, except for
-	// the neutral ones, about which IsFailure is not asked. It is also asked about a response that was cut
-	// off, with OutcomeAborted. It is called without a lock held and must be safe for concurrent use. A panic
-	// in it is logged by slog.Default and not passed on; the outcome is then neutral.
+	// IsFailure reports whether an outcome counts as a failure. An outcome for which it returns false counts
+	// as a success. It is not called for neutral outcomes (see Circuit). It is called a second time, with
+	// OutcomeAborted, when a response is cut off. It is called without a lock held and must be safe for
+	// concurrent use. A panic in it is logged by slog.Default and not passed on; the outcome is then neutral.
 	//
-	// Nil means OutcomeTimeout, OutcomeAborted, and OutcomeUpstreamError unless the status is 501 or 505, which
-	// are about the request: any client can ask for a method that the upstream does not have.
+	// Nil means that three outcomes are failures: OutcomeTimeout, OutcomeAborted, and OutcomeUpstreamError
+	// with any status but 501 and 505. These two are caused by the request: any client can send a method that
+	// the upstream does not implement.
 	IsFailure func(o Outcome, status int) bool
 
 	// Meter provides two counters: gateway.circuit.changes, with the attributes gateway.circuit.name and
@@ -111,19 +112,20 @@ func (o *CircuitOptions) withDefaults() CircuitOptions {
 
 // Circuit is a circuit breaker, built on sony/gobreaker.
 //
-// It opens after several failures in a row, or when the share of failures in a rolling window is too high. It
-// stays open for a time and refuses every request. Then it is half-open and lets a few probes through. Their
+// A closed circuit lets every request pass. It opens after CircuitOptions.Failures consecutive failures, or
+// when the share of failures in a rolling window reaches CircuitOptions.Ratio. An open circuit refuses every
+// request. After CircuitOptions.OpenFor it is half-open and lets a few requests pass as probes. Their
 // successes close it; a single failure opens it again.
 //
-// OutcomeClientCanceled, OutcomeRejected, OutcomeUnavailable and OutcomeInternal are neutral, whatever IsFailure
-// returns: they count neither as success nor as failure, and they free a probe's place.
+// OutcomeClientCanceled, OutcomeRejected, OutcomeUnavailable and OutcomeInternal are neutral: they count
+// neither as success nor as failure. A probe that ends with one of them makes room for another probe.
 //
-// No timer runs. An open circuit turns half-open at the first Allow or State after its time is over. A probe
-// that hangs loses its place after OpenFor; if it ends while the circuit is still half-open, it counts
-// nevertheless.
+// A Circuit uses no timer. An open circuit becomes half-open at the first call of Allow or State after its
+// time is over. A probe that has not ended after OpenFor no longer counts as in flight, and another may
+// start. Its result still counts if the circuit is still half-open.
 //
-// A Circuit is safe for concurrent use and starts no goroutine. It takes about 5 KB, besides the changes that
-// wait for a slow watcher. Make it with NewCircuit.
+// Make a Circuit with NewCircuit; the zero value is not usable. A Circuit is safe for concurrent use and
+// starts no goroutine. It needs about 5 KB, and more while changes wait for a slow function given to Watch.
 type Circuit struct {
 	name string
 	o    CircuitOptions
@@ -155,11 +157,11 @@ type opening struct {
 // The results of probes that did not succeed, for gobreaker.
 var (
 	errProbeFailed  = errors.New("gateway: probe failed")
-	errProbeNeutral = errors.New("gateway: probe ended without a verdict")
+	errProbeNeutral = errors.New("gateway: probe had a neutral outcome")
 )
 
-// NewCircuit returns a closed circuit. The name appears in logs and metrics. NewCircuit panics on an option
-// that is out of range.
+// NewCircuit returns a closed circuit. The name appears in logs and metrics. A nil opts selects the defaults.
+// NewCircuit panics on an option that is out of range.
 func NewCircuit(name string, opts *CircuitOptions) *Circuit {
 	c := &Circuit{name: name, o: opts.withDefaults()}
 	c.opening = opening{d: c.o.OpenFor}
@@ -180,7 +182,7 @@ func NewCircuit(name string, opts *CircuitOptions) *Circuit {
 // Name returns the name that NewCircuit was given.
 func (c *Circuit) Name() string { return c.name }
 
-// State returns the state. It turns an open circuit whose time is over half-open.
+// State returns the state. An open circuit whose time is over becomes half-open.
 func (c *Circuit) State() CircuitState {
 	p := c.period.Load()
 	if !p.ripe() {
@@ -193,17 +195,18 @@ func (c *Circuit) State() CircuitState {
 	return p.state
 }
 
-// Changes returns the last changes of state, oldest first, at most 32.
+// Changes returns the last 32 changes of state, oldest first.
 func (c *Circuit) Changes() []CircuitChange { return c.news.recent() }
 
-// Watch calls f after every change of state, in order, with no lock held, until stop is called.
+// Watch registers f, which is called after every change of state, in order, until stop is called. No lock is
+// held during a call.
 //
-// f runs on the goroutine that caused a change, or on one that is still delivering earlier changes. So it
-// should be quick. It may use the circuit. It is never called twice at once.
+// f runs on the goroutine that caused the change, or on one that is still delivering earlier changes, so it
+// should return quickly. It may use the circuit. Calls of f do not overlap.
 //
-// After stop has returned, no call of f begins; one that is under way goes on. f itself may call stop. A
-// panic in f is logged by slog.Default and not passed on. While f blocks, up to 1,024 changes wait for it, at
-// 88 bytes each; when there are more, watchers miss the oldest ones. A nil f panics.
+// After stop has returned, no new call of f begins, but one may still be running. f itself may call stop. A
+// panic in f is logged by slog.Default and not passed on. While f blocks, up to 1,024 changes wait, at 88
+// bytes each. Beyond that, the oldest are dropped. Watch panics when f is nil.
 func (c *Circuit) Watch(f func(CircuitChange)) (stop func()) {
 	if f == nil {
 		panic("gateway: Circuit.Watch: nil function")
@@ -211,18 +214,21 @@ func (c *Circuit) Watch(f func(CircuitChange)) (stop func()) {
 	return c.news.watch(f)
 }
 
-// Allow asks whether a request may pass. If not, it returns ErrCircuitOpen. If so, the caller must call done
-// with the result; otherwise a probe's place stays taken for OpenFor. done is safe for concurrent use. It
-// does not block, except in the functions given to Watch.
+// Allow reports whether a request may pass. If it may not, the error wraps ErrCircuitOpen. If it may, the
+// caller must call done with the result: a probe without a result counts as in flight for OpenFor. done is
+// safe for concurrent use. It does not block, except in the functions given to Watch.
 //
-// Call done when the response headers have arrived, or when the request has failed before. If a response that
-// began well is then cut off, call done a second time, with OutcomeAborted: this takes the success back and
-// counts a failure. The row of failures becomes what it was before the success, plus the failures since, plus
-// one. For example, ok, fail, fail, then the ok is cut off: the row is 3. If a later success still stands,
-// the row only grows by one: ok, fail, ok, fail, then the first ok is cut off: the row is 2. The circuit
-// remembers for the last 256 successes whether they still stand; an older one counts as standing.
+// Call done when the response header has arrived, or when the request has failed without one. status is the
+// response's, or 0 without a response. If the header counted as a success and the response is then cut off,
+// call done a second time, with OutcomeAborted: this replaces the success by a failure.
 //
-// A call of done after a change of state is ignored. So is any other call than these two.
+// The count of consecutive failures is then computed as if the call had never succeeded. For example, after
+// ok, fail, fail, the first call is cut off: the count is 3. A later success that still counts limits this:
+// after ok, fail, ok, fail, the first call is cut off: the count is 2. The circuit tracks this for the last
+// 256 successes; older ones always count.
+//
+// A call of done is ignored when the circuit has changed its state since Allow. Any call of done beyond these
+// two is ignored too.
 func (c *Circuit) Allow() (done func(o Outcome, status int), err error) {
 	t, err := c.allow()
 	if err != nil {
@@ -299,9 +305,9 @@ func (c *Circuit) ripen() *period {
 	return c.period.Load()
 }
 
-// Trip opens the circuit for d, as an operator or another gateway's circuit may want. If the circuit is open
-// already, Trip can prolong the time but not shorten it; that is no change of state. A d that is not positive
-// does nothing.
+// Trip opens the circuit for d, whatever its counts. Use it for an operator's command, or to follow the
+// circuit of another gateway. If the circuit is already open, Trip can prolong its time but not shorten it,
+// which is not a change of state. Trip does nothing if d is not positive.
 func (c *Circuit) Trip(d time.Duration) {
 	if d <= 0 {
 		return
