@@ -14,22 +14,22 @@ import (
 	"time"
 )
 
-// Error is a refusal or failure as a client sees it, together with its cause. Detail is sent to the client; Err is
-// only logged.
+// Error is an error that is answered with an HTTP status. Status, Type, Title, Detail and Header are sent to
+// the client. Err, the cause, is only logged.
 //
 // The zero value is a 500 without detail. An Error must not be modified once it has been passed to WriteError.
 type Error struct {
-	Status int         // HTTP status; 0 means 500, and so does one below 200 or above 999
-	Type   string      // problem type (RFC 9457); "" means about:blank
-	Title  string      // "" means the status text
-	Detail string      // for the client; "" sends none
-	Header http.Header // extra response fields, such as Retry-After or WWW-Authenticate
-	Err    error       // cause; never sent
+	Status int         // HTTP status; 0 means 500, as does a value below 200 or above 999
+	Type   string      // URI of the problem type (RFC 9457 section 3.1.1); "" means about:blank
+	Title  string      // short text for the problem type; "" means http.StatusText
+	Detail string      // text for this occurrence; "" sends none
+	Header http.Header // additional response fields, such as Retry-After or WWW-Authenticate
+	Err    error       // cause; never sent to the client
 
 	violated []string // member violated-policies: names of policies that RateLimit enforces; nil sends none
 }
 
-// Error returns status, title, detail and cause. It is for logs: a client must not see the cause.
+// Error returns status, title, detail and cause in one line. It is for logs: do not send it to a client.
 func (e *Error) Error() string {
 	var b strings.Builder
 	b.WriteString("gateway: ")
@@ -68,7 +68,7 @@ func (e *Error) title() string {
 	return http.StatusText(e.status())
 }
 
-// Conditions that callers test for with errors.Is. WriteError answers each with the status beside it.
+// Errors of this package, for errors.Is. WriteError answers each with the status in its comment.
 var (
 	ErrUnauthenticated = errors.New("gateway: unauthenticated")     // 401
 	ErrForbidden       = errors.New("gateway: forbidden")           // 403
@@ -80,7 +80,7 @@ var (
 	ErrNoTarget        = errors.New("gateway: no target available") // 503
 	ErrOverloaded      = errors.New("gateway: overloaded")          // 503
 	ErrTimeout         = errors.New("gateway: upstream timed out")  // 504
-	ErrNoCredentials   = errors.New("gateway: no credentials")      // an Authenticator found no credentials of its kind
+	ErrNoCredentials   = errors.New("gateway: no credentials")      // 401; an Authenticator found no credentials of its kind
 )
 
 // statusClientClosed is nginx's status for a client that left before its answer. It is only logged: no client
@@ -108,7 +108,7 @@ var statuses = []struct {
 	{context.Canceled, statusClientClosed},
 }
 
-// waiter is an error that knows after how long a retry may succeed.
+// waiter is an error with a value for Retry-After.
 type waiter interface{ retryAfter() time.Duration }
 
 // finish returns a copy of err as an Error in which every field that the client sees is set.
@@ -176,13 +176,13 @@ func logPanic(message string, p any, name slog.Attr) error {
 	return &panicError{p}
 }
 
-// WriteError answers a request with err, as application/problem+json (RFC 9457) with the trace id. Every refusal of
-// this package is written by it. Under HandleErrors, the function given there writes the answer instead.
+// WriteError answers r with err, as application/problem+json (RFC 9457) with the trace id. Every error answer
+// of this package is written by it. Inside HandleErrors, the function given there writes the answer instead.
 //
-// The client gets the Status, Type, Title, Detail and Header of an *Error. The conditions above, such as
-// ErrRateLimited, get the status documented there. An *http.MaxBytesError gets 413, and an exceeded deadline 504.
-// Any other error gets 500. The text of an error is never sent; it goes to the log and the span. A canceled
-// request is recorded as 499, which no client receives.
+// The answer has the Status, Type, Title, Detail and Header of an *Error. The errors of this package, such as
+// ErrRateLimited, have the status in their comment. An *http.MaxBytesError is answered with 413,
+// context.DeadlineExceeded with 504, and any other error with 500. err.Error() is never sent; it goes to the
+// log and the span. context.Canceled, from a client that left, is recorded as 499, which no client receives.
 //
 // If the response has already begun, WriteError writes nothing and only records err.
 func WriteError(w http.ResponseWriter, r *http.Request, err error) {
@@ -199,14 +199,14 @@ func refuse(w http.ResponseWriter, r *http.Request, err error) {
 	answerError(w, r, finish(err), result{refused: true})
 }
 
-// refuseUndecided answers with err, with which an Authenticator, a Limiter or a KeyFunc ended: it refused the request,
-// or it could not decide.
+// refuseUndecided answers with err, the error of an Authenticator, a Limiter or a KeyFunc. It is a refusal,
+// or it means that no decision could be made.
 func refuseUndecided(w http.ResponseWriter, r *http.Request, err error) {
 	e := finish(err)
 	answerError(w, r, e, result{refused: true, undecided: couldNotDecide(e)})
 }
 
-// answerError sends e, which finish returned, and records how the exchange ended.
+// answerError sends e, which finish returned, and records the result of the exchange.
 func answerError(w http.ResponseWriter, r *http.Request, e *Error, end result) {
 	ex := exchangeFrom(r.Context())
 	ex.note(end.outcome(), e)
@@ -216,7 +216,7 @@ func answerError(w http.ResponseWriter, r *http.Request, e *Error, end result) {
 
 	h := w.Header()
 	for _, name := range []string{"Content-Encoding", "Content-Length", "Content-Range", "Etag", "Last-Modified"} {
-		delete(h, name) // they describe the answer that is not sent
+		delete(h, name) // it describes the answer that is not sent
 	}
 	h.Set("Cache-Control", "no-store")
 	for name, values := range e.Header {
@@ -247,8 +247,8 @@ func (e *Error) problem(traceID string) []byte {
 	return append(body, '\n')
 }
 
-// began reports whether a response to w has begun: by w itself, or by a writer of this package below it. Where w cannot
-// be unwrapped, as a compressing writer that hides what it wraps, the record's own writer tells.
+// began reports whether a response to w has begun: by w itself, or by a writer of this package that w wraps.
+// If w has no Unwrap, as some compressing writers, the record's own writer is checked.
 func (ex *exchange) began(w http.ResponseWriter) bool {
 	for {
 		switch v := w.(type) {
@@ -298,8 +298,8 @@ func (ex *exchange) handleError(w http.ResponseWriter, r *http.Request, e *Error
 	return true
 }
 
-// answerInstead calls h to answer a request that was refused with err. The outcome stays OutcomeRejected, whatever h
-// answers.
+// answerInstead calls h to answer a request that was refused with err. The outcome is OutcomeRejected,
+// whatever h answers.
 func (ex *exchange) answerInstead(h http.Handler, w *responseWriter, r *http.Request, err error) {
 	e := finish(err)
 	ex.note(result{refused: true}.outcome(), e)
@@ -315,8 +315,8 @@ func (ex *exchange) answerInstead(h http.Handler, w *responseWriter, r *http.Req
 	h.ServeHTTP(w, r)
 }
 
-// ErrorFrom returns the error that is being answered. It is for the functions and handlers that answer errors: the
-// one given to HandleErrors, and BreakerOptions.Fallback. Elsewhere it returns nil.
+// ErrorFrom returns the error that a handler is answering. It returns an error only in the function given to
+// HandleErrors and in BreakerOptions.Fallback. Elsewhere it returns nil.
 func ErrorFrom(ctx context.Context) error {
 	ex := exchangeFrom(ctx)
 	if ex == nil {
@@ -330,10 +330,10 @@ func ErrorFrom(ctx context.Context) error {
 	return ex.answered
 }
 
-// HandleErrors makes h write the errors of everything inside it. The *Error that h gets has all its fields set, and
-// its Header has already been added to w. h may call WriteError, which then writes a problem. If h writes nothing,
-// the client gets the status without a body. Where one HandleErrors stands inside another, the inner h is called.
-// It panics if h is nil.
+// HandleErrors makes h write the error answers of this package for everything inside it. All fields of e that
+// the client sees are set, and e.Header has already been added to w. h may call WriteError, which then writes
+// a problem. If h writes nothing, the client gets the status without a body. Where HandleErrors are nested,
+// the innermost h is called. h must be safe for concurrent use. HandleErrors panics if h is nil.
 func HandleErrors(h func(w http.ResponseWriter, r *http.Request, e *Error)) Middleware {
 	if h == nil {
 		panic("gateway: HandleErrors: nil function")
