@@ -10,21 +10,24 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// TrustProxies sets which peers to believe about where a request came from, and in which field they say so:
-// "X-Forwarded-For", "Forwarded" (RFC 7239), or a field of one address such as "CF-Connecting-IP". Name the field that
-// your proxies write. A client can send the others, so they are ignored.
+// TrustProxies configures the trusted proxies in front of the gateway: their addresses, and the field in
+// which they write the client's address. field is "X-Forwarded-For", "Forwarded" (RFC 7239), or a field with
+// a single address, such as "CF-Connecting-IP". It must be the field that your proxies write. The other
+// fields are ignored, because a client can send them.
 //
-// Inside it, ClientAddr reads a list from right to left. It skips addresses in prefixes and returns the first other
-// one; if all are in prefixes, it returns the leftmost. An element that holds no address ends the search: the address
-// to its right is the client's. A field of one address is read if it is there exactly once.
+// Inside TrustProxies, ClientAddr reads a list from right to left. It skips addresses in prefixes and returns
+// the first other one. If all are in prefixes, it returns the leftmost. An element without an address ends
+// the search: ClientAddr returns the address to its right. A field with a single address is used only if it
+// occurs exactly once.
 //
-// List only the addresses of your own proxies: anyone in prefixes can claim to be any client. Fields from a peer
-// outside prefixes are ignored. A peer on a Unix socket has no address and is trusted: the socket's file permissions
-// decide who it is. Without TrustProxies nobody is believed.
+// List only the addresses of your own proxies: a peer in prefixes can claim any client address. Fields from a
+// peer outside prefixes are ignored. A peer on a Unix socket is trusted: it has no address, and the socket's
+// file permissions control who can connect. Without TrustProxies, no peer is trusted.
 //
-// Proxy and Aggregate pass on what a believed peer says of the client's scheme and host: X-Forwarded-Proto, -Host,
-// -Port, -Prefix, -Scheme, -Server and -Ssl, or, where field is "Forwarded", the proto and host that the outermost
-// trusted proxy wrote there. It panics if field is no field name or a prefix is invalid.
+// Proxy and Aggregate pass on what a trusted proxy wrote about the client's scheme and host: the fields
+// X-Forwarded-Proto, -Host, -Port, -Prefix, -Scheme, -Server and -Ssl. If field is "Forwarded", they use the
+// proto and host that the outermost trusted proxy wrote there. TrustProxies panics if field is not a field
+// name or a prefix is invalid.
 func TrustProxies(field string, prefixes ...netip.Prefix) Middleware {
 	if !httpfield.IsToken(field) || httpfield.IsHopByHop(http.CanonicalHeaderKey(field)) {
 		panic(fmt.Sprintf("gateway: TrustProxies: %q is no field that can hold an address", field))
@@ -51,7 +54,7 @@ func TrustProxies(field string, prefixes ...netip.Prefix) Middleware {
 	}
 }
 
-// The fields that TrustProxies reads as lists. Any other holds one address.
+// The fields that TrustProxies reads as lists. Any other field holds a single address.
 const (
 	fieldXForwardedFor = "X-Forwarded-For"
 	fieldForwarded     = "Forwarded"
@@ -60,14 +63,14 @@ const (
 // hops is what is known of the connections between the client and this process.
 type hops struct {
 	client   netip.Addr // invalid until ClientAddr or TrustProxies sets it
-	viaProxy bool       // the peer is a trusted proxy, so the field that it writes is believed
+	viaProxy bool       // the peer is a trusted proxy, so the field that it writes is used
 	field    string     // that field, in canonical form; "" without TrustProxies
 
 	// What the outermost trusted proxy wrote in Forwarded; "" where it wrote none or another field is read.
 	proto, host string
 }
 
-// trustedProxies is what TrustProxies was given.
+// trustedProxies holds the arguments of TrustProxies.
 type trustedProxies struct {
 	field    string // canonical
 	prefixes []netip.Prefix
@@ -220,9 +223,9 @@ func remoteAddr(r *http.Request) netip.Addr {
 	return a
 }
 
-// ClientAddr returns the client's address: the one that TrustProxies found, or else the one in RemoteAddr. Limits,
-// forwarding and the access log all use it. An IPv4 address is never returned in its IPv6 form, and a zone is removed.
-// It returns the zero Addr if RemoteAddr holds no address, as on a Unix socket.
+// ClientAddr returns the client's address: the one that TrustProxies found, or else that of RemoteAddr.
+// Limits, forwarding and the access log all use it. An IPv4-mapped IPv6 address is returned as IPv4, and a
+// zone is removed. ClientAddr returns the zero Addr if RemoteAddr holds no address, as on a Unix socket.
 func ClientAddr(r *http.Request) netip.Addr {
 	ex := exchangeFrom(r.Context())
 	if ex == nil {
