@@ -145,17 +145,16 @@ func (b *body) readTrailer() error {
 		return err
 	}
 	trailer := make(http.Header, min(lines, 64))
-	bareLF, err := parseFields(text, trailer, make([]string, lines))
+	seen, err := parseFields(text, trailer, make([]string, lines))
 	if err != nil {
 		return err
 	}
-	if bareLF {
+	if seen&bareLF != 0 {
 		return malformed("trailer with a line that ends with LF alone")
 	}
+	c.odd = c.odd || seen != 0
 	for name, values := range trailer {
-		if !mayTrail(name) {
-			return malformed("trailer %s", name)
-		}
+		c.odd = c.odd || !mayTrail(name)
 		if b.res.Trailer == nil {
 			b.res.Trailer = make(http.Header, len(trailer))
 		}

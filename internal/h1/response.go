@@ -19,9 +19,17 @@ type response struct {
 	stream  body
 	values  [12]string // of the fields, if there are not more
 	coding  [1]string
-	bareLF  bool // a line ended with LF alone
+	seen    oddity
 	framing uint8
 }
+
+// oddity is what a header has that is accepted, and after which the connection is not used again.
+type oddity uint8
+
+const (
+	bareLF  oddity = 1 << iota // a line ended with LF alone
+	lenient                    // it is malformed in another way, but has one meaning
+)
 
 // How the body of a response ends.
 const (
@@ -96,39 +104,51 @@ func nextLine(s string) (line, rest string, bareLF bool) {
 	return line, rest, true
 }
 
-// parseHead reads a status line and fields. lines is their number. It is at least as strict as
-// http.ReadResponse, and yields the same values for what it takes, with one exception: it adds no
-// Cache-Control where there is "Pragma: no-cache". It refuses, and http.ReadResponse accepts:
+// parseHead reads a status line and fields. lines is their number. It takes what http.ReadResponse takes and
+// yields the same values, with these exceptions. It adds no Cache-Control where there is "Pragma: no-cache",
+// and removes control characters from the reason. It refuses, and http.ReadResponse accepts:
 //
-//   - a version other than HTTP/1.x, more than one blank before the status, a status with a sign or below
-//     100, and control characters in the reason: none can be forwarded as it is;
-//   - a field that is continued on the next line (RFC 9112 section 5.2), and blanks before the colon (section
-//     5.1): peers read them differently;
-//   - Content-Length beside Transfer-Encoding (section 6.3), and Transfer-Encoding in HTTP/1.0 (section 6.1);
-//   - trailers that are announced and are not field names, and control characters in chunk extensions;
-//   - trailers that frame a message;
+//   - a version other than HTTP/1.x, and a status with a sign or below 100: neither can be forwarded as it is;
+//   - control characters in chunk extensions, and lines of a trailer that end with LF alone;
 //   - more than 8,192 fields.
 //
-// A line that ends with LF alone is accepted (section 2.2), but the connection is not used again. That LF is
-// not accepted in chunked framing and in trailers.
+// Some of what is accepted is malformed, but leaves no doubt: a line that ends with LF alone (RFC 9112 section
+// 2.2), more than one blank before the status, a field that is continued on the next line, which becomes one
+// line (section 5.2), a blank in a field name, which stays, so that the field is no other's (section 5.1),
+// Content-Length beside Transfer-Encoding, which is removed (section 6.3), and Transfer-Encoding in HTTP/1.0,
+// which is ignored. The connection is not used again after any of these.
 func (res *response) parseHead(head string, lines int, method string) error {
-	line, rest, bareLF := nextLine(head)
-	res.bareLF = bareLF
-	if len(line) < len("HTTP/1.1 200") || line[:7] != protocolStart || !isDigit(line[7]) || line[8] != ' ' ||
-		!isDigit(line[9]) || !isDigit(line[10]) || !isDigit(line[11]) || line[9] == '0' ||
-		len(line) > 12 && line[12] != ' ' || !isValue(line[9:]) {
+	line, rest, bare := nextLine(head)
+	if bare {
+		res.seen |= bareLF
+	}
+	const minimum = len("HTTP/1.1 200")
+	if len(line) < minimum || line[:7] != protocolStart || !isDigit(line[7]) || line[8] != ' ' {
 		return malformed("status line %s", quote(line))
 	}
+	status := line[9:]
+	if status[0] == ' ' {
+		status = strings.TrimLeft(status, " ")
+		res.seen |= lenient
+	}
+	if len(status) < 3 || !isDigit(status[0]) || !isDigit(status[1]) || !isDigit(status[2]) || status[0] == '0' ||
+		len(status) > 3 && status[3] != ' ' {
+		return malformed("status line %s", quote(line))
+	}
+	if !isValue(status) {
+		status = withoutControls(status)
+		res.seen |= lenient
+	}
 	res.Proto, res.ProtoMajor, res.ProtoMinor = line[:8], 1, int(line[7]-'0')
-	res.Status = line[9:]
-	res.StatusCode = int(line[9]-'0')*100 + int(line[10]-'0')*10 + int(line[11]-'0')
+	res.Status = status
+	res.StatusCode = int(status[0]-'0')*100 + int(status[1]-'0')*10 + int(status[2]-'0')
 	values := res.values[:]
 	if lines-1 > len(values) {
 		values = make([]string, lines-1)
 	}
 	res.Header = make(http.Header, min(lines-1, 64))
-	bare, err := parseFields(rest, res.Header, values)
-	res.bareLF = res.bareLF || bare
+	seen, err := parseFields(rest, res.Header, values)
+	res.seen |= seen
 	if err != nil {
 		return err
 	}
@@ -138,28 +158,40 @@ func (res *response) parseHead(head string, lines int, method string) error {
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 // parseFields reads lines of fields up to the empty one. It takes the memory of the values from values.
-func parseFields(s string, header http.Header, values []string) (bareLF bool, err error) {
+func parseFields(s string, header http.Header, values []string) (seen oddity, err error) {
 	for {
 		line, rest, bare := nextLine(s)
-		bareLF = bareLF || bare
+		if bare {
+			seen |= bareLF
+		}
 		if line == "" {
-			return bareLF, nil
+			return seen, nil
 		}
 		s = rest
-		if line[0] == ' ' || line[0] == '\t' {
-			return bareLF, malformed("continued field: %s", quote(line))
+		if isBlank(line[0]) {
+			return seen, malformed("continued field without a beginning: %s", quote(line))
 		}
 		colon := strings.IndexByte(line, ':')
 		if colon < 0 {
-			return bareLF, malformed("field without a colon: %s", quote(line))
+			return seen, malformed("field without a colon: %s", quote(line))
 		}
 		name, ok := canonicalName(line[:colon])
 		if !ok {
-			return bareLF, malformed("field name: %s", quote(line))
+			if name = line[:colon]; !isSpacedToken(name) {
+				return seen, malformed("field name: %s", quote(line))
+			}
+			seen |= lenient
 		}
 		value := trimBlanks(line[colon+1:])
+		if isBlank(s[0]) {
+			value, s, bare = unfold(value, s)
+			seen |= lenient
+			if bare {
+				seen |= bareLF
+			}
+		}
 		if !isValue(value) {
-			return bareLF, malformed("value of the field %s", name)
+			return seen, malformed("value of the field %s", name)
 		}
 		if old := header[name]; old != nil {
 			header[name] = append(old, value)
@@ -170,6 +202,17 @@ func parseFields(s string, header http.Header, values []string) (bareLF bool, er
 		header[name] = values[:1:1]
 		values = values[1:]
 	}
+}
+
+// unfold joins a value with the lines that continue it, at the beginning of s, by one blank each.
+func unfold(value, s string) (joined, rest string, bare bool) {
+	b := []byte(value)
+	for isBlank(s[0]) {
+		line, rest, lf := nextLine(s)
+		s, bare = rest, bare || lf
+		b = append(append(b, ' '), trimBlanks(line)...)
+	}
+	return strings.TrimLeft(string(b), " \t"), s, bare
 }
 
 // frame decides where the body ends (RFC 9112 section 6.3).
@@ -183,7 +226,7 @@ func (res *response) frame(method string) error {
 		return err
 	}
 	if chunked && length >= 0 {
-		return malformed("both Transfer-Encoding and Content-Length")
+		res.seen |= lenient
 	}
 	res.Close = res.closes()
 	if err := res.announcedTrailer(chunked); err != nil {
@@ -200,6 +243,7 @@ func (res *response) frame(method string) error {
 			res.framing = notAllowed
 		}
 	case chunked:
+		delete(res.Header, "Content-Length")
 		res.ContentLength, res.framing = -1, byChunks
 	case length == 0:
 		res.ContentLength, res.framing = 0, noBody
@@ -218,7 +262,9 @@ func (res *response) transferEncoding() (chunked bool, err error) {
 		return false, nil
 	}
 	if res.ProtoMinor == 0 {
-		return false, malformed("Transfer-Encoding in HTTP/1.0")
+		delete(res.Header, "Transfer-Encoding")
+		res.seen |= lenient
+		return false, nil
 	}
 	if len(codings) != 1 || !strings.EqualFold(codings[0], "chunked") {
 		return false, malformed("Transfer-Encoding %q", codings)
@@ -276,7 +322,11 @@ func (res *response) announcedTrailer(chunked bool) error {
 				continue
 			}
 			name, ok := canonicalName(element)
-			if !ok || !mayTrail(name) {
+			if !ok {
+				name = element // nothing is sent by that name
+				res.seen |= lenient
+			}
+			if !mayTrail(name) {
 				return malformed("trailer %s", quote(element))
 			}
 			if res.Trailer == nil {

@@ -290,7 +290,7 @@ func (c *call) receive(conn *conn, f *failure) (*response, error) {
 		if err := res.parseHead(head, lines, c.req.Method); err != nil {
 			return nil, err
 		}
-		conn.odd = conn.odd || res.bareLF || res.framing == notAllowed
+		conn.odd = conn.odd || res.seen != 0 || res.framing == notAllowed
 		if res.StatusCode >= 200 || res.StatusCode == http.StatusSwitchingProtocols {
 			break
 		}

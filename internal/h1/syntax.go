@@ -50,12 +50,35 @@ func isToken(s string) bool { return s != "" && all(s, tokenByte) }
 func isValue(s string) bool { return all(s, valueByte) }
 func isHost(s string) bool  { return s != "" && all(s, hostByte) }
 
+func isBlank(c byte) bool { return c == ' ' || c == '\t' }
+
+// isSpacedToken reports whether s is a token but for blanks in it.
+func isSpacedToken(s string) bool {
+	for i := range len(s) {
+		if classes[s[i]]&tokenByte == 0 && s[i] != ' ' {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// withoutControls returns s without its control characters.
+func withoutControls(s string) string {
+	b := make([]byte, 0, len(s))
+	for i := range len(s) {
+		if classes[s[i]]&valueByte != 0 {
+			b = append(b, s[i])
+		}
+	}
+	return string(b)
+}
+
 // trimBlanks removes the optional whitespace around a value.
 func trimBlanks(s string) string {
-	for s != "" && (s[0] == ' ' || s[0] == '\t') {
+	for s != "" && isBlank(s[0]) {
 		s = s[1:]
 	}
-	for s != "" && (s[len(s)-1] == ' ' || s[len(s)-1] == '\t') {
+	for s != "" && isBlank(s[len(s)-1]) {
 		s = s[:len(s)-1]
 	}
 	return s
