@@ -17,59 +17,60 @@ import (
 // gate returns r as it may be sent. It returns an error with a status below 500 if a transport of net/http would
 // refuse r before it sends anything. r itself is not changed: without its framing fields, the request is a copy.
 func gate(r *http.Request) (*http.Request, error) {
-	if reason := unsendable(r); reason != "" {
+	reason, framed := unsendable(r)
+	if reason != "" {
 		return nil, &Error{Status: http.StatusBadRequest, Err: errors.New("gateway: the request cannot be sent: " + reason)}
 	}
-	for name := range r.Header {
-		if isFraming(name) {
-			return withoutFraming(r), nil
-		}
+	if framed {
+		return withoutFraming(r), nil
 	}
 	return r, nil
 }
 
-// unsendable returns what is wrong with r, and "" when a transport accepts it.
-func unsendable(r *http.Request) string {
+// unsendable returns what is wrong with r, and "" when a transport accepts it. framed is whether the header has
+// framing fields.
+func unsendable(r *http.Request) (reason string, framed bool) {
 	switch {
 	case r.Method != "" && !httpfield.IsToken(r.Method):
-		return fmt.Sprintf("malformed method %q", r.Method)
+		return fmt.Sprintf("malformed method %q", r.Method), false
 	case r.URL == nil:
-		return "no URL"
+		return "no URL", false
 	case r.Header == nil:
-		return "no header"
+		return "no header", false
 	case !httpfield.IsHostBytes(r.Host):
-		return "malformed Host"
+		return "malformed Host", false
 	case r.ContentLength != 0 && r.Body == nil:
-		return "a ContentLength without a Body"
+		return "a ContentLength without a Body", false
 	}
-	if name, ok := malformedField(r.Header); ok {
-		return fmt.Sprintf("malformed field %q", name)
+	for name, values := range r.Header {
+		if isMalformed(name, values) {
+			return fmt.Sprintf("malformed field %q", name), false
+		}
+		framed = framed || isFraming(name)
 	}
-	for name := range r.Trailer {
-		if isFraming(name) {
-			return fmt.Sprintf("trailer %q", name)
+	for name, values := range r.Trailer {
+		switch {
+		case isFraming(name):
+			return fmt.Sprintf("trailer %q", name), false
+		case isMalformed(name, values):
+			return fmt.Sprintf("malformed trailer %q", name), false
 		}
 	}
-	if name, ok := malformedField(r.Trailer); ok {
-		return fmt.Sprintf("malformed trailer %q", name)
-	}
-	return ""
+	return "", framed
 }
 
-// malformedField returns the name of a field in h that cannot be sent: the name is no token, or a value has a control
-// character other than a tab.
-func malformedField(h http.Header) (name string, found bool) {
-	for name, values := range h {
-		if !httpfield.IsToken(name) {
-			return name, true
-		}
-		for _, value := range values {
-			if httpfield.HasControl(value) {
-				return name, true
-			}
+// isMalformed reports whether a field cannot be sent: its name is no token, or a value has a control character other
+// than a tab.
+func isMalformed(name string, values []string) bool {
+	if !httpfield.IsToken(name) {
+		return true
+	}
+	for _, value := range values {
+		if httpfield.HasControl(value) {
+			return true
 		}
 	}
-	return "", false
+	return false
 }
 
 // isFraming reports whether a field tells where a message ends. A transport writes these fields itself, from the

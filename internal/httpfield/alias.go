@@ -26,15 +26,21 @@ func SameName(a, b string) bool {
 // Names is a set of field names, each together with its aliases: the names that SameName takes for the same.
 // The zero value is the empty set. A set that does not change is safe for concurrent use.
 type Names struct {
+	initials [256]uint8 // by the first letter or digit, in both cases: the place of its group, plus 1; 0: none
+	groups   []nameGroup
+}
+
+// nameGroup holds the names that begin with one letter or digit.
+type nameGroup struct {
 	names    []string
-	prefixes []string  // folded
-	initials [256]bool // the first letter or digit of each name and prefix, in both cases
+	prefixes []string // folded
 }
 
 // Add adds a name.
 func (s *Names) Add(name string) {
-	s.names = append(s.names, name)
-	s.addInitial(name)
+	if g := s.group(name); g != nil {
+		g.names = append(g.names, name)
+	}
 }
 
 // AddPrefix adds every name whose letters and digits begin with those of prefix.
@@ -45,35 +51,42 @@ func (s *Names) AddPrefix(prefix string) {
 			folded.WriteByte(c)
 		}
 	}
-	s.prefixes = append(s.prefixes, folded.String())
-	s.addInitial(prefix)
+	if g := s.group(prefix); g != nil {
+		g.prefixes = append(g.prefixes, folded.String())
+	}
 }
 
-func (s *Names) addInitial(name string) {
-	for i := range len(name) {
-		c := foldByte(name[i])
-		if c == 0 {
-			continue
-		}
-		s.initials[c] = true
-		if 'a' <= c && c <= 'z' {
-			s.initials[c-'a'+'A'] = true
-		}
-		return
+// group returns the group that name belongs to, which it makes if there is none, and nil for a name without a letter
+// or digit.
+func (s *Names) group(name string) *nameGroup {
+	initial := initialOf(name)
+	c := foldByte(initial)
+	if c == 0 {
+		return nil
 	}
+	if s.initials[c] == 0 {
+		s.groups = append(s.groups, nameGroup{})
+		s.initials[c] = uint8(len(s.groups))
+		if 'a' <= c && c <= 'z' {
+			s.initials[c-'a'+'A'] = uint8(len(s.groups))
+		}
+	}
+	return &s.groups[s.initials[c]-1]
 }
 
 // Has reports whether name is in the set or an alias of a name in it.
 func (s *Names) Has(name string) bool {
-	if !s.hasInitial(name) {
+	place := s.initials[initialOf(name)] // decides about most names
+	if place == 0 {
 		return false
 	}
-	for _, prefix := range s.prefixes {
+	g := &s.groups[place-1]
+	for _, prefix := range g.prefixes {
 		if hasFoldedPrefix(name, prefix) {
 			return true
 		}
 	}
-	for _, own := range s.names {
+	for _, own := range g.names {
 		if SameName(name, own) {
 			return true
 		}
@@ -81,14 +94,14 @@ func (s *Names) Has(name string) bool {
 	return false
 }
 
-// hasInitial decides about most names by one byte.
-func (s *Names) hasInitial(name string) bool {
+// initialOf returns the first letter or digit of name, and 0 if there is none.
+func initialOf(name string) byte {
 	for i := range len(name) {
 		if foldByte(name[i]) != 0 {
-			return s.initials[name[i]]
+			return name[i]
 		}
 	}
-	return false
+	return 0
 }
 
 // foldByte returns c in lower case when it is a letter or digit, and 0 otherwise.

@@ -15,21 +15,25 @@ import (
 // IsToken reports whether s is a token, as field names and methods are (RFC 9110 section 5.6.2).
 func IsToken(s string) bool {
 	for i := range len(s) {
-		if !isTokenByte(s[i]) {
+		if !tokenBytes[s[i]] {
 			return false
 		}
 	}
 	return s != ""
 }
 
-func isTokenByte(c byte) bool {
-	return foldByte(c) != 0 || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0
-}
+// tokenBytes holds the bytes of a token. It is a table because every field name of every request is checked.
+var tokenBytes = func() (set [256]bool) {
+	for c := range 256 {
+		set[c] = foldByte(byte(c)) != 0 || strings.IndexByte("!#$%&'*+-.^_`|~", byte(c)) >= 0
+	}
+	return set
+}()
 
 // ToToken returns s with "_" in place of every character that a token cannot hold.
 func ToToken(s string) string {
 	return strings.Map(func(c rune) rune {
-		if c < utf8.RuneSelf && isTokenByte(byte(c)) {
+		if c < utf8.RuneSelf && tokenBytes[byte(c)] {
 			return c
 		}
 		return '_'
