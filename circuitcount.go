@@ -19,7 +19,7 @@ type period struct {
 
 	counts closedCounts // closed
 
-	probes []*probe    // half-open: those that hold a place, oldest first
+	probes []*probe    // half-open: those in flight, oldest first
 	report func(error) // half-open: of some probe; gobreaker accepts more than one report from each
 }
 
@@ -32,10 +32,10 @@ func (p *period) ripe() bool {
 type probe struct {
 	report func(error)
 	start  time.Time
-	freed  bool // its place was freed while it hung
+	freed  bool // it no longer counts as in flight
 }
 
-// freeHung frees the places of the probes that have taken so long.
+// freeHung stops counting as in flight the probes that began longest ago or earlier.
 func (p *period) freeHung(now time.Time, longest time.Duration) {
 	for len(p.probes) > 0 && now.Sub(p.probes[0].start) >= longest {
 		p.probes[0].report(errProbeNeutral)
