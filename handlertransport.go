@@ -22,24 +22,28 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
-// HandlerTransport returns a RoundTripper that calls a handler of this process. Each round trip has a record of its
-// own. The record starts with the trace, the client address and the identity of the request around it, and a Router
-// inside h does not change the outer request's record.
+// HandlerTransport returns a RoundTripper that calls a handler of this process. Use it as the target of Proxy
+// or as Part.From. The handler sees the trace, the client address and the identity of the outer request. What
+// happens inside h, such as the route that a Router there matches, does not change the outer request's log
+// line and metrics.
 //
-// The handler runs on a goroutine of its own and receives the request as a server would pass it: Host, RequestURI and
-// RemoteAddr are set (to the outer client's address, where that is known), and the fields are a copy. Its context ends
-// when the caller's does, when the caller closes the response's body, or when the handler returns. RoundTrip returns
-// as soon as the handler has sent its header; the body follows as it is written. At most 4 KiB are held back until
-// Flush or the end, so one round trip needs about 6 KiB besides what the handler itself needs. Content-Length,
-// trailers, 1xx answers (to an httptrace.ClientTrace) and HEAD work as over a connection. There is no connection, so
-// Hijack and upgrades are not supported.
+// The handler runs on a goroutine of its own and gets the request as a server would pass it: Host and
+// RequestURI are set, RemoteAddr is the outer client's address if it is known, and Header is a copy. The
+// handler's context ends when the caller's ends, when the caller closes the response's body, and when the
+// handler returns.
 //
-// A panic becomes RoundTrip's error, which counts as OutcomeInternal, or the body's read error when the response has
-// begun. Its stack is logged where the server logs panics. http.ErrAbortHandler has the effect of a closed connection.
+// RoundTrip returns as soon as the handler has sent its header. The body is streamed: up to 4 KiB are
+// buffered until Flush or the end. A round trip needs about 6 KiB, besides what the handler itself needs.
+// Content-Length, trailers, 1xx responses (to an httptrace.ClientTrace) and HEAD work as over a connection.
+// Hijack and upgrades are not supported, because there is no connection.
 //
-// When the caller's context ends, RoundTrip and reads of the body return at once, and the handler's writes fail. A
-// handler that ignores its context and its write errors is not waited for: its goroutine runs until it returns, as
-// that of any handler does.
+// A panic of the handler becomes the error of RoundTrip or, if the response has begun, of a read of its body.
+// The outcome is OutcomeInternal. The stack is logged to the server's ErrorLog or, without one, by package
+// log. A panic with http.ErrAbortHandler has the effect of a closed connection.
+//
+// When the caller's context ends, RoundTrip and reads of the body return at once, and the handler's writes
+// fail. They do not wait for a handler that ignores its context and its write errors: its goroutine runs
+// until it returns, as under a server.
 //
 // The RoundTripper is safe for concurrent use if h is. HandlerTransport panics when h is nil.
 func HandlerTransport(h http.Handler) http.RoundTripper {
