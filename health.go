@@ -16,34 +16,36 @@ import (
 	"time"
 )
 
-// HealthOptions configures when a target is left out of the pool. A target is out while its probes fail, and
-// for a time after its traffic failed (passive ejection). When every target is out, requests go to all of
-// them: a gateway that refuses everything would be worse than targets that may be sick.
+// HealthOptions configures health checks by probes and by traffic. A target gets no requests while its probes
+// fail, and for a time after requests to it have failed (passive ejection). When every target is out,
+// requests go to all of them, because targets that may work are better than none.
 //
-// Traffic ejects a target for what shows that it cannot serve: no connection, a protocol error, a timeout, a
-// response that was cut off, or the statuses 502, 503 and 504. Any other status, such as 500, is about one
-// request, and neither ejects a target nor ends its row of failures if it is a 5xx.
+// Traffic ejects a target after Unhealthy consecutive failures. A failure is a result that shows that the
+// target cannot serve: no connection, a protocol error, a timeout, a response that was cut off, or the status
+// 502, 503 or 504. Any other 5xx, such as 500, is about one request: it counts neither as a failure nor as a
+// success.
 //
-// Passive ejection takes at most the share MaxEjected of the pool. When that is used up, a target with the worse
-// failures takes the place of another: one that cannot be reached, of one that answers badly or not at all; one
-// that gives no whole answer, of one that answers 502, 503 or 504. For example, one URL answers 503 and has
-// target A ejected, and then B stops: B takes A's place, and A serves again.
+// At most the share MaxEjected of the pool is ejected at the same time. Beyond that, a target with worse
+// failures is ejected in place of one with milder failures. The order, from the worst: no connection; no
+// complete response; the status 502, 503 or 504. For example, in a pool of two, A is ejected because one URL
+// answers 503. Then B stops. B is ejected instead, and A gets requests again.
 //
-// A retry asks the targets that were not asked yet, those that are out too, before it asks one again.
+// A retry goes to a target that the request has not been sent to, even if that target is out, before it goes
+// to the same one again.
 type HealthOptions struct {
 	Path      string        // path of CheckHealth's probe, a GET that passes with 2xx or 3xx; "" means no probes
-	Interval  time.Duration // between probes; 0 means 5s
-	Timeout   time.Duration // of a probe; 0 means 1s
-	Healthy   int           // passed probes in a row that bring a target back, from ejection too; 0 means 2
-	Unhealthy int           // failures in a row, of probes or of traffic, that take it out; 0 means 3, negative never
+	Interval  time.Duration // pause between the probes of a target; 0 means 5s
+	Timeout   time.Duration // limit of the time for one probe; 0 means 1s
+	Healthy   int           // number of consecutive passed probes that brings a target back, also from ejection; 0 means 2
+	Unhealthy int           // number of consecutive failures, of probes or of traffic, that takes a target out; 0 means 3, negative never
 
-	// EjectFor is how long a passive ejection lasts. 0 means 10s. It doubles with each ejection in a row, up
-	// to 64 times EjectFor: with 10s, a target that fails again after each return is out for 10s, 20s, 40s
-	// and so on, and at most for 640s. A success ends the row.
+	// EjectFor is how long a passive ejection lasts. 0 means 10s. The time doubles with each ejection without
+	// a success in between, up to 64 times EjectFor: with 10s, a target that fails again after each return is
+	// out for 10s, 20s, 40s and so on, at most for 640s.
 	EjectFor time.Duration
 
-	// MaxEjected is the share of the pool that may be passively ejected at the same time, at most 1. 0 means
-	// 0.5, negative none.
+	// MaxEjected is the share of the pool that may be passively ejected at the same time. It is at most 1. 0
+	// means 0.5, negative means that no target is ejected.
 	MaxEjected float64
 }
 
@@ -86,7 +88,7 @@ type TargetStatus struct {
 	Target  Target
 	Healthy bool
 	Pending int    // requests in flight
-	Reason  string // why it is out of the pool; "" while healthy
+	Reason  string // why the target is out of the pool, for people; "" while it is healthy
 }
 
 // maxDoubling bounds an ejection to 64 times EjectFor.
@@ -96,13 +98,13 @@ const maxDoubling = 6
 type member struct {
 	Target
 	pending   atomic.Int64
-	failures  atomic.Int32 // failures of traffic in a row
-	mildest   atomic.Int32 // the least severity in that row
+	failures  atomic.Int32 // consecutive failures of traffic
+	mildest   atomic.Int32 // the least severity among them
 	successes atomic.Int64
-	ejections atomic.Int32 // ejections in a row
+	ejections atomic.Int32 // ejections since the last success
 
 	// Guarded by pool.mu.
-	passed, failed int    // probes that passed or failed in a row
+	passed, failed int    // consecutive probes that passed or failed
 	sick           string // why it is out because of its probes; "" when it is not
 	ejected        ejection
 }
@@ -271,11 +273,12 @@ func (p *pool) recordTraffic(m *member, res result) (s success) {
 // success is a success that recordTraffic counted.
 type success struct {
 	number int64 // among those of the target
-	row    int32 // of failures, which it ended
+	row    int32 // consecutive failures before it
 }
 
-// correctTraffic updates m by the result of an attempt that was counted as a success at the response headers. If that
-// was the last success, the row of failures goes on: a target that cuts off every response is ejected.
+// correctTraffic updates m by the result of an attempt that was counted as a success at the response headers.
+// If that was the last success, the count of consecutive failures goes on as if it had not been one: a target
+// that cuts off every response is ejected.
 func (p *pool) correctTraffic(m *member, res result, s success) {
 	if p.health.Unhealthy < 0 || res.severity() == severityNone {
 		return
@@ -297,8 +300,9 @@ func (p *pool) countFailure(m *member, res result) {
 	}
 }
 
-// eject takes m out for a time, after a row of failures that ended with last. It does nothing when m is ejected
-// already, or when too much of the pool is and no other member was ejected for less: then that one comes back.
+// eject takes m out for a time, after consecutive failures of which the last was last. It does nothing if m
+// is already ejected. If the share MaxEjected of the pool is ejected, m takes the place of a member that was
+// ejected for milder failures, which comes back; without such a member, eject does nothing.
 func (p *pool) eject(m *member, last result) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -316,8 +320,8 @@ func (p *pool) eject(m *member, last result) {
 			}
 		}
 	}
-	// The mildest failure of the row counts. Else one failed dial among 503s, which a client can provoke, would keep m
-	// out in the place of a target that is really down.
+	// The mildest of the failures counts. Otherwise, one failed dial among 503s, which a client can provoke,
+	// would keep m ejected in place of a target that is really down.
 	severity := severity(m.mildest.Load())
 	if float64(ejected) > p.health.MaxEjected*float64(len(p.members)) {
 		if mildest == nil || mildest.ejected.severity >= severity {
@@ -357,9 +361,9 @@ func (p *pool) recordProbe(m *member, err error) {
 	p.choose()
 }
 
-// CheckHealth probes every target until ctx ends, and returns ctx's error. It blocks, so start it with go:
-// the package starts no goroutine that the caller did not ask for. At most 16 probes run at the same time, on
-// goroutines that end before CheckHealth does. Without HealthOptions.Path it returns an error at once.
+// CheckHealth probes every target until ctx ends, and then returns ctx.Err(). It blocks, so call it on a
+// goroutine of its own: NewUpstream starts none. At most 16 probes run at the same time, on goroutines that
+// end before CheckHealth returns. Without HealthOptions.Path, CheckHealth returns an error at once.
 //
 // The first round starts at once. The pauses between rounds vary by a tenth, so that many gateways do not
 // probe at the same moment.
@@ -426,7 +430,7 @@ func (u *Upstream) probeTarget(ctx context.Context, m *member) error {
 	return nil
 }
 
-// Status returns the state of each target, in the order of the targets. It is a snapshot, for health
+// Status returns a snapshot of the state of each target, in the order of the targets. Use it in health
 // endpoints and status pages.
 func (u *Upstream) Status() []TargetStatus {
 	p := &u.pool
