@@ -16,26 +16,26 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/rawjson"
 )
 
-// IntrospectionOptions configures how an introspection endpoint is asked, and how long its answers are used.
+// IntrospectionOptions configures the requests to an introspection endpoint, and how long its answers are
+// cached. The zero value is ready for use.
 type IntrospectionOptions struct {
-	ClientID, ClientSecret string        // this gateway's own credentials, sent as Basic; "" sends none
-	Audience               string        // required in aud; "" accepts any
-	Client                 *http.Client  // nil: one with a timeout of 5s
-	CacheFor               time.Duration // for active tokens; 0 means 30s, negative none; ends with exp
-	CacheSize              int           // tokens that are remembered; 0 means 10,000
+	ClientID, ClientSecret string        // the gateway's own credentials, sent by the Basic scheme; "" sends none
+	Audience               string        // a value that the token's aud must have; "" accepts any
+	Client                 *http.Client  // nil means one with a timeout of 5s
+	CacheFor               time.Duration // how long an active token is cached, but not beyond its exp; 0 means 30s, negative turns caching off
+	CacheSize              int           // number of tokens that are cached; 0 means 10,000
 }
 
-// NewIntrospection returns an Authenticator for opaque bearer tokens, which asks endpoint about each (RFC
-// 7662). A token that is not active is refused with 401. When the endpoint cannot be reached, or its answer
-// cannot be read, the request is answered with 503. exp, nbf and aud are checked where the answer contains
-// them.
+// NewIntrospection returns an Authenticator that sends opaque bearer tokens to an introspection endpoint (RFC
+// 7662). A token that is not active is refused with 401. When the endpoint cannot be reached or its answer
+// cannot be read, the request is answered with 503. exp, nbf and aud are checked if the answer has them.
 //
-// Active tokens are remembered for CacheFor, so a revoked token stays valid for that long. Inactive tokens
-// are not remembered: put a RateLimit by address outside, so that a flood of them does not reach the
-// endpoint. Requests with the same token at the same time ask the endpoint once.
+// Active tokens are cached for CacheFor, so a revoked token is accepted for up to that time. Inactive tokens
+// are not cached: put a RateLimit by address outside, so that a flood of them does not reach the endpoint.
+// Concurrent requests with the same token share one request to the endpoint.
 //
-// A token may have 16 KiB, and an answer 64 KiB. CacheSize assumes 2 KiB for token and answer together: a
-// longer pair takes the place of several.
+// A token may have up to 16 KiB, and an answer up to 64 KiB. The cache needs at most CacheSize times 2 KiB: a
+// token whose length and answer exceed 2 KiB together takes the place of several.
 //
 // NewIntrospection returns an error for an endpoint that is not https, unless its host is on loopback, and
 // for a negative CacheSize.
