@@ -24,16 +24,16 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
-// KeySource returns the keys that verify tokens. Key gets kid from the token's header and alg, which is one
-// of JWTOptions.Algorithms. Until the signature is verified, kid is whatever an attacker chose.
+// KeySource returns the keys that verify tokens. kid and alg are from the token's header; alg is one of
+// JWTOptions.Algorithms. The signature is not verified yet, so an attacker can choose kid.
 //
-// Key is called on every request, also for a token in the cache, so that tokens end with the key that signed
-// them. So it must be cheap when it has the key. It must be safe for concurrent use.
+// Key is called for every request, even if its token is in the cache, so that a token is refused as soon as
+// its key is withdrawn. So a Key that has the key must be fast. It must be safe for concurrent use.
 //
 // A key is an *rsa.PublicKey, an *ecdsa.PublicKey, an ed25519.PublicKey or a []byte for a secret. It must not
 // be modified once it has been returned. An error that wraps ErrUnauthenticated means that there is no such
-// key. Any other error means that the source could not decide: it is answered with 503, unless it is an
-// *Error.
+// key. An *Error is answered with its own status. Any other error means that the key cannot be had now, and
+// is answered with 503.
 type KeySource interface {
 	Key(ctx context.Context, kid, alg string) (any, error)
 }
@@ -41,7 +41,7 @@ type KeySource interface {
 // errNoKey does not contain the kid: an attacker would choose what the log holds, and how much.
 const errNoKey = badCredentials("no such key")
 
-// keyFrom calls keys.Key and turns an error by which it could not decide into a 503.
+// keyFrom calls keys.Key and turns an error that is not a refusal into a 503.
 func keyFrom(ctx context.Context, keys KeySource, kid, alg string) (any, error) {
 	key, err := keys.Key(ctx, kid, alg)
 	if err == nil {
@@ -67,8 +67,8 @@ func StaticKey(key any) KeySource {
 	return &staticKeys{one: staticKey("StaticKey", key)}
 }
 
-// StaticKeys returns a KeySource with keys by kid. A token without a kid has no key. It panics without keys,
-// and on a key on which StaticKey panics.
+// StaticKeys returns a KeySource that selects keys by kid. A token without a kid is refused. StaticKeys
+// panics without keys, and on a key on which StaticKey panics.
 func StaticKeys(keys map[string]any) KeySource {
 	if len(keys) == 0 {
 		panic("gateway: StaticKeys: no keys")
