@@ -12,18 +12,18 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/keytable"
 )
 
-// LimiterOptions bounds a limiter's memory.
+// LimiterOptions limits the memory of a limiter.
 //
-// A limiter forgets a key at rest: its state equals that of a new key, so nothing is lost. When MaxKeys keys
-// are busy, new keys share one overflow allowance, which is as large as that of one key. So a flood of keys
-// neither grows memory nor resets the state of another key. A key longer than 64 bytes is held as its
-// SHA-256.
+// A key is idle when it has its whole allowance again; otherwise it is busy. A limiter drops idle keys, which
+// loses nothing: an idle key has the state of a new one. When MaxKeys keys are busy, all new keys share one
+// overflow allowance, which is as large as that of one key. So a flood of keys neither grows memory nor
+// resets the state of another key. A key longer than 64 bytes is stored as its SHA-256.
 //
-// A busy key costs about 50 bytes in a bucket or a fixed window, and 65 in a sliding window, plus the key itself
-// (BenchmarkMemory measures it). With keys of 16 bytes, a million buckets take 70 MB. A limiter without keys
-// takes 41 KB.
+// A busy key needs about 50 bytes in a bucket or a fixed window, and 65 in a sliding window, plus the key
+// itself (BenchmarkMemory measures it). With keys of 16 bytes, a million buckets need 70 MB. A limiter
+// without keys needs 41 KB.
 type LimiterOptions struct {
-	MaxKeys int // 0 means 1<<20; negative panics
+	MaxKeys int // number of busy keys that have an allowance of their own; 0 means 1<<20, a negative value panics
 }
 
 const defaultMaxKeys = 1 << 20
@@ -32,9 +32,9 @@ const defaultMaxKeys = 1 << 20
 // NewLeakyBucket, NewFixedWindow or NewSlidingWindow; the zero value is not usable. It is safe for concurrent
 // use. Its keys are spread over 256 locks.
 //
-// It starts no goroutine. Instead, once in a millisecond, a Take looks at 64 keys in turn and forgets those
-// at rest. A Take that finds no room for a new key does so too; so when a tenth of the keys are at rest, a
-// new key almost always finds room. A clock that is set back creates no units.
+// It starts no goroutine. Instead, once in a millisecond, a call of Take checks the next 64 keys and drops
+// those that are idle. So does a Take for a new key when the table is full: if a tenth of the keys are idle,
+// a new key almost always gets a place. Setting the clock back creates no units.
 type MemoryLimiter struct {
 	keys keyLimiter
 	wall *wallClock // of the windows; nil: a bucket counts from the start of the process
@@ -50,11 +50,11 @@ type keyLimiter interface {
 }
 
 // NewTokenBucket returns a limiter that allows bursts: burst units at once, and perSecond units in the long
-// run. In any time t, at most burst + perSecond*t units pass. Decision.Window is the time in which an empty
-// bucket fills.
+// run. In any interval of t seconds, at most burst + perSecond*t units pass. Decision.Window is the time in
+// which an empty bucket fills.
 //
-// It panics when perSecond is not a positive number or burst is less than 1. More than 1e9 units a second
-// count as 1e9, the resolution of the clock.
+// It panics when perSecond is not a positive number or burst is less than 1. perSecond above 1e9 counts as
+// 1e9, since the clock has a resolution of one nanosecond.
 func NewTokenBucket(perSecond float64, burst int, opts *LimiterOptions) *MemoryLimiter {
 	if burst < 1 {
 		panic("gateway: NewTokenBucket: burst must be at least 1")
@@ -62,12 +62,12 @@ func NewTokenBucket(perSecond float64, burst int, opts *LimiterOptions) *MemoryL
 	return newMemoryLimiter("NewTokenBucket", newRateBucket("NewTokenBucket", perSecond, burst, false), nil, opts)
 }
 
-// NewLeakyBucket returns a limiter that lets one unit pass every 1/perSecond: one at once, queue more after a
-// Decision.Wait, and no others. A cost of n takes n slots and waits for the first of them. Decision.Limit is
-// queue+1.
+// NewLeakyBucket returns a limiter that spaces units evenly: one passes every 1/perSecond seconds. Each unit
+// has a slot in a queue, and Decision.Wait is the time until its turn. The first unit does not wait, up to
+// queue more wait, and any others are refused. A cost of n takes n slots and waits for the first of them.
+// Decision.Limit is queue+1.
 //
-// It panics when perSecond is not a positive number or queue is negative. More than 1e9 units a second count
-// as 1e9.
+// It panics when perSecond is not a positive number or queue is negative. perSecond above 1e9 counts as 1e9.
 func NewLeakyBucket(perSecond float64, queue int, opts *LimiterOptions) *MemoryLimiter {
 	if queue < 0 {
 		panic("gateway: NewLeakyBucket: queue must not be negative")
@@ -77,8 +77,9 @@ func NewLeakyBucket(perSecond float64, queue int, opts *LimiterOptions) *MemoryL
 }
 
 // NewFixedWindow returns a limiter that lets limit units pass in each window. Windows are aligned to the Unix
-// epoch: a window of 24 hours begins at midnight UTC. Around the border of two windows, twice the limit can
-// pass in a short time. What Owe takes above the limit is taken from the windows that follow.
+// epoch: a window of 24 hours begins at midnight UTC. Around the boundary of two windows, twice the limit can
+// pass in a short time. Units above the limit, which only Owe can take, are taken from the windows that
+// follow.
 //
 // It panics when limit is less than 1 or window is not positive.
 func NewFixedWindow(limit int, window time.Duration, opts *LimiterOptions) *MemoryLimiter {
@@ -86,17 +87,18 @@ func NewFixedWindow(limit int, window time.Duration, opts *LimiterOptions) *Memo
 	return newMemoryLimiter("NewFixedWindow", &fixedWindow{limit: limit, length: window}, new(wallClock), opts)
 }
 
-// NewSlidingWindow returns a limiter that estimates how many units have passed in the last window. It counts in
-// windows that are aligned to the Unix epoch. The estimate is the count of the present window, plus that of
-// the window before it, weighted by the part of it that the last window still covers. For example, at a limit
-// of 100 a minute, 15 seconds into a minute, after 40 units in it and 80 in the minute before, the estimate is
-// 40 + 80*45/60 = 100, and the next unit is refused.
+// NewSlidingWindow returns a limiter that lets about limit units pass in the last window, at any time. It
+// keeps two counts: of the current window and of the previous one, both aligned to the Unix epoch. It
+// estimates the units of the last window as the current count, plus the share of the previous count that
+// still lies in the last window. For example, with a limit of 100 a minute, 15 seconds into a minute with 40
+// units so far and 80 in the minute before, the estimate is 40 + 80*45/60 = 100. The next unit is refused.
 //
-// The estimate supposes that the units of the window before were spread evenly over it. Where they were not, it
-// errs by at most limit units either way. So in the last window at most twice the limit passes: limit at the
-// very end of one window, and then limit more, but no faster than limit/window. In any time t, at most
-// limit + limit*t/window passes, as with a token bucket of that burst and rate; in each aligned window at most
-// limit does. What Owe takes above the limit is taken from the windows that follow.
+// The estimate assumes that the units of the previous window were spread evenly over it. If they were not,
+// the estimate is wrong by at most limit units, in either direction. The bounds are exact: at most limit
+// units in each aligned window, and at most limit + limit*t/window in any interval t, as with a token bucket
+// of burst limit and rate limit/window. So up to twice the limit can pass within one window's length: limit
+// at the end of an aligned window, and then limit more at the rate limit/window. Units above the limit, which
+// only Owe can take, are taken from the windows that follow.
 //
 // It panics when limit is less than 1 or window is not positive.
 func NewSlidingWindow(limit int, window time.Duration, opts *LimiterOptions) *MemoryLimiter {
@@ -129,11 +131,11 @@ func (l *MemoryLimiter) Return(_ context.Context, key string, n int, d Decision)
 	return nil
 }
 
-// Owe takes n more units of key's allowance, whatever is left of it, as Debtor describes. An n below 1 takes
+// Owe takes n more units of key's allowance, even if fewer are left, as Debtor describes. An n below 1 takes
 // nothing. The error is always nil.
 //
-// A key in debt is busy and is held until the debt is worked off. Where there is no room for a new key, the debt
-// is the overflow's.
+// A key in debt is busy: it is kept until the debt is paid. If MaxKeys keys are busy, the debt of a new key
+// is charged to the overflow allowance.
 func (l *MemoryLimiter) Owe(_ context.Context, key string, n int) error {
 	if n > 0 {
 		l.keys.owe(l.now(), key, n)
@@ -141,16 +143,16 @@ func (l *MemoryLimiter) Owe(_ context.Context, key string, n int) error {
 	return nil
 }
 
-// Len returns how many keys are held, including keys at rest that have not been looked at yet. It is never
+// Len returns the number of keys in memory, including idle keys that have not been dropped yet. It is never
 // more than MaxKeys.
 func (l *MemoryLimiter) Len() int { return l.keys.size() }
 
-// Usage yields the n keys that have spent the largest share of their allowance, the largest first. A share of 1
-// is the whole allowance; above 1, the key is in debt. Keys at rest are not among them. A key that is held as
-// its SHA-256 is "sha256:" and 64 hexadecimal digits.
+// Usage yields the n keys that have spent the largest share of their allowance, the largest first. A share of
+// 1 is the whole allowance; above 1, the key is in debt. Idle keys are left out. A key that is stored as its
+// SHA-256 is yielded as "sha256:" and 64 hexadecimal digits.
 //
-// Usage looks at every key when the iteration begins, and locks one key in 256 at a time: about 10 ms for a million
-// keys. It is for people who look at a console, not for every request.
+// Usage reads every key when the iteration begins, which takes about 10 ms for a million keys. It locks a
+// 256th of the keys at a time. Call it for a console or a status page, not for every request.
 func (l *MemoryLimiter) Usage(n int) iter.Seq2[string, float64] {
 	return func(yield func(string, float64) bool) {
 		if n < 1 {
