@@ -12,11 +12,12 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/routing"
 )
 
-// Match is a named predicate on requests. The name is what Explain prints. Two matches with one name are the
-// same predicate; Router panics when their functions are different ones.
+// Match is a named predicate on requests. Explain prints the name. Two matches with the same name are the
+// same predicate; Router panics when their functions differ. Name must not be empty, and Func must not be
+// nil.
 //
-// Func gets the request as it came to the Router, before Use's middleware, so nobody is authenticated yet. It
-// must be safe for concurrent use, return the same result for the same request, and leave the body alone.
+// Func is called before the middleware of Router.Use, so the request has no Identity from that middleware.
+// Func must be safe for concurrent use, return the same result for the same request, and not read the body.
 type Match struct {
 	Name string
 	Func func(*http.Request) bool
@@ -47,9 +48,9 @@ func uniqueMatches(matches []Match) (unique []Match) {
 	return unique
 }
 
-// MatchHeader holds when one line of the header field equals value; case counts. With an empty value, it
-// holds when the field is present. It panics when name is not a field name, and for Host, which belongs in
-// the pattern.
+// MatchHeader returns a predicate that holds when one line of the header field equals value. Values are
+// compared case-sensitively. With an empty value, the predicate holds when the field is present. MatchHeader
+// panics when name is not a field name, or is Host, which belongs in the pattern.
 func MatchHeader(name, value string) Match {
 	name = matchedField("MatchHeader", name)
 	m := Match{Name: "header " + name, kind: routing.Header}
@@ -63,16 +64,17 @@ func MatchHeader(name, value string) Match {
 	return m
 }
 
-// headerIs returns the function of a MatchHeader with a value. It is not inlined, so that this has one code.
+// headerIs returns the function of a MatchHeader with a value. It is not inlined, so that all its results
+// have the same code pointer.
 //
 //go:noinline
 func headerIs(name, value string) func(*http.Request) bool {
 	return func(r *http.Request) bool { return slices.Contains(r.Header[name], value) }
 }
 
-// MatchHeaderRegexp holds when expr matches one line of the header field. It may match anywhere in the line
-// unless it is anchored. MatchHeaderRegexp panics when name is not a field name or is Host, and on a
-// malformed expression.
+// MatchHeaderRegexp returns a predicate that holds when expr matches one line of the header field. Without
+// anchors (^ and $), expr may match any part of the line. MatchHeaderRegexp panics when name is not a field
+// name or is Host, and on a malformed expression.
 func MatchHeaderRegexp(name, expr string) Match {
 	name = matchedField("MatchHeaderRegexp", name)
 	re, err := regexp.Compile(expr)
@@ -97,8 +99,8 @@ func matchedField(caller, name string) string {
 	return name
 }
 
-// MatchQuery holds when one of the query's values for name equals value. With an empty value, it holds when
-// the query has name.
+// MatchQuery returns a predicate that holds when one of the query's values for name equals value. With an
+// empty value, the predicate holds when the query has name.
 func MatchQuery(name, value string) Match {
 	m := Match{Name: "query " + url.QueryEscape(name), kind: routing.Query}
 	if value != "" {
