@@ -12,26 +12,27 @@ import (
 	"time"
 )
 
-// MirrorOptions selects the requests that Mirror copies and limits their cost. The bodies in memory are at
+// MirrorOptions selects the requests that Mirror copies and limits their cost. The bodies in memory take at
 // most MaxInFlight times MaxBodyBytes.
 type MirrorOptions struct {
-	Fraction     float64       // share of requests that are mirrored; 0 means 1: all; negative means none
+	Fraction     float64       // share of requests that are mirrored, at most 1; 0 means 1, negative means none
 	MaxBodyBytes int64         // a request with a larger body is not mirrored; 0 means 64 KiB, negative means no bodies
 	BodyTimeout  time.Duration // longest pause within a body that is mirrored, after which the client gets 408; 0 means 60s, negative none
-	MaxInFlight  int           // shadow requests at once; 0 means 64; more are dropped
-	Timeout      time.Duration // for one shadow request; 0 means 30s
+	MaxInFlight  int           // number of shadow requests in flight, above which no more are sent; 0 means 64
+	Timeout      time.Duration // limit of the time for one shadow request; 0 means 30s
 }
 
-// Mirror copies a share of requests to shadow. Shadow's responses are discarded, and the client never sees
-// its failures.
+// Mirror sends copies of a share of the requests to shadow. The responses of shadow are discarded, and its
+// failures do not affect the client.
 //
-// A request without a body goes to shadow at once, on a goroutine of its own. A request with a body goes
-// there when next has read the whole body, and not at all when next does not read it. So a client never waits
-// for shadow.
+// shadow runs on a goroutine of its own, and the client never waits for it. The copy of a request without a
+// body is sent at once. The copy of a request with a body is sent when the handler inside Mirror has read the
+// whole body; if it does not read the whole body, no copy is sent.
 //
-// The copy has what the request had when it came to Mirror: fields, path values and identity. Only Timeout
-// ends its context. Upgrades and CONNECT are not mirrored. A panic of shadow ends only the shadow request, and slog.Default logs it. To
-// measure shadow, put Observe around it.
+// The copy has the fields, the path values and the identity that the request has when it reaches Mirror. Its
+// context ends after Timeout, and not when the client leaves. Upgrades and CONNECT are not mirrored. A panic
+// of shadow ends only the shadow request and is logged by slog.Default. To measure shadow, put Observe around
+// it.
 //
 // Mirror panics when shadow is nil, when Fraction is above 1 or not a number, and on a negative MaxInFlight
 // or Timeout.
