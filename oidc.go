@@ -10,16 +10,16 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/rawjson"
 )
 
-// NewOIDC returns a JWT for the tokens of an OpenID Connect provider. It reads issuer's
-// /.well-known/openid-configuration, within ctx and within 5s, and takes the keys from the key set that is
-// named there (OpenID Connect Discovery 1.0 section 4). opts.Issuer must be "".
+// NewOIDC returns a JWT for the tokens of an OpenID Connect provider. It fetches issuer's
+// /.well-known/openid-configuration, for at most 5s, and uses the key set at the document's jwks_uri (OpenID
+// Connect Discovery 1.0 section 4). opts.Issuer must be "".
 //
-// It returns an error when issuer is not https, unless its host is on loopback; when the document cannot be
-// fetched or read; when the document is another issuer's; and when NewJWKS refuses the URL of the key set, or
-// that URL is not https although issuer is.
+// It returns an error in these cases: issuer is not https, unless its host is on loopback; the document
+// cannot be fetched or parsed; the document's issuer is another one; jwks_uri is not a URL that NewJWKS
+// accepts; or jwks_uri is not https although issuer is.
 //
-// Algorithms stay required. Those in the document are all that the provider can use, which may be more than
-// you want to accept.
+// opts.Algorithms is required. It is not read from the document, which lists every algorithm that the
+// provider can use: that may be more than you want to accept.
 //
 // NewOIDC panics where NewJWT does, and when opts.Issuer is set.
 func NewOIDC(ctx context.Context, issuer string, opts JWTOptions) (*JWT, error) {
