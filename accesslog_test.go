@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -19,7 +18,7 @@ func TestObserveLogs(t *testing.T) {
 	j := make(journal, 10)
 	var rt gateway.Router
 	rt.Use(gateway.Observe(&gateway.ObserveOptions{
-		Logger:      slog.New(j),
+		Logger:      j.logger(),
 		TraceHeader: "x-request-id",
 		Quiet:       func(r *http.Request) bool { return r.URL.Path == "/healthz" },
 	}))
@@ -31,8 +30,7 @@ func TestObserveLogs(t *testing.T) {
 	}))
 	rt.Handle("GET /healthz", text("ok"))
 	rt.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/healthz", nil))
-	rec := httptest.NewRecorder()
-	rt.ServeHTTP(rec, httptest.NewRequest("GET", "/users/7?token=secret", nil))
+	rec := recorded(&rt, httptest.NewRequest("GET", "/users/7?token=secret", nil))
 	line := j.next(t)
 	for key, want := range map[string]string{
 		"message": "request", "level": "INFO", "method": "GET", "host": "example.com", "path": "/users/7", "route": "GET /users/{id}", "status": "200",
@@ -88,10 +86,7 @@ func TestLogNamesTheTarget(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			j, observe := observed()
 			h := observe(gateway.Proxy(gateway.NewUpstream("u", gateway.MustTargets(tt.targets...), &tt.opts), nil))
-			func() {
-				defer func() { recover() }() // http.ErrAbortHandler
-				h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
-			}()
+			panicOf(func() { recorded(h, nil) }) // http.ErrAbortHandler
 			line := j.next(t)
 			for key, want := range tt.want {
 				if got, ok := line[key]; want == "" && ok || want == "*" && got == "" || want != "*" && got != want {

@@ -10,13 +10,6 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// discard is a ResponseWriter that keeps nothing.
-type discard struct{ h http.Header }
-
-func (d discard) Header() http.Header         { return d.h }
-func (d discard) Write(p []byte) (int, error) { return len(p), nil }
-func (d discard) WriteHeader(int)             {}
-
 func jsonHandler(body string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header()["Content-Type"] = []string{"application/json"}
@@ -68,7 +61,7 @@ func BenchmarkAggregate(b *testing.B) {
 			req.Header.Set("Authorization", "Bearer x")
 			b.ReportAllocs()
 			for b.Loop() {
-				h.ServeHTTP(discard{make(http.Header, 8)}, req)
+				h.ServeHTTP(discardWriter{make(http.Header, 8)}, req)
 			}
 		})
 	}

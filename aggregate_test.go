@@ -22,46 +22,20 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// says answers with a body; a number in front is the status.
-func says(status int, body string) http.RoundTripper {
-	return gateway.HandlerTransport(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(status)
-		if status != http.StatusNoContent {
-			io.WriteString(w, body)
-		}
-	}))
-}
-
-// tripper is a RoundTripper function.
-type tripper func(*http.Request) (*http.Response, error)
-
-func (f tripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
 // echoes answers with what it was asked for.
 var echoes = gateway.HandlerTransport(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "%q", r.RequestURI)
 }))
 
-// recorded is what h answers to GET /, without a wire.
-func recorded(h http.Handler, r *http.Request) *httptest.ResponseRecorder {
-	if r == nil {
-		r = httptest.NewRequest("GET", "/", nil)
-	}
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, r)
-	return w
-}
-
 func TestAggregateStitchesByteForByte(t *testing.T) {
 	const odd = `{"z": 1, "a":12345678901234567890.10, "e":1E+5, "s":"\u00e9\/<>é\ud800", "l":[1 ,2], "z":{}}`
 	h := gateway.Aggregate([]gateway.Part{
-		{Name: "odd", From: says(200, " \n"+odd+"\n"), Path: "/"},
-		{Name: "scalar", From: says(201, "0.10"), Path: "/"},
-		{Name: `say "<é>"`, From: says(200, `"x"`), Path: "/"},
-		{Name: "none", From: says(204, ""), Path: "/", Pick: "/a"},
-		{Name: "gone", From: says(404, `{"no":1}`), Path: "/", NotFoundNull: true},
-		{Name: "picked", From: says(200, odd), Path: "/", Pick: "/l/1"},
+		{Name: "odd", From: answersJSON(200, " \n"+odd+"\n"), Path: "/"},
+		{Name: "scalar", From: answersJSON(201, "0.10"), Path: "/"},
+		{Name: `say "<é>"`, From: answersJSON(200, `"x"`), Path: "/"},
+		{Name: "none", From: answersJSON(204, ""), Path: "/", Pick: "/a"},
+		{Name: "gone", From: answersJSON(404, `{"no":1}`), Path: "/", NotFoundNull: true},
+		{Name: "picked", From: answersJSON(200, odd), Path: "/", Pick: "/l/1"},
 	}, nil)
 	w := recorded(h, nil)
 	want := `{"odd":` + odd + `,"scalar":0.10,"say \"\u003cé\u003e\"":"x","none":null,"gone":null,"picked":2}` + "\n"
@@ -203,10 +177,10 @@ func TestAggregateHostileBodies(t *testing.T) {
 
 func TestAggregateRequiredFailure(t *testing.T) {
 	fails := func(err error) http.RoundTripper {
-		return tripper(func(*http.Request) (*http.Response, error) { return nil, err })
+		return roundTrip(func(*http.Request) (*http.Response, error) { return nil, err })
 	}
 	with := func(status int, header http.Header) http.RoundTripper {
-		return tripper(func(*http.Request) (*http.Response, error) {
+		return roundTrip(func(*http.Request) (*http.Response, error) {
 			return &http.Response{StatusCode: status, Header: header, Body: io.NopCloser(strings.NewReader("{}"))}, nil
 		})
 	}
@@ -245,7 +219,7 @@ func TestAggregateRequiredFailure(t *testing.T) {
 		{"failed in a gateway within", gatewayWithin(gateway.ErrBadGateway), 502, "upstream_error", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			logged := make(lines, 1)
+			logged := make(journal, 1)
 			part := gateway.Part{Name: "part", From: c.from, Path: "/"}
 			h := gateway.Observe(&gateway.ObserveOptions{Logger: logged.logger()})(gateway.Aggregate([]gateway.Part{part}, nil))
 			r := httptest.NewRequestWithContext(quiet, "GET", "/", nil)
@@ -262,8 +236,8 @@ func TestAggregateRequiredFailure(t *testing.T) {
 					t.Errorf("%s: got %q, want %q", name, got, values)
 				}
 			}
-			if line := <-logged; !strings.Contains(line, "outcome="+c.outcome+" ") {
-				t.Errorf("want outcome %s: %s", c.outcome, line)
+			if line := logged.next(t); line["outcome"] != c.outcome {
+				t.Errorf("want outcome %s: %v", c.outcome, line)
 			}
 
 			part.Optional = true
@@ -296,7 +270,7 @@ func TestAggregateFieldsOfOtherParts(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			h := gateway.Aggregate([]gateway.Part{
 				{Name: "orders", From: echoes, Path: c.path, Optional: true},
-				{Name: "user", From: says(200, user), Path: "/me"},
+				{Name: "user", From: answersJSON(200, user), Path: "/me"},
 			}, nil)
 			r := httptest.NewRequest("GET", "/", nil)
 			r.SetPathValue("id", "7")
@@ -312,7 +286,7 @@ func TestAggregateFieldsOfOtherParts(t *testing.T) {
 
 	t.Run("of a Default", func(t *testing.T) {
 		h := gateway.Aggregate([]gateway.Part{
-			{Name: "user", From: says(500, ""), Path: "/", Optional: true, Default: json.RawMessage(`{"id":"nobody"}`)},
+			{Name: "user", From: answersJSON(500, ""), Path: "/", Optional: true, Default: json.RawMessage(`{"id":"nobody"}`)},
 			{Name: "orders", From: echoes, Path: "/{user.id}"},
 		}, nil)
 		want := `{"user":{"id":"nobody"},"orders":"/nobody","errors":[{"name":"user","status":502,"outcome":"upstream_error"}]}` + "\n"
@@ -322,10 +296,10 @@ func TestAggregateFieldsOfOtherParts(t *testing.T) {
 	})
 	t.Run("after Pick", func(t *testing.T) {
 		h := gateway.Aggregate([]gateway.Part{
-			{Name: "user", From: says(200, `{"data":{"id":3}}`), Path: "/", Pick: "/data"},
+			{Name: "user", From: answersJSON(200, `{"data":{"id":3}}`), Path: "/", Pick: "/data"},
 			{Name: "orders", From: echoes, Path: "/{user.id}"},
 			{Name: "more", From: echoes, Path: "/{user.id}{user.id}/{user.id}"},
-			{Name: "items", From: says(200, `["x"]`), Path: "/{orders.0}", Optional: true},
+			{Name: "items", From: answersJSON(200, `["x"]`), Path: "/{orders.0}", Optional: true},
 		}, nil)
 		want := `{"user":{"id":3},"orders":"/3","more":"/33/3","items":null,"errors":[{"name":"items","status":502,"outcome":"upstream_error"}]}` + "\n"
 		if got := recorded(h, nil).Body.String(); got != want {
@@ -334,7 +308,7 @@ func TestAggregateFieldsOfOtherParts(t *testing.T) {
 	})
 	t.Run("of a part that failed", func(t *testing.T) {
 		h := gateway.Aggregate([]gateway.Part{
-			{Name: "user", From: tripper(func(*http.Request) (*http.Response, error) { return nil, gateway.ErrCircuitOpen }), Path: "/", Optional: true},
+			{Name: "user", From: roundTrip(func(*http.Request) (*http.Response, error) { return nil, gateway.ErrCircuitOpen }), Path: "/", Optional: true},
 			{Name: "orders", From: echoes, Path: "/{user.id}", Optional: true},
 			{Name: "items", From: echoes, Path: "/{orders.id}", Optional: true},
 		}, nil)
@@ -351,7 +325,7 @@ func TestAggregateFieldsOfOtherParts(t *testing.T) {
 				<-asked // only the part that needs user ends this
 				io.WriteString(w, "1")
 			}))},
-			{Name: "user", From: says(200, `{"id":1}`), Path: "/"},
+			{Name: "user", From: answersJSON(200, `{"id":1}`), Path: "/"},
 			{Name: "orders", Path: "/{user.id}", From: gateway.HandlerTransport(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				close(asked)
 				io.WriteString(w, "2")
@@ -394,7 +368,7 @@ func TestAggregateCancelsOthers(t *testing.T) {
 			<-arrived
 			w.WriteHeader(http.StatusGone)
 		}))},
-		{Name: "d", Path: "/{c.id}", From: tripper(func(*http.Request) (*http.Response, error) { asked = true; return nil, nil })},
+		{Name: "d", Path: "/{c.id}", From: roundTrip(func(*http.Request) (*http.Response, error) { asked = true; return nil, nil })},
 	}, nil)
 	if w := recorded(h, nil); w.Code != http.StatusGone {
 		t.Errorf("got %d %s", w.Code, w.Body)
@@ -409,7 +383,7 @@ func TestAggregateCancelsOthers(t *testing.T) {
 	}
 	backend.Close()
 	transport.(interface{ CloseIdleConnections() }).CloseIdleConnections()
-	settle(t, before)
+	waitGoroutines(t, before)
 }
 
 func TestAggregateClientLeaves(t *testing.T) {
@@ -421,28 +395,28 @@ func TestAggregateClientLeaves(t *testing.T) {
 			<-r.Context().Done()
 			ended <- r.Context().Err()
 		}))}
-		later := gateway.Part{Name: "b", Path: "/{a.id}", Optional: optional, From: says(200, "1")}
-		logged := make(lines, 1)
+		later := gateway.Part{Name: "b", Path: "/{a.id}", Optional: optional, From: answersJSON(200, "1")}
+		logged := make(journal, 1)
 		srv := httptest.NewServer(gateway.Observe(&gateway.ObserveOptions{Logger: logged.logger()})(gateway.Aggregate([]gateway.Part{part, later}, nil)))
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() { <-arrived; cancel() }()
-		if res, err := srv.Client().Do(clientRequest(t, "GET", srv.URL, nil).WithContext(ctx)); err == nil {
+		if res, err := srv.Client().Do(newRequest(t, "GET", srv.URL, nil).WithContext(ctx)); err == nil {
 			res.Body.Close()
 			t.Error("an answer after the client left")
 		}
 		if err := <-ended; err != context.Canceled {
 			t.Errorf("the part's context ended with %v", err)
 		}
-		if line := <-logged; !strings.Contains(line, "status=499 outcome=client_canceled") {
-			t.Errorf("log: %s", line)
+		if line := logged.next(t); line["status"] != "499" || line["outcome"] != "client_canceled" {
+			t.Errorf("log: %v", line)
 		}
 		srv.Close()
-		settle(t, before)
+		waitGoroutines(t, before)
 	}
 }
 
 func TestAggregateTimeouts(t *testing.T) {
-	waits := tripper(func(r *http.Request) (*http.Response, error) {
+	waits := roundTrip(func(r *http.Request) (*http.Response, error) {
 		<-r.Context().Done()
 		return nil, r.Context().Err()
 	})
@@ -503,7 +477,7 @@ func TestAggregateTimeouts(t *testing.T) {
 func TestAggregateBounds(t *testing.T) {
 	exact := `"` + strings.Repeat("x", 998) + `"`
 	part := func(name, body string) gateway.Part {
-		return gateway.Part{Name: name, From: says(200, body), Path: "/", Optional: true}
+		return gateway.Part{Name: name, From: answersJSON(200, body), Path: "/", Optional: true}
 	}
 	count := func(w *httptest.ResponseRecorder) int { return strings.Count(w.Body.String(), `"status":502`) }
 	if w := recorded(gateway.Aggregate([]gateway.Part{part("a", exact), part("b", exact+" ")}, &gateway.AggregateOptions{MaxBytes: 1000}), nil); count(w) != 1 || strings.Contains(w.Body.String(), `"b":"`) {
@@ -576,19 +550,19 @@ func TestAggregateMerge(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := gateway.Aggregate([]gateway.Part{
-				{Name: "a", From: says(200, c.a), Path: "/"},
-				{Name: "b", From: says(200, c.b), Path: "/", Optional: true},
+				{Name: "a", From: answersJSON(200, c.a), Path: "/"},
+				{Name: "b", From: answersJSON(200, c.b), Path: "/", Optional: true},
 			}, merge)
 			if got := recorded(h, nil).Body.String(); got != c.want+"\n" {
 				t.Errorf("got %swant %s", got, c.want)
 			}
 		})
 	}
-	h := gateway.Aggregate([]gateway.Part{{Name: "a", From: says(200, many(9_999)), Path: "/"}}, merge)
+	h := gateway.Aggregate([]gateway.Part{{Name: "a", From: answersJSON(200, many(9_999)), Path: "/"}}, merge)
 	if got := recorded(h, nil).Body.String(); got != many(9_999)+"\n" {
 		t.Errorf("got %.100s", got)
 	}
-	h = gateway.Aggregate([]gateway.Part{{Name: "a", From: says(500, ""), Path: "/", Optional: true, Default: json.RawMessage(`{"x":0}`)}}, merge)
+	h = gateway.Aggregate([]gateway.Part{{Name: "a", From: answersJSON(500, ""), Path: "/", Optional: true, Default: json.RawMessage(`{"x":0}`)}}, merge)
 	if got := recorded(h, nil).Body.String(); got != `{"x":0,"errors":[{"name":"a","status":502,"outcome":"upstream_error"}]}`+"\n" {
 		t.Errorf("Default: got %s", got)
 	}
@@ -788,32 +762,26 @@ func TestAggregatePanicGoesUp(t *testing.T) {
 	for _, value := range []any{"boom", http.ErrAbortHandler} {
 		waiting := make(chan bool)
 		h := gateway.Aggregate([]gateway.Part{
-			{Name: "a", Path: "/", Optional: true, From: tripper(func(*http.Request) (*http.Response, error) { <-waiting; panic(value) })},
-			{Name: "b", Path: "/", From: tripper(func(r *http.Request) (*http.Response, error) {
+			{Name: "a", Path: "/", Optional: true, From: roundTrip(func(*http.Request) (*http.Response, error) { <-waiting; panic(value) })},
+			{Name: "b", Path: "/", From: roundTrip(func(r *http.Request) (*http.Response, error) {
 				close(waiting)
 				<-r.Context().Done()
 				return nil, r.Context().Err()
 			})},
 		}, nil)
-		func() {
-			defer func() {
-				got := recover()
-				if value == http.ErrAbortHandler && got != value {
-					t.Errorf("got %v", got)
-				}
-				if text := fmt.Sprint(got); value == "boom" && (!strings.HasPrefix(text, `boom [part "a"]`) || !strings.Contains(text, "aggregate_test.go")) {
-					t.Errorf("got %v", got)
-				}
-			}()
-			recorded(h, nil)
-			t.Error("no panic")
-		}()
+		got := panicValue(func() { recorded(h, nil) })
+		if value == http.ErrAbortHandler && got != value {
+			t.Errorf("got %v", got)
+		}
+		if text := fmt.Sprint(got); value == "boom" && (!strings.HasPrefix(text, `boom [part "a"]`) || !strings.Contains(text, "aggregate_test.go")) {
+			t.Errorf("got %v", got)
+		}
 	}
-	settle(t, before)
+	waitGoroutines(t, before)
 }
 
 func TestAggregateHead(t *testing.T) {
-	srv := serve(t, gateway.Aggregate([]gateway.Part{{Name: "a", From: says(200, "1"), Path: "/"}}, nil))
+	srv := serve(t, gateway.Aggregate([]gateway.Part{{Name: "a", From: answersJSON(200, "1"), Path: "/"}}, nil))
 	res, err := srv.Client().Head(srv.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -848,7 +816,7 @@ func TestAggregateReusesConnections(t *testing.T) {
 }
 
 func TestAggregateSetupPanics(t *testing.T) {
-	one := says(200, "1")
+	one := answersJSON(200, "1")
 	ok := gateway.Part{Name: "a", From: one, Path: "/"}
 	with := func(change func(p *gateway.Part)) []gateway.Part {
 		p := ok
@@ -886,12 +854,9 @@ func TestAggregateSetupPanics(t *testing.T) {
 		"bad identity field":       {[]gateway.Part{ok}, &gateway.AggregateOptions{Identity: map[string]string{"": "sub"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			defer func() {
-				if v := fmt.Sprint(recover()); !strings.HasPrefix(v, "gateway: Aggregate: ") {
-					t.Errorf("got %v", v)
-				}
-			}()
-			gateway.Aggregate(c.parts, c.opts)
+			if v := panicOf(func() { gateway.Aggregate(c.parts, c.opts) }); !strings.HasPrefix(v, "gateway: Aggregate: ") {
+				t.Errorf("got %q", v)
+			}
 		})
 	}
 }
@@ -904,8 +869,8 @@ func FuzzAggregate(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte, merge bool) {
 		h := gateway.Aggregate([]gateway.Part{
-			{Name: "a", From: says(200, string(body)), Path: "/", Optional: true},
-			{Name: "b", From: says(200, `{"z":"{a.x}"}`), Path: "/", Optional: true},
+			{Name: "a", From: answersJSON(200, string(body)), Path: "/", Optional: true},
+			{Name: "b", From: answersJSON(200, `{"z":"{a.x}"}`), Path: "/", Optional: true},
 			{Name: "c", From: echoes, Path: "/{a.a}?{a.b}=1", Optional: true},
 		}, &gateway.AggregateOptions{Merge: merge})
 		w := recorded(h, nil)

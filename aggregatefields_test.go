@@ -50,7 +50,7 @@ func TestAggregateAuthorization(t *testing.T) {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { *to = r.Header; io.WriteString(w, "1") })
 	}
 	backend := serve(t, keep(&own))
-	plain := func(to http.RoundTripper) http.RoundTripper { return tripper(to.RoundTrip) }
+	plain := func(to http.RoundTripper) http.RoundTripper { return roundTrip(to.RoundTrip) }
 	parts := []gateway.Part{
 		{Name: "own", From: gateway.NewUpstream("own", gateway.MustTargets(backend.URL), nil), Path: "/"},
 		{Name: "local", From: gateway.HandlerTransport(keep(&local)), Path: "/"},

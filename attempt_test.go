@@ -257,14 +257,9 @@ func TestUpstreamSurvivesAPanic(t *testing.T) {
 		Balancer:  pick(func(gateway.Outcome) func(gateway.Outcome) { return func(o gateway.Outcome) { reported = int(o) } }),
 		Transport: roundTrip(func(*http.Request) (*http.Response, error) { panic("bug") }),
 	})
-	func() {
-		defer func() {
-			if recover() != "bug" {
-				t.Error("the panic was swallowed")
-			}
-		}()
-		u.RoundTrip(httptest.NewRequest("GET", "/", nil))
-	}()
+	if panicOf(func() { u.RoundTrip(httptest.NewRequest("GET", "/", nil)) }) != "bug" {
+		t.Error("the panic was swallowed")
+	}
 	if reported != int(gateway.OutcomeInternal) || c.State() != gateway.CircuitClosed {
 		t.Errorf("reported %d, circuit %v", reported, c.State())
 	}

@@ -1,7 +1,6 @@
 package gateway_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -10,7 +9,6 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"io"
-	"log/slog"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -21,45 +19,10 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// asks serves h on a real listener, sends it one request with header, and returns the response and its body.
-func asks(t *testing.T, h http.Handler, header http.Header) (*http.Response, string) {
-	t.Helper()
-	s := httptest.NewServer(h)
-	defer s.Close()
-	r := must(http.NewRequest("GET", s.URL, nil))
-	for name, values := range header {
-		r.Header[name] = values // as they are, not in canonical form
-	}
-	resp, err := s.Client().Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	return resp, string(must(io.ReadAll(resp.Body)))
-}
-
-func fixed(id *gateway.Identity, err error) gateway.Authenticator {
-	return gateway.AuthenticatorFunc(func(*http.Request) (*gateway.Identity, error) { return id, err })
-}
-
-// caller answers with the subject in its context, and with every field whose name resembles X-User-ID.
-var caller = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-	id, ok := gateway.IdentityFrom(r.Context())
-	if ok {
-		io.WriteString(w, id.Subject)
-	}
-	io.WriteString(w, "|")
-	for name, values := range r.Header {
-		if strings.Contains(strings.ToLower(name), "user") && name != "User-Agent" {
-			io.WriteString(w, name+"="+strings.Join(values, ","))
-		}
-	}
-})
-
 func TestAuthAnswers(t *testing.T) {
 	tokens := edJWT(nil)
 	bearer := func(token string) http.Header { return http.Header{"Authorization": {"Bearer " + token}} }
-	var nobody gateway.Authenticator = fixed(nil, gateway.ErrNoCredentials)
+	var nobody gateway.Authenticator = fixedAuthenticator(nil, gateway.ErrNoCredentials)
 	for name, tt := range map[string]struct {
 		a         gateway.Authenticator
 		opts      *gateway.AuthOptions
@@ -77,20 +40,20 @@ func TestAuthAnswers(t *testing.T) {
 		"bad, realm":              {tokens, &gateway.AuthOptions{Realm: "api"}, bearer("x"), 401, `Bearer realm="api", error="invalid_token"`, ""},
 		"bad and optional":        {tokens, &gateway.AuthOptions{Optional: true}, bearer("x"), 401, `Bearer error="invalid_token"`, ""},
 		"expired":                 {tokens, nil, bearer(edToken(map[string]any{"exp": 1})), 401, `Bearer error="invalid_token"`, ""},
-		"nil without an error":    {fixed(nil, nil), nil, nil, 401, `Bearer error="invalid_token"`, ""},
-		"nil, optional":           {fixed(nil, nil), &gateway.AuthOptions{Optional: true}, nil, 401, `Bearer error="invalid_token"`, ""},
-		"cannot decide":           {fixed(nil, &gateway.Error{Status: 503}), nil, nil, 503, "", ""},
-		"cannot decide, optional": {fixed(nil, &gateway.Error{Status: 503}), &gateway.AuthOptions{Optional: true}, nil, 503, "", ""},
-		"an error of its own":     {fixed(nil, errors.New("db password is hunter2")), nil, nil, 500, "", ""},
-		"a 401 of its own": {fixed(nil, &gateway.Error{Status: 401, Header: http.Header{"Www-Authenticate": {"Negotiate"}}}),
+		"nil without an error":    {fixedAuthenticator(nil, nil), nil, nil, 401, `Bearer error="invalid_token"`, ""},
+		"nil, optional":           {fixedAuthenticator(nil, nil), &gateway.AuthOptions{Optional: true}, nil, 401, `Bearer error="invalid_token"`, ""},
+		"cannot decide":           {fixedAuthenticator(nil, &gateway.Error{Status: 503}), nil, nil, 503, "", ""},
+		"cannot decide, optional": {fixedAuthenticator(nil, &gateway.Error{Status: 503}), &gateway.AuthOptions{Optional: true}, nil, 503, "", ""},
+		"an error of its own":     {fixedAuthenticator(nil, errors.New("db password is hunter2")), nil, nil, 500, "", ""},
+		"a 401 of its own": {fixedAuthenticator(nil, &gateway.Error{Status: 401, Header: http.Header{"Www-Authenticate": {"Negotiate"}}}),
 			nil, nil, 401, "Negotiate", ""},
-		"a 401 without challenge": {fixed(nil, &gateway.Error{Status: 401}), nil, nil, 401, `Bearer error="invalid_token"`, ""},
+		"a 401 without challenge": {fixedAuthenticator(nil, &gateway.Error{Status: 401}), nil, nil, 401, `Bearer error="invalid_token"`, ""},
 		"report only, good":       {tokens, &gateway.AuthOptions{ReportOnly: true}, bearer(edToken(nil)), 200, "", "user-1|X-User-Id=user-1"},
 		"report only, bad":        {tokens, &gateway.AuthOptions{ReportOnly: true}, bearer("x"), 200, "", "|"},
 		"report only, none":       {nobody, &gateway.AuthOptions{ReportOnly: true}, nil, 200, "", "|"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			resp, body := asks(t, gateway.Auth(tt.a, tt.opts)(caller), tt.header)
+			resp, body := askServer(t, gateway.Auth(tt.a, tt.opts)(caller), tt.header)
 			if resp.StatusCode != tt.status || resp.Header.Get("WWW-Authenticate") != tt.challenge {
 				t.Errorf("status %d, challenge %q", resp.StatusCode, resp.Header.Get("WWW-Authenticate"))
 			}
@@ -110,8 +73,8 @@ func TestAuthSubject(t *testing.T) {
 		"": false, " a": false, "a ": false, "a\tb": false, "a\r\nX-Admin: 1": false, "a\nb": false, "a\x00": false,
 		"a\x7f": false, "a\u0085b": false, "a\u00a0": false, "\u2003a": false, "a\xff": false,
 	} {
-		h := gateway.Auth(fixed(&gateway.Identity{Subject: subject}, nil), &gateway.AuthOptions{Optional: true})(caller)
-		resp, _ := asks(t, h, nil)
+		h := gateway.Auth(fixedAuthenticator(&gateway.Identity{Subject: subject}, nil), &gateway.AuthOptions{Optional: true})(caller)
+		resp, _ := askServer(t, h, nil)
 		if (resp.StatusCode == 200) != ok || !ok && resp.StatusCode != 401 {
 			t.Errorf("subject %q: status %d", subject, resp.StatusCode)
 		}
@@ -129,9 +92,9 @@ func TestAuthRemovesForgedFields(t *testing.T) {
 		opts *gateway.AuthOptions
 		want string
 	}{
-		"anonymous":     {fixed(nil, gateway.ErrNoCredentials), optional, "|X-User-Ids=kept"},
-		"report only":   {fixed(nil, gateway.ErrUnauthenticated), &gateway.AuthOptions{ReportOnly: true}, "|X-User-Ids=kept"},
-		"authenticated": {fixed(&gateway.Identity{Subject: "u"}, nil), nil, "u|X-User-Id=u"},
+		"anonymous":     {fixedAuthenticator(nil, gateway.ErrNoCredentials), optional, "|X-User-Ids=kept"},
+		"report only":   {fixedAuthenticator(nil, gateway.ErrUnauthenticated), &gateway.AuthOptions{ReportOnly: true}, "|X-User-Ids=kept"},
+		"authenticated": {fixedAuthenticator(&gateway.Identity{Subject: "u"}, nil), nil, "u|X-User-Id=u"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			header := forged.Clone()
@@ -145,7 +108,7 @@ func TestAuthRemovesForgedFields(t *testing.T) {
 					t.Error("the header of what stands outside was changed")
 				}
 			})
-			if _, body := asks(t, outer, header); body != tt.want {
+			if _, body := askServer(t, outer, header); body != tt.want {
 				t.Errorf("%q, want %q", body, tt.want)
 			}
 		})
@@ -153,9 +116,9 @@ func TestAuthRemovesForgedFields(t *testing.T) {
 }
 
 func TestAuthInsideAuth(t *testing.T) {
-	outer := gateway.Auth(fixed(&gateway.Identity{Subject: "outer"}, nil), nil)
-	anonymous := gateway.Auth(fixed(nil, gateway.ErrNoCredentials), &gateway.AuthOptions{Optional: true})
-	inner := gateway.Auth(fixed(&gateway.Identity{Subject: "inner"}, nil), nil)
+	outer := gateway.Auth(fixedAuthenticator(&gateway.Identity{Subject: "outer"}, nil), nil)
+	anonymous := gateway.Auth(fixedAuthenticator(nil, gateway.ErrNoCredentials), &gateway.AuthOptions{Optional: true})
+	inner := gateway.Auth(fixedAuthenticator(&gateway.Identity{Subject: "inner"}, nil), nil)
 	for name, tt := range map[string]struct {
 		mw   gateway.Middleware
 		want string
@@ -163,24 +126,21 @@ func TestAuthInsideAuth(t *testing.T) {
 		"the inner counts":               {gateway.Chain(outer, inner), "inner|X-User-Id=inner"},
 		"unless it finds no credentials": {gateway.Chain(outer, anonymous), "outer|X-User-Id=outer"},
 	} {
-		if _, body := asks(t, tt.mw(caller), nil); body != tt.want {
+		if _, body := askServer(t, tt.mw(caller), nil); body != tt.want {
 			t.Errorf("%s: %q", name, body)
 		}
 	}
 }
 
 func TestAuthReportOnlyLogs(t *testing.T) {
-	var log bytes.Buffer
-	before := slog.Default()
-	slog.SetDefault(slog.New(slog.NewJSONHandler(&log, nil)))
-	defer slog.SetDefault(before)
+	log := captureDefaultLog(t)
 	h := gateway.Auth(edJWT(nil), &gateway.AuthOptions{ReportOnly: true})(caller)
 	r := httptest.NewRequest("GET", "/", nil)
 	token := edToken(map[string]any{"iss": "https://evil.example", "name": "mallory"})
 	r.Header.Set("Authorization", "Bearer "+token)
 	h.ServeHTTP(httptest.NewRecorder(), r)
 	line := log.String()
-	for _, want := range []string{`"gateway: would refuse"`, `"policy":"auth"`, `"status":401`, "https://evil.example", "https://id.example"} {
+	for _, want := range []string{`"gateway: would refuse"`, "policy=auth", "status=401", "https://evil.example", "https://id.example"} {
 		if !strings.Contains(line, want) {
 			t.Errorf("the log lacks %s: %s", want, line)
 		}
@@ -214,7 +174,7 @@ func TestAuthPanics(t *testing.T) {
 		"nameless header":   func() { gateway.HeaderToken("") },
 		"header with colon": func() { gateway.HeaderToken("a:") },
 	} {
-		if v, _ := panics(f).(string); !strings.HasPrefix(v, "gateway: ") {
+		if v := panicOf(f); !strings.HasPrefix(v, "gateway: ") {
 			t.Errorf("%s: panic %q", name, v)
 		}
 	}
@@ -264,7 +224,7 @@ func TestAPIKeys(t *testing.T) {
 					w.WriteHeader(204)
 				}
 			}))
-			resp, body := asks(t, h, http.Header{"X-Api-Key": tt.values})
+			resp, body := askServer(t, h, http.Header{"X-Api-Key": tt.values})
 			if resp.StatusCode != tt.status || strings.Contains(body, "refused") {
 				t.Errorf("status %d, %s", resp.StatusCode, body)
 			}
@@ -274,9 +234,9 @@ func TestAPIKeys(t *testing.T) {
 
 func TestFirstOf(t *testing.T) {
 	id := &gateway.Identity{Subject: "u"}
-	none := fixed(nil, gateway.ErrNoCredentials)
-	good := fixed(id, nil)
-	bad := fixed(nil, gateway.ErrUnauthenticated)
+	none := fixedAuthenticator(nil, gateway.ErrNoCredentials)
+	good := fixedAuthenticator(id, nil)
+	bad := fixedAuthenticator(nil, gateway.ErrUnauthenticated)
 	for name, tt := range map[string]struct {
 		a    gateway.Authenticator
 		want error
@@ -307,7 +267,7 @@ func TestCredentialPanics(t *testing.T) {
 		"field with a blank":   func() { gateway.APIKeys("X API", lookup) },
 		"nil function of cert": func() { gateway.ClientCert(nil) },
 	} {
-		if v, _ := panics(f).(string); !strings.HasPrefix(v, "gateway: ") {
+		if v := panicOf(f); !strings.HasPrefix(v, "gateway: ") {
 			t.Errorf("%s: panic %q", name, v)
 		}
 	}

@@ -71,16 +71,9 @@ func (instant) RoundTrip(r *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// blackHole is a ResponseWriter that keeps nothing.
-type blackHole struct{ header http.Header }
-
-func (w *blackHole) Header() http.Header         { return w.header }
-func (w *blackHole) Write(p []byte) (int, error) { return len(p), nil }
-func (w *blackHole) WriteHeader(int)             {}
-
 func run(b *testing.B, h http.Handler, r *http.Request) {
 	b.ReportAllocs()
-	w := &blackHole{header: make(http.Header)}
+	w := discardWriter{make(http.Header)}
 	for b.Loop() {
 		clear(w.header)
 		h.ServeHTTP(w, r)

@@ -46,13 +46,6 @@ func BenchmarkCircuit(b *testing.B) {
 	})
 }
 
-// breakerNull is a ResponseWriter that costs nothing.
-type breakerNull struct{ header http.Header }
-
-func (w *breakerNull) Header() http.Header         { return w.header }
-func (w *breakerNull) Write(p []byte) (int, error) { return len(p), nil }
-func (w *breakerNull) WriteHeader(int)             {}
-
 func BenchmarkBreaker(b *testing.B) {
 	noop := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(200) })
 	stale := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(200) })
@@ -69,7 +62,7 @@ func BenchmarkBreaker(b *testing.B) {
 		{"Fallback", gateway.Breaker(open, &gateway.BreakerOptions{Fallback: stale})(noop)},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
-			w := &breakerNull{header: make(http.Header)}
+			w := discardWriter{make(http.Header)}
 			r := httptest.NewRequest("GET", "/", nil)
 			b.ReportAllocs()
 			for b.Loop() {

@@ -341,12 +341,9 @@ func TestBreakerInsideItsOwnCircuit(t *testing.T) {
 }
 
 func TestBreakerPanicsAtSetup(t *testing.T) {
-	defer func() {
-		if p := recover(); p != "gateway: Breaker: nil circuit" {
-			t.Errorf("panicked with %v", p)
-		}
-	}()
-	gateway.Breaker(nil, nil)
+	if p := panicOf(func() { gateway.Breaker(nil, nil) }); p != "gateway: Breaker: nil circuit" {
+		t.Errorf("panicked with %q", p)
+	}
 }
 
 // The whole way, through a listener: it fails, opens, refuses at once, and comes back.

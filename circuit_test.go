@@ -255,12 +255,9 @@ func TestNewCircuitPanics(t *testing.T) {
 		"Probes negative":      {Probes: -1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			defer func() {
-				if p := fmt.Sprint(recover()); !strings.HasPrefix(p, "gateway: NewCircuit: "+strings.Fields(name)[0]) {
-					t.Errorf("panicked with %q", p)
-				}
-			}()
-			gateway.NewCircuit("c", &o)
+			if p := panicOf(func() { gateway.NewCircuit("c", &o) }); !strings.HasPrefix(p, "gateway: NewCircuit: "+strings.Fields(name)[0]) {
+				t.Errorf("panicked with %q", p)
+			}
 		})
 	}
 }

@@ -196,11 +196,8 @@ func TestCircuitWatch(t *testing.T) {
 		})
 	})
 	t.Run("nil", func(t *testing.T) {
-		defer func() {
-			if recover() == nil {
-				t.Error("no panic")
-			}
-		}()
-		gateway.NewCircuit("c", nil).Watch(nil)
+		if panicOf(func() { gateway.NewCircuit("c", nil).Watch(nil) }) == "" {
+			t.Error("no panic")
+		}
 	})
 }

@@ -79,7 +79,7 @@ func TestHeaderDoesNotWait(t *testing.T) {
 		t.Run(before, func(t *testing.T) {
 			release := make(chan bool)
 			up := gateway.NewUpstream("target", gateway.MustTargets("http://target"), &gateway.UpstreamOptions{
-				Transport: tripper(func(r *http.Request) (*http.Response, error) {
+				Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 					return &http.Response{StatusCode: 200, Header: http.Header{"Content-Length": {"4"}}, ContentLength: 4,
 						Body: lateBody{strings.NewReader("late"), release}, Request: r}, nil
 				})})
@@ -168,15 +168,13 @@ func TestWholeAnswerIsOneWrite(t *testing.T) {
 // TestLateFlushPanics: a panic of a foreign writer in the flush of a header goes up like any other.
 func TestLateFlushPanics(t *testing.T) {
 	release := make(chan bool)
-	h := gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) {
+	h := gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
 		return &http.Response{StatusCode: 200, Header: http.Header{}, ContentLength: 4, Body: lateBody{strings.NewReader("late"), release}}, nil
 	}), nil)
-	defer func() {
-		if p := recover(); p != "flush" {
-			t.Errorf("recovered %v", p)
-		}
-	}()
-	h.ServeHTTP(&panickingFlusher{httptest.NewRecorder(), release}, httptest.NewRequest("GET", "/", nil))
+	w := &panickingFlusher{httptest.NewRecorder(), release}
+	if p := panicOf(func() { h.ServeHTTP(w, httptest.NewRequest("GET", "/", nil)) }); p != "flush" {
+		t.Errorf("panicked with %q", p)
+	}
 }
 
 type panickingFlusher struct {

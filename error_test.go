@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"testing"
 
 	"github.com/seed-96248d0c/gateway"
@@ -41,8 +40,7 @@ func TestWriteErrorUnderAForeignWrapper(t *testing.T) {
 				}
 				gateway.WriteError(w, r, errors.New("x"))
 			}))
-			w := httptest.NewRecorder()
-			h.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+			w := recorded(h, nil)
 			if got := w.Body.String(); begun && (got != "BEGUN" || w.Header().Get("Cache-Control") != "") || !begun && (w.Code != 500 || got == "") {
 				t.Errorf("%s, begun %v: %d %q", name, begun, w.Code, got)
 			}

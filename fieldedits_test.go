@@ -164,17 +164,14 @@ func TestFieldEditsPanic(t *testing.T) {
 		{"response", "", gateway.FieldEdits{Drop: []string{"X-User-ID"}}}, // a backend may leak it
 	} {
 		t.Run(fmt.Sprintf("%s %v", tt.option, tt.edits), func(t *testing.T) {
-			defer func() {
-				p := recover()
-				if got, _ := p.(string); (p == nil) != (tt.want == "") || !strings.Contains(got, tt.want) {
-					t.Errorf("panicked with %v, want %q", p, tt.want)
-				}
-			}()
 			opts := &gateway.ProxyOptions{Identity: map[string]string{"X-Email": "email"}, RequestFields: tt.edits}
 			if tt.option == "response" {
 				opts.RequestFields, opts.ResponseFields = gateway.FieldEdits{}, tt.edits
 			}
-			gateway.Proxy(http.DefaultTransport, opts)
+			got := panicOf(func() { gateway.Proxy(http.DefaultTransport, opts) })
+			if (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+				t.Errorf("panicked with %q, want %q", got, tt.want)
+			}
 		})
 	}
 }
@@ -232,7 +229,7 @@ func TestForwardedPrefix(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%q %v %q", tt.strip, tt.trusted, tt.sent), func(t *testing.T) {
 			var got []string
-			h := gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) {
+			h := gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
 				got = r.Header["X-Forwarded-Prefix"]
 				return &http.Response{StatusCode: 204, Header: http.Header{}, Body: http.NoBody}, nil
 			}), &gateway.ProxyOptions{StripPrefix: tt.strip})

@@ -36,14 +36,13 @@ func TestGateFields(t *testing.T) {
 		{"the Host counts", 20, "example.com", http.Header{"A": {"a"}}, 431},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p := gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) {
+			p := gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
 				return answered(r, 200, http.NoBody), nil
 			}), &gateway.ProxyOptions{MaxFieldBytes: tt.limit})
 			r := httptest.NewRequest("GET", "/", nil)
 			r.Host = tt.host
 			maps.Copy(r.Header, tt.fields)
-			rec := httptest.NewRecorder()
-			p.ServeHTTP(rec, r)
+			rec := recorded(p, r)
 			if rec.Code != tt.status {
 				t.Errorf("got %d, want %d", rec.Code, tt.status)
 			}
@@ -71,7 +70,7 @@ func TestGateUpstream(t *testing.T) {
 			circuit := gateway.NewCircuit("c", nil)
 			up := gateway.NewUpstream("u", gateway.MustTargets("http://a.example"), &gateway.UpstreamOptions{
 				Circuit: circuit,
-				Transport: tripper(func(r *http.Request) (*http.Response, error) {
+				Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 					asked = true
 					return answered(r, 200, http.NoBody), nil
 				}),
@@ -97,7 +96,7 @@ func TestGateShortage(t *testing.T) {
 	circuit := gateway.NewCircuit("c", nil)
 	up := gateway.NewUpstream("u", gateway.MustTargets("http://a.example"), &gateway.UpstreamOptions{
 		Circuit: circuit,
-		Transport: tripper(func(r *http.Request) (*http.Response, error) {
+		Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 			return nil, &net.OpError{Op: "dial", Net: "tcp", Err: fmt.Errorf("socket: %w", syscall.EMFILE)}
 		}),
 	})
@@ -114,7 +113,7 @@ func TestGateShortage(t *testing.T) {
 // TestGateFraming: a transport gets the length of a body and its trailers in one place only.
 func TestGateFraming(t *testing.T) {
 	seen := make(chan *http.Request, 1)
-	record := tripper(func(r *http.Request) (*http.Response, error) {
+	record := roundTrip(func(r *http.Request) (*http.Response, error) {
 		body, err := io.ReadAll(r.Body)
 		seen <- r
 		if err != nil || string(body) != "hello" {

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,58 +16,6 @@ import (
 
 	"github.com/seed-96248d0c/gateway"
 )
-
-// serve runs h on a real listener.
-func serve(t *testing.T, h http.Handler) *httptest.Server {
-	t.Helper()
-	s := httptest.NewServer(h)
-	t.Cleanup(s.Close)
-	return s
-}
-
-// problem is the body of a refusal.
-type problem struct {
-	Type    string `json:"type"`
-	Title   string `json:"title"`
-	Status  int    `json:"status"`
-	Detail  string `json:"detail"`
-	TraceID string `json:"trace_id"`
-}
-
-// readProblem reads res as a problem and fails when it is none.
-func readProblem(t *testing.T, res *http.Response) problem {
-	t.Helper()
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatalf("body: %v", err)
-	}
-	if ct := res.Header.Get("Content-Type"); ct != "application/problem+json" {
-		t.Fatalf("Content-Type %q, body %q; want a problem", ct, body)
-	}
-	var p problem
-	if err := json.Unmarshal(body, &p); err != nil {
-		t.Fatalf("body %q: %v", body, err)
-	}
-	if p.Status != res.StatusCode {
-		t.Errorf("problem says %d, status line %d", p.Status, res.StatusCode)
-	}
-	return p
-}
-
-func get(t *testing.T, url string) *http.Response {
-	t.Helper()
-	res, err := http.Get(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { res.Body.Close() })
-	return res
-}
-
-func text(s string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, s) })
-}
 
 func TestChain(t *testing.T) {
 	var order []string
@@ -200,8 +147,7 @@ func TestWriteErrorAfterTheAnswerBegan(t *testing.T) {
 		io.WriteString(w, "begun")
 		gateway.WriteError(w, r, gateway.ErrBadGateway)
 	}))
-	rec := httptest.NewRecorder()
-	h.ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+	rec := recorded(h, nil)
 	if rec.Code != 200 || rec.Body.String() != "begun" {
 		t.Errorf("got %d %q", rec.Code, rec.Body)
 	}

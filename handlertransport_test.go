@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"log"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
@@ -15,7 +14,6 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"github.com/seed-96248d0c/gateway"
 )
@@ -30,15 +28,6 @@ func askHandler(t *testing.T, h http.HandlerFunc, req *http.Request) (*http.Resp
 	body, err := io.ReadAll(res.Body)
 	res.Body.Close()
 	return res, string(body), err
-}
-
-func clientRequest(t *testing.T, method, target string, body io.Reader) *http.Request {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, target, body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return req
 }
 
 // TestHandlerTransportAsServer holds HandlerTransport beside a real server: what a client sees is the same.
@@ -137,7 +126,7 @@ func TestHandlerTransportAsServer(t *testing.T) {
 					if method == "POST" {
 						body = strings.NewReader(`{"sent":true}`)
 					}
-					return clientRequest(t, method, srv.URL+"/a%2Fb/c?d=e", body)
+					return newRequest(t, method, srv.URL+"/a%2Fb/c?d=e", body)
 				}
 				type seen struct {
 					status, length int
@@ -194,7 +183,7 @@ func TestHandlerTransportStreams(t *testing.T) {
 		ended <- err
 	})
 	go func() { more <- true }()
-	res, err := gateway.HandlerTransport(h).RoundTrip(clientRequest(t, "GET", "/", nil))
+	res, err := gateway.HandlerTransport(h).RoundTrip(newRequest(t, "GET", "/", nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +227,7 @@ func TestHandlerTransportDeafHandler(t *testing.T) {
 			}
 			cancel()
 		}()
-		res, err := gateway.HandlerTransport(h).RoundTrip(clientRequest(t, "GET", "/", nil).WithContext(ctx))
+		res, err := gateway.HandlerTransport(h).RoundTrip(newRequest(t, "GET", "/", nil).WithContext(ctx))
 		if begun {
 			if err != nil {
 				t.Fatal(err)
@@ -266,7 +255,7 @@ func TestHandlerTransportGivesUp(t *testing.T) {
 	})
 	for range 200 {
 		ctx, cancel := context.WithCancel(t.Context())
-		res, err := gateway.HandlerTransport(h).RoundTrip(clientRequest(t, "GET", "/", nil).WithContext(ctx))
+		res, err := gateway.HandlerTransport(h).RoundTrip(newRequest(t, "GET", "/", nil).WithContext(ctx))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -282,7 +271,7 @@ func TestHandlerTransportPanics(t *testing.T) {
 	var logged bytes.Buffer
 	ctx := context.WithValue(t.Context(), http.ServerContextKey, &http.Server{ErrorLog: log.New(&logged, "", 0)})
 	boom := func(http.ResponseWriter, *http.Request) { panic("boom") }
-	_, _, err := askHandler(t, boom, clientRequest(t, "GET", "/", nil).WithContext(ctx))
+	_, _, err := askHandler(t, boom, newRequest(t, "GET", "/", nil).WithContext(ctx))
 	if err == nil || !strings.Contains(err.Error(), "boom") {
 		t.Errorf("got %v", err)
 	}
@@ -290,24 +279,21 @@ func TestHandlerTransportPanics(t *testing.T) {
 		t.Errorf("log: %s", &logged)
 	}
 	begun := func(w http.ResponseWriter, _ *http.Request) { w.(http.Flusher).Flush(); panic("boom") }
-	_, _, err = askHandler(t, begun, clientRequest(t, "GET", "/", nil).WithContext(ctx))
+	_, _, err = askHandler(t, begun, newRequest(t, "GET", "/", nil).WithContext(ctx))
 	if err == nil || !strings.Contains(err.Error(), "boom") {
 		t.Errorf("after the header: got %v", err)
 	}
 	goexit := func(http.ResponseWriter, *http.Request) { runtime.Goexit() }
-	if _, _, err = askHandler(t, goexit, clientRequest(t, "GET", "/", nil)); err == nil {
+	if _, _, err = askHandler(t, goexit, newRequest(t, "GET", "/", nil)); err == nil {
 		t.Error("Goexit is an answer")
 	}
-	defer func() {
-		if v := recover(); v != "gateway: HandlerTransport: nil handler" {
-			t.Errorf("got %v", v)
-		}
-	}()
-	gateway.HandlerTransport(nil)
+	if v := panicOf(func() { gateway.HandlerTransport(nil) }); v != "gateway: HandlerTransport: nil handler" {
+		t.Errorf("panicked with %q", v)
+	}
 }
 
 func TestHandlerTransportRequest(t *testing.T) {
-	req := clientRequest(t, "", "http://h.example:81/a?b=c", nil)
+	req := newRequest(t, "", "http://h.example:81/a?b=c", nil)
 	req.Method = ""
 	req.Header = nil
 	req.SetPathValue("id", "outer's")
@@ -323,7 +309,7 @@ func TestHandlerTransportRequest(t *testing.T) {
 		t.Error("the caller's request was changed")
 	}
 
-	req = clientRequest(t, "POST", "/", io.NopCloser(strings.NewReader("unknown length")))
+	req = newRequest(t, "POST", "/", io.NopCloser(strings.NewReader("unknown length")))
 	req.Trailer = http.Header{"X-End": {"1"}}
 	closed := make(chan bool, 1)
 	req.Body = &closing{req.Body, closed}
@@ -358,7 +344,7 @@ func TestHandlerTransportClosesBody(t *testing.T) {
 	}
 	with := func(t *testing.T, ctx context.Context, body io.Reader) (*http.Request, chan bool) {
 		closed := make(chan bool, 3)
-		req := clientRequest(t, "POST", "/", nil).WithContext(ctx)
+		req := newRequest(t, "POST", "/", nil).WithContext(ctx)
 		req.Body = &closing{body, closed}
 		return req, closed
 	}
@@ -390,7 +376,7 @@ func TestHandlerTransportClosesBody(t *testing.T) {
 			defer cancel()
 			body, client := io.Pipe()
 			defer client.Close()
-			req, read := clientRequest(t, "POST", "/", body).WithContext(ctx), make(chan error, 1)
+			req, read := newRequest(t, "POST", "/", body).WithContext(ctx), make(chan error, 1)
 			go func() { synctest.Wait(); cancel() }()
 			_, _, err := askHandler(t, func(w http.ResponseWriter, r *http.Request) {
 				_, err := io.ReadAll(r.Body)
@@ -462,7 +448,7 @@ func TestHandlerTransportInformational(t *testing.T) {
 		w.WriteHeader(http.StatusEarlyHints)
 		w.WriteHeader(http.StatusCreated)
 		io.WriteString(w, "done")
-	}, clientRequest(t, "GET", "/", nil).WithContext(ctx))
+	}, newRequest(t, "GET", "/", nil).WithContext(ctx))
 	if err != nil || res.StatusCode != 201 || body != "done" || len(early) != 1 || early[0] != "Early Hints </style.css>" {
 		t.Errorf("got %v %q %v, %q", res, body, err, early)
 	}
@@ -475,7 +461,7 @@ func TestHandlerTransportRecord(t *testing.T) {
 		io.WriteString(w, id.Subject+" "+gateway.ClientAddr(r).String()+" "+gateway.TraceID(r.Context()))
 		gateway.WriteError(httptest.NewRecorder(), r, gateway.ErrOverloaded)
 	}))
-	logged := make(lines, 1)
+	logged := make(journal, 1)
 	outer := gateway.Observe(&gateway.ObserveOptions{Logger: logged.logger()})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		addr := gateway.ClientAddr(r).String()
 		r = r.WithContext(gateway.WithIdentity(r.Context(), &gateway.Identity{Subject: "ann"}))
@@ -498,29 +484,8 @@ func TestHandlerTransportRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	res.Body.Close()
-	if line := <-logged; !strings.Contains(line, "outcome=ok") {
-		t.Errorf("log: %s", line)
-	}
-}
-
-// lines receives a logger's lines.
-type lines chan string
-
-func (l lines) Write(p []byte) (int, error) {
-	l <- string(p)
-	return len(p), nil
-}
-
-func (l lines) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
-
-// settle waits until no more goroutines run than before.
-func settle(t *testing.T, before int) {
-	t.Helper()
-	for deadline := time.Now().Add(3 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
-		if time.Now().After(deadline) {
-			buf := make([]byte, 64<<10)
-			t.Fatalf("%d goroutines, before %d\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])
-		}
+	if line := logged.next(t); line["outcome"] != "ok" {
+		t.Errorf("log: %v", line)
 	}
 }
 
@@ -535,7 +500,7 @@ func TestHandlerTransportLeavesNothing(t *testing.T) {
 	})
 	for i := range 20 {
 		ctx, cancel := context.WithCancel(t.Context())
-		res, err := gateway.HandlerTransport(stream).RoundTrip(clientRequest(t, "GET", "/", nil).WithContext(ctx))
+		res, err := gateway.HandlerTransport(stream).RoundTrip(newRequest(t, "GET", "/", nil).WithContext(ctx))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -546,5 +511,5 @@ func TestHandlerTransportLeavesNothing(t *testing.T) {
 		}
 		defer cancel()
 	}
-	settle(t, before)
+	waitGoroutines(t, before)
 }

@@ -311,8 +311,7 @@ func TestFailingURLBesideADeadTarget(t *testing.T) {
 				})
 				h := gateway.Proxy(u, nil)
 				ask := func(path string) int {
-					w := httptest.NewRecorder()
-					h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+					w := recorded(h, httptest.NewRequest("GET", path, nil))
 					return w.Code
 				}
 				for range 12 {
@@ -519,14 +518,9 @@ func TestHealthOptionsAreChecked(t *testing.T) {
 		"path":        {Health: gateway.HealthOptions{Path: "healthz"}},
 		"attempts":    {Retry: gateway.RetryOptions{Attempts: -1}},
 	} {
-		func() {
-			defer func() {
-				if got, _ := recover().(string); !strings.HasPrefix(got, "gateway: NewUpstream: ") {
-					t.Errorf("%s: recovered %q", name, got)
-				}
-			}()
-			gateway.NewUpstream("u", nil, &o)
-		}()
+		if got := panicOf(func() { gateway.NewUpstream("u", nil, &o) }); !strings.HasPrefix(got, "gateway: NewUpstream: ") {
+			t.Errorf("%s: panicked with %q", name, got)
+		}
 	}
 }
 

@@ -243,8 +243,7 @@ func TestHostileTokens(t *testing.T) {
 	ask := func(header http.Header) (int, string, string) {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header = header
-		w := httptest.NewRecorder()
-		h.ServeHTTP(w, r)
+		w := recorded(h, r)
 		return w.Code, w.Header().Get("WWW-Authenticate"), w.Body.String()
 	}
 	_, challenge, body := ask(http.Header{"Authorization": {"Bearer x"}})

@@ -78,7 +78,7 @@ func TestUpstreamIdle(t *testing.T) {
 				body := &paced{pauses: tt.pauses, ends: tt.ends, closed: make(chan bool)}
 				up := gateway.NewUpstream("u", gateway.MustTargets("http://a.example"), &gateway.UpstreamOptions{
 					Idle: tt.idle, Circuit: circuit,
-					Transport: tripper(func(r *http.Request) (*http.Response, error) { return answered(r, 200, body), nil }),
+					Transport: roundTrip(func(r *http.Request) (*http.Response, error) { return answered(r, 200, body), nil }),
 				})
 				res, err := up.RoundTrip(newRequest(t, "GET", "http://x/", nil))
 				if err != nil {
@@ -110,7 +110,7 @@ func TestUpstreamIdleUpload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		up := gateway.NewUpstream("u", gateway.MustTargets("http://a.example"), &gateway.UpstreamOptions{
 			Idle: 10 * time.Second,
-			Transport: tripper(func(r *http.Request) (*http.Response, error) {
+			Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 				go io.Copy(io.Discard, r.Body)
 				return answered(r, 200, &paced{pauses: []time.Duration{time.Hour, 11 * time.Second}, closed: make(chan bool)}), nil
 			}),
@@ -136,7 +136,7 @@ func TestUpstreamIdleConnection(t *testing.T) {
 		conn := pacedConn{&paced{pauses: []time.Duration{9 * time.Second}, closed: make(chan bool)}}
 		up := gateway.NewUpstream("u", gateway.MustTargets("http://a.example"), &gateway.UpstreamOptions{
 			Idle: 10 * time.Second, Circuit: circuit,
-			Transport: tripper(func(r *http.Request) (*http.Response, error) {
+			Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 				res := answered(r, 101, http.NoBody)
 				res.Body = conn
 				return res, nil

@@ -61,7 +61,7 @@ func TestIntrospectionAnswers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := introspect(gateway.IntrospectionOptions{Audience: "api"}, func(r *http.Request) (*http.Response, error) {
-				return answer(r, tt.status, tt.body, nil), nil
+				return answeredText(r, tt.status, tt.body, nil), nil
 			})
 			id, err := a.Authenticate(withBearer("opaque"))
 			var e *gateway.Error
@@ -96,12 +96,12 @@ func TestIntrospectionRequest(t *testing.T) {
 	if err != nil || id.Issuer != "https://id.example" || !slices.Equal(id.Scopes, []string{"read", "pay"}) {
 		t.Errorf("identity %+v, error %v", id, err)
 	}
-	resp, _ := asks(t, gateway.Auth(a, nil)(caller), http.Header{"Authorization": {"Bearer a+/b=="}})
+	resp, _ := askServer(t, gateway.Auth(a, nil)(caller), http.Header{"Authorization": {"Bearer a+/b=="}})
 	if resp.StatusCode != 200 {
 		t.Errorf("status %d", resp.StatusCode)
 	}
 	endpoint.Close()
-	resp, body := asks(t, gateway.Auth(a, nil)(caller), http.Header{"Authorization": {"Bearer other"}})
+	resp, body := askServer(t, gateway.Auth(a, nil)(caller), http.Header{"Authorization": {"Bearer other"}})
 	if resp.StatusCode != 503 || strings.Contains(body, "127.0.0.1") {
 		t.Errorf("endpoint away: status %d, %s", resp.StatusCode, body)
 	}
@@ -110,7 +110,7 @@ func TestIntrospectionRequest(t *testing.T) {
 func TestIntrospectionCredentials(t *testing.T) {
 	a := introspect(gateway.IntrospectionOptions{}, func(r *http.Request) (*http.Response, error) {
 		t.Error("asked")
-		return answer(r, 200, `{"active":true,"sub":"u"}`, nil), nil
+		return answeredText(r, 200, `{"active":true,"sub":"u"}`, nil), nil
 	})
 	for value, want := range map[string]error{
 		"": gateway.ErrNoCredentials, "Basic dTpw": gateway.ErrNoCredentials, "Bearer": gateway.ErrUnauthenticated,
@@ -146,7 +146,7 @@ func TestIntrospectionCache(t *testing.T) {
 				if tt.exp > 0 {
 					body = fmt.Sprintf(`{"active":true,"sub":"u","exp":%d}`, time.Now().Add(tt.exp).Unix())
 				}
-				return answer(r, 200, body, nil), nil
+				return answeredText(r, 200, body, nil), nil
 			})
 			ask := func(want int64) {
 				t.Helper()
@@ -172,7 +172,7 @@ func TestIntrospectionOnceAtATime(t *testing.T) {
 		a := introspect(gateway.IntrospectionOptions{}, func(r *http.Request) (*http.Response, error) {
 			asked.Add(1)
 			time.Sleep(time.Second)
-			return answer(r, 200, `{"active":true,"sub":"u"}`, nil), nil
+			return answeredText(r, 200, `{"active":true,"sub":"u"}`, nil), nil
 		})
 		var wg sync.WaitGroup
 		for range 100 {
@@ -198,7 +198,7 @@ func TestIntrospectionBound(t *testing.T) {
 		asked := 0
 		a := introspect(gateway.IntrospectionOptions{CacheSize: 64}, func(r *http.Request) (*http.Response, error) {
 			asked++
-			return answer(r, 200, `{"active":true,"sub":"u","pad":"`+strings.Repeat("p", tt.pad)+`"}`, nil), nil
+			return answeredText(r, 200, `{"active":true,"sub":"u","pad":"`+strings.Repeat("p", tt.pad)+`"}`, nil), nil
 		})
 		const tokens = 200
 		for i := range tokens {

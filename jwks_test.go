@@ -4,16 +4,12 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
-	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/rsa"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -31,32 +27,6 @@ import (
 	"github.com/seed-96248d0c/gateway/gatewaytest"
 )
 
-// jwk returns a public key as a JSON Web Key. members adds or replaces members.
-func jwk(kid string, key any, members map[string]any) map[string]any {
-	m := map[string]any{"kid": kid}
-	switch k := key.(type) {
-	case *rsa.PublicKey:
-		m["kty"], m["n"], m["e"] = "RSA", segment(k.N.Bytes()), segment(big.NewInt(int64(k.E)).Bytes())
-	case *ecdsa.PublicKey:
-		point := must(k.Bytes())
-		size := (len(point) - 1) / 2
-		m["kty"], m["crv"] = "EC", k.Curve.Params().Name
-		m["x"], m["y"] = segment(point[1:1+size]), segment(point[1+size:])
-	case ed25519.PublicKey:
-		m["kty"], m["crv"], m["x"] = "OKP", "Ed25519", segment(k)
-	case []byte:
-		m["kty"], m["k"] = "oct", segment(k)
-	}
-	for name, v := range members {
-		m[name] = v
-	}
-	return m
-}
-
-func keySet(keys ...map[string]any) string {
-	return string(must(json.Marshal(map[string]any{"keys": keys})))
-}
-
 // jwksOver returns a JWKS whose requests go to answer, without a socket, for use in a bubble.
 func jwksOver(t *testing.T, o gateway.JWKSOptions, answer func(*http.Request) (*http.Response, error)) *gateway.JWKS {
 	t.Helper()
@@ -67,22 +37,6 @@ func jwksOver(t *testing.T, o gateway.JWKSOptions, answer func(*http.Request) (*
 	}
 	return k
 }
-
-type roundTrip func(*http.Request) (*http.Response, error)
-
-func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
-func answer(r *http.Request, status int, body string, header http.Header) *http.Response {
-	if header == nil {
-		header = make(http.Header)
-	}
-	return &http.Response{
-		StatusCode: status, Header: header, Request: r, ProtoMajor: 1, ProtoMinor: 1,
-		Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body)),
-	}
-}
-
-func edPublic() ed25519.PublicKey { return testEd().Public().(ed25519.PublicKey) }
 
 func TestNewJWKSURL(t *testing.T) {
 	for rawURL, ok := range map[string]bool{
@@ -117,7 +71,7 @@ func TestNewJWKSURL(t *testing.T) {
 // which keys are skipped.
 func TestJWKSSkipsUnusableKeys(t *testing.T) {
 	set := keySet(jwk("private", edPublic(), map[string]any{"d": "AQ"}), jwk("secret", testSecret, nil), jwk("good", edPublic(), nil))
-	k := jwksOver(t, gateway.JWKSOptions{}, func(r *http.Request) (*http.Response, error) { return answer(r, 200, set, nil), nil })
+	k := jwksOver(t, gateway.JWKSOptions{}, func(r *http.Request) (*http.Response, error) { return answeredText(r, 200, set, nil), nil })
 	for _, tt := range []struct {
 		kid, alg string
 		ok       bool
@@ -142,7 +96,7 @@ func TestJWKSWithoutKid(t *testing.T) {
 		"a kid for two kinds":      {same, "a", "RS256", true},
 	} {
 		k := jwksOver(t, gateway.JWKSOptions{}, func(r *http.Request) (*http.Response, error) {
-			return answer(r, 200, tt.set, nil), nil
+			return answeredText(r, 200, tt.set, nil), nil
 		})
 		if _, err := k.Key(t.Context(), tt.kid, tt.alg); (err == nil) != tt.ok {
 			t.Errorf("%s: %v", name, err)
@@ -171,7 +125,7 @@ func TestJWKSAge(t *testing.T) {
 				fetches := 0
 				k := jwksOver(t, gateway.JWKSOptions{MaxAge: tt.maxAge}, func(r *http.Request) (*http.Response, error) {
 					fetches++
-					return answer(r, 200, keySet(jwk("k", edPublic(), nil)), http.Header{"Cache-Control": {tt.cacheControl}}), nil
+					return answeredText(r, 200, keySet(jwk("k", edPublic(), nil)), http.Header{"Cache-Control": {tt.cacheControl}}), nil
 				})
 				ask := func() {
 					if _, err := k.Key(t.Context(), "k", "EdDSA"); err != nil {
@@ -201,7 +155,7 @@ func TestJWKSRotation(t *testing.T) {
 		old, next := jwk("old", edPublic(), nil), jwk("new", second.Public(), nil)
 		set := keySet(old)
 		k := jwksOver(t, gateway.JWKSOptions{MaxAge: time.Minute}, func(r *http.Request) (*http.Response, error) {
-			return answer(r, 200, set, nil), nil
+			return answeredText(r, 200, set, nil), nil
 		})
 		j := gateway.NewJWT(k, gateway.JWTOptions{Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}})
 		oldToken := sign("EdDSA", testEd(), map[string]any{"kid": "old"}, claimSet(nil))
@@ -237,7 +191,7 @@ func TestJWKSUsedAtOnce(t *testing.T) {
 			fetches.Add(1)
 			body := keySet(jwk(fmt.Sprint("k", version.Load()), edPublic(), nil))
 			time.Sleep(100 * time.Millisecond) // the key that is published meanwhile is not in the answer
-			return answer(r, 200, body, nil), nil
+			return answeredText(r, 200, body, nil), nil
 		})
 		for range 20 {
 			if _, err := k.Key(t.Context(), fmt.Sprint("k", version.Load()), "EdDSA"); err != nil {
@@ -266,7 +220,7 @@ func TestJWKSFlood(t *testing.T) {
 		k := jwksOver(t, gateway.JWKSOptions{}, func(r *http.Request) (*http.Response, error) {
 			fetches.Add(1)
 			time.Sleep(time.Second)
-			return answer(r, 200, keySet(jwk("k", edPublic(), nil)), nil), nil
+			return answeredText(r, 200, keySet(jwk("k", edPublic(), nil)), nil), nil
 		})
 		if _, err := k.Key(t.Context(), "k", "EdDSA"); err != nil {
 			t.Fatal(err)
@@ -306,16 +260,16 @@ func TestJWKSFlood(t *testing.T) {
 func TestJWKSFailures(t *testing.T) {
 	for name, fail := range map[string]func(r *http.Request) (*http.Response, error){
 		"down":       func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") },
-		"status 500": func(r *http.Request) (*http.Response, error) { return answer(r, 500, keySet(), nil), nil },
-		"status 204": func(r *http.Request) (*http.Response, error) { return answer(r, 204, "", nil), nil },
-		"garbage":    func(r *http.Request) (*http.Response, error) { return answer(r, 200, "<html>", nil), nil },
-		"no keys":    func(r *http.Request) (*http.Response, error) { return answer(r, 200, `{"keys":[]}`, nil), nil },
-		"no set":     func(r *http.Request) (*http.Response, error) { return answer(r, 200, `[]`, nil), nil },
+		"status 500": func(r *http.Request) (*http.Response, error) { return answeredText(r, 500, keySet(), nil), nil },
+		"status 204": func(r *http.Request) (*http.Response, error) { return answeredText(r, 204, "", nil), nil },
+		"garbage":    func(r *http.Request) (*http.Response, error) { return answeredText(r, 200, "<html>", nil), nil },
+		"no keys":    func(r *http.Request) (*http.Response, error) { return answeredText(r, 200, `{"keys":[]}`, nil), nil },
+		"no set":     func(r *http.Request) (*http.Response, error) { return answeredText(r, 200, `[]`, nil), nil },
 		"unusable keys": func(r *http.Request) (*http.Response, error) {
-			return answer(r, 200, keySet(jwk("k", testSecret, nil)), nil), nil
+			return answeredText(r, 200, keySet(jwk("k", testSecret, nil)), nil), nil
 		},
 		"100 MB": func(r *http.Request) (*http.Response, error) {
-			resp := answer(r, 200, "", nil)
+			resp := answeredText(r, 200, "", nil)
 			// Only its size is wrong: whitespace may follow JSON.
 			body := keySet(jwk("k", edPublic(), nil)) + strings.Repeat(" ", 1<<20)
 			resp.Body = io.NopCloser(io.MultiReader(strings.NewReader(body), io.LimitReader(endless{t}, 100<<20)))
@@ -326,12 +280,12 @@ func TestJWKSFailures(t *testing.T) {
 			return nil, r.Context().Err()
 		},
 		"hung in its body": func(r *http.Request) (*http.Response, error) {
-			resp := answer(r, 200, "", nil)
+			resp := answeredText(r, 200, "", nil)
 			resp.Body = io.NopCloser(hung{r.Context()})
 			return resp, nil
 		},
 		"cut off": func(r *http.Request) (*http.Response, error) {
-			resp := answer(r, 200, "", nil)
+			resp := answeredText(r, 200, "", nil)
 			resp.Body = io.NopCloser(io.MultiReader(strings.NewReader(`{"keys"`), broken{}))
 			return resp, nil
 		},
@@ -341,7 +295,7 @@ func TestJWKSFailures(t *testing.T) {
 				good := false
 				k := jwksOver(t, gateway.JWKSOptions{}, func(r *http.Request) (*http.Response, error) {
 					if good {
-						return answer(r, 200, keySet(jwk("k", edPublic(), nil)), nil), nil
+						return answeredText(r, 200, keySet(jwk("k", edPublic(), nil)), nil), nil
 					}
 					return fail(r)
 				})
@@ -413,7 +367,7 @@ func TestJWKSWaitEndsWithContext(t *testing.T) {
 		k := jwksOver(t, gateway.JWKSOptions{}, func(r *http.Request) (*http.Response, error) {
 			select {
 			case <-time.After(3 * time.Second):
-				return answer(r, 200, keySet(jwk("k", edPublic(), nil)), nil), nil
+				return answeredText(r, 200, keySet(jwk("k", edPublic(), nil)), nil), nil
 			case <-r.Context().Done():
 				return nil, r.Context().Err()
 			}
@@ -601,7 +555,7 @@ func TestJWKSHostileOverHTTP(t *testing.T) {
 			defer provider.Close()
 			k := must(gateway.NewJWKS(provider.URL, &gateway.JWKSOptions{Client: &http.Client{Timeout: 300 * time.Millisecond}}))
 			tokens := gateway.NewJWT(k, gateway.JWTOptions{Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}})
-			resp, body := asks(t, gateway.Auth(tokens, nil)(silent), http.Header{
+			resp, body := askServer(t, gateway.Auth(tokens, nil)(silent), http.Header{
 				"Authorization": {"Bearer " + sign("EdDSA", testEd(), map[string]any{"kid": "k"}, claimSet(nil))},
 			})
 			if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || strings.Contains(body, "127.0.0.1") {
@@ -627,7 +581,7 @@ func TestJWKSReportsRefreshes(t *testing.T) {
 			if down {
 				return nil, errors.New("connection refused")
 			}
-			return answer(r, 200, keySet(jwk("k", edPublic(), nil)), nil), nil
+			return answeredText(r, 200, keySet(jwk("k", edPublic(), nil)), nil), nil
 		})
 		for range 3 {
 			if _, err := k.Key(t.Context(), "k", "EdDSA"); err != nil {

@@ -26,14 +26,6 @@ func benchRequest(token string) *http.Request {
 	return r
 }
 
-type nowhere struct{ header http.Header }
-
-func (w nowhere) Header() http.Header         { return w.header }
-func (w nowhere) Write(p []byte) (int, error) { return len(p), nil }
-func (w nowhere) WriteHeader(int)             {}
-
-var silent = http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
-
 // outside creates the record, as Observe does around Auth, and does nothing else.
 var outside = gateway.HandleErrors(func(http.ResponseWriter, *http.Request, *gateway.Error) {})
 
@@ -43,7 +35,7 @@ var outside = gateway.HandleErrors(func(http.ResponseWriter, *http.Request, *gat
 func BenchmarkAuthHit(b *testing.B) {
 	k := must(gateway.NewJWKS("https://id.example/keys", &gateway.JWKSOptions{
 		Client: &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-			return answer(r, 200, keySet(jwk("k", &testRSA().PublicKey, nil)), nil), nil
+			return answeredText(r, 200, keySet(jwk("k", &testRSA().PublicKey, nil)), nil), nil
 		})},
 	}))
 	tokens := gateway.NewJWT(k, gateway.JWTOptions{Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"RS256"}})
@@ -60,7 +52,7 @@ func BenchmarkAuthHit(b *testing.B) {
 	} {
 		name, h := bb.name, bb.h
 		r := benchRequest(token)
-		w := nowhere{make(http.Header)}
+		w := discardWriter{make(http.Header)}
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
@@ -70,7 +62,7 @@ func BenchmarkAuthHit(b *testing.B) {
 		b.Run(name+" parallel", func(b *testing.B) {
 			b.ReportAllocs()
 			b.RunParallel(func(pb *testing.PB) {
-				w := nowhere{make(http.Header)}
+				w := discardWriter{make(http.Header)}
 				for pb.Next() {
 					h.ServeHTTP(w, r)
 				}

@@ -8,7 +8,6 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"maps"
@@ -16,80 +15,12 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/golang-jwt/jwt/v5"
 	"github.com/seed-96248d0c/gateway"
 )
-
-const (
-	testIssuer   = "https://id.example"
-	testAudience = "api"
-)
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
-}
-
-// Keys take long to generate, so each is generated once.
-var (
-	testRSA = sync.OnceValue(func() *rsa.PrivateKey { return must(rsa.GenerateKey(rand.Reader, 2048)) })
-	testEC  = sync.OnceValue(func() *ecdsa.PrivateKey { return must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)) })
-	testEd  = sync.OnceValue(func() ed25519.PrivateKey {
-		_, key, err := ed25519.GenerateKey(rand.Reader)
-		return must(key, err)
-	})
-	testSecret = []byte("a secret of exactly sixty-four bytes, so that HS512 takes it too.")
-)
-
-// claimSet returns the claims of a good token, with changes. A nil value removes the claim.
-func claimSet(changes map[string]any) map[string]any {
-	now := time.Now()
-	c := map[string]any{
-		"iss": testIssuer, "aud": testAudience, "sub": "user-1", "scope": "read pay",
-		"iat": now.Unix(), "exp": now.Add(time.Hour).Unix(),
-	}
-	for name, v := range changes {
-		if c[name] = v; v == nil {
-			delete(c, name)
-		}
-	}
-	return c
-}
-
-func segment(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
-
-// signRaw signs header and payload as they are.
-func signRaw(alg string, key any, header, payload []byte) string {
-	text := segment(header) + "." + segment(payload)
-	sig := must(jwt.GetSigningMethod(alg).Sign(text, key))
-	return text + "." + segment(sig)
-}
-
-// sign makes a token whose header has alg and the members of header.
-func sign(alg string, key any, header, claims map[string]any) string {
-	h := map[string]any{"alg": alg}
-	maps.Copy(h, header)
-	return signRaw(alg, key, must(json.Marshal(h)), must(json.Marshal(claims)))
-}
-
-func edToken(changes map[string]any) string {
-	return sign("EdDSA", testEd(), map[string]any{"typ": "JWT"}, claimSet(changes))
-}
-
-func edJWT(change func(*gateway.JWTOptions)) *gateway.JWT {
-	o := gateway.JWTOptions{Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}}
-	if change != nil {
-		change(&o)
-	}
-	return gateway.NewJWT(gateway.StaticKey(testEd().Public()), o)
-}
 
 func TestJWTIdentity(t *testing.T) {
 	exp := time.Now().Add(time.Hour).Truncate(time.Second)
@@ -398,13 +329,6 @@ func TestIssuers(t *testing.T) {
 	}
 }
 
-// panics runs f and reports what it panicked with.
-func panics(f func()) (v any) {
-	defer func() { v = recover() }()
-	f()
-	return nil
-}
-
 func TestNewJWTPanics(t *testing.T) {
 	good := gateway.JWTOptions{Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}}
 	keys := gateway.StaticKey(testEd().Public())
@@ -420,14 +344,14 @@ func TestNewJWTPanics(t *testing.T) {
 	} {
 		o := good
 		f(&o)
-		if v, _ := panics(func() { gateway.NewJWT(keys, o) }).(string); !strings.HasPrefix(v, "gateway: NewJWT: ") {
+		if v := panicOf(func() { gateway.NewJWT(keys, o) }); !strings.HasPrefix(v, "gateway: NewJWT: ") {
 			t.Errorf("%s: panic %q", name, v)
 		}
 	}
-	if panics(func() { gateway.NewJWT(nil, good) }) == nil {
+	if panicOf(func() { gateway.NewJWT(nil, good) }) == "" {
 		t.Error("no panic without keys")
 	}
-	if v := panics(func() { gateway.NewJWT(keys, good) }); v != nil {
+	if v := panicOf(func() { gateway.NewJWT(keys, good) }); v != "" {
 		t.Error(v)
 	}
 }
@@ -440,14 +364,14 @@ func TestStaticKeys(t *testing.T) {
 		"private": testRSA(), "by value": testRSA().PublicKey, "short Ed25519": ed25519.PublicKey{1},
 		"nil RSA": (*rsa.PublicKey)(nil), "empty RSA": &rsa.PublicKey{}, "string": string(testSecret),
 	} {
-		if panics(func() { gateway.StaticKey(key) }) == nil {
+		if panicOf(func() { gateway.StaticKey(key) }) == "" {
 			t.Errorf("StaticKey takes %s", name)
 		}
-		if panics(func() { gateway.StaticKeys(map[string]any{"a": key}) }) == nil {
+		if panicOf(func() { gateway.StaticKeys(map[string]any{"a": key}) }) == "" {
 			t.Errorf("StaticKeys takes %s", name)
 		}
 	}
-	if panics(func() { gateway.StaticKeys(nil) }) == nil {
+	if panicOf(func() { gateway.StaticKeys(nil) }) == "" {
 		t.Error("StaticKeys takes no keys")
 	}
 

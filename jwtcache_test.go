@@ -42,20 +42,12 @@ func newCountingKeys(key any) *countingKeys {
 	return k
 }
 
-func cachingJWT(keys gateway.KeySource, change func(*gateway.JWTOptions)) *gateway.JWT {
-	o := gateway.JWTOptions{Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}}
-	if change != nil {
-		change(&o)
-	}
-	return gateway.NewJWT(keys, o)
-}
-
 // TestCacheHit: for a cached token, Verify returns the same pointer as before. So the token was not verified
 // again.
 func TestCacheHit(t *testing.T) {
 	keys := newCountingKeys(testEd().Public())
 	for size, want := range map[int]bool{0: true, 1: true, 100: true, -1: false} {
-		j := cachingJWT(keys, func(o *gateway.JWTOptions) { o.CacheSize = size })
+		j := newJWT(keys, func(o *gateway.JWTOptions) { o.CacheSize = size })
 		token := edToken(nil)
 		first := must(j.Verify(t.Context(), token))
 		asked := keys.asked.Load()
@@ -91,7 +83,7 @@ func TestCacheExpiry(t *testing.T) {
 func TestCacheKeyWithdrawn(t *testing.T) {
 	_, other, _ := ed25519.GenerateKey(rand.Reader)
 	keys := newCountingKeys(testEd().Public())
-	j := cachingJWT(keys, nil)
+	j := newJWT(keys, nil)
 	token := edToken(nil)
 	away := &gateway.Error{Status: 503}
 	for _, step := range []struct {
@@ -125,7 +117,7 @@ func TestCacheSameKeyAnew(t *testing.T) {
 		"EdDSA": {testEd(), func() any { return append(ed25519.PublicKey(nil), edPublic()...) }},
 		"HS256": {testSecret, func() any { return append([]byte(nil), testSecret...) }},
 	} {
-		j := cachingJWT(keyFunc(func(context.Context, string, string) (any, error) {
+		j := newJWT(keyFunc(func(context.Context, string, string) (any, error) {
 			return key[1].(func() any)(), nil
 		}), func(o *gateway.JWTOptions) { o.Algorithms = []string{alg} })
 		token := sign(alg, key[0], nil, claimSet(nil))
@@ -170,7 +162,7 @@ func TestRevoked(t *testing.T) {
 func TestCacheOneVerification(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked atomic.Int64
-		j := cachingJWT(keyFunc(func(ctx context.Context, _, _ string) (any, error) {
+		j := newJWT(keyFunc(func(ctx context.Context, _, _ string) (any, error) {
 			asked.Add(1)
 			time.Sleep(time.Second)
 			return testEd().Public(), ctx.Err()
@@ -212,7 +204,7 @@ func TestCacheOneVerification(t *testing.T) {
 // TestCacheLeaderLeaves: the client whose request verifies for the others leaves. The others do not fail.
 func TestCacheLeaderLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		j := cachingJWT(keyFunc(func(ctx context.Context, _, _ string) (any, error) {
+		j := newJWT(keyFunc(func(ctx context.Context, _, _ string) (any, error) {
 			select {
 			case <-time.After(time.Second):
 				return testEd().Public(), nil
@@ -299,32 +291,24 @@ func TestCacheKeepsTokensAlone(t *testing.T) {
 				o.Token = gateway.CookieToken("session")
 			}
 		})
-		before := heap()
+		before := heapInUse()
 		for i := range tokens {
 			r := httptest.NewRequest("GET", "/", nil)
 			r.Header.Set(tt.field, tt.before+edToken(map[string]any{"sub": fmt.Sprint(i)}))
 			must(j.Authenticate(r))
 		}
-		if kept := heap() - before; kept > tokens*long/4 {
+		if kept := heapInUse() - before; kept > tokens*long/4 {
 			t.Errorf("%s: %d bytes for %d tokens", name, kept, tokens)
 		}
 		runtime.KeepAlive(j)
 	}
 }
 
-// heap returns the bytes on the heap that are in use.
-func heap() int64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
-}
-
 // TestCacheRace sends requests while keys are rotated and withdrawn, for the race detector.
 func TestCacheRace(t *testing.T) {
 	keys := newCountingKeys(testEd().Public())
 	_, other, _ := ed25519.GenerateKey(rand.Reader)
-	j := cachingJWT(keys, func(o *gateway.JWTOptions) { o.CacheSize = 4 })
+	j := newJWT(keys, func(o *gateway.JWTOptions) { o.CacheSize = 4 })
 	var tokens []string
 	for i := range 16 {
 		tokens = append(tokens, edToken(map[string]any{"sub": fmt.Sprint(i)}))
@@ -357,7 +341,7 @@ func TestCacheRace(t *testing.T) {
 // of it) and the field.
 func TestAuthHitAllocations(t *testing.T) {
 	r := benchRequest(edToken(nil))
-	w := nowhere{make(http.Header)}
+	w := discardWriter{make(http.Header)}
 	measure := func(h http.Handler) float64 {
 		h.ServeHTTP(w, r)
 		return testing.AllocsPerRun(100, func() { h.ServeHTTP(w, r) })

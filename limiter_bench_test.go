@@ -86,12 +86,6 @@ func BenchmarkTake(b *testing.B) {
 
 // BenchmarkMemory measures the bytes that a busy key costs, besides the key itself.
 func BenchmarkMemory(b *testing.B) {
-	heap := func() uint64 {
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
 	for _, m := range []struct {
 		name string
 		make func() *gateway.MemoryLimiter
@@ -103,12 +97,12 @@ func BenchmarkMemory(b *testing.B) {
 		for _, n := range []int{300_000, 500_000, 1_000_000} {
 			b.Run(m.name+"/"+strconv.Itoa(n), func(b *testing.B) {
 				for b.Loop() {
-					before := heap()
+					before := heapInUse()
 					l := m.make()
 					for i := range n {
 						_, _ = l.Take(context.Background(), strconv.Itoa(1_000_000_000_000_000+i), 1) // 16 bytes
 					}
-					b.ReportMetric(float64(heap()-before)/float64(n)-16, "bytes/key")
+					b.ReportMetric(float64(heapInUse()-before)/float64(n)-16, "bytes/key")
 					runtime.KeepAlive(l)
 				}
 			})

@@ -433,12 +433,9 @@ func TestLimiterPanics(t *testing.T) {
 		"gateway: Keys: nil KeyFunc":                            func() { gateway.Keys(gateway.KeyByIP, nil) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			defer func() {
-				if got := recover(); got != name {
-					t.Errorf("panic %v", got)
-				}
-			}()
-			f()
+			if got := panicOf(f); got != name {
+				t.Errorf("panicked with %q", got)
+			}
 		})
 	}
 }

@@ -134,8 +134,7 @@ func TestRouterPrecedence(t *testing.T) {
 			r := httptest.NewRequest(method, target, nil)
 			r.Header.Set("A", "1")
 			r.Header.Set("B", "1")
-			w := httptest.NewRecorder()
-			rt.ServeHTTP(w, r)
+			w := recorded(&rt, r)
 			if got < 0 {
 				got = w.Code
 			}
@@ -322,19 +321,16 @@ func TestMatchesOfOneName(t *testing.T) {
 			{{Pattern: "/", Match: []gateway.Match{tt.first, tt.second}}},
 			{{Pattern: "/a", Match: []gateway.Match{tt.first}}, {Pattern: "/b", Match: []gateway.Match{tt.second}}},
 		} {
-			func() {
-				defer func() {
-					got, _ := recover().(string)
-					if (got != "") != tt.panics || tt.panics && !strings.Contains(got, "different function") {
-						t.Errorf("%s, %d routes: recovered %q", tt.name, len(routes), got)
-					}
-				}()
+			got := panicOf(func() {
 				var rt gateway.Router
 				for _, r := range routes {
 					r.Handler = http.NotFoundHandler()
 					rt.Add(r)
 				}
-			}()
+			})
+			if (got != "") != tt.panics || tt.panics && !strings.Contains(got, "different function") {
+				t.Errorf("%s, %d routes: panicked with %q", tt.name, len(routes), got)
+			}
 		}
 	}
 }

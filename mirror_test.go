@@ -86,8 +86,7 @@ func TestMirrorBodies(t *testing.T) {
 				}
 				r := httptest.NewRequest("POST", "/a/1", body).WithContext(t.Context())
 				r = r.WithContext(gateway.WithIdentity(r.Context(), &gateway.Identity{Subject: "alice"}))
-				w := httptest.NewRecorder()
-				rt.ServeHTTP(w, r)
+				w := recorded(&rt, r)
 				if got := w.Body.String(); w.Code != 200 || len(got) > 1 && got != tt.body {
 					t.Errorf("the client got %d, %.20q", w.Code, got)
 				}
@@ -137,8 +136,7 @@ func TestMirrorIsolation(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				r := httptest.NewRequest("GET", "/a", nil).WithContext(ctx)
 				r.Header.Set("Keep", "1")
-				w := httptest.NewRecorder()
-				rt.ServeHTTP(w, r)
+				w := recorded(&rt, r)
 				cancel() // as the server does; the shadow goes on
 				if w.Code != 200 || w.Body.String() != "answer" || w.Header().Get("Keep") != "" {
 					t.Errorf("%d %q %v", w.Code, w.Body, w.Header())

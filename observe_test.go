@@ -1,10 +1,8 @@
 package gateway_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -95,8 +93,7 @@ func TestObserveSpans(t *testing.T) {
 		inside = trace.SpanContextFromContext(r.Context())
 		gateway.WriteError(w, r, fmt.Errorf("%w: secret cause", gateway.ErrBadGateway))
 	}))
-	rec := httptest.NewRecorder()
-	rt.ServeHTTP(rec, httptest.NewRequest("GET", "/users/7", nil))
+	rec := recorded(&rt, httptest.NewRequest("GET", "/users/7", nil))
 	spans := tel.Spans()
 	if len(spans) != 1 {
 		t.Fatalf("%d spans", len(spans))
@@ -190,8 +187,7 @@ func TestObserveTraceOfTheCaller(t *testing.T) {
 					r.Header[name] = values
 				}
 				r.Header.Set("Tracestate", "vendor=1")
-				rec := httptest.NewRecorder()
-				h.ServeHTTP(rec, r)
+				rec := recorded(h, r)
 				got := rec.Header().Get("X-Trace-Id")
 				if len(got) != 32 || strings.Trim(got, "0123456789abcdef") != "" {
 					t.Fatalf("trace id %q", got)
@@ -228,7 +224,7 @@ func TestObserveTraceOfTheCaller(t *testing.T) {
 func TestObserveTwice(t *testing.T) {
 	tel := new(gatewaytest.Telemetry)
 	j := make(journal, 10)
-	observe := gateway.Observe(&gateway.ObserveOptions{Meter: tel, Tracer: tel, Logger: slog.New(j)})
+	observe := gateway.Observe(&gateway.ObserveOptions{Meter: tel, Tracer: tel, Logger: j.logger()})
 	observe(observe(text("once"))).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
 	if len(j) != 1 || len(tel.Spans()) != 1 {
 		t.Errorf("%d lines, %d spans", len(j), len(tel.Spans()))
@@ -241,14 +237,11 @@ func TestObserveTwice(t *testing.T) {
 // TestObserveInsideObserve holds that an inner Observe changes nothing of what the outer one does: where a ReportOnly is
 // reported, and the trace id's field.
 func TestObserveInsideObserve(t *testing.T) {
-	var elsewhere bytes.Buffer
-	before := slog.Default()
-	slog.SetDefault(slog.New(slog.NewJSONHandler(&elsewhere, nil)))
-	defer slog.SetDefault(before)
+	elsewhere := captureDefaultLog(t)
 	j := make(journal, 10)
-	logging := &gateway.ObserveOptions{Logger: slog.New(j)}
+	logging := &gateway.ObserveOptions{Logger: j.logger()}
 	silentOne := &gateway.ObserveOptions{TraceHeader: "X-Other"}
-	report := gateway.Auth(fixed(nil, gateway.ErrNoCredentials), &gateway.AuthOptions{ReportOnly: true})
+	report := gateway.Auth(fixedAuthenticator(nil, gateway.ErrNoCredentials), &gateway.AuthOptions{ReportOnly: true})
 	for _, tt := range []struct {
 		name         string
 		outer, inner *gateway.ObserveOptions
@@ -259,11 +252,11 @@ func TestObserveInsideObserve(t *testing.T) {
 		{"the outer one logs", logging, silentOne, 1, false, "X-Trace-Id"},
 		{"the inner one would log", silentOne, logging, 0, true, "X-Other"},
 	} {
-		elsewhere.Reset()
+		before := len(elsewhere.String())
 		rec := httptest.NewRecorder()
 		gateway.Chain(gateway.Observe(tt.outer), gateway.Observe(tt.inner), report)(text("ok")).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
-		if len(j) != tt.lines || (elsewhere.Len() > 0) != tt.warned {
-			t.Errorf("%s: %d lines, and elsewhere %q", tt.name, len(j), &elsewhere)
+		if len(j) != tt.lines || (len(elsewhere.String()) > before) != tt.warned {
+			t.Errorf("%s: %d lines, and elsewhere %q", tt.name, len(j), elsewhere)
 		}
 		if both := len(rec.Header()["X-Trace-Id"]) + len(rec.Header()["X-Other"]); both != 1 || rec.Header().Get(tt.header) == "" {
 			t.Errorf("%s: fields %v", tt.name, rec.Header())
@@ -294,7 +287,7 @@ func TestObserveUnderForeignMiddleware(t *testing.T) {
 		}
 		gateway.WriteError(w, r, gateway.ErrForbidden)
 	})))
-	h := gateway.Chain(gateway.TrustProxies("X-Forwarded-For"), between, gateway.Observe(&gateway.ObserveOptions{Meter: tel, Tracer: tel, Logger: slog.New(j)}))(mux)
+	h := gateway.Chain(gateway.TrustProxies("X-Forwarded-For"), between, gateway.Observe(&gateway.ObserveOptions{Meter: tel, Tracer: tel, Logger: j.logger()}))(mux)
 	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/users/7", nil))
 	if line := j.next(t); line["status"] != "403" || line["outcome"] != "rejected" || line["route"] != "GET /users/{id}" {
 		t.Errorf("logged %v", line)
@@ -308,18 +301,14 @@ func TestObserveLooksAtNoRequestOfAnother(t *testing.T) {
 	mux.HandleFunc("GET /x", func(http.ResponseWriter, *http.Request) { <-held })
 	defer close(held)
 	h := gateway.Observe(nil)(http.TimeoutHandler(gateway.Timeout(time.Hour)(mux), 10*time.Millisecond, ""))
-	rec := httptest.NewRecorder()
-	h.ServeHTTP(rec, httptest.NewRequest("GET", "/x", nil)) // the race detector judges
+	rec := recorded(h, httptest.NewRequest("GET", "/x", nil)) // the race detector judges
 	if rec.Code != http.StatusServiceUnavailable {
 		t.Errorf("status %d", rec.Code)
 	}
 }
 
 func TestObservePanicsAtSetup(t *testing.T) {
-	defer func() {
-		if got, _ := recover().(string); !strings.HasPrefix(got, "gateway: Observe: ") {
-			t.Errorf("recovered %q", got)
-		}
-	}()
-	gateway.Observe(&gateway.ObserveOptions{TraceHeader: "X Trace"})
+	if got := panicOf(func() { gateway.Observe(&gateway.ObserveOptions{TraceHeader: "X Trace"}) }); !strings.HasPrefix(got, "gateway: Observe: ") {
+		t.Errorf("panicked with %q", got)
+	}
 }

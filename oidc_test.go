@@ -120,7 +120,7 @@ func TestNewOIDC(t *testing.T) {
 		"no algorithms": {Audience: testAudience},
 		"issuer twice":  {Issuer: s.URL, Audience: testAudience, Algorithms: []string{"EdDSA"}},
 	} {
-		if v, _ := panics(func() { _, _ = gateway.NewOIDC(t.Context(), s.URL, o) }).(string); !strings.HasPrefix(v, "gateway: NewOIDC: ") {
+		if v := panicOf(func() { _, _ = gateway.NewOIDC(t.Context(), s.URL, o) }); !strings.HasPrefix(v, "gateway: NewOIDC: ") {
 			t.Errorf("%s: panic %q", name, v)
 		}
 	}

@@ -1,47 +1,18 @@
 package gateway_test
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 
 	"github.com/seed-96248d0c/gateway"
 	"github.com/seed-96248d0c/gateway/gatewaytest"
 )
-
-// captureDefaultLog collects what slog.Default logs until the test ends.
-func captureDefaultLog(t *testing.T) *lockedBuffer {
-	b := new(lockedBuffer)
-	before := slog.Default()
-	slog.SetDefault(slog.New(slog.NewTextHandler(b, nil)))
-	t.Cleanup(func() { slog.SetDefault(before) })
-	return b
-}
-
-// lockedBuffer is a buffer that several goroutines may use.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
 
 // What the gateway could not decide is nobody's refusal and no upstream's failure. An operator must see it.
 func TestUnavailable(t *testing.T) {
@@ -68,12 +39,11 @@ func TestUnavailable(t *testing.T) {
 			c := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 1, IsFailure: func(o gateway.Outcome, _ int) bool { return o != gateway.OutcomeOK }})
 			tel, log := new(gatewaytest.Telemetry), make(journal, 1)
 			h := gateway.Chain(
-				gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel, Logger: slog.New(log)}),
+				gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel, Logger: log.logger()}),
 				gateway.Breaker(c, nil),
 				tt.mw,
 			)(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-			w := httptest.NewRecorder()
-			h.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+			w := recorded(h, nil)
 			if w.Code != tt.status {
 				t.Errorf("status %d, want %d", w.Code, tt.status)
 			}

@@ -61,7 +61,7 @@ func holder(t *testing.T) gateway.Middleware {
 func TestNobodyChangesARequestThatOthersHold(t *testing.T) {
 	tel := new(gatewaytest.Telemetry)
 	user := func(subject string) gateway.Middleware {
-		return gateway.Auth(fixed(&gateway.Identity{Subject: subject}, nil), nil)
+		return gateway.Auth(fixedAuthenticator(&gateway.Identity{Subject: subject}, nil), nil)
 	}
 	observe := gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel})
 	errorsAsText := gateway.HandleErrors(func(w http.ResponseWriter, r *http.Request, e *gateway.Error) { w.WriteHeader(e.Status) })
@@ -159,7 +159,7 @@ func TestRewriteMayShareAHeader(t *testing.T) {
 
 // TestAuthTrailersWithoutABody: a request whose trailers were announced and that has no body keeps having none.
 func TestAuthTrailersWithoutABody(t *testing.T) {
-	h := gateway.Auth(fixed(&gateway.Identity{Subject: "ann"}, nil), nil)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	h := gateway.Auth(fixedAuthenticator(&gateway.Identity{Subject: "ann"}, nil), nil)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Body != http.NoBody || len(r.Trailer) != 0 {
 			t.Errorf("body %v, trailers %v", r.Body, r.Trailer)
 		}
@@ -223,8 +223,8 @@ func showTrailers(w http.ResponseWriter, r *http.Request) {
 // TestAuthRemovesForgedTrailers: a client's trailer of a field that the gateway owns reaches no handler inside Auth.
 func TestAuthRemovesForgedTrailers(t *testing.T) {
 	handler := http.HandlerFunc(showTrailers)
-	optional := gateway.Auth(fixed(nil, gateway.ErrNoCredentials), &gateway.AuthOptions{Optional: true})
-	known := gateway.Auth(fixed(&gateway.Identity{Subject: "ann"}, nil), nil)
+	optional := gateway.Auth(fixedAuthenticator(nil, gateway.ErrNoCredentials), &gateway.AuthOptions{Optional: true})
+	known := gateway.Auth(fixedAuthenticator(&gateway.Identity{Subject: "ann"}, nil), nil)
 	backend := serve(t, handler)
 	proxy := gateway.Proxy(gateway.NewUpstream("x", gateway.MustTargets(backend.URL), nil), nil)
 	through := func(h http.Handler) http.Handler {

@@ -25,8 +25,7 @@ func preflight(h http.Handler, method, target string) *http.Response {
 	r := httptest.NewRequest("OPTIONS", target, nil)
 	r.Header.Set("Origin", "https://app.example")
 	r.Header.Set("Access-Control-Request-Method", method)
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, r)
+	w := recorded(h, r)
 	return w.Result()
 }
 

@@ -269,14 +269,9 @@ func TestPanicsGoOnUp(t *testing.T) {
 		outcome string
 	}{{http.ErrAbortHandler, "aborted"}, {"a bug", "internal"}} {
 		h := observe(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { panic(tt.value) }))
-		func() {
-			defer func() {
-				if got := recover(); got != tt.value {
-					t.Errorf("recovered %v, want %v", got, tt.value)
-				}
-			}()
-			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
-		}()
+		if got := panicValue(func() { recorded(h, nil) }); got != tt.value {
+			t.Errorf("panicked with %v, want %v", got, tt.value)
+		}
 		if line := j.next(t); line["outcome"] != tt.outcome || line["level"] != "ERROR" || line["status"] != "500" {
 			t.Errorf("logged %v", line)
 		}
@@ -295,14 +290,9 @@ func TestProxyPanicsAtSetup(t *testing.T) {
 		"field":         func() { gateway.Proxy(up, &gateway.ProxyOptions{Identity: map[string]string{"X User": "sub"}}) },
 		"claim":         func() { gateway.Proxy(up, &gateway.ProxyOptions{Identity: map[string]string{"X-User": ""}}) },
 	} {
-		func() {
-			defer func() {
-				if got, _ := recover().(string); !strings.HasPrefix(got, "gateway: Proxy: ") {
-					t.Errorf("%s: recovered %q", name, got)
-				}
-			}()
-			f()
-		}()
+		if got := panicOf(f); !strings.HasPrefix(got, "gateway: Proxy: ") {
+			t.Errorf("%s: panicked with %q", name, got)
+		}
 	}
 }
 
@@ -365,7 +355,7 @@ func TestForwardFlush(t *testing.T) {
 		{"other text", 2, "text/event-streams", "GET", false},
 		{"no type at all", 2, "text/", "GET", false},
 	} {
-		p := gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) {
+		p := gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
 			res := answered(r, 200, io.NopCloser(strings.NewReader("hi")))
 			res.ContentLength = tt.length
 			if tt.ct != "" {
@@ -380,7 +370,7 @@ func TestForwardFlush(t *testing.T) {
 		}
 	}
 	// A writer that cannot flush is no reason to fail.
-	p := gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) {
+	p := gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
 		return answered(r, 200, io.NopCloser(strings.NewReader("hi"))), nil
 	}), nil)
 	rec := httptest.NewRecorder()
@@ -416,7 +406,7 @@ func TestForwardModifyResponse(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			body.Reader, body.closed = strings.NewReader("hello"), false
 			j, observe := observed()
-			h := observe(gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) {
+			h := observe(gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
 				res := answered(r, 200, body)
 				res.Header.Set("Content-Length", "5")
 				res.ContentLength = 5
@@ -537,14 +527,9 @@ func TestForwardRewrite(t *testing.T) {
 	t.Run("a panic", func(t *testing.T) {
 		j, observe := observed()
 		h := observe(gateway.Proxy(http.DefaultTransport, &gateway.ProxyOptions{Rewrite: func(*httputil.ProxyRequest) { panic("a bug") }}))
-		func() {
-			defer func() {
-				if v := recover(); v != "a bug" {
-					t.Errorf("recovered %v", v)
-				}
-			}()
-			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", "/", strings.NewReader("x")))
-		}()
+		if v := panicOf(func() { recorded(h, httptest.NewRequest("POST", "/", strings.NewReader("x"))) }); v != "a bug" {
+			t.Errorf("panicked with %q", v)
+		}
 		if line := j.next(t); line["outcome"] != "internal" {
 			t.Errorf("logged %v", line)
 		}
@@ -575,7 +560,7 @@ func TestForwardNotFromTarget(t *testing.T) {
 	} {
 		body := &closable{Reader: strings.NewReader("x")}
 		rec := httptest.NewRecorder()
-		gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) {
+		gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
 			res := answered(r, 200, body)
 			tt.change(res)
 			return res, nil

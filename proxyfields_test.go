@@ -179,7 +179,7 @@ func TestForwardHopByHop(t *testing.T) {
 // more than both together.
 func TestForwardManyNamed(t *testing.T) {
 	var got int
-	p := gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) {
+	p := gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
 		got = len(r.Header)
 		return answered(r, 200, http.NoBody), nil
 	}), &gateway.ProxyOptions{MaxFieldBytes: -1})
@@ -198,7 +198,7 @@ func TestForwardManyNamed(t *testing.T) {
 func TestForwardLeavesTheRequestAlone(t *testing.T) {
 	link, _ := url.Parse("http://target.example/base")
 	var out *http.Request
-	p := gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) {
+	p := gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
 		out = r
 		return nil, errors.New("enough")
 	}), &gateway.ProxyOptions{StripPrefix: "/api", Rewrite: func(pr *httputil.ProxyRequest) {
@@ -233,7 +233,7 @@ func TestForwardLeavesTheRequestAlone(t *testing.T) {
 			r.Header = http.Header{"X-Multi": nil}
 			func() {
 				defer func() { recover() }() // Rewrite's own
-				gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) { return answered(r, 200, http.NoBody), nil }), nil).ServeHTTP(httptest.NewRecorder(), &http.Request{Method: "GET", URL: &url})
+				gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) { return answered(r, 200, http.NoBody), nil }), nil).ServeHTTP(httptest.NewRecorder(), &http.Request{Method: "GET", URL: &url})
 			}()
 		} else {
 			p.ServeHTTP(httptest.NewRecorder(), r)

@@ -64,7 +64,7 @@ func TestProxyPath(t *testing.T) {
 // TestForwardNowhere: an absolute URL says nothing about where a request goes.
 func TestForwardNowhere(t *testing.T) {
 	var got *url.URL
-	p := gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) {
+	p := gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
 		got = r.URL
 		return answered(r, 200, http.NoBody), nil
 	}), nil)
@@ -152,7 +152,7 @@ func TestForwardNoDotSegments(t *testing.T) {
 // TestForwardPathValues: a path value makes no segment that is none of its own.
 func TestForwardPathValues(t *testing.T) {
 	var got string
-	p := gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) {
+	p := gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
 		got = r.URL.EscapedPath()
 		return answered(r, 200, http.NoBody), nil
 	}), &gateway.ProxyOptions{Path: "/v/{one}/{rest...}"})
@@ -164,8 +164,7 @@ func TestForwardPathValues(t *testing.T) {
 		r := httptest.NewRequest("GET", "/x", nil)
 		r.SetPathValue("one", tt.one)
 		r.SetPathValue("rest", tt.rest)
-		rec := httptest.NewRecorder()
-		p.ServeHTTP(rec, r)
+		rec := recorded(p, r)
 		if got != tt.want || (rec.Code == 400) != (tt.want == "") {
 			t.Errorf("%q, %q: %d, sent %q, want %q", tt.one, tt.rest, rec.Code, got, tt.want)
 		}

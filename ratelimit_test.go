@@ -1,12 +1,9 @@
 package gateway_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
-	"log/slog"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -58,32 +55,6 @@ func byName(name string) gateway.KeyFunc {
 	return func(*http.Request) (string, error) { return name, nil }
 }
 
-var helloLimited = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") })
-
-// askLimited sends one request through a real listener.
-func askLimited(t *testing.T, h http.Handler, header ...string) (*http.Response, string) {
-	t.Helper()
-	srv := httptest.NewServer(h)
-	defer srv.Close()
-	req, err := http.NewRequestWithContext(t.Context(), "GET", srv.URL+"/", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := 0; i+1 < len(header); i += 2 {
-		req.Header.Add(header[i], header[i+1])
-	}
-	res, err := srv.Client().Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return res, string(body)
-}
-
 func TestRateLimitFields(t *testing.T) {
 	ok := gateway.Decision{OK: true, Limit: 100, Remaining: 50, Window: time.Minute, ResetAfter: 29*time.Second + 1}
 	no := gateway.Decision{Limit: 100, Window: time.Minute, RetryAfter: 200 * msec, ResetAfter: 30 * time.Second}
@@ -118,7 +89,7 @@ func TestRateLimitFields(t *testing.T) {
 			"RateLimit-Policy": `"default";q=100;w=60`, "RateLimit": `"default";r=0;t=1`, "Retry-After": ""}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			res, body := askLimited(t, gateway.RateLimit(&scriptLimiter{d: tt.d}, byName("k"), tt.opts)(helloLimited))
+			res, body := askServer(t, gateway.RateLimit(&scriptLimiter{d: tt.d}, byName("k"), tt.opts)(text("hello")), nil)
 			if res.StatusCode != tt.status {
 				t.Errorf("status %d, want %d", res.StatusCode, tt.status)
 			}
@@ -162,7 +133,7 @@ func TestRateLimitFieldsOfSeveral(t *testing.T) {
 		{"legacy: refused", gateway.Chain(limit("a", 0, legacy), limit("b", -1, legacy)), map[string]string{"X-RateLimit-Remaining": "0", "Retry-After": "1"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			res, _ := askLimited(t, tt.mw(helloLimited))
+			res, _ := askServer(t, tt.mw(text("hello")), nil)
 			for name, want := range tt.want {
 				if got := strings.Join(res.Header.Values(name), "|"); got != want {
 					t.Errorf("%s: %s, want %s", name, got, want)
@@ -174,7 +145,7 @@ func TestRateLimitFieldsOfSeveral(t *testing.T) {
 
 // What a client sees: a burst passes, then it gets 429, and other clients are not affected.
 func TestRateLimit(t *testing.T) {
-	h := gateway.RateLimit(gateway.NewTokenBucket(0.01, 2, nil), gateway.KeyByHeader("X-Api-Key"), nil)(helloLimited)
+	h := gateway.RateLimit(gateway.NewTokenBucket(0.01, 2, nil), gateway.KeyByHeader("X-Api-Key"), nil)(text("hello"))
 	srv := httptest.NewServer(h)
 	defer srv.Close()
 	for i, tt := range []struct {
@@ -231,7 +202,7 @@ func TestRateLimitCannotDecide(t *testing.T) {
 		{"nobody", &scriptLimiter{}, gateway.KeyBySubject, nil, 401},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			res, body := askLimited(t, gateway.RateLimit(tt.l, tt.key, tt.opts)(helloLimited))
+			res, body := askServer(t, gateway.RateLimit(tt.l, tt.key, tt.opts)(text("hello")), nil)
 			if res.StatusCode != tt.status {
 				t.Errorf("status %d, want %d", res.StatusCode, tt.status)
 			}
@@ -258,9 +229,9 @@ func TestRateLimitCost(t *testing.T) {
 			}
 			return nil
 		},
-	})(helloLimited)
-	for _, header := range [][]string{{"Cost", "3"}, {"Cost", "0"}, {"Cost", "-1"}, {"Cost", "7", "Plan", "gold"}} {
-		if res, _ := askLimited(t, h, header...); res.StatusCode != 200 {
+	})(text("hello"))
+	for _, header := range []http.Header{{"Cost": {"3"}}, {"Cost": {"0"}}, {"Cost": {"-1"}}, {"Cost": {"7"}, "Plan": {"gold"}}} {
+		if res, _ := askServer(t, h, header); res.StatusCode != 200 {
 			t.Errorf("%v: %d", header, res.StatusCode)
 		}
 	}
@@ -274,12 +245,12 @@ func TestRateLimitCost(t *testing.T) {
 
 func TestRateLimitRefund(t *testing.T) {
 	forbid := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { gateway.WriteError(w, r, gateway.ErrForbidden) })
-	limited := gateway.RateLimit(&scriptLimiter{}, byName("k"), nil)(helloLimited)
+	limited := gateway.RateLimit(&scriptLimiter{}, byName("k"), nil)(text("hello"))
 	anonymous := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		limited.ServeHTTP(w, r.WithContext(gateway.WithIdentity(r.Context(), nil)))
 	})
 	fallback := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		gateway.HandleErrors(func(w http.ResponseWriter, _ *http.Request, _ *gateway.Error) { helloLimited(w, nil) })(limited).ServeHTTP(w, r)
+		gateway.HandleErrors(func(w http.ResponseWriter, _ *http.Request, _ *gateway.Error) { w.WriteHeader(200) })(limited).ServeHTTP(w, r)
 	})
 	for _, tt := range []struct {
 		name   string
@@ -287,7 +258,7 @@ func TestRateLimitRefund(t *testing.T) {
 		opts   gateway.RateLimitOptions
 		want   string
 	}{
-		{"admitted", helloLimited, gateway.RateLimitOptions{Refund: true}, "take k 1"},
+		{"admitted", text("hello"), gateway.RateLimitOptions{Refund: true}, "take k 1"},
 		{"refused by a limit", limited, gateway.RateLimitOptions{Refund: true}, "take k 1, return k 1"},
 		{"refused for another identity", anonymous, gateway.RateLimitOptions{Refund: true}, "take k 1, return k 1"},
 		{"refused, answered by a fallback", fallback, gateway.RateLimitOptions{Refund: true}, "take k 1, return k 1"},
@@ -298,7 +269,7 @@ func TestRateLimitRefund(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l := &scriptLimiter{d: gateway.Decision{OK: true, Limit: 10, Remaining: 9}}
-			askLimited(t, gateway.RateLimit(l, byName("k"), &tt.opts)(tt.inside))
+			askServer(t, gateway.RateLimit(l, byName("k"), &tt.opts)(tt.inside), nil)
 			if got := l.asked(); got != tt.want {
 				t.Errorf("%s, want %s", got, tt.want)
 			}
@@ -310,27 +281,11 @@ func TestRateLimitRefundInAFallback(t *testing.T) {
 	c := gateway.NewCircuit("c", nil)
 	c.Trip(time.Hour)
 	l := &scriptLimiter{d: gateway.Decision{OK: true, Limit: 10, Remaining: 9}}
-	fallback := gateway.RateLimit(l, byName("k"), &gateway.RateLimitOptions{Refund: true})(helloLimited)
-	askLimited(t, gateway.Breaker(c, &gateway.BreakerOptions{Fallback: fallback})(http.NotFoundHandler()))
+	fallback := gateway.RateLimit(l, byName("k"), &gateway.RateLimitOptions{Refund: true})(text("hello"))
+	askServer(t, gateway.Breaker(c, &gateway.BreakerOptions{Fallback: fallback})(http.NotFoundHandler()), nil)
 	if got := l.asked(); got != "take k 1" {
 		t.Errorf("nothing inside refused: %s", got)
 	}
-}
-
-// serveLimited sends one request through h without a connection, for use in synctest bubbles.
-func serveLimited(ctx context.Context, h http.Handler) *httptest.ResponseRecorder {
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequestWithContext(ctx, "GET", "/", nil))
-	return w
-}
-
-// captureLog returns a buffer for what slog.Default logs until the test ends.
-func captureLog(t *testing.T) *bytes.Buffer {
-	var b bytes.Buffer
-	before := slog.Default()
-	slog.SetDefault(slog.New(slog.NewTextHandler(&b, nil)))
-	t.Cleanup(func() { slog.SetDefault(before) })
-	return &b
 }
 
 func TestRateLimitReportOnly(t *testing.T) {
@@ -351,8 +306,8 @@ func TestRateLimitReportOnly(t *testing.T) {
 		{"limiter errs", &scriptLimiter{err: errors.New("away")}, byName("k"), "status=503"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			log := captureLog(t)
-			w := serveLimited(t.Context(), gateway.RateLimit(tt.l, tt.key, &gateway.RateLimitOptions{Name: "trial", ReportOnly: true})(helloLimited))
+			log := captureDefaultLog(t)
+			w := recorded(gateway.RateLimit(tt.l, tt.key, &gateway.RateLimitOptions{Name: "trial", ReportOnly: true})(text("hello")), nil)
 			if w.Code != 200 || w.Body.String() != "hello" || w.Header().Get("Retry-After") != "" {
 				t.Errorf("%d %q %v", w.Code, w.Body, w.Header())
 			}
@@ -389,7 +344,7 @@ func TestRateLimitWait(t *testing.T) {
 		{"beyond the deadline", D{OK: true, Limit: 9, Wait: 500 * msec, Window: sec}, nil, 300 * msec, 429, 0, "take k 1, return k 1", nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			captureLog(t)
+			captureDefaultLog(t)
 			synctest.Test(t, func(t *testing.T) {
 				ctx := t.Context()
 				if tt.deadline > 0 {
@@ -399,7 +354,7 @@ func TestRateLimitWait(t *testing.T) {
 				}
 				l := &scriptLimiter{d: tt.d}
 				start := time.Now()
-				w := serveLimited(ctx, gateway.RateLimit(l, byName("k"), tt.opts)(helloLimited))
+				w := recorded(gateway.RateLimit(l, byName("k"), tt.opts)(text("hello")), httptest.NewRequestWithContext(ctx, "GET", "/", nil))
 				if after := time.Since(start); w.Code != tt.status || after != tt.after || l.asked() != tt.asked {
 					t.Errorf("%d after %v: %s; want %d after %v: %s", w.Code, after, l.asked(), tt.status, tt.after, tt.asked)
 				}
@@ -416,14 +371,14 @@ func TestRateLimitWait(t *testing.T) {
 // Requests of a leaky bucket that come at once pass one by one.
 func TestRateLimitWaitEvenly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := gateway.RateLimit(gateway.NewLeakyBucket(10, 5, nil), byName("k"), nil)(helloLimited)
+		h := gateway.RateLimit(gateway.NewLeakyBucket(10, 5, nil), byName("k"), nil)(text("hello"))
 		start := time.Now()
 		var mu sync.Mutex
 		seen := map[time.Duration]int{}
 		var wg sync.WaitGroup
 		for range 8 {
 			wg.Go(func() {
-				w := serveLimited(t.Context(), h)
+				w := recorded(h, nil)
 				mu.Lock()
 				defer mu.Unlock()
 				if w.Code == 429 {
@@ -466,11 +421,11 @@ func TestRateLimitClientLeaves(t *testing.T) {
 		time.AfterFunc(200*msec, cancel)
 		start := time.Now()
 		var got []int
-		w := serveLimited(ctx, gateway.Chain(
+		w := recorded(gateway.Chain(
 			statuses(&got),
 			gateway.RateLimit(outer, byName("outer"), &gateway.RateLimitOptions{Refund: true}),
 			gateway.RateLimit(l, byName("k"), nil),
-		)(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("admitted") })))
+		)(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("admitted") })), httptest.NewRequestWithContext(ctx, "GET", "/", nil))
 		if len(got) != 1 || got[0] != 499 || time.Since(start) != 200*msec || l.asked() != "take k 1, return k 1" {
 			t.Errorf("%v after %v: %s", got, time.Since(start), l.asked())
 		}
@@ -490,7 +445,7 @@ func TestRateLimitClientLeft(t *testing.T) {
 		cancel()
 		var got []int
 		for _, opts := range []*gateway.RateLimitOptions{nil, {FailOpen: true}} {
-			serveLimited(ctx, gateway.Chain(statuses(&got), gateway.RateLimit(&scriptLimiter{err: context.Canceled}, byName("k"), opts))(helloLimited))
+			recorded(gateway.Chain(statuses(&got), gateway.RateLimit(&scriptLimiter{err: context.Canceled}, byName("k"), opts))(text("hello")), httptest.NewRequestWithContext(ctx, "GET", "/", nil))
 		}
 		if len(got) != 2 || got[0] != 499 || got[1] != 499 {
 			t.Errorf("%v", got)
@@ -501,18 +456,18 @@ func TestRateLimitClientLeft(t *testing.T) {
 // A client that leaves makes room in the queue for another.
 func TestRateLimitClientMakesRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := gateway.RateLimit(gateway.NewLeakyBucket(10, 1, nil), byName("k"), nil)(helloLimited)
-		serveLimited(t.Context(), h)
+		h := gateway.RateLimit(gateway.NewLeakyBucket(10, 1, nil), byName("k"), nil)(text("hello"))
+		recorded(h, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
-		go func() { defer close(done); serveLimited(ctx, h) }()
+		go func() { defer close(done); recorded(h, httptest.NewRequestWithContext(ctx, "GET", "/", nil)) }()
 		synctest.Wait()
-		if w := serveLimited(t.Context(), h); w.Code != 429 {
+		if w := recorded(h, nil); w.Code != 429 {
 			t.Errorf("the queue is full: %d", w.Code)
 		}
 		cancel()
 		<-done
-		if w := serveLimited(t.Context(), h); w.Code != 200 {
+		if w := recorded(h, nil); w.Code != 200 {
 			t.Errorf("the queue has room: %d", w.Code)
 		}
 	})
@@ -593,7 +548,7 @@ func TestKeyByRouteUnderForeignMux(t *testing.T) {
 	mux.Handle("GET /users/{id}", gateway.RateLimit(&scriptLimiter{d: gateway.Decision{OK: true}}, func(r *http.Request) (string, error) {
 		key, _ = gateway.KeyByRoute(r)
 		return key, nil
-	}, nil)(helloLimited))
+	}, nil)(text("hello")))
 	h := gateway.Timeout(time.Hour)(http.StripPrefix("/api", mux))
 	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/api/users/7", nil))
 	if key != "GET /users/{id}" {

@@ -15,7 +15,7 @@ import (
 func relocated(opts gateway.ProxyOptions, path, field string, values ...string) []string {
 	opts.RewriteLocation = true
 	up := gateway.NewUpstream("users", gateway.MustTargets("http://users.internal:8080"), &gateway.UpstreamOptions{
-		Transport: tripper(func(r *http.Request) (*http.Response, error) {
+		Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 			return &http.Response{StatusCode: 201, Header: http.Header{field: values}, Body: http.NoBody, Request: r}, nil
 		})})
 	r := httptest.NewRequest("GET", path, nil)
@@ -124,11 +124,10 @@ func TestRewriteLocationKeepsTheResponse(t *testing.T) {
 
 // TestNoRewriteLocation: without the option nothing changes.
 func TestNoRewriteLocation(t *testing.T) {
-	h := gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) {
+	h := gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
 		return &http.Response{StatusCode: 302, Header: http.Header{"Location": {"/a"}, "Set-Cookie": {"a=1; Path=/"}}, Body: http.NoBody}, nil
 	}), &gateway.ProxyOptions{StripPrefix: "/api"})
-	rec := httptest.NewRecorder()
-	h.ServeHTTP(rec, httptest.NewRequest("GET", "/api/x", nil))
+	rec := recorded(h, httptest.NewRequest("GET", "/api/x", nil))
 	if got := rec.Header(); got.Get("Location") != "/a" || got.Get("Set-Cookie") != "a=1; Path=/" {
 		t.Errorf("got %v", got)
 	}
@@ -138,7 +137,7 @@ func TestNoRewriteLocation(t *testing.T) {
 // to the spare room of a slice that is the RoundTripper's.
 func TestRewriteLocationBehindAProxy(t *testing.T) {
 	kept := append(make([]string, 0, 2), "http://users.internal/a")
-	h := gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) {
+	h := gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
 		r.URL.Scheme, r.URL.Host = "http", "users.internal"
 		return &http.Response{StatusCode: 201, Header: http.Header{"Location": {kept[0]}, "X-A": kept}, Body: http.NoBody, Request: r}, nil
 	}), &gateway.ProxyOptions{RewriteLocation: true, ResponseFields: gateway.FieldEdits{Add: map[string]string{"X-A": "b"}}})
@@ -146,8 +145,7 @@ func TestRewriteLocationBehindAProxy(t *testing.T) {
 	r := httptest.NewRequest("GET", "/x", nil)
 	r.Header.Set("X-Forwarded-For", "203.0.113.7")
 	r.Header.Set("X-Forwarded-Host", "public.example, inner.example")
-	rec := httptest.NewRecorder()
-	h.ServeHTTP(rec, r)
+	rec := recorded(h, r)
 	if got := rec.Header().Get("Location"); got != "http://public.example/a" {
 		t.Errorf("got %q", got)
 	}

@@ -61,8 +61,7 @@ func TestAggregateLetsACircuitClose(t *testing.T) {
 		})})
 		h := gateway.Aggregate([]gateway.Part{{Name: "a", From: u, Path: "/a"}, {Name: "b", From: u, Path: "/b"}}, nil)
 		ask := func() int {
-			rec := httptest.NewRecorder()
-			h.ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+			rec := recorded(h, nil)
 			return rec.Code
 		}
 		ask()

@@ -38,7 +38,7 @@ func TestRequire(t *testing.T) {
 		"scope as a claim":       {gateway.RequireClaim("scope", "read"), true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			resp, _ := asks(t, gateway.Chain(gateway.Auth(fixed(id, nil), nil), tt.mw)(caller), nil)
+			resp, _ := askServer(t, gateway.Chain(gateway.Auth(fixedAuthenticator(id, nil), nil), tt.mw)(caller), nil)
 			want := 200
 			if !tt.ok {
 				want = 403
@@ -46,7 +46,7 @@ func TestRequire(t *testing.T) {
 			if resp.StatusCode != want || resp.Header.Get("WWW-Authenticate") != tt.challenge {
 				t.Errorf("status %d, challenge %q", resp.StatusCode, resp.Header.Get("WWW-Authenticate"))
 			}
-			resp, _ = asks(t, tt.mw(caller), nil)
+			resp, _ = askServer(t, tt.mw(caller), nil)
 			if resp.StatusCode != 401 || resp.Header.Get("WWW-Authenticate") != "Bearer" {
 				t.Errorf("anonymous: status %d, challenge %q", resp.StatusCode, resp.Header.Get("WWW-Authenticate"))
 			}
@@ -65,7 +65,7 @@ func TestRequirePanics(t *testing.T) {
 		"nameless claim": func() { gateway.RequireClaim("", "a") },
 		"no values":      func() { gateway.RequireClaim("a") },
 	} {
-		if v, _ := panics(f).(string); !strings.HasPrefix(v, "gateway: ") {
+		if v := panicOf(f); !strings.HasPrefix(v, "gateway: ") {
 			t.Errorf("%s: panic %q", name, v)
 		}
 	}

@@ -69,8 +69,7 @@ func FuzzRouterPath(f *testing.F) {
 		rt.Handle("api.example/{x}", to, note("x"))
 
 		x := rt.Explain(r)
-		w := httptest.NewRecorder()
-		rt.ServeHTTP(w, r)
+		w := recorded(&rt, r)
 
 		explained := ""
 		if x.Route != nil {

@@ -18,31 +18,6 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// named answers 200 with its name, the pattern and the path values that were asked for.
-func named(name string, values ...string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprint(w, name)
-		for _, v := range values {
-			fmt.Fprintf(w, " %s=%s", v, r.PathValue(v))
-		}
-	})
-}
-
-func ask(h http.Handler, method, target string) *http.Response {
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest(method, target, nil))
-	return w.Result()
-}
-
-func bodyOf(t *testing.T, res *http.Response) string {
-	t.Helper()
-	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
-}
-
 func TestRouterMatch(t *testing.T) {
 	tests := []struct {
 		name     string
@@ -267,16 +242,6 @@ func TestRouterErrNoRoute(t *testing.T) {
 	}
 }
 
-// mark adds its name to the field Via of the answer as the request passes.
-func mark(name string) gateway.Middleware {
-	return func(next http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Add("Via", name)
-			next.ServeHTTP(w, r)
-		})
-	}
-}
-
 func TestRouterMiddleware(t *testing.T) {
 	var rt gateway.Router
 	built := 0
@@ -329,16 +294,6 @@ func TestRouterRoutes(t *testing.T) {
 	for range rt.Routes() {
 		break // must not go on
 	}
-}
-
-func panicOf(f func()) (msg string) {
-	defer func() {
-		if v := recover(); v != nil {
-			msg = fmt.Sprint(v)
-		}
-	}()
-	f()
-	return ""
 }
 
 func TestRouterSetupPanics(t *testing.T) {

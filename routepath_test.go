@@ -112,8 +112,7 @@ func TestRouteRawRest(t *testing.T) {
 			t.Errorf("%s: %s, want %s", tt.path, got, tt.want)
 		}
 	}
-	w := httptest.NewRecorder()
-	rt.ServeHTTP(w, httptest.NewRequest("POST", "/get//x", nil))
+	w := recorded(&rt, httptest.NewRequest("POST", "/get//x", nil))
 	if w.Code != 308 { // as without RawRest: no route takes it
 		t.Errorf("another method: %d", w.Code)
 	}
@@ -146,21 +145,13 @@ func rawGet(t *testing.T, srv *httptest.Server, path string) string {
 	return strings.TrimSpace(fmt.Sprint(res.StatusCode, " ", res.Header.Get("Location")))
 }
 
-// askFor returns the answer to r.
-func askFor(h http.Handler, r *http.Request) *http.Response {
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, r)
-	return w.Result()
-}
-
 // A hostile Host costs no more than the longest wildcard.
 func TestRouterLongHost(t *testing.T) {
 	var rt gateway.Router
 	rt.Handle("*.example.com/", named("below"))
 	r := httptest.NewRequest("GET", "/", nil)
 	r.Host = strings.Repeat("a.", 1<<20) + "example.com"
-	w := httptest.NewRecorder()
-	rt.ServeHTTP(w, r)
+	w := recorded(&rt, r)
 	if w.Body.String() != "below" {
 		t.Error(w.Code, w.Body)
 	}
@@ -209,8 +200,7 @@ func TestRouterManyPredicates(t *testing.T) {
 				r.Header.Add(name, value)
 			}
 		}
-		w := httptest.NewRecorder()
-		rt.ServeHTTP(w, r)
+		w := recorded(&rt, r)
 		if w.Body.String() != tt.want || asked != tt.asked {
 			t.Errorf("%.60s: %s after %d, want %s after %d", tt.fields, w.Body, asked, tt.want, tt.asked)
 		}
@@ -223,7 +213,7 @@ func TestRouterManyPredicates(t *testing.T) {
 	add("changed", beta, changed, always("more"))
 	r := httptest.NewRequest("GET", "/x", nil)
 	r.Header = http.Header{"X-Beta": {"1"}, "X-Other": {"1"}}
-	if x := rt.Explain(r); x.Route.Name != "changed" || bodyOf(t, askFor(&rt, r)) != "changed" {
+	if x := rt.Explain(r); x.Route.Name != "changed" || bodyOf(t, recorded(&rt, r).Result()) != "changed" {
 		t.Errorf("a function of its own: explained as %v", x.Route.Name)
 	}
 	for _, m := range [][]gateway.Match{

@@ -83,7 +83,7 @@ func TestSettle(t *testing.T) {
 		{"less than reserved", granted, add(3), nil, "take k 10, return k 7", []gateway.Usage{U(gateway.OutcomeOK, 200, 5, 3)}},
 		{"as reserved", granted, add(10), nil, "take k 10", []gateway.Usage{U(gateway.OutcomeOK, 200, 5, 10)}},
 		{"more than reserved", granted, add(25), nil, "take k 10, owe k 15", []gateway.Usage{U(gateway.OutcomeOK, 200, 5, 25)}},
-		{"nothing reported", granted, helloLimited, nil, "take k 10, return k 10", []gateway.Usage{U(gateway.OutcomeOK, 200, 5, 0)}},
+		{"nothing reported", granted, text("hello"), nil, "take k 10, return k 10", []gateway.Usage{U(gateway.OutcomeOK, 200, 5, 0)}},
 		{"negative units add nothing", granted, add(-3), nil, "take k 10, return k 10", []gateway.Usage{U(gateway.OutcomeOK, 200, 5, 0)}},
 		{"a negative cost counts as 0", granted, add(5), []func(*gateway.RateLimitOptions){func(o *gateway.RateLimitOptions) {
 			o.Settle = func(*http.Request, gateway.Usage) int { return -7 }
@@ -125,7 +125,7 @@ func TestSettle(t *testing.T) {
 		}, nil), nil, "take k 10, return k 3", []gateway.Usage{U(gateway.OutcomeOK, 200, -1, 7)}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			captureLog(t)
+			captureDefaultLog(t)
 			synctest.Test(t, func(t *testing.T) {
 				l := &accountLimiter{scriptLimiter{d: tt.d}}
 				var used []gateway.Usage
@@ -135,7 +135,7 @@ func TestSettle(t *testing.T) {
 				})
 				func() {
 					defer func() { _ = recover() }()
-					serveLimited(t.Context(), settled(l, &used, tt.change...)(slow))
+					recorded(settled(l, &used, tt.change...)(slow), nil)
 				}()
 				if got := l.asked(); got != tt.asked {
 					t.Errorf("%s, want %s", got, tt.asked)
@@ -179,7 +179,7 @@ func TestSettleCountsInside(t *testing.T) {
 			next.ServeHTTP(w, r)
 		})
 	}, settled(inner, &innerUsed))(jsonUnits(3))
-	serveLimited(t.Context(), h)
+	recorded(h, nil)
 	if outerUsed[0].Units != 103 || innerUsed[0].Units != 3 {
 		t.Errorf("outer %+v, inner %+v", outerUsed, innerUsed)
 	}
@@ -204,9 +204,9 @@ func TestSettleNeedsADebtor(t *testing.T) {
 		}()
 	}
 	chosen := &scriptLimiter{d: gateway.Decision{OK: true}}
-	w := serveLimited(t.Context(), gateway.RateLimit(&accountLimiter{}, byName("k"), &gateway.RateLimitOptions{
+	w := recorded(gateway.RateLimit(&accountLimiter{}, byName("k"), &gateway.RateLimitOptions{
 		Settle: costs2(1), Limiter: func(*http.Request) gateway.Limiter { return chosen },
-	})(helloLimited))
+	})(text("hello")), nil)
 	if w.Code != 500 || chosen.asked() != "" {
 		t.Errorf("%d, %s", w.Code, chosen.asked())
 	}
@@ -214,14 +214,14 @@ func TestSettleNeedsADebtor(t *testing.T) {
 
 // An error of the limiter at the settlement is in the log, and changes nothing for the client.
 func TestSettleFails(t *testing.T) {
-	log := captureLog(t)
+	log := captureDefaultLog(t)
 	l := &accountLimiter{scriptLimiter{d: gateway.Decision{OK: true}}}
 	var used []gateway.Usage
 	h := gateway.Chain(gateway.Observe(&gateway.ObserveOptions{Logger: slog.Default()}), settled(l, &used))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		l.err = errors.New("redis is away")
 		_, _ = io.WriteString(w, "hello")
 	}))
-	if w := serveLimited(t.Context(), h); w.Code != 200 || w.Body.String() != "hello" {
+	if w := recorded(h, nil); w.Code != 200 || w.Body.String() != "hello" {
 		t.Errorf("%d %q", w.Code, w.Body)
 	}
 	if !strings.Contains(log.String(), "redis is away") {
@@ -391,9 +391,9 @@ func TestUnitsFromOthers(t *testing.T) {
 				}
 				_, _ = io.WriteString(w, tt.body)
 			})
-			w := serveLimited(t.Context(), settled(l, &used)(gateway.Proxy(gateway.HandlerTransport(backend), &gateway.ProxyOptions{
+			w := recorded(settled(l, &used)(gateway.Proxy(gateway.HandlerTransport(backend), &gateway.ProxyOptions{
 				ModifyResponse: gateway.UnitsFrom("/n"),
-			})))
+			})), nil)
 			if w.Body.String() != tt.body || len(used) != 1 || used[0].Units != tt.want {
 				t.Errorf("%q, %+v", w.Body, used)
 			}
@@ -473,7 +473,7 @@ func TestRateLimitProblem(t *testing.T) {
 			`"x, \"a\";q=1";q=9;w=1, "\\";q=9;w=1, "a";q=5;w=1`, `"x, \"a\";q=1";r=8;t=1, "\\";r=8;t=1, "a";r=0;t=1`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			res, body := askLimited(t, tt.mw(helloLimited))
+			res, body := askServer(t, tt.mw(text("hello")), nil)
 			if res.StatusCode != 429 || !strings.HasPrefix(body, start) || !strings.Contains(body, `"violated-policies":`+tt.violated) {
 				t.Errorf("%d %s", res.StatusCode, body)
 			}
@@ -509,7 +509,7 @@ func TestRateLimitSeveralBudgets(t *testing.T) {
 			gateway.RateLimit(all, byName("all"), opts("all")),
 			gateway.RateLimit(route, byName("route"), opts("route")),
 			gateway.RateLimit(user, gateway.KeyByHeader("X-User"), plans),
-		)(helloLimited)
+		)(text("hello"))
 		passed := map[string]int{}
 		for range 25 {
 			for _, u := range []string{"alice", "gold"} {

@@ -140,7 +140,7 @@ func BenchmarkObserveStats(b *testing.B) {
 	}{{"without", nil}, {"with", new(gateway.Stats)}} {
 		b.Run(tt.name, func(b *testing.B) {
 			h := gateway.Observe(&gateway.ObserveOptions{Stats: tt.stats})(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-			w := &breakerNull{header: make(http.Header)}
+			w := discardWriter{make(http.Header)}
 			r := httptest.NewRequest("GET", "/", nil)
 			b.ReportAllocs()
 			for b.Loop() {

@@ -141,8 +141,7 @@ func TestObserveInASpan(t *testing.T) {
 		}))(text("ok"))
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header.Set("Traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
-		rec := httptest.NewRecorder()
-		h.ServeHTTP(rec, r)
+		rec := recorded(h, r)
 		s := tel.Spans()[0]
 		if !s.Parent.Equal(outside) || len(s.Links) != 0 || rec.Header().Get("X-Trace-Id") != outside.TraceID().String() {
 			t.Errorf("trust %v: parent %v, want %v; links %v; trace id %s", trust, s.Parent, outside, s.Links, rec.Header().Get("X-Trace-Id"))
@@ -189,8 +188,7 @@ func TestObserveInAHandlerTransport(t *testing.T) {
 		backend := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { got = r.Header; io.WriteString(w, "1") }))
 		inner := gateway.Observe(opts)(gateway.Proxy(gateway.NewUpstream("x", gateway.MustTargets(backend.URL), nil), nil))
 		h := gateway.Observe(opts)(gateway.Aggregate([]gateway.Part{{Name: "a", From: gateway.HandlerTransport(inner), Path: "/"}}, nil))
-		rec := httptest.NewRecorder()
-		h.ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+		rec := recorded(h, nil)
 		id := rec.Header().Get("X-Trace-Id")
 		if len(id) != 32 || got.Get("X-Trace-Id") != id || got.Get("Traceparent")[3:35] != id {
 			t.Errorf("traced %v: trace id %q, the backend got %q and %q", traced, id, got.Get("X-Trace-Id"), got.Get("Traceparent"))

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -322,7 +321,7 @@ func TestForwardUpgradeFails(t *testing.T) {
 	ask := func(modify func(*http.Response) error, body io.ReadCloser, w http.ResponseWriter) {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header = http.Header{"Connection": {"upgrade"}, "Upgrade": {"x"}}
-		gateway.Proxy(tripper(func(r *http.Request) (*http.Response, error) {
+		gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
 			res := answered(r, 101, body)
 			res.Header = http.Header{"Connection": {"upgrade"}, "Upgrade": {"x"}}
 			return res, nil
@@ -348,12 +347,10 @@ func TestForwardUpgradeFails(t *testing.T) {
 	}
 	t.Run("a panic", func(t *testing.T) {
 		body := pipe()
-		defer func() {
-			if v := recover(); v != "a bug" || len(body.closed) != 1 {
-				t.Errorf("recovered %v, closed %d times", v, len(body.closed))
-			}
-		}()
-		ask(func(*http.Response) error { panic("a bug") }, body, httptest.NewRecorder())
+		v := panicOf(func() { ask(func(*http.Response) error { panic("a bug") }, body, httptest.NewRecorder()) })
+		if v != "a bug" || len(body.closed) != 1 {
+			t.Errorf("panicked with %q, closed %d times", v, len(body.closed))
+		}
 	})
 	t.Run("no connection", func(t *testing.T) {
 		body, rec := &closable{}, httptest.NewRecorder()
@@ -444,7 +441,7 @@ func TestUpgradeMeasured(t *testing.T) {
 					inner.ServeHTTP(unwrapping{w}, r)
 				})
 			}
-			s := serve(t, gateway.Observe(&gateway.ObserveOptions{Logger: slog.New(j), Meter: tel})(h))
+			s := serve(t, gateway.Observe(&gateway.ObserveOptions{Logger: j.logger(), Meter: tel})(h))
 			asked := time.Now()
 			conn := raw(t, s, head+"hello")
 			br := bufio.NewReader(conn)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -17,10 +16,6 @@ import (
 
 	"github.com/seed-96248d0c/gateway"
 )
-
-func answered(r *http.Request, status int, body io.ReadCloser) *http.Response {
-	return &http.Response{StatusCode: status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: make(http.Header), Body: body, Request: r, ContentLength: -1}
-}
 
 func TestParseTargets(t *testing.T) {
 	for raw, ok := range map[string]bool{
@@ -39,12 +34,9 @@ func TestParseTargets(t *testing.T) {
 			t.Errorf("%q: %v", raw, targets)
 		}
 	}
-	defer func() {
-		if recover() == nil {
-			t.Error("MustTargets took it")
-		}
-	}()
-	gateway.MustTargets("ftp://x")
+	if panicOf(func() { gateway.MustTargets("ftp://x") }) == "" {
+		t.Error("MustTargets took it")
+	}
 }
 
 func TestUpstreamSends(t *testing.T) {
@@ -121,14 +113,9 @@ func TestNewUpstreamPanics(t *testing.T) {
 		"scheme":          {{URL: &url.URL{Scheme: "ws", Host: "x"}}},
 		"negative weight": {{URL: &url.URL{Scheme: "http", Host: "x"}, Weight: -1}},
 	} {
-		func() {
-			defer func() {
-				if got, _ := recover().(string); !strings.HasPrefix(got, "gateway: NewUpstream: ") {
-					t.Errorf("%s: recovered %q", name, got)
-				}
-			}()
-			gateway.NewUpstream("u", targets, nil)
-		}()
+		if got := panicOf(func() { gateway.NewUpstream("u", targets, nil) }); !strings.HasPrefix(got, "gateway: NewUpstream: ") {
+			t.Errorf("%s: panicked with %q", name, got)
+		}
 	}
 }
 
@@ -176,12 +163,9 @@ func TestSetTargets(t *testing.T) {
 	if _, err := u.RoundTrip(httptest.NewRequest("GET", "/", nil)); !errors.Is(err, gateway.ErrNoTarget) {
 		t.Errorf("without targets: %v", err)
 	}
-	defer func() {
-		if got, _ := recover().(string); !strings.HasPrefix(got, "gateway: SetTargets: ") {
-			t.Errorf("recovered %q", got)
-		}
-	}()
-	u.SetTargets([]gateway.Target{{}})
+	if got := panicOf(func() { u.SetTargets([]gateway.Target{{}}) }); !strings.HasPrefix(got, "gateway: SetTargets: ") {
+		t.Errorf("panicked with %q", got)
+	}
 }
 
 func TestSetTargetsAtOnce(t *testing.T) {
