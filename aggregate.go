@@ -238,7 +238,7 @@ func (f *fanout) setHeader() error {
 		}
 	}
 	f.private = f.aggregate.private && !f.owns("Authorization") // else it is the gateway's own
-	return f.own.write(f.header, f.in)
+	return f.own.write(f.header, f.in, make([]string, 0, 9+len(f.own.identity)))
 }
 
 // owns reports whether the gateway itself sets the field name on the parts' requests.

@@ -16,7 +16,7 @@ import (
 // connection that they arrive on, for upgrade.
 type interim struct {
 	w      *responseWriter
-	body   *requestBody
+	body   *requestBody // nil: none
 	edits  *fieldEdits // of responses
 	silent bool        // the client is HTTP/1.0, which has no 1xx
 
@@ -38,8 +38,8 @@ const maxInterim = 100
 
 // pass is a hook for httptrace.ClientTrace.Got1xxResponse.
 func (i *interim) pass(code int, header textproto.MIMEHeader) error {
-	if e := i.body.expectation; e != nil {
-		e.informed(code)
+	if i.body != nil && i.body.expectation != nil {
+		i.body.expectation.informed(code)
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -157,9 +157,10 @@ func (h ownedHere) isTrace(name string) bool {
 }
 
 // write sets the fields on h for a request that is sent on behalf of in. The caller has removed from h
-// everything that f owns. The error is a 401: the identity has a claim that cannot be a field value.
-func (f *ownedFields) write(h http.Header, in *http.Request) error {
-	w := fieldWriter{header: h, in: in, peer: remoteAddr(in), values: make([]string, 0, 9+len(f.identity))}
+// everything that f owns. The values are appended to values, which is empty and from now on the header's. The error is a
+// 401: the identity has a claim that cannot be a field value.
+func (f *ownedFields) write(h http.Header, in *http.Request, values []string) error {
+	w := fieldWriter{header: h, in: in, peer: remoteAddr(in), values: values}
 	var trace tracing
 	var id *Identity
 	if ex := exchangeFrom(in.Context()); ex != nil {
@@ -187,7 +188,7 @@ type fieldWriter struct {
 	peer   netip.Addr
 	hops   hops
 
-	// values holds the values of all fields, so that they cost one allocation: each field gets a slice of one.
+	// values holds the values of all fields, so that they cost no allocation each: each field gets a slice of one.
 	values []string
 }
 

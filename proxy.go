@@ -167,12 +167,16 @@ type forwarding struct {
 	w         *responseWriter
 	in        *http.Request // the client's
 	ownedHere ownedHere     // the fields that the gateway owns on this request
-
-	content requestBody
-	body    *requestBody // content; nil when the client sends no body
+	body      *requestBody  // nil when the client sends no body
 
 	trace   httptrace.ClientTrace
 	interim interim
+
+	// What is sent, unless Rewrite replaces it. out's URL is url, and values holds the values of the gateway's own
+	// fields.
+	out    http.Request
+	url    url.URL
+	values [10]string
 }
 
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -279,23 +283,25 @@ func (p *proxy) checkRequest(r *http.Request) error {
 
 // outgoing returns the request that is sent, without its body.
 func (f *forwarding) outgoing() (*http.Request, error) {
-	f.interim.w, f.interim.body, f.interim.edits = f.w, &f.content, &f.responseFields
+	f.interim.w, f.interim.edits = f.w, &f.responseFields
 	f.interim.silent = !f.in.ProtoAtLeast(1, 1)
 	f.trace.Got1xxResponse = f.interim.pass
 	ctx := f.in.Context()
 	if f.opts.Rewrite == nil { // else rewrite does it, for Rewrite may replace the context
 		ctx = httptrace.WithClientTrace(ctx, &f.trace)
 	}
-	out := f.in.WithContext(ctx)
+	f.out = *f.in.WithContext(ctx)
+	out := &f.out
 	out.Close = false
 	out.RequestURI = ""
 	if !f.opts.PreserveHost {
 		out.Host = ""
 	}
-	var err error
-	if out.URL, err = f.url(); err != nil {
+	if err := f.setURL(); err != nil {
 		return nil, err
 	}
+	out.URL = &f.url
+	var err error
 	if out.Header, err = f.header(); err != nil {
 		return nil, err
 	}
@@ -306,30 +312,31 @@ func (f *forwarding) outgoing() (*http.Request, error) {
 	return out, nil
 }
 
-// url returns the path and the query that are sent. The Upstream or Rewrite sets scheme and host: those of an
+// setURL sets the path and the query that are sent. The Upstream or Rewrite sets scheme and host: those of an
 // absolute URL are the client's choice and are dropped.
-func (f *forwarding) url() (*url.URL, error) {
-	link := *f.in.URL
+func (f *forwarding) setURL() error {
+	link := &f.url
+	*link = *f.in.URL
 	link.Scheme, link.User, link.Host = "", nil, ""
 	path := urlpath.Escaped(f.in.URL)
 	if prefix := f.opts.StripPrefix; prefix != "" {
 		rest, ok := urlpath.CutPrefix(path, prefix)
 		if !ok {
-			return nil, ErrNoRoute
+			return ErrNoRoute
 		}
 		path = rest
 	}
 	if f.template != nil {
 		var err error
 		if path, err = fillPath(f.template, f.in, f.ex.ambiguity); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if err := urlpath.SetEscaped(&link, path); err != nil {
-		return nil, &Error{Status: http.StatusBadRequest, Err: err}
+	if err := urlpath.SetEscaped(link, path); err != nil {
+		return &Error{Status: http.StatusBadRequest, Err: err}
 	}
 	link.RawQuery = f.query()
-	return &link, nil
+	return nil
 }
 
 // query returns the query that is sent.
@@ -430,7 +437,7 @@ func (f *forwarding) header() (http.Header, error) {
 		h["Upgrade"] = []string{protocols}
 	}
 	f.requestFields.write(h)
-	if err := f.owned.write(h, f.in); err != nil {
+	if err := f.owned.write(h, f.in, f.values[:0]); err != nil {
 		return nil, err
 	}
 	f.forwardedPrefix(h)
@@ -478,7 +485,8 @@ func (f *forwarding) setBody(out *http.Request) {
 		out.ContentLength = 0
 		return
 	}
-	b := &f.content
+	b := new(requestBody)
+	f.interim.body = b
 	b.client.init(f.w, f.in, f.opts.BodyTimeout)
 	b.from, b.trailer, b.limit = f.in, out.Trailer, f.opts.MaxBodyBytes
 	b.owned, b.ownedHere = f.owned, f.ownedHere
