@@ -121,37 +121,39 @@ func (s *staticKeys) serve(methods map[string]*jose.Algorithm) bool {
 	return false
 }
 
-// JWKSOptions configures how a JWKS fetches its key set.
+// JWKSOptions configures how a JWKS fetches its key set. A negative value is an error of NewJWKS.
 type JWKSOptions struct {
-	Client      *http.Client  // nil: one with a timeout of 5s
-	MaxAge      time.Duration // of a set; 0 means that of its Cache-Control, at most 1h, or 15m without one
-	MinInterval time.Duration // between the starts of two refreshes; 0 means 10s
-	MaxBytes    int64         // of the response's body; 0 means 1 MiB
+	Client      *http.Client  // nil means one with a timeout of 5s
+	MaxAge      time.Duration // age up to which a set is used without a refresh; 0 means that of Cache-Control, at most 1h, or 15m without one
+	MinInterval time.Duration // least time between the starts of two refreshes; 0 means 10s
+	MaxBytes    int64         // limit of the response's body; 0 means 1 MiB
 }
 
 // JWKS is a KeySource that fetches its keys from a URL (RFC 7517). It is safe for concurrent use.
 //
-// The set is fetched when the first key is asked for. It is refreshed when three quarters of its age are
-// over, and for a kid that it does not contain. Refreshes start at least MinInterval apart, however many
-// requests ask. While the URL fails, or sends a set that is empty or unreadable, the last good set stays in
-// use.
+// The set is fetched when a key is first needed. It is fetched again when three quarters of MaxAge are over,
+// and when a token has a kid that the set does not contain. Refreshes start at least MinInterval apart,
+// however many requests need one. While a refresh fails, or returns a set that is empty or unreadable, the
+// last good set stays in use.
 //
-// A request whose key is in the set never waits: a refresh runs in one goroutine, which a request starts, and
-// which ends with Client's timeout, or after 5s where Client has none. A request with an unknown kid waits
-// for a refresh that begins after the request came, so a key can be used as soon as it is published. When
-// MinInterval does not permit that refresh within a second, the request is refused at once. After a failed
-// refresh an unknown kid may well be a new one, so it is answered with 503 and Retry-After and not with 401.
+// A request whose key is in the set never waits. A refresh runs on one goroutine of its own, which a request
+// starts. It ends after Client's timeout, or after 5s if Client has none.
 //
-// A key that cannot be used is skipped: a symmetric key, a key that is published with its private half, one
-// for other uses than signatures (use, key_ops), one of an unknown type, curve or algorithm, a malformed one,
-// and a weak one. A key with alg is used for that algorithm only. A token without a kid is verified only if
+// A request with an unknown kid waits for a refresh that starts after the request arrived, so that a key can
+// be used as soon as it is published. If MinInterval does not permit that refresh within a second, the
+// request is refused at once. After a failed refresh, an unknown kid may be new, so the request is answered
+// with 503 and Retry-After instead of 401.
+//
+// A JWKS skips keys that cannot be used: symmetric keys, keys published with their private half, keys for
+// other uses than signatures (use, key_ops), keys of an unknown type, curve or algorithm, and malformed and
+// weak keys. A key with alg is used for that algorithm only. A token without a kid is verified only if
 // exactly one key of the set fits its algorithm.
 //
 // Redirects to another host or scheme are not followed. A refresh that fails is logged as a warning to
 // slog.Default. The counter gateway.jwks.refreshes in the global MeterProvider counts all refreshes, by
 // outcome "ok" or "error".
 //
-// A JWKS holds at most two sets, the second one only while a refresh parses it.
+// A JWKS keeps one set in memory, and a second one while a refresh parses it.
 type JWKS struct {
 	client      *fetch.Client
 	url         *url.URL
@@ -175,8 +177,8 @@ type fetchedKeys struct {
 	refresh time.Time
 }
 
-// NewJWKS returns the key set at rawURL, which it does not fetch yet. It returns an error for a negative
-// option, and for a URL that is not https, unless its host is on loopback.
+// NewJWKS returns the key set at rawURL. It does not fetch it: the first Key does. NewJWKS returns an error
+// for a negative option, and for a URL that is not https, unless its host is on loopback.
 func NewJWKS(rawURL string, opts *JWKSOptions) (*JWKS, error) {
 	u, err := fetch.ParseURL(rawURL)
 	if err != nil {
@@ -212,8 +214,8 @@ func NewJWKS(rawURL string, opts *JWKSOptions) (*JWKS, error) {
 const maxKeyWait = time.Second
 
 // Key returns the key for kid and alg. The error wraps ErrUnauthenticated when there is no such key. It is an
-// *Error with status 503 when the last good set does not contain the key and the last refresh failed, and
-// ctx.Err() when ctx ended first.
+// *Error with status 503 when the last good set does not contain the key and the last refresh failed. It is
+// ctx.Err() when ctx ends first.
 func (k *JWKS) Key(ctx context.Context, kid, alg string) (any, error) {
 	now := time.Now()
 	if set := k.set.Load(); set != nil {
@@ -265,8 +267,7 @@ func (k *JWKS) awaitKey(ctx context.Context, kid, alg string, arrived time.Time)
 	}
 }
 
-// missing returns the error for a key that is not in the set: there is no such key, or, after a failed
-// refresh, nobody can tell.
+// missing returns the error for a key that is not in the set: a 401 or, after a failed refresh, a 503.
 func (k *JWKS) missing() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
