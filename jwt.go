@@ -22,14 +22,14 @@ import (
 
 // JWTOptions configures which tokens a JWT accepts. Issuer, Audience and Algorithms are required.
 type JWTOptions struct {
-	Issuer, Audience string                     // required: the token's iss, and one value of its aud
-	Algorithms       []string                   // required: RS, PS, ES or HS with 256, 384 or 512, or EdDSA
-	Type             string                     // required typ, such as "at+jwt" (RFC 9068); "" accepts any
-	Leeway           time.Duration              // for exp, nbf and iat; 0 means none
-	Token            func(*http.Request) string // nil: the Authorization bearer; see CookieToken, HeaderToken
-	CacheSize        int                        // verified tokens that are remembered; 0 means 10,000, negative none
-	MaxBytes         int                        // length of a token, checked before any work; 0 means 16 KiB
-	Revoked          func(*Identity) bool       // called on every request, cache hits too; nil: no token is revoked
+	Issuer, Audience string                     // what the token's iss must equal, and what its aud must contain; both are required
+	Algorithms       []string                   // accepted algorithms: RS, PS, ES or HS with 256, 384 or 512, or EdDSA; required
+	Type             string                     // what the token's typ must be, such as "at+jwt" (RFC 9068); "" accepts any
+	Leeway           time.Duration              // tolerance for the clocks of issuers, in exp, nbf and iat; 0 means none
+	Token            func(*http.Request) string // returns the request's token; nil means the bearer token in Authorization; see CookieToken, HeaderToken
+	CacheSize        int                        // number of verified tokens that are cached; 0 means 10,000, negative none
+	MaxBytes         int                        // limit of a token's length, checked first; 0 means 16 KiB
+	Revoked          func(*Identity) bool       // reports whether a valid token is revoked, on every request; must be safe for concurrent use; nil means never
 }
 
 // JWT authenticates bearer tokens (RFC 7519) by the rules of RFC 8725. It is safe for concurrent use.
@@ -37,9 +37,9 @@ type JWTOptions struct {
 // A token is accepted only if all of this holds:
 //
 //   - It is at most MaxBytes long.
-//   - It has three parts of base64url without padding. Bits that encode nothing are zero.
-//   - Header and claims are JSON objects. None has two members of one name, since readers differ on which
-//     counts.
+//   - It has three parts of base64url without padding, whose unused bits are zero.
+//   - Header and claims are JSON objects. No object has two members of the same name, since parsers differ on
+//     which one counts.
 //   - The header's alg is one of Algorithms, and the key fits it: RSA of at least 2048 bits, the curve of ES256,
 //     ES384 or ES512, Ed25519, or a secret that is as long as the hash.
 //   - The header has no crit.
@@ -51,11 +51,10 @@ type JWTOptions struct {
 // The Identity's Scopes come from the claim scope, or from scp where there is no scope. Both may be a string
 // of scopes separated by spaces, or a list. The header's jwk, jku, x5c and x5u are never read.
 //
-// A verified token is remembered and not verified again, until it expires or until the KeySource returns
-// another key for it. Requests with the same token at the same time verify it once. When CacheSize tokens are
-// remembered, those that were not used for longest make room; this begins earlier when tokens are longer than
-// 2 KiB on average. A remembered token takes about 1.2 KiB and twice its length: 24 MB for 10,000 tokens of
-// 700 bytes.
+// Verified tokens are cached. A cached token is not verified again until it expires or the KeySource returns
+// another key for it. Concurrent requests with the same token verify it once. The cache holds CacheSize
+// tokens, or fewer if they are longer than 2 KiB on average; then the least recently used are dropped. A
+// cached token needs about 1.2 KiB plus twice its length: 24 MB for 10,000 tokens of 700 bytes.
 type JWT struct {
 	keys      KeySource
 	methods   map[string]*jose.Algorithm // the allowed ones, by name
@@ -159,7 +158,8 @@ func (o *JWTOptions) check(who string) {
 	}
 }
 
-// Authenticate verifies the token that r carries.
+// Authenticate verifies the token that JWTOptions.Token finds in r. It returns ErrNoCredentials if there is
+// none, and otherwise what Verify returns.
 func (j *JWT) Authenticate(r *http.Request) (*Identity, error) {
 	token, err := j.tokenOf(r)
 	if err != nil {
@@ -180,8 +180,8 @@ func (j *JWT) tokenOf(r *http.Request) (string, error) {
 	return token, nil
 }
 
-// Verify returns the Identity of a token. The error wraps ErrUnauthenticated when the token is bad. It is an
-// *Error with status 503 when the keys cannot be had, and ctx.Err() when ctx ended first.
+// Verify verifies a token and returns its Identity. The error wraps ErrUnauthenticated when the token is bad.
+// It is an *Error with status 503 when the key cannot be fetched, and ctx.Err() when ctx ends first.
 func (j *JWT) Verify(ctx context.Context, token string) (*Identity, error) {
 	if len(token) > j.maxBytes {
 		return nil, badCredentials("token too long")
@@ -408,13 +408,15 @@ func scopesOf(v any) []string {
 	return list
 }
 
-// Issuers chooses the JWT for a token by the token's claim iss. Nobody has verified iss at that point; the
-// JWT that it selects then verifies the token with its own keys, audience and algorithms. A token of any
-// other issuer is refused. A token must also be where its own issuer's JWTOptions.Token finds it.
+// Issuers returns an Authenticator for several issuers. The token's claim iss selects the JWT that verifies
+// it. iss is not verified when it is read, but the selected JWT then verifies the whole token with its own
+// keys, audience and algorithms. A token of any other issuer is refused. A token is accepted only in the
+// place where its own issuer's JWTOptions.Token finds it.
 //
-// Two issuers may have users with the same Subject: subject and issuer together are the user. KeyBySubject uses
-// both, and handlers of this process find both in the Identity. X-User-ID alone is ambiguous, so send backends the
-// issuer, too, with ProxyOptions.Identity (and AggregateOptions.Identity):
+// Users of two issuers may have the same Subject. Only subject and issuer together identify a user.
+// KeyBySubject uses both, and handlers of this process find both in the Identity. X-User-ID alone is
+// ambiguous, so send the issuer to backends as well, with ProxyOptions.Identity and
+// AggregateOptions.Identity:
 //
 //	Identity: map[string]string{"X-User-ID": "sub", "X-User-Issuer": "iss"}
 //
@@ -442,7 +444,8 @@ type issuers struct {
 	maxBytes int    // the largest of all
 }
 
-// Authenticate looks for a token in each place where an issuer has its tokens. The first token decides.
+// Authenticate looks for a token in each place where an issuer has its tokens. It verifies the first one that
+// it finds.
 func (m *issuers) Authenticate(r *http.Request) (*Identity, error) {
 	for _, finder := range m.list {
 		token, err := finder.tokenOf(r)
@@ -515,11 +518,11 @@ func bearer(h http.Header) (string, error) {
 	return token, nil
 }
 
-// CookieToken returns a function that finds the token in a cookie, for JWTOptions.Token. A request with two
-// cookies of that name is refused. CookieToken panics on an empty name.
+// CookieToken returns a function for JWTOptions.Token that reads the token from the cookie name. A request
+// with two cookies of that name is refused. CookieToken panics on an empty name.
 //
-// Browsers send a cookie with every request to its host, also with those that a page of somebody else makes.
-// So guard requests that change state with http.CrossOriginProtection, too.
+// Browsers send a cookie with every request to its host, even with requests that another site's page makes.
+// So protect handlers that change state with http.CrossOriginProtection as well.
 func CookieToken(name string) func(*http.Request) string {
 	if name == "" {
 		panic("gateway: CookieToken: empty name")
@@ -535,9 +538,9 @@ func CookieToken(name string) func(*http.Request) string {
 	}
 }
 
-// HeaderToken returns a function that finds the token in a header field, whose whole value it is, for
-// JWTOptions.Token. A request with two fields of that name is refused. HeaderToken panics on a malformed
-// field name.
+// HeaderToken returns a function for JWTOptions.Token that reads the token from a header field. The token is
+// the field's whole value. A request in which the field occurs twice is refused. HeaderToken panics on a
+// malformed field name.
 func HeaderToken(name string) func(*http.Request) string {
 	key := fieldName("HeaderToken", name)
 	return func(r *http.Request) string {
