@@ -30,51 +30,53 @@ type ObserveOptions struct {
 	Tracer      trace.TracerProvider // nil: otel.GetTracerProvider()
 	Meter       metric.MeterProvider // nil: otel.GetMeterProvider()
 	Stats       *Stats               // nil: none
-	TraceHeader string               // "" means X-Trace-ID; set on the upstream request and on the answer
+	TraceHeader string               // field with the trace id, in the upstream request and in the answer; "" means X-Trace-ID
 
-	// TrustTrace reports whether the trace of a request's caller is continued. The field traceparent is read,
-	// or TraceHeader when there is no valid traceparent. A traceparent that is not trusted becomes a link of
-	// the span. Nil trusts nobody. TrustTrace is not asked when the context has a span already.
+	// TrustTrace reports whether to continue the trace of the request's caller. The trace is read from the
+	// field traceparent or, without a valid one, from TraceHeader. A traceparent that is not trusted becomes
+	// a link of the span. Nil means that no caller is trusted. TrustTrace is not called when the context
+	// already has a span. It must be safe for concurrent use.
 	TrustTrace func(*http.Request) bool
 
-	Quiet func(*http.Request) bool // requests without a log line, such as probes; nil: none
+	Quiet func(*http.Request) bool // reports whether a request gets no log line, such as a probe; nil means never
 }
 
-// Observe measures each request by the RED method (rate, errors, duration), starts the server span, gives the
-// request its trace id, and writes one line to the access log. Put it outermost, so that it sees every
-// refusal. Inside another Observe it does nothing.
+// Observe records metrics by the RED method (rate, errors, duration), starts the server span, sets the trace
+// id, and writes one line to the access log for each request. Put it outermost, so that it records refusals
+// as well. Inside another Observe it does nothing.
 //
 // The metric is the histogram http.server.request.duration, in seconds, of OpenTelemetry's semantic
-// conventions for HTTP. Its count gives the rate. An upgraded connection, such as a WebSocket, is recorded when it
-// ends, with the time up to the switch of protocols: how long it was open is the duration in its log line. The
-// attributes are:
+// conventions for HTTP. Its count gives the rate. An upgraded connection, such as a WebSocket, is recorded
+// when it ends, with the time up to the switch of protocols. Its log line has the duration of the whole
+// session. The attributes are:
 //
 //   - http.request.method; _OTHER for a method that no RFC defines
 //   - http.route: the path of the matched pattern, never the path of the request
-//   - gateway.route: the route's name, which tells two hosts with the same path apart
+//   - gateway.route: the route's name, which differs for two hosts with the same path
 //   - http.response.status_code, url.scheme and network.protocol.version
-//   - gateway.outcome: the Outcome, which tells who failed
+//   - gateway.outcome: the Outcome
 //   - error.type: set when the outcome is OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted,
 //     OutcomeInternal or OutcomeUnavailable, and when the gateway itself refused with a 5xx
 //
-// The span is named after the method and the route, such as "GET /users/{id}". A method that no RFC defines
-// is "HTTP" there. The span's status is Error when error.type is set. Where no tracing SDK is installed,
-// Observe makes the ids and marks them as sampled, so that services behind the gateway can trace. A span that is in
-// the context already, such as that of otelhttp outside, is the parent; the caller's trace is then that span's concern.
+// The span's name is the method and the route, such as "GET /users/{id}". In it, a method that no RFC defines
+// is "HTTP". The span's status is Error when error.type is set. If no tracing SDK is installed, Observe
+// generates the ids and sets the sampled flag, so that services behind the gateway can trace. If the context
+// already has a span, such as that of an outer otelhttp, it is the parent, and Observe does not read the
+// caller's trace.
 //
 // The log line has the message "request". Its attributes are:
 //
 //   - method, host, path (without the query), route (its name), status (499 when the client left first), outcome,
 //     duration, bytes (of the answer's body), client (its address) and trace_id, always
-//   - bytes_in, when Proxy joined an upgraded connection with a target's: what the client sent over it. Then bytes
-//     counts what it got over it, and duration is that of the whole session
-//   - subject, when somebody was authenticated
-//   - upstream, target (the last one that was asked) and attempts, when the request went to an Upstream
-//   - error: why the exchange ended as it did; after a failed attempt it names the target
-//   - remarks: what went wrong without changing the answer
+//   - bytes_in, when Proxy forwards an upgraded connection: the bytes that the client sent over it. bytes are
+//     then those that it received over it, and duration is that of the whole session
+//   - subject, when the caller was authenticated
+//   - upstream, target (that of the last attempt) and attempts, when the request went to an Upstream
+//   - error: the cause of a failure or refusal; after a failed attempt it contains the target
+//   - remarks: problems that did not change the status of the answer, such as a failed optional part
 //
-// Its level is Error for the five outcomes of error.type, Warn for any other 5xx and for a request with remarks, and
-// Info otherwise. Values that a client chooses are cut at 512 bytes.
+// Its level is Error for the five outcomes of error.type, Warn for any other 5xx and for a request with
+// remarks, and Info otherwise. Values that a client chooses are truncated to 512 bytes.
 //
 // Observe panics when TraceHeader is not a field name.
 func Observe(opts *ObserveOptions) Middleware {
