@@ -10,27 +10,27 @@ import (
 	"strconv"
 )
 
-// Outcome is how an attempt or an exchange ended. An attempt is one try at a target of an Upstream. An exchange is a
-// request and its answer as the client sees them. One function decides the Outcome, once for each attempt and once
-// for the exchange. Circuits, retries, health checks by traffic, metrics and the access log all use it, so they never
-// disagree.
+// Outcome classifies the result of an attempt or of an exchange. An attempt is a request that an Upstream
+// sends to one target. An exchange is a client's request and its answer. Each has exactly one Outcome.
+// Circuits, retries, passive health checks, metrics and the access log all use it, so they never disagree.
 //
-// The status of a gRPC call is judged as the HTTP status that says the same: UNAVAILABLE as 503, DEADLINE_EXCEEDED as
-// 504, UNIMPLEMENTED as 501, and UNKNOWN, INTERNAL and DATA_LOSS as 500. The others are OutcomeOK, as a 4xx is. A
-// DEADLINE_EXCEEDED is OutcomeClientCanceled where the client chose the deadline itself, by the field Grpc-Timeout. A
-// status in the trailers comes when the response has begun: like a response that is cut off, it takes back the success
-// that was counted for the header.
+// A gRPC status counts as the corresponding HTTP status: UNAVAILABLE as 503, DEADLINE_EXCEEDED as 504,
+// UNIMPLEMENTED as 501, and UNKNOWN, INTERNAL and DATA_LOSS as 500. The others are OutcomeOK, as a 4xx is.
+// DEADLINE_EXCEEDED is OutcomeClientCanceled if the client itself chose the deadline, in the field
+// Grpc-Timeout. When a status of failure arrives in the trailers, circuits and health checks have already
+// counted the header as a success. They then replace that success by a failure, as for a response that is cut
+// off.
 type Outcome int
 
 const (
 	OutcomeOK             Outcome = iota // an answer below 500 reached the client
-	OutcomeClientCanceled                // the client left first; nobody's failure
-	OutcomeRejected                      // the gateway refused: auth, limit, open circuit, shedding
+	OutcomeClientCanceled                // the client left before the answer was complete; not counted as a failure
+	OutcomeRejected                      // the gateway refused: authentication, limit, open circuit, overload, slow client
 	OutcomeTimeout                       // the upstream was too slow
-	OutcomeUpstreamError                 // dial, protocol or 5xx; of a local handler too
-	OutcomeAborted                       // the upstream died after its response began
-	OutcomeInternal                      // a panic in this process; no upstream is to blame
-	OutcomeUnavailable                   // the gateway could not decide: key set, introspection endpoint or limiter away; no upstream is to blame
+	OutcomeUpstreamError                 // failed connection, protocol error or 5xx, of an upstream or of a local handler
+	OutcomeAborted                       // the upstream failed after its response had begun
+	OutcomeInternal                      // a panic in this process; no failure of an upstream
+	OutcomeUnavailable                   // the gateway could not decide: key set, introspection endpoint or limiter cannot be reached; no failure of an upstream
 )
 
 // String returns the word for logs and labels, such as "client_canceled".
@@ -56,7 +56,7 @@ func (o Outcome) String() string {
 	return "Outcome(" + strconv.Itoa(int(o)) + ")"
 }
 
-// result is what is known about how an attempt or an exchange ended.
+// result is the result of an attempt or an exchange, from which its Outcome follows.
 type result struct {
 	status    int // of the answer; 0 without an answer
 	grpc      grpcCall
@@ -78,8 +78,8 @@ type grpcCall struct {
 // meets, so this is like a client that leaves.
 func (c grpcCall) expired() bool { return c.status == grpcDeadlineExceeded && c.hasDeadline }
 
-// answered returns the status by which the answer is judged: that of HTTP, or the 5xx that says the same as the status of
-// gRPC. For example, UNAVAILABLE is a 503.
+// answered returns the status that decides the outcome: that of HTTP, or the 5xx that corresponds to the
+// status of gRPC. For example, UNAVAILABLE is a 503.
 func (e result) answered() int {
 	if status := e.grpc.status.httpStatus(); status != 0 && !e.grpc.expired() {
 		return status
@@ -120,7 +120,7 @@ func (e result) outcome() Outcome {
 	return OutcomeUpstreamError
 }
 
-// errServerStopped is why a request ended that Serve cut off.
+// errServerStopped is the error of a request that Serve cut off.
 var errServerStopped = errors.New("gateway: the server stopped before the answer was complete")
 
 // blameServer corrects the outcome of a request that Serve cut off. To the handler it looks like one whose client left.
@@ -142,8 +142,8 @@ func isRefusal(err error) bool {
 	return finish(err).Status < 500
 }
 
-// couldNotDecide reports whether e, with which an Authenticator, a Limiter or a KeyFunc ended, is no refusal but means
-// that it could not tell: every status of 5xx does.
+// couldNotDecide reports whether e, the error of an Authenticator, a Limiter or a KeyFunc, means that it
+// could not decide. Every 5xx does; any other status is a refusal.
 func couldNotDecide(e *Error) bool { return e.Status >= 500 }
 
 // isFailure reports whether o counts as an error in the RED method.
@@ -164,7 +164,7 @@ func isUpstreamFailure(o Outcome) bool {
 	return false
 }
 
-// isNeutral reports whether o tells nothing about an upstream: neither a success nor a failure of it.
+// isNeutral reports whether o is neither a success nor a failure of an upstream.
 func isNeutral(o Outcome) bool {
 	switch o {
 	case OutcomeClientCanceled, OutcomeRejected, OutcomeInternal, OutcomeUnavailable:
@@ -185,18 +185,19 @@ func isCircuitFailure(o Outcome, status int) bool {
 	return false
 }
 
-// severity is how far an attempt shows that its target cannot serve. A target is ejected for it (see HealthOptions).
+// severity grades the failure of an attempt by how clearly it shows that the target cannot serve. A target is
+// ejected for any severity but severityNone (see HealthOptions).
 type severity int32
 
 const (
-	severityNone        severity = iota // nothing that speaks of the target as a whole
+	severityNone        severity = iota // no failure of the target as a whole
 	severityAnswers                     // it answered that it cannot serve: 502, 503, 504
 	severityFails                       // it gave no whole answer: protocol error, timeout, abort
 	severityUnreachable                 // no connection could be made
 )
 
-// severity returns what the result of an attempt says about its target. A 500 speaks of one request, and so do a 501
-// and a 505: whoever knows one such request could have the target ejected by it.
+// severity returns the severity of the result of an attempt. A 500, a 501 or a 505 is about one request. If
+// it counted, a client that found one such request could get the target ejected.
 func (e result) severity() severity {
 	switch e.outcome() {
 	case OutcomeTimeout, OutcomeAborted:
@@ -217,7 +218,7 @@ func (e result) severity() severity {
 	return severityFails
 }
 
-// describe returns the result of a failed attempt in a few words, for TargetStatus.
+// describe returns the result of a failed attempt as a short text, for TargetStatus.Reason.
 func (e result) describe() string {
 	text := e.outcome().String()
 	switch {
@@ -254,7 +255,7 @@ var (
 	errClientDeadline = errors.New("gateway: the deadline that the client chose (grpc-timeout) has passed")
 )
 
-// errClientLeft is context.Canceled in the words of the log.
+// errClientLeft is context.Canceled with a text for the log.
 var errClientLeft error = clientLeft{}
 
 type clientLeft struct{}
@@ -272,8 +273,8 @@ func clientDeadline(err error) error {
 	return fmt.Errorf("%w: %w", errClientDeadline, hideOutcome(err))
 }
 
-// hideOutcome hides the conditions in err that would decide the outcome otherwise. ErrBadGateway is not hidden: after
-// it, a request may be sent again.
+// hideOutcome hides the errors that err wraps, so that they do not decide the outcome. ErrBadGateway is not
+// hidden: after it, a request may be sent again.
 func hideOutcome(err error) error {
 	if errors.Is(err, ErrBadGateway) {
 		return err
@@ -287,8 +288,8 @@ func isOver(err error) bool {
 	return !errors.As(err, &own) && (errors.Is(err, errBodyClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded))
 }
 
-// requestBodyError wraps the error of a request's body in the condition of this package that it amounts to. The request
-// is to blame for it, and no target.
+// requestBodyError wraps the error of a read of a request's body in the corresponding error of this package.
+// The client is the cause of such an error, and no target.
 func requestBodyError(err error) error {
 	var tooLarge *http.MaxBytesError
 	var own *Error
@@ -303,7 +304,7 @@ func requestBodyError(err error) error {
 	return &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("body of the request: %w", err)}
 }
 
-// attemptError wraps the error of a round trip of r in the condition of this package that it amounts to.
+// attemptError wraps the error of a round trip of r in the corresponding error of this package.
 func attemptError(r *http.Request, err error) error {
 	var tooLarge *http.MaxBytesError
 	var slow net.Error
