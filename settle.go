@@ -96,22 +96,32 @@ func (s *settlement) end() {
 // used returns what the exchange has used.
 func (s *settlement) used(panicked any) Usage {
 	u := Usage{Took: time.Since(s.start)}
-	left := s.r.Context().Err()
+	u.Outcome, u.Status = s.ex.inside(s.w, s.r.Context(), panicked, s.noted)
 	s.w.ex.mu.Lock()
-	res := s.w.result(left, panicked)
 	u.Bytes = s.w.written
 	s.w.ex.mu.Unlock()
-
 	s.ex.mu.Lock()
 	defer s.ex.mu.Unlock()
 	u.Units = s.ex.units - s.units
 	u.Bytes += s.ex.tunnel.sent
-	u.Outcome, u.Status = res.outcome(), res.status
-	if s.ex.noted && !s.noted {
-		u.Outcome = s.ex.outcome
-	}
-	if u.Outcome == OutcomeClientCanceled {
-		u.Status = statusClientClosed
-	}
 	return u
+}
+
+// inside returns how a handler ended that had w and ctx, for the middleware around it. panicked is what recover
+// returned. before is whether an outcome had been noted before the handler was called.
+func (ex *exchange) inside(w *responseWriter, ctx context.Context, panicked any, before bool) (Outcome, int) {
+	left := ctx.Err()
+	w.ex.mu.Lock()
+	res := w.result(left, panicked)
+	w.ex.mu.Unlock()
+	o := res.outcome()
+	ex.mu.Lock()
+	if ex.noted && !before {
+		o = ex.outcome
+	}
+	ex.mu.Unlock()
+	if o == OutcomeClientCanceled {
+		return o, statusClientClosed
+	}
+	return o, res.status
 }

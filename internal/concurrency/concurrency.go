@@ -1,0 +1,121 @@
+// Package concurrency finds how many requests at once a server can serve, from how long they take.
+//
+// The limit follows the gradient of the latency, as in Netflix's concurrency-limits (Gradient2Limit) and in Envoy's
+// adaptive concurrency filter. Each window of samples compares its latency with the base, the latency without a queue:
+//
+//	gradient = tolerance * base / latency, between 1/2 and 1
+//	limit    = limit * gradient + limit/10
+//
+// While latency is near the base, the limit grows, if it was reached at all. When requests queue in the server, it
+// falls until they take about half as long again as without a queue. Two things differ from those models. A window's
+// latency is the geometric mean, so that a single slow request moves it little. And the base is measured anew in a
+// probe, in which the limit is halved until the old requests have ended: a base that is a long average drifts up with a
+// steady overload, and one that is the least latency ever seen never learns that a server has become slower. There is a
+// probe every 30 windows, and as soon as the limit has fallen by half: then either the server has lost capacity, or the
+// base is out of date. A probe costs little, because half of the limit keeps the server almost busy.
+//
+// The package reads no clock: latencies are arguments.
+package concurrency
+
+import (
+	"math"
+	"time"
+)
+
+const (
+	tolerance  = 1.4 // latency may be this many times the base before the limit falls
+	leastCount = 20  // samples in a window
+	probeEvery = 30  // windows
+)
+
+// Limit is the adaptive limit. Make it with New. It is not safe for concurrent use.
+type Limit struct {
+	min, max float64
+	limit    float64
+	base     float64 // logarithm of the latency without a queue; NaN before the first window
+	slow     bool    // the limit has been too high once, so that it no longer doubles quickly
+
+	epoch   uint32 // of the requests that the window counts
+	windows int    // since the last probe
+	probing bool
+	before  float64 // the limit before the probe
+	highest float64 // the highest limit since the last probe
+
+	count   int
+	sum     float64 // of logarithms
+	reached bool    // the limit, in this window
+}
+
+// New returns a Limit between least and most, which begins at 20.
+func New(least, most int) *Limit {
+	l := &Limit{min: float64(least), max: float64(most), base: math.NaN()}
+	l.limit = l.clamp(20)
+	return l
+}
+
+func (l *Limit) clamp(x float64) float64 { return min(max(x, l.min), l.max) }
+
+// Limit returns how many requests may be served at once.
+func (l *Limit) Limit() int { return int(l.limit) }
+
+// Started is called when a request starts, of which running run then. It returns a mark for Ended.
+func (l *Limit) Started(running int) (epoch uint32) {
+	if running >= int(l.limit) {
+		l.reached = true
+	}
+	return l.epoch
+}
+
+// Ended is called when a request has ended that took so long. Requests that say nothing about the server are left out
+// by the caller: refusals, and failures that were fast.
+func (l *Limit) Ended(epoch uint32, took time.Duration) {
+	if epoch != l.epoch {
+		return // it began before the probe, among more requests than now
+	}
+	l.sum += math.Log(float64(max(took, 1)))
+	if l.count++; l.count < max(leastCount, int(l.limit)) {
+		return
+	}
+	latency, reached := l.sum/float64(l.count), l.reached
+	l.count, l.sum, l.reached = 0, 0, false
+	l.window(latency, reached)
+}
+
+// Slower reports whether a request that took so long raises the latency. Only then does one count that failed or whose
+// client left: it would have taken longer still.
+func (l *Limit) Slower(took time.Duration) bool {
+	return l.base == l.base && math.Log(float64(max(took, 1))) > l.base
+}
+
+func (l *Limit) window(latency float64, reached bool) {
+	if l.base != l.base { // the first
+		l.base = latency
+	}
+	if l.probing {
+		l.probing, l.base = false, latency
+		l.limit = l.clamp(l.before)
+		l.highest = l.limit
+		l.epoch++
+		return
+	}
+	l.base = min(l.base, latency)
+	gradient := min(max(tolerance*math.Exp(l.base-latency), 0.5), 1)
+	switch {
+	case gradient < 1:
+		l.slow = true
+		l.limit = l.clamp(l.limit*gradient + max(1, l.limit/10))
+	case !reached:
+	case !l.slow:
+		l.limit = l.clamp(l.limit * 1.5)
+	default:
+		l.limit = l.clamp(l.limit + max(1, l.limit/10))
+	}
+	l.highest = max(l.highest, l.limit)
+	l.windows++
+	if l.slow && (l.windows >= probeEvery || l.limit <= l.highest/2) {
+		l.windows, l.probing = 0, true
+		l.before = l.limit
+		l.limit = l.clamp(math.Floor(l.limit / 2))
+		l.epoch++
+	}
+}

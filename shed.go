@@ -1,0 +1,318 @@
+package gateway
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/seed-96248d0c/gateway/internal/concurrency"
+)
+
+// ShedOptions configures Shed.
+type ShedOptions struct {
+	// Min and Max bound how many requests are served at once. 0 means 4 and 1000.
+	Min, Max int
+
+	// Queue is the longest time that a request waits for one of them to end. 0 means 50ms; negative means that no
+	// request waits.
+	Queue time.Duration
+
+	// Priority returns how important a request is. The requests of the highest priority are served first, and where
+	// the queue is full, a request of the lowest priority makes room. Nil: all alike, first come, first served.
+	Priority func(*http.Request) int
+}
+
+// Shed keeps the handler inside the concurrency that it can serve, which it finds by itself. A request above it waits
+// in a short queue. One that has waited for too long, or for which the queue has no room, is answered with 503 and
+// Retry-After. So an overload costs those who are refused, and not everybody: without a limit, all wait in ever longer
+// queues until their clients give up, and what is served is served for nobody.
+//
+// The limit follows the latency, by the gradient between what requests take now and what they take without a queue
+// (see Netflix's concurrency-limits and Envoy's adaptive concurrency). The latency is the time to the header of a
+// successful answer, so that clients that read slowly do not count. Refusals and quick failures do not count either.
+// For a moment, about once in 30 round trips, the limit is halved, to measure the latency without a queue anew.
+//
+// The values that Shed returns for one call share nothing with those of another: each handler that it is put around
+// has a limit of its own. Put it around handlers whose requests cost about the same, such as the Proxy of one Upstream,
+// and inside Auth and RateLimit. An upgraded connection counts until the protocol is switched.
+//
+// As many requests may wait as may be served. A waiting request takes about 300 bytes beside what net/http keeps for
+// it. Shed panics when Min or Max is negative, or Min is greater than Max.
+func Shed(opts *ShedOptions) Middleware {
+	var o ShedOptions
+	if opts != nil {
+		o = *opts
+	}
+	o.withDefaults()
+	return func(next http.Handler) http.Handler {
+		return &shed{opts: o, next: next, limit: concurrency.New(o.Min, o.Max)}
+	}
+}
+
+func (o *ShedOptions) withDefaults() {
+	if o.Min < 0 || o.Max < 0 {
+		panic("gateway: Shed: Min and Max must not be negative")
+	}
+	if o.Max == 0 {
+		o.Max = max(1000, o.Min)
+	}
+	if o.Min == 0 {
+		o.Min = min(4, o.Max)
+	}
+	if o.Min > o.Max {
+		panic("gateway: Shed: Min is greater than Max")
+	}
+	if o.Queue == 0 {
+		o.Queue = 50 * time.Millisecond
+	}
+}
+
+// shed is the handler that Shed makes.
+type shed struct {
+	opts ShedOptions
+	next http.Handler
+
+	mu      sync.Mutex
+	limit   *concurrency.Limit
+	running int
+	waiting shedQueue
+}
+
+var errShed = fmt.Errorf("%w: too many requests at once", ErrOverloaded)
+
+// shedRefusal is the answer to a request that is not served.
+var shedRefusal = &Error{
+	Status: http.StatusServiceUnavailable,
+	Type:   "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
+	Title:  "Request cannot be satisfied due to temporary server capacity constraints",
+	Err:    &limited{errShed, time.Second},
+}
+
+func (s *shed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	ex, rw, r := enter(w, r)
+	priority := 0
+	if s.opts.Priority != nil {
+		priority = s.opts.Priority(r)
+	}
+	epoch, ok := s.admit(r.Context(), priority)
+	if !ok {
+		if leftEarly(r.Context()) {
+			WriteError(rw, r, context.Canceled)
+			return
+		}
+		refuse(rw, r, shedRefusal)
+		return
+	}
+	served := placed{shed: s, ex: ex, w: rw, ctx: r.Context(), epoch: epoch, start: time.Now()}
+	served.begin()
+	defer served.end()
+	s.next.ServeHTTP(rw, r)
+}
+
+// admit waits for a place. It returns false if there is none in time, or if the client leaves.
+func (s *shed) admit(ctx context.Context, priority int) (epoch uint32, ok bool) {
+	s.mu.Lock()
+	if s.running < s.limit.Limit() {
+		defer s.mu.Unlock()
+		s.running++
+		return s.limit.Started(s.running), true
+	}
+	if s.opts.Queue < 0 {
+		s.mu.Unlock()
+		return 0, false
+	}
+	if s.waiting.n >= s.limit.Limit() {
+		last := s.waiting.last()
+		if last == nil || last.priority >= priority {
+			s.mu.Unlock()
+			return 0, false
+		}
+		s.waiting.remove(last)
+		close(last.done)
+	}
+	me := &shedWaiter{priority: priority, done: make(chan struct{})}
+	s.waiting.add(me)
+	s.mu.Unlock()
+
+	timeout := time.NewTimer(s.opts.Queue)
+	defer timeout.Stop()
+	select {
+	case <-me.done:
+	case <-timeout.C:
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if me.level != nil { // still waiting
+		s.waiting.remove(me)
+	}
+	return me.epoch, me.admitted
+}
+
+// release gives a place to those who wait. The caller holds s.mu.
+func (s *shed) release() {
+	s.running--
+	for s.running < s.limit.Limit() {
+		first := s.waiting.first()
+		if first == nil {
+			return
+		}
+		s.waiting.remove(first)
+		s.running++
+		first.admitted, first.epoch = true, s.limit.Started(s.running)
+		close(first.done)
+	}
+}
+
+// placed is a request that has a place.
+type placed struct {
+	*shed
+	ex    *exchange
+	w     *responseWriter
+	ctx   context.Context
+	epoch uint32
+	start time.Time
+
+	noted    bool      // an outcome was noted before, by a Breaker whose fallback this is
+	outside  startHook // of the writer, before this one
+	measured bool
+	released bool
+}
+
+func (s *placed) begin() {
+	s.ex.mu.Lock()
+	s.noted = s.ex.noted
+	s.ex.mu.Unlock()
+	s.w.ex.mu.Lock()
+	s.outside, s.w.starts = s.w.starts, s
+	s.w.ex.mu.Unlock()
+}
+
+// starting is called when the final status is sent.
+func (s *placed) starting(status int) {
+	if status < 400 && (s.noted || !s.ex.rejected()) {
+		s.mu.Lock()
+		s.measured = true
+		s.limit.Ended(s.epoch, time.Since(s.start))
+		if status == http.StatusSwitchingProtocols && !s.released {
+			s.released = true
+			s.release()
+		}
+		s.mu.Unlock()
+	}
+	if s.outside != nil {
+		s.outside.starting(status)
+	}
+}
+
+// end is deferred around the handler.
+func (s *placed) end() {
+	panicked := recover()
+	if panicked != nil {
+		defer panic(panicked)
+	}
+	s.w.ex.mu.Lock()
+	s.w.starts = s.outside
+	s.w.ex.mu.Unlock()
+	took := time.Since(s.start)
+	outcome, status := s.ex.inside(s.w, s.ctx, panicked, s.noted)
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.measured {
+		switch outcome {
+		case OutcomeRejected, OutcomeUnavailable, OutcomeInternal:
+		case OutcomeOK:
+			if status < 400 {
+				s.limit.Ended(s.epoch, took)
+			}
+		default: // a timeout, a failure, a client that left
+			if s.limit.Slower(took) {
+				s.limit.Ended(s.epoch, took)
+			}
+		}
+	}
+	if !s.released {
+		s.release()
+	}
+}
+
+// shedQueue has those who wait, by priority. Within one, they are in the order in which they came.
+type shedQueue struct {
+	n      int
+	levels []*shedLevel // the highest priority first; none is empty
+}
+
+type shedLevel struct {
+	priority    int
+	first, last *shedWaiter
+}
+
+// shedWaiter is a request that waits. All its fields are guarded by shed.mu.
+type shedWaiter struct {
+	priority   int
+	done       chan struct{} // is closed when it waits no longer
+	level      *shedLevel    // nil when it waits no longer
+	prev, next *shedWaiter
+	admitted   bool
+	epoch      uint32
+}
+
+func (q *shedQueue) find(priority int) (int, bool) {
+	return slices.BinarySearchFunc(q.levels, priority, func(l *shedLevel, p int) int { return cmp.Compare(p, l.priority) })
+}
+
+func (q *shedQueue) add(w *shedWaiter) {
+	i, ok := q.find(w.priority)
+	if !ok {
+		q.levels = slices.Insert(q.levels, i, &shedLevel{priority: w.priority})
+	}
+	l := q.levels[i]
+	w.level, w.prev = l, l.last
+	if l.last == nil {
+		l.first = w
+	} else {
+		l.last.next = w
+	}
+	l.last = w
+	q.n++
+}
+
+func (q *shedQueue) remove(w *shedWaiter) {
+	l := w.level
+	if w.prev == nil {
+		l.first = w.next
+	} else {
+		w.prev.next = w.next
+	}
+	if w.next == nil {
+		l.last = w.prev
+	} else {
+		w.next.prev = w.prev
+	}
+	w.level, w.prev, w.next = nil, nil, nil
+	q.n--
+	if l.first == nil {
+		i, _ := q.find(l.priority)
+		q.levels = slices.Delete(q.levels, i, i+1)
+	}
+}
+
+// first returns the one who is served next, and last the one who makes room first. Nil: nobody waits.
+func (q *shedQueue) first() *shedWaiter {
+	if q.n == 0 {
+		return nil
+	}
+	return q.levels[0].first
+}
+
+func (q *shedQueue) last() *shedWaiter {
+	if q.n == 0 {
+		return nil
+	}
+	return q.levels[len(q.levels)-1].last
+}
