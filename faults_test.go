@@ -1,6 +1,7 @@
 package gateway_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -181,85 +182,53 @@ func TestTargetsDieUnderLoad(t *testing.T) {
 
 // TestTargetFaults is how a target can fail, one by one, over the wire.
 func TestTargetFaults(t *testing.T) {
-	script := func(t *testing.T, f func(c net.Conn, release chan bool)) string {
-		release := make(chan bool)
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		var conns sync.WaitGroup
-		conns.Go(func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				conns.Go(func() {
-					defer c.Close()
-					c.Read(make([]byte, 4096))
-					f(c, release)
-				})
-			}
-		})
-		t.Cleanup(func() { close(release); l.Close(); conns.Wait() })
-		return "http://" + l.Addr().String()
-	}
-	reset := func(c net.Conn, _ chan bool) { c.(*net.TCPConn).SetLinger(0) }
+	const ok = "HTTP/1.1 200 OK\r\n"
 	for _, tt := range []struct {
 		name    string
-		target  func(c net.Conn, release chan bool)
+		sends   string // before it closes the connection
+		then    string // sent again and again after that, if not empty
+		resets  bool   // instead of closing
+		stays   bool   // closes only when the test ends
 		status  int
 		outcome string
 		whole   bool
 	}{
-		{"reset before headers", reset, 502, "upstream_error", true},
-		{"closed before headers", func(c net.Conn, release chan bool) {}, 502, "upstream_error", true},
-		{"closed in mid-headers", func(c net.Conn, release chan bool) { io.WriteString(c, "HTTP/1.1 200 OK\r\nX-A: ") }, 502, "upstream_error", true},
-		{"reset in mid-body", func(c net.Conn, release chan bool) {
-			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
-			c.Write(nil)
-		}, 200, "aborted", false},
-		{"chunks cut off", func(c net.Conn, release chan bool) {
-			io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
-		}, 200, "aborted", false},
-		{"garbage chunk", func(c net.Conn, release chan bool) {
-			io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
-		}, 200, "aborted", false},
-		{"slow headers", func(c net.Conn, release chan bool) { <-release }, 504, "timeout", true},
-		{"headers that never end", func(c net.Conn, release chan bool) {
-			io.WriteString(c, "HTTP/1.1 200 OK\r\n")
-			for {
-				if _, err := io.WriteString(c, "X-Endless: "+strings.Repeat("x", 1000)+"\r\n"); err != nil {
-					return
-				}
-			}
-		}, 502, "upstream_error", true},
-		{"status line that never ends", func(c net.Conn, release chan bool) {
-			for {
-				if _, err := io.WriteString(c, strings.Repeat("x", 1000)); err != nil {
-					return
-				}
-			}
-		}, 502, "upstream_error", true},
-		{"garbage status line", func(c net.Conn, release chan bool) { io.WriteString(c, "SSH-2.0-OpenSSH_9.6\r\n\r\n") }, 502, "upstream_error", true},
-		{"impossible status", func(c net.Conn, release chan bool) { io.WriteString(c, "HTTP/1.1 42 What\r\n\r\n") }, 502, "upstream_error", true},
-		{"two lengths", func(c net.Conn, release chan bool) {
-			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx")
-		}, 502, "upstream_error", true},
-		{"slow body", func(c net.Conn, release chan bool) {
-			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
-			<-release
-		}, 200, "timeout", false},
+		{name: "reset before headers", resets: true, status: 502, outcome: "upstream_error", whole: true},
+		{name: "closed before headers", status: 502, outcome: "upstream_error", whole: true},
+		{name: "closed in mid-headers", sends: ok + "X-A: ", status: 502, outcome: "upstream_error", whole: true},
+		{name: "closed in mid-body", sends: ok + "Content-Length: 10\r\n\r\nhalf", status: 200, outcome: "aborted"},
+		{name: "chunks cut off", sends: ok + "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", status: 200, outcome: "aborted"},
+		{name: "garbage chunk", sends: ok + "Transfer-Encoding: chunked\r\n\r\nzz\r\n", status: 200, outcome: "aborted"},
+		{name: "slow headers", stays: true, status: 504, outcome: "timeout", whole: true},
+		{name: "headers that never end", sends: ok, then: "X-Endless: " + strings.Repeat("x", 1000) + "\r\n", status: 502, outcome: "upstream_error", whole: true},
+		{name: "status line that never ends", then: strings.Repeat("x", 1000), status: 502, outcome: "upstream_error", whole: true},
+		{name: "garbage status line", sends: "SSH-2.0-OpenSSH_9.6\r\n\r\n", status: 502, outcome: "upstream_error", whole: true},
+		{name: "impossible status", sends: "HTTP/1.1 42 What\r\n\r\n", status: 502, outcome: "upstream_error", whole: true},
+		{name: "two lengths", sends: ok + "Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx", status: 502, outcome: "upstream_error", whole: true},
+		{name: "slow body", sends: ok + "Content-Length: 10\r\n\r\nhalf", stays: true, status: 200, outcome: "timeout"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			patience := 10 * time.Second
 			if tt.name == "slow headers" {
 				patience = 100 * time.Millisecond
 			}
+			target := plainTarget(t, func(conn net.Conn, br *bufio.Reader) {
+				readHead(br)
+				_, err := io.WriteString(conn, tt.sends)
+				for err == nil && tt.then != "" {
+					_, err = io.WriteString(conn, tt.then)
+				}
+				if tt.stays {
+					<-t.Context().Done()
+				}
+				if tt.resets {
+					conn.(*net.TCPConn).SetLinger(0)
+				}
+			})
 			c := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 1})
 			transport := gateway.NewTransport(nil)
 			t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
-			u := gateway.NewUpstream("u", gateway.MustTargets(script(t, tt.target)), &gateway.UpstreamOptions{Timeout: patience, Circuit: c, Transport: transport})
+			u := gateway.NewUpstream("u", gateway.MustTargets(target), &gateway.UpstreamOptions{Timeout: patience, Circuit: c, Transport: transport})
 			f := new(front)
 			h := gateway.Proxy(u, nil)
 			if tt.name == "slow body" {

@@ -332,18 +332,16 @@ func TestIssuers(t *testing.T) {
 func TestNewJWTPanics(t *testing.T) {
 	good := gateway.JWTOptions{Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}}
 	keys := gateway.StaticKey(testEd().Public())
-	for name, f := range map[string]func(o *gateway.JWTOptions){
-		"no issuer":           func(o *gateway.JWTOptions) { o.Issuer = "" },
-		"no audience":         func(o *gateway.JWTOptions) { o.Audience = "" },
-		"no algorithms":       func(o *gateway.JWTOptions) { o.Algorithms = nil },
-		"none":                func(o *gateway.JWTOptions) { o.Algorithms = []string{"EdDSA", "none"} },
-		"unknown":             func(o *gateway.JWTOptions) { o.Algorithms = []string{"rs256"} },
-		"key of another kind": func(o *gateway.JWTOptions) { o.Algorithms = []string{"RS256", "HS256"} },
-		"negative leeway":     func(o *gateway.JWTOptions) { o.Leeway = -1 },
-		"negative bound":      func(o *gateway.JWTOptions) { o.MaxBytes = -1 },
+	for name, o := range map[string]gateway.JWTOptions{
+		"no issuer":           {Audience: testAudience, Algorithms: []string{"EdDSA"}},
+		"no audience":         {Issuer: testIssuer, Algorithms: []string{"EdDSA"}},
+		"no algorithms":       {Issuer: testIssuer, Audience: testAudience},
+		"none":                {Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA", "none"}},
+		"unknown":             {Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"rs256"}},
+		"key of another kind": {Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"RS256", "HS256"}},
+		"negative leeway":     {Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}, Leeway: -1},
+		"negative bound":      {Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}, MaxBytes: -1},
 	} {
-		o := good
-		f(&o)
 		if v := panicOf(func() { gateway.NewJWT(keys, o) }); !strings.HasPrefix(v, "gateway: NewJWT: ") {
 			t.Errorf("%s: panic %q", name, v)
 		}

@@ -16,9 +16,6 @@ import (
 
 // What the gateway could not decide is nobody's refusal and no upstream's failure. An operator must see it.
 func TestUnavailable(t *testing.T) {
-	undecided := func(err error) gateway.Authenticator {
-		return gateway.AuthenticatorFunc(func(*http.Request) (*gateway.Identity, error) { return nil, err })
-	}
 	badKey := func(*http.Request) (string, error) { return "", &gateway.Error{Status: 503} }
 	for _, tt := range []struct {
 		name    string
@@ -28,9 +25,9 @@ func TestUnavailable(t *testing.T) {
 		kind    string // error.type
 		level   slog.Level
 	}{
-		{"key set away", gateway.Auth(undecided(&gateway.Error{Status: 503}), nil), 503, "unavailable", "503", slog.LevelError},
-		{"key source fails", gateway.Auth(undecided(errors.New("x")), nil), 500, "unavailable", "500", slog.LevelError},
-		{"bad credentials", gateway.Auth(undecided(gateway.ErrUnauthenticated), nil), 401, "rejected", "", slog.LevelInfo},
+		{"key set away", gateway.Auth(fixedAuthenticator(nil, &gateway.Error{Status: 503}), nil), 503, "unavailable", "503", slog.LevelError},
+		{"key source fails", gateway.Auth(fixedAuthenticator(nil, errors.New("x")), nil), 500, "unavailable", "500", slog.LevelError},
+		{"bad credentials", gateway.Auth(fixedAuthenticator(nil, gateway.ErrUnauthenticated), nil), 401, "rejected", "", slog.LevelInfo},
 		{"limiter errs", gateway.RateLimit(brokenLimiter{}, gateway.KeyByIP, nil), 503, "unavailable", "503", slog.LevelError},
 		{"key errs", gateway.RateLimit(gateway.NewTokenBucket(1, 1, nil), badKey, nil), 503, "unavailable", "503", slog.LevelError},
 		{"limiter errs open", gateway.RateLimit(brokenLimiter{}, gateway.KeyByIP, &gateway.RateLimitOptions{FailOpen: true}), 200, "ok", "", slog.LevelWarn},

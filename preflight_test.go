@@ -25,15 +25,12 @@ func preflight(h http.Handler, method, target string) *http.Response {
 	r := httptest.NewRequest("OPTIONS", target, nil)
 	r.Header.Set("Origin", "https://app.example")
 	r.Header.Set("Access-Control-Request-Method", method)
-	w := recorded(h, r)
-	return w.Result()
+	return recorded(h, r).Result()
 }
 
 // A preflight passes the middleware of the route that the request to come would take, wherever that stands.
 func TestRouterPreflight(t *testing.T) {
-	refuse := gateway.Auth(gateway.AuthenticatorFunc(func(*http.Request) (*gateway.Identity, error) {
-		return nil, gateway.ErrUnauthenticated
-	}), nil)
+	refuse := gateway.Auth(fixedAuthenticator(nil, gateway.ErrUnauthenticated), nil)
 	for _, tt := range []struct {
 		name   string
 		build  func(rt *gateway.Router)

@@ -280,19 +280,21 @@ func TestPanicsGoOnUp(t *testing.T) {
 
 func TestProxyPanicsAtSetup(t *testing.T) {
 	up := gateway.NewUpstream("x", nil, nil)
-	for name, f := range map[string]func(){
-		"nil":           func() { gateway.Proxy(nil, nil) },
-		"prefix":        func() { gateway.Proxy(up, &gateway.ProxyOptions{StripPrefix: "api"}) },
-		"path":          func() { gateway.Proxy(up, &gateway.ProxyOptions{Path: "x"}) },
-		"open brace":    func() { gateway.Proxy(up, &gateway.ProxyOptions{Path: "/{x"}) },
-		"close brace":   func() { gateway.Proxy(up, &gateway.ProxyOptions{Path: "/x}"}) },
-		"query in path": func() { gateway.Proxy(up, &gateway.ProxyOptions{Path: "/x?y"}) },
-		"field":         func() { gateway.Proxy(up, &gateway.ProxyOptions{Identity: map[string]string{"X User": "sub"}}) },
-		"claim":         func() { gateway.Proxy(up, &gateway.ProxyOptions{Identity: map[string]string{"X-User": ""}}) },
+	for name, opts := range map[string]gateway.ProxyOptions{
+		"prefix":        {StripPrefix: "api"},
+		"path":          {Path: "x"},
+		"open brace":    {Path: "/{x"},
+		"close brace":   {Path: "/x}"},
+		"query in path": {Path: "/x?y"},
+		"field":         {Identity: map[string]string{"X User": "sub"}},
+		"claim":         {Identity: map[string]string{"X-User": ""}},
 	} {
-		if got := panicOf(f); !strings.HasPrefix(got, "gateway: Proxy: ") {
+		if got := panicOf(func() { gateway.Proxy(up, &opts) }); !strings.HasPrefix(got, "gateway: Proxy: ") {
 			t.Errorf("%s: panicked with %q", name, got)
 		}
+	}
+	if got := panicOf(func() { gateway.Proxy(nil, nil) }); !strings.HasPrefix(got, "gateway: Proxy: ") {
+		t.Errorf("nil: panicked with %q", got)
 	}
 }
 
@@ -540,29 +542,27 @@ func TestForwardRewrite(t *testing.T) {
 func TestForwardNotFromTarget(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
-		change func(*http.Response)
+		status int // of the target's response
+		header http.Header
 	}{
-		{"two lengths", func(res *http.Response) { res.Header["Content-Length"] = []string{"1", "2"} }},
-		{"two equal lengths", func(res *http.Response) { res.Header["Content-Length"] = []string{"1", "1"} }},
-		{"a list of lengths", func(res *http.Response) { res.Header["Content-Length"] = []string{"1, 1"} }},
-		{"a negative length", func(res *http.Response) { res.Header["Content-Length"] = []string{"-1"} }},
-		{"an empty length", func(res *http.Response) { res.Header["Content-Length"] = []string{""} }},
-		{"status 0", func(res *http.Response) { res.StatusCode = 0 }},
-		{"status 99", func(res *http.Response) { res.StatusCode = 99 }},
-		{"status 100", func(res *http.Response) { res.StatusCode = 100 }},
-		{"status 1000", func(res *http.Response) { res.StatusCode = 1000 }},
-		{"status -200", func(res *http.Response) { res.StatusCode = -200 }},
-		{"101 unasked", func(res *http.Response) { res.StatusCode = 101 }},
-		{"101 unasked, to something", func(res *http.Response) {
-			res.StatusCode = 101
-			res.Header = http.Header{"Connection": {"upgrade"}, "Upgrade": {"x"}}
-		}},
+		{"two lengths", 200, http.Header{"Content-Length": {"1", "2"}}},
+		{"two equal lengths", 200, http.Header{"Content-Length": {"1", "1"}}},
+		{"a list of lengths", 200, http.Header{"Content-Length": {"1, 1"}}},
+		{"a negative length", 200, http.Header{"Content-Length": {"-1"}}},
+		{"an empty length", 200, http.Header{"Content-Length": {""}}},
+		{"status 0", 0, http.Header{}},
+		{"status 99", 99, http.Header{}},
+		{"status 100", 100, http.Header{}},
+		{"status 1000", 1000, http.Header{}},
+		{"status -200", -200, http.Header{}},
+		{"101 unasked", 101, http.Header{}},
+		{"101 unasked, to something", 101, http.Header{"Connection": {"upgrade"}, "Upgrade": {"x"}}},
 	} {
 		body := &closable{Reader: strings.NewReader("x")}
 		rec := httptest.NewRecorder()
 		gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
-			res := answered(r, 200, body)
-			tt.change(res)
+			res := answered(r, tt.status, body)
+			res.Header = tt.header
 			return res, nil
 		}), nil).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
 		if rec.Code != 502 || !body.closed {

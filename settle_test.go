@@ -194,14 +194,9 @@ func TestSettleNeedsADebtor(t *testing.T) {
 		`gateway: UnitsFrom: "a": a JSON pointer begins with a slash`: func() { gateway.UnitsFrom("a") },
 		"gateway: KeyByCookie: malformed name":                        func() { gateway.KeyByCookie("") },
 	} {
-		func() {
-			defer func() {
-				if got := recover(); got != name {
-					t.Errorf("panic %v, want %s", got, name)
-				}
-			}()
-			f()
-		}()
+		if got := panicOf(f); got != name {
+			t.Errorf("panicked with %q, want %q", got, name)
+		}
 	}
 	chosen := &scriptLimiter{d: gateway.Decision{OK: true}}
 	w := recorded(gateway.RateLimit(&accountLimiter{}, byName("k"), &gateway.RateLimitOptions{

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
+	"strings"
 	"testing"
 
 	"go.opentelemetry.io/otel/trace"
@@ -83,28 +84,23 @@ func TestTraceOfTheContext(t *testing.T) {
 
 	for sender, h := range senders {
 		for _, tt := range []struct {
-			name string
-			mw   gateway.Middleware
-			want func(r http.Header, id string) (parent, state string)
+			name   string
+			mw     gateway.Middleware
+			parent string // what the backend gets: the span "outside" or "between", a new span in the "trace of outside" or in the answer's "trace id", or nothing
+			state  string
 		}{
-			{"nothing", gateway.Chain(), func(http.Header, string) (string, string) { return "", "" }},
-			{"a span outside", otelhttp, func(http.Header, string) (string, string) { return parentOf(outside), "" }},
-			{"a span and a middleware of ours", gateway.Chain(otelhttp, gateway.TrustProxies("Forwarded")), func(http.Header, string) (string, string) { return parentOf(outside), "" }},
-			{"a span in a middleware of ours", gateway.Chain(gateway.TrustProxies("Forwarded"), otelhttp), func(http.Header, string) (string, string) { return parentOf(outside), "" }},
-			{"one that is not sampled, with a tracestate", unsampled, func(http.Header, string) (string, string) { return parentOf(outside), "vendor=1" }},
-			{"a child of Observe's", gateway.Chain(observe, child), func(_ http.Header, id string) (string, string) { return parentOf(between), "" }},
-			{"a trace of its own in Observe", gateway.Chain(observe, root), func(r http.Header, id string) (string, string) { return "00-" + id, "" }},
-			{"Observe alone", observe, func(r http.Header, id string) (string, string) { return "00-" + id, "" }},
-			{"Observe without a tracer", untraced, func(r http.Header, id string) (string, string) { return "00-" + id, "" }},
-			{"Observe in a span", gateway.Chain(otelhttp, observe), func(r http.Header, id string) (string, string) {
-				return "00-" + outside.TraceID().String(), ""
-			}},
-			{"a trusting Observe in a span", gateway.Chain(otelhttp, trusting), func(r http.Header, id string) (string, string) {
-				return "00-" + outside.TraceID().String(), ""
-			}},
-			{"Observe without a tracer in a span", gateway.Chain(otelhttp, untraced), func(r http.Header, id string) (string, string) {
-				return parentOf(outside), ""
-			}},
+			{"nothing", gateway.Chain(), "", ""},
+			{"a span outside", otelhttp, "outside", ""},
+			{"a span and a middleware of ours", gateway.Chain(otelhttp, gateway.TrustProxies("Forwarded")), "outside", ""},
+			{"a span in a middleware of ours", gateway.Chain(gateway.TrustProxies("Forwarded"), otelhttp), "outside", ""},
+			{"one that is not sampled, with a tracestate", unsampled, "outside", "vendor=1"},
+			{"a child of Observe's", gateway.Chain(observe, child), "between", ""},
+			{"a trace of its own in Observe", gateway.Chain(observe, root), "trace id", ""},
+			{"Observe alone", observe, "trace id", ""},
+			{"Observe without a tracer", untraced, "trace id", ""},
+			{"Observe in a span", gateway.Chain(otelhttp, observe), "trace of outside", ""},
+			{"a trusting Observe in a span", gateway.Chain(otelhttp, trusting), "trace of outside", ""},
+			{"Observe without a tracer in a span", gateway.Chain(otelhttp, untraced), "outside", ""},
 		} {
 			t.Run(sender+"/"+tt.name, func(t *testing.T) {
 				got, outside, between = nil, trace.SpanContext{}, trace.SpanContext{}
@@ -117,13 +113,16 @@ func TestTraceOfTheContext(t *testing.T) {
 				if rec.Code != 200 || got == nil {
 					t.Fatalf("answered %d %s", rec.Code, rec.Body)
 				}
-				wantParent, wantState := tt.want(r.Header, rec.Header().Get("X-Trace-Id"))
 				parent := got.Get("Traceparent")
-				if len(wantParent) == 35 && len(parent) == 55 {
+				want := map[string]string{
+					"": "", "outside": parentOf(outside), "between": parentOf(between),
+					"trace of outside": "00-" + outside.TraceID().String(), "trace id": "00-" + rec.Header().Get("X-Trace-Id"),
+				}[tt.parent]
+				if strings.HasPrefix(tt.parent, "trace") && len(parent) == 55 {
 					parent = parent[:35]
 				}
-				if parent != wantParent || got.Get("Tracestate") != wantState || got["Trace_parent"] != nil {
-					t.Errorf("the backend got %q %q %q, want %q %q", got.Get("Traceparent"), got.Get("Tracestate"), got["Trace_parent"], wantParent, wantState)
+				if parent != want || got.Get("Tracestate") != tt.state || got["Trace_parent"] != nil {
+					t.Errorf("the backend got %q %q %q, want %q %q", got.Get("Traceparent"), got.Get("Tracestate"), got["Trace_parent"], want, tt.state)
 				}
 			})
 		}
