@@ -592,153 +592,6 @@ func TestAggregateServerTiming(t *testing.T) {
 	})
 }
 
-// seen is a backend that tells which fields it was sent.
-func seen(to *http.Header) http.RoundTripper {
-	return gateway.HandlerTransport(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		*to = r.Header
-		b, _ := io.ReadAll(r.Body)
-		json.NewEncoder(w).Encode(r.Method + " " + r.RequestURI + " " + r.Host + " " + string(b))
-	}))
-}
-
-// has reports whether h has a field of exactly this spelling.
-func has(h http.Header, name string) bool {
-	_, ok := h[name]
-	return ok
-}
-
-func TestAggregateHeaders(t *testing.T) {
-	const alias = "x.user.id"
-	incoming := http.Header{
-		"Accept-Language": {"de", "en"}, "Authorization": {"Bearer x"}, "Cookie": {"a=b"}, "Accept-Encoding": {"gzip"}, "X-Plan": {"gold"},
-		"If-None-Match": {"*"}, "Range": {"bytes=0-1"}, "X-User-Id": {"root"}, "X_user_id": {"root"}, "X-Forwarded-For": {"6.6.6.6"},
-		"Connection": {"keep-alive"}, "Content-Type": {"text/plain"}, "Accept": {"text/html"}, "X-Trace": {"forged"}, "X_trace": {"forged"},
-	}
-	for _, c := range []struct {
-		name    string
-		headers []string
-		want    map[string]string // "" means none
-	}{
-		{"default", nil, map[string]string{"Accept-Language": "de,en", "Authorization": "Bearer x", "Cookie": "", "Accept-Encoding": "", "If-None-Match": "", "Range": "",
-			"X-User-Id": "ann", "X_user_id": "", "X-Forwarded-For": "192.0.2.1", "X-Forwarded-Host": "example.com", "Connection": "", "Accept": "application/json", "Content-Type": ""}},
-		{"none", []string{}, map[string]string{"Accept-Language": "", "Authorization": "", "X-User-Id": "ann"}},
-		{"named", []string{"cookie", "x-plan", "accept"}, map[string]string{"Cookie": "a=b", "X-Plan": "gold", "Authorization": "", "Accept": "text/html"}},
-		{"named in vain", []string{"X-User-ID", "X_User_ID", "X-Forwarded-For", "Accept-Encoding", "If-None-Match", "Range", "Connection", "Content-Type", "X-Trace", "x_trace"},
-			map[string]string{"X-User-Id": "ann", "X_user_id": "", "X-Forwarded-For": "192.0.2.1", "Accept-Encoding": "", "If-None-Match": "", "Range": "", "Connection": "", "Content-Type": "", "X-Trace": "id", "X_trace": ""}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			var byPath, byRequest http.Header
-			h := gateway.Aggregate([]gateway.Part{
-				{Name: "path", From: seen(&byPath), Path: "/"},
-				{Name: "request", From: seen(&byRequest), Request: func(in *http.Request) (*http.Request, error) {
-					out, err := http.NewRequest("POST", "/x?y", strings.NewReader("body"))
-					out.Header.Set("X-User-Id", "forged")
-					out.Header[alias] = []string{"forged"}
-					out.Header.Set("Accept-Encoding", "br")
-					out.Header.Set("Upgrade", "h2c")
-					out.Header.Set("X-Own", "1")
-					return out, err
-				}},
-			}, &gateway.AggregateOptions{Headers: c.headers})
-			var trace string
-			h = gateway.Observe(&gateway.ObserveOptions{TraceHeader: "X-Trace"})(http.HandlerFunc(func(inner http.Handler) http.HandlerFunc {
-				return func(w http.ResponseWriter, r *http.Request) {
-					trace = gateway.TraceID(r.Context())
-					inner.ServeHTTP(w, r.WithContext(gateway.WithIdentity(r.Context(), &gateway.Identity{Subject: "ann"})))
-				}
-			}(h)))
-			r := httptest.NewRequest("GET", "/", nil)
-			r.Header = incoming.Clone()
-			w := recorded(h, r)
-			if w.Code != 200 || !strings.HasPrefix(w.Body.String(), `{"path":"GET / example.com ","request":"POST /x?y example.com body"`) {
-				t.Errorf("got %d %s", w.Code, w.Body)
-			}
-			for from, got := range map[string]http.Header{"path": byPath, "request": byRequest} {
-				for name, want := range c.want {
-					if want == "id" {
-						want = trace
-					}
-					if v := strings.Join(got[name], ","); v != want {
-						t.Errorf("%s: %s: got %q, want %q", from, name, v, want)
-					}
-				}
-			}
-			if byRequest.Get("X-Own") != "1" || has(byRequest, alias) || byRequest.Get("Upgrade") != "" {
-				t.Errorf("request: %v", byRequest)
-			}
-			for name, values := range incoming {
-				if fmt.Sprint(r.Header[name]) != fmt.Sprint(values) {
-					t.Errorf("the incoming %s was changed", name)
-				}
-			}
-		})
-	}
-
-	var own http.Header
-	h := gateway.Aggregate([]gateway.Part{{Name: "a", From: seen(&own), Path: "/"}}, &gateway.AggregateOptions{
-		Identity: map[string]string{"X-Account": "sub"}, Headers: []string{"X-Account", "x_account"},
-	})
-	r := httptest.NewRequest("GET", "/", nil)
-	r.Header.Set("X-Account", "forged")
-	r.Header["X_account"] = []string{"forged"}
-	recorded(h, r)
-	if own["X-Account"] != nil || own["X_account"] != nil {
-		t.Errorf("Identity: %v", own)
-	}
-}
-
-func TestAggregateRequestErrors(t *testing.T) {
-	refuses := &gateway.Error{Status: 422, Detail: "no such cursor", Header: http.Header{"X-Why": {"cursor"}}}
-	for _, c := range []struct {
-		name   string
-		f      func(*http.Request) (*http.Request, error)
-		status int
-		detail string
-	}{
-		{"own error", func(*http.Request) (*http.Request, error) { return nil, refuses }, 422, "no such cursor"},
-		{"any error", func(*http.Request) (*http.Request, error) { return nil, errors.New("secret") }, 502, ""},
-		{"nothing", func(*http.Request) (*http.Request, error) { return nil, nil }, 502, ""},
-		{"no URL", func(*http.Request) (*http.Request, error) { return &http.Request{}, nil }, 502, ""},
-		{"too large a body", func(in *http.Request) (*http.Request, error) {
-			_, err := io.ReadAll(http.MaxBytesReader(nil, in.Body, 1))
-			return nil, err
-		}, 413, ""},
-		{"the request itself", func(in *http.Request) (*http.Request, error) { return in, nil }, 200, ""},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			h := gateway.Aggregate([]gateway.Part{{Name: "a", From: echoes, Request: c.f}}, nil)
-			w := recorded(h, httptest.NewRequest("POST", "/in", strings.NewReader("body")))
-			if w.Code != c.status {
-				t.Fatalf("got %d %s", w.Code, w.Body)
-			}
-			if c.status == 200 {
-				return
-			}
-			if p := readProblem(t, w.Result()); p.Detail != c.detail || strings.Contains(w.Body.String(), "secret") {
-				t.Errorf("got %s", w.Body)
-			}
-		})
-	}
-}
-
-// The target of an Upstream's part is told its own name, whatever the client called the gateway.
-func TestAggregateRequestToUpstream(t *testing.T) {
-	backend := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body)
-		fmt.Fprintf(w, "%q", r.Method+" "+r.RequestURI+" "+r.Host+" "+r.Header.Get("X-Forwarded-Host")+" "+string(body))
-	}))
-	users := gateway.NewUpstream("users", gateway.MustTargets(backend.URL), nil)
-	h := gateway.Aggregate([]gateway.Part{
-		{Name: "a", From: users, Request: func(in *http.Request) (*http.Request, error) { return in.Clone(in.Context()), nil }},
-		{Name: "b", From: users, Path: "/b%2F?c"},
-	}, nil)
-	got := recorded(h, httptest.NewRequest("PUT", "/in?q", strings.NewReader("body"))).Body.String()
-	host := strings.TrimPrefix(backend.URL, "http://")
-	if want := `{"a":"PUT /in?q ` + host + ` example.com body","b":"GET /b%2F?c ` + host + ` example.com "}` + "\n"; got != want {
-		t.Errorf("got %s want %s", got, want)
-	}
-}
-
 // An open circuit refuses its part at once, and says when to come back.
 func TestAggregateOpenCircuit(t *testing.T) {
 	circuit := gateway.NewCircuit("payments", nil)
@@ -818,33 +671,28 @@ func TestAggregateReusesConnections(t *testing.T) {
 func TestAggregateSetupPanics(t *testing.T) {
 	one := answersJSON(200, "1")
 	ok := gateway.Part{Name: "a", From: one, Path: "/"}
-	with := func(change func(p *gateway.Part)) []gateway.Part {
-		p := ok
-		change(&p)
-		return []gateway.Part{p}
-	}
 	request := func(in *http.Request) (*http.Request, error) { return in, nil }
 	for name, c := range map[string]struct {
 		parts []gateway.Part
 		opts  *gateway.AggregateOptions
 	}{
 		"no parts":                 {nil, nil},
-		"no name":                  {with(func(p *gateway.Part) { p.Name = "" }), nil},
-		"errors":                   {with(func(p *gateway.Part) { p.Name = "errors" }), nil},
-		"name not UTF-8":           {with(func(p *gateway.Part) { p.Name = "\xff" }), nil},
+		"no name":                  {[]gateway.Part{{From: one, Path: "/"}}, nil},
+		"errors":                   {[]gateway.Part{{Name: "errors", From: one, Path: "/"}}, nil},
+		"name not UTF-8":           {[]gateway.Part{{Name: "\xff", From: one, Path: "/"}}, nil},
 		"duplicate name":           {[]gateway.Part{ok, ok}, nil},
-		"no From":                  {with(func(p *gateway.Part) { p.From = nil }), nil},
-		"no Path":                  {with(func(p *gateway.Part) { p.Path = "" }), nil},
-		"Path and Request":         {with(func(p *gateway.Part) { p.Request = request }), nil},
-		"bad Path":                 {with(func(p *gateway.Part) { p.Path = "/{x" }), nil},
-		"unknown part":             {with(func(p *gateway.Part) { p.Path = "/{b.id}" }), nil},
-		"itself":                   {with(func(p *gateway.Part) { p.Path = "/{a.id}" }), nil},
-		"bad Pick":                 {with(func(p *gateway.Part) { p.Pick = "x" }), nil},
-		"bad Default":              {with(func(p *gateway.Part) { p.Default, p.Optional = json.RawMessage("{"), true }), nil},
-		"Default without Optional": {with(func(p *gateway.Part) { p.Default = json.RawMessage("{}") }), nil},
-		"negative part Timeout":    {with(func(p *gateway.Part) { p.Timeout = -1 }), nil},
-		"plain transport":          {with(func(p *gateway.Part) { p.From = http.DefaultTransport }), nil},
-		"URL for a handler":        {with(func(p *gateway.Part) { p.Path = "http://h/" }), nil},
+		"no From":                  {[]gateway.Part{{Name: "a", Path: "/"}}, nil},
+		"no Path":                  {[]gateway.Part{{Name: "a", From: one}}, nil},
+		"Path and Request":         {[]gateway.Part{{Name: "a", From: one, Path: "/", Request: request}}, nil},
+		"bad Path":                 {[]gateway.Part{{Name: "a", From: one, Path: "/{x"}}, nil},
+		"unknown part":             {[]gateway.Part{{Name: "a", From: one, Path: "/{b.id}"}}, nil},
+		"itself":                   {[]gateway.Part{{Name: "a", From: one, Path: "/{a.id}"}}, nil},
+		"bad Pick":                 {[]gateway.Part{{Name: "a", From: one, Path: "/", Pick: "x"}}, nil},
+		"bad Default":              {[]gateway.Part{{Name: "a", From: one, Path: "/", Default: json.RawMessage("{"), Optional: true}}, nil},
+		"Default without Optional": {[]gateway.Part{{Name: "a", From: one, Path: "/", Default: json.RawMessage("{}")}}, nil},
+		"negative part Timeout":    {[]gateway.Part{{Name: "a", From: one, Path: "/", Timeout: -1}}, nil},
+		"plain transport":          {[]gateway.Part{{Name: "a", From: http.DefaultTransport, Path: "/"}}, nil},
+		"URL for a handler":        {[]gateway.Part{{Name: "a", From: one, Path: "http://h/"}}, nil},
 		"cycle":                    {[]gateway.Part{ok, {Name: "b", From: one, Path: "/{c.x}"}, {Name: "c", From: one, Path: "/{d.x}?{a.x}"}, {Name: "d", From: one, Path: "/?{b.x}"}}, nil},
 		"negative Timeout":         {[]gateway.Part{ok}, &gateway.AggregateOptions{Timeout: -1}},
 		"negative MaxBytes":        {[]gateway.Part{ok}, &gateway.AggregateOptions{MaxBytes: -1}},

@@ -139,7 +139,6 @@ type badRequest struct {
 	cut  bool // no sentinel: the client closes its half instead
 }
 
-
 const sentinel = "GET /sentinel HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 // post returns a POST with these fields, each line ended, and all that follows.

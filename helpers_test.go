@@ -201,6 +201,22 @@ func answersJSON(status int, body string) http.RoundTripper {
 	}))
 }
 
+// recordHeader returns a RoundTripper that keeps the header of the last request in to, and answers with what else the
+// request had, as JSON.
+func recordHeader(to *http.Header) http.RoundTripper {
+	return gateway.HandlerTransport(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		*to = r.Header
+		b, _ := io.ReadAll(r.Body)
+		json.NewEncoder(w).Encode(r.Method + " " + r.RequestURI + " " + r.Host + " " + string(b))
+	}))
+}
+
+// has reports whether h has a field of exactly this spelling.
+func has(h http.Header, name string) bool {
+	_, ok := h[name]
+	return ok
+}
+
 // Servers and clients.
 
 // serve runs h on a real listener.

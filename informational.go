@@ -17,8 +17,8 @@ import (
 type interim struct {
 	w      *responseWriter
 	body   *requestBody // nil: none
-	edits  *fieldEdits // of responses
-	silent bool        // the client is HTTP/1.0, which has no 1xx
+	edits  *fieldEdits  // of responses
+	silent bool         // the client is HTTP/1.0, which has no 1xx
 
 	mu      sync.Mutex
 	conn    net.Conn

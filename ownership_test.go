@@ -145,7 +145,7 @@ func TestRewriteMayShareAHeader(t *testing.T) {
 		},
 	} {
 		var got http.Header
-		h := holder(t)(gateway.Proxy(seen(&got), &gateway.ProxyOptions{Rewrite: take}))
+		h := holder(t)(gateway.Proxy(recordHeader(&got), &gateway.ProxyOptions{Rewrite: take}))
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header.Set("X-Client", "1")
 		if rec := recorded(h, r); rec.Code != 200 || got == nil {
@@ -307,13 +307,13 @@ func TestUserFieldIsAlwaysOwned(t *testing.T) {
 	email := map[string]string{"X-Email": "email"}
 	var got http.Header
 	for name, h := range map[string]http.Handler{
-		"Proxy": gateway.Proxy(seen(&got), &gateway.ProxyOptions{Identity: email}),
-		"Aggregate": gateway.Aggregate([]gateway.Part{{Name: "a", From: seen(&got), Path: "/"}},
+		"Proxy": gateway.Proxy(recordHeader(&got), &gateway.ProxyOptions{Identity: email}),
+		"Aggregate": gateway.Aggregate([]gateway.Part{{Name: "a", From: recordHeader(&got), Path: "/"}},
 			&gateway.AggregateOptions{Identity: email, Headers: []string{"X-User-ID", "x_user_id", "X.User.ID"}}),
-		"Aggregate's Request": gateway.Aggregate([]gateway.Part{{Name: "a", From: seen(&got), Request: func(in *http.Request) (*http.Request, error) {
+		"Aggregate's Request": gateway.Aggregate([]gateway.Part{{Name: "a", From: recordHeader(&got), Request: func(in *http.Request) (*http.Request, error) {
 			return in.Clone(in.Context()), nil
 		}}}, &gateway.AggregateOptions{Identity: email}),
-		"Proxy without Identity": gateway.Proxy(seen(&got), &gateway.ProxyOptions{Identity: map[string]string{}}),
+		"Proxy without Identity": gateway.Proxy(recordHeader(&got), &gateway.ProxyOptions{Identity: map[string]string{}}),
 	} {
 		for _, id := range []*gateway.Identity{nil, ann} {
 			r := httptest.NewRequest("GET", "/", nil)
@@ -338,7 +338,7 @@ func TestUserFieldIsAlwaysOwned(t *testing.T) {
 	}
 
 	// Who wants an alias to be written gets that one alone.
-	h := gateway.Proxy(seen(&got), &gateway.ProxyOptions{Identity: map[string]string{"X_User_ID": "sub"}})
+	h := gateway.Proxy(recordHeader(&got), &gateway.ProxyOptions{Identity: map[string]string{"X_User_ID": "sub"}})
 	r := httptest.NewRequest("GET", "/", nil)
 	r.Header.Set("X-User-ID", "root")
 	recorded(withIdentity(ann)(h), r)
