@@ -68,9 +68,9 @@ type AggregateOptions struct {
 // original stack in the message; HandlerTransport turns a panic into an error.
 //
 // Aggregate panics on parts or options that can never work: no parts; a Name that is empty, "errors" or used
-// twice; a nil From; an invalid Path, Pick, Default or field name; a Path that uses a field of an unknown
-// part; and parts that need each other's fields in a cycle. It copies parts. The handler is safe for
-// concurrent use if every From is.
+// twice; a nil From; an invalid Path, Pick, Default or field name; a negative Timeout; a Path that uses a
+// field of an unknown part; and parts that need each other's fields in a cycle. It copies parts. The handler
+// is safe for concurrent use if every From is.
 func Aggregate(parts []Part, opts *AggregateOptions) http.Handler {
 	a := &aggregate{}
 	if opts != nil {
