@@ -19,56 +19,60 @@ import (
 
 // Part is one request of an aggregate, and one member of its answer.
 //
-// A part succeeds when it answers 2xx with one JSON value in UTF-8, or 204 No Content, which becomes null. Everything
-// else is a failure: another status, a redirect too; a body that is not JSON, is cut off or is larger than MaxBytes; a
-// Pick that leads to nothing.
+// A part succeeds when its answer is 204 No Content, which becomes null, or another 2xx with one JSON value
+// in UTF-8. Anything else is a failure: another status, including a redirect; a body that is not JSON, is cut
+// off or is larger than MaxBytes; and a Pick that finds no value.
 type Part struct {
-	// Name is the part's member in the answer. It must be valid UTF-8, and no two parts may share it. "" and
-	// "errors" panic at setup.
+	// Name is the name of the part's member in the answer. It must be valid UTF-8 and unique among the parts,
+	// and must not be "" or "errors".
 	Name string
 
-	// From answers the part: an *Upstream, a HandlerTransport, or another RoundTripper such as
-	// http.DefaultTransport. A RoundTripper that ignores its request's context delays the whole answer until it
-	// returns.
+	// From sends the part's request: an *Upstream, a HandlerTransport, or another RoundTripper such as
+	// http.DefaultTransport. It is required. A RoundTripper that ignores its request's context delays the
+	// whole answer until it returns.
 	From http.RoundTripper
 
 	// Path is the path and query of a GET request: "/users/{id}/list?n=10&after={user.last}". {id} is a path
-	// value of the route. {user.last} is a field of the part named user, after its Pick; when that part failed,
-	// a field of its Default. A field may be nested: {user.address.city}, {user.emails.0}. Each value is
-	// percent-encoded as one path segment or one query value.
+	// value of the route. {user.last} is the field last of the value of the part named user (after its Pick)
+	// or, when that part failed, of its Default. A field may be nested: {user.address.city}, {user.emails.0}.
+	// Each value is percent-encoded as one path segment or one query value.
 	//
-	// The part fails when a value is empty, null, ".", "..", an object or an array, and when it would bring a dot
-	// segment, a backslash or NUL into the path behind an encoded slash. When the field is missing because the
-	// other part failed, this part fails with the other's outcome and status.
+	// The part fails when a value is empty, null, ".", "..", an object or an array. It also fails when the
+	// decoded path would have a dot segment, a backslash or NUL because of the value. When a field is missing
+	// because the other part failed, this part fails with the other part's outcome and status.
 	//
-	// Where From is a plain RoundTripper, Path is an absolute URL whose scheme and host have no braces:
-	// "http://10.0.0.1/x".
+	// If From is neither an *Upstream nor a HandlerTransport, Path is an absolute URL, such as
+	// "http://10.0.0.1/x". Its scheme and host have no braces.
 	Path string
 
-	// Request builds the request, for other methods and for bodies. Set either Request or Path. It runs on the
-	// part's own goroutine. in carries the part's context and must not be changed; only one part can read its
-	// body. The request that Request returns gets the part's context, the fields that the gateway itself sets, and
-	// those of AggregateOptions.Headers that it does not have yet. It keeps trailers that have values by then and
-	// that the gateway does not own. When the part is required, an *Error from Request is the answer.
+	// Request builds the part's request, for other methods than GET and for bodies. Set either Request or
+	// Path. Request runs on the part's own goroutine. in is the incoming request with the part's context. It
+	// must not be modified, and only one part can read its body.
+	//
+	// Aggregate adds to the returned request the part's context, the fields that the gateway itself sets, and
+	// those of AggregateOptions.Headers that are not set. It removes trailers that the gateway itself sets,
+	// and those without a value. When the part is required, an *Error from Request is the answer.
 	Request func(in *http.Request) (*http.Request, error)
 
-	// Optional makes a failure of the part harmless: the answer has Default in its place and lists the part in
-	// "errors". The failure of a part that is not optional fails the whole.
+	// Optional means that the aggregate succeeds even when this part fails: the answer then has Default in
+	// the part's place, and lists the part in "errors". If a part that is not optional fails, so does the
+	// aggregate.
 	Optional bool
 
-	// Default is the member of an optional part that failed; nil means null. A Default that is not JSON, and one
-	// of a part that is not Optional, panic at setup.
+	// Default is the value of an optional part that failed. Nil means null. It must be valid JSON, and is
+	// allowed only if Optional is set.
 	Default json.RawMessage
 
-	// NotFoundNull makes a 404 null rather than a failure.
+	// NotFoundNull makes a 404 a success, with the value null.
 	NotFoundNull bool
 
-	// Timeout is how long this part may take, from the moment that it is asked. 0 means
-	// AggregateOptions.Timeout, which also ends a part with a longer one. Its expiry is OutcomeTimeout.
+	// Timeout limits the time of this part, from the start of its request to the end of its body. 0 means no
+	// limit other than AggregateOptions.Timeout, which applies in any case. A part that exceeds it fails with
+	// OutcomeTimeout.
 	Timeout time.Duration
 
-	// Pick is an RFC 6901 pointer into the body; "" means all of it. It leads to nothing where an object on the
-	// way has two members of the name.
+	// Pick is a JSON Pointer (RFC 6901) to the part's value in the body. "" means the whole body. It finds no
+	// value if an object on the way has two members of the name.
 	Pick string
 }
 
