@@ -18,89 +18,93 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
-// ProxyOptions configures what Proxy changes in a request and in its response. The zero value leaves the
-// path, the query and the body as they are.
+// ProxyOptions configures what Proxy limits and changes in a request and its response. The zero value
+// forwards path and body unchanged, and the query without the parameters that Go cannot parse.
 type ProxyOptions struct {
-	StripPrefix    string            // removed from the path, by whole segments, which are compared decoded as the Router does; a path without it gets 404
-	Path           string            // new path; {name} is replaced by the route's path value; that of a {name...} keeps its slashes and may be empty
+	StripPrefix    string            // prefix that is removed from the path, in whole decoded segments; other paths get 404; "" removes nothing
+	Path           string            // new path; {name} is a path value of the route, and that of {name...} keeps its slashes and may be empty; "" keeps the path
 	PreserveHost   bool              // send the client's Host instead of the target's
-	MaxBodyBytes   int64             // limit of a request body, above which the client gets 413; 0 means 10 MiB, negative no limit
-	BodyTimeout    time.Duration     // longest pause within a request body, after which the client gets 408; once the answer has begun, a body without a Content-Length may pause; 0 means 60s, negative none
-	MaxFieldBytes  int               // limit of the request's fields together, names and values and 4 bytes for each, above which the client gets 431; 0 means 64 KiB, negative no limit
-	Identity       map[string]string // field to claim: written when somebody is authenticated, removed with its aliases from every request that comes in, as X-User-ID is always; nil means {"X-User-ID": "sub"}; with Issuers, add "X-User-Issuer": "iss"
+	MaxBodyBytes   int64             // limit of a request's body, above which the client gets 413; 0 means 10 MiB, negative no limit
+	BodyTimeout    time.Duration     // longest pause within a request's body, after which the client gets 408; not for a body without Content-Length whose answer has begun; 0 means 60s, negative no limit
+	MaxFieldBytes  int               // limit of all request fields together (names, values and 4 bytes each), above which the client gets 431; 0 means 64 KiB, negative no limit
+	Identity       map[string]string // claims to send by field: {"X-Email": "email"}; the client's own such fields are removed; nil means {"X-User-ID": "sub"}
 	ClientCert     bool              // send the verified client certificate as Client-Cert (RFC 9440)
-	KeepQuery      bool              // send the query as it came; false drops the parameters that Go cannot parse, such as those with ";", and the log line counts them in its remarks
-	RequestFields  FieldEdits        // edits of what is sent to the target, before the gateway's own fields and Rewrite
-	ResponseFields FieldEdits        // edits of the target's response, before ModifyResponse
+	KeepQuery      bool              // send the query unchanged; false drops parameters that Go cannot parse, such as those with ";", and counts them in the log line's remarks
+	RequestFields  FieldEdits        // edits of the client's request fields, before the gateway sets its own and calls Rewrite
+	ResponseFields FieldEdits        // edits of the fields of the target's response, before ModifyResponse
 
-	// RewriteLocation translates Location, Content-Location and the Path of cookies in the target's response to
-	// the address that the client used. A path gets StripPrefix back. The target's scheme and host become those
-	// that X-Forwarded-Proto and X-Forwarded-Host name. For StripPrefix "/api" at gw.example:
+	// RewriteLocation translates Location, Content-Location and the Path of cookies in the target's response
+	// to the address that the client used. StripPrefix is put back in front of a path. The target's scheme
+	// and host become those in X-Forwarded-Proto and X-Forwarded-Host. For StripPrefix "/api" at gw.example:
 	//
 	//	/users/7                  becomes  /api/users/7
 	//	http://10.0.0.1/users/7   becomes  https://gw.example/api/users/7
 	//	a=1; Path=/               becomes  a=1; Path=/api
 	//
-	// Other hosts stay as they are, and relative paths, which are below the prefix by themselves. A reference to
-	// the gateway's own host gets the prefix unless it has it. Where Path replaces the path it cannot be put back:
-	// then only scheme and host change. A cookie keeps its Domain, and one whose name begins with __Host- its Path.
+	// References to other hosts and relative paths are not changed. A reference to the gateway's own host
+	// gets the prefix if it lacks it. If Path is set, the original path is not known, so only scheme and host
+	// change. A cookie keeps its Domain. A cookie whose name begins with __Host- keeps its Path.
 	RewriteLocation bool
 
-	Rewrite        func(*httputil.ProxyRequest) // called last with the outgoing request; nil changes nothing
-	ModifyResponse func(*http.Response) error   // called with the target's response; an error is answered in its place; nil changes nothing
+	Rewrite        func(*httputil.ProxyRequest) // called with the outgoing request after all other changes; nil changes nothing
+	ModifyResponse func(*http.Response) error   // called with the target's response; if it returns an error, the client gets that by WriteError; nil changes nothing
 }
 
-// Proxy returns a handler that forwards requests to an Upstream, or to any other RoundTripper (Rewrite then
-// sets the URL). It streams bodies both ways, and supports server-sent events, WebSocket and other upgrades,
-// gRPC, and trailers both ways.
+// Proxy returns a handler that forwards requests to an Upstream, or to any other RoundTripper if Rewrite sets
+// the URL. It streams bodies in both directions. It supports server-sent events, WebSocket and other
+// upgrades, gRPC, and trailers in both directions.
 //
 // Proxy removes hop-by-hop fields (RFC 9110 section 7.6.1). It sets X-Forwarded-For, X-Forwarded-Host,
-// X-Forwarded-Proto, X-Forwarded-Prefix (what StripPrefix removed, behind what trusted proxies have removed),
-// X-Real-IP, X-Trace-ID, traceparent and the identity fields. No client can forge one of
-// these: Proxy removes them from every request, from its trailers too and on public routes too, under every
-// spelling that a backend could take for the same field. An Identity with a claim that cannot be a field
-// value is refused with 401. A claim that is absent or empty writes nothing.
+// X-Forwarded-Proto, X-Forwarded-Prefix (what StripPrefix removed, after what trusted proxies removed),
+// X-Real-IP, X-Trace-ID, traceparent and the identity fields. A client cannot forge these fields: Proxy first
+// removes them from every request and its trailers, on public routes as well, in every spelling that a
+// backend could take for the same field. A request whose Identity has a claim that is not a valid field value
+// is refused with 401. A claim that is absent or empty sets no field.
 //
-// X-User-ID is removed also when Identity names other fields, since Auth and most backends take it for the user. Where
-// several issuers are trusted, a subject is unique only together with its issuer, so send both: {"X-User-ID": "sub",
-// "X-User-Issuer": "iss"}.
+// X-User-ID is removed even if ProxyOptions.Identity does not list it, since Auth and most backends use it
+// for the user. With several issuers, a subject is unique only together with its issuer, so send both:
+// {"X-User-ID": "sub", "X-User-Issuer": "iss"}.
 //
-// The traceparent continues the span in the request's context: that of Observe, of another middleware such as
-// otelhttp, or of one in between that has started a child. Without any span, none is sent.
+// The field traceparent has the span of the request's context: that of Observe, or of another middleware such
+// as otelhttp. Without a span, no traceparent is sent.
 //
-// What a transport would refuse to send, Proxy refuses first, with a status below 500. So no client can make a healthy
-// target look sick. A malformed method, such as HTTP/2 permits, gets 400. A trailer that has no valid name is dropped.
-// Fields that are too large, for MaxFieldBytes or for the limit that an HTTP/2 target has announced, get 431.
+// Proxy itself refuses a request that a transport could not send, with a status below 500. So a client cannot
+// cause a failure that counts against a healthy target. A malformed method, which HTTP/2 permits, is answered
+// with 400. Fields that exceed MaxFieldBytes, or the limit that an HTTP/2 target has announced, are answered
+// with 431. A trailer without a valid name is dropped.
 //
-// Proxy does not forward what two parsers could read differently:
-//   - A path with dot segments, encoded or not, gets 400, whatever mux routed it.
-//   - Query parameters are cleaned as httputil.ReverseProxy does, unless KeepQuery is set. Raw bytes that a query
-//     may not have are escaped.
-//   - CONNECT gets 501.
-//   - An upgrade is not offered to the target when it is to another version of HTTP, whose requests the
-//     gateway could not check, or when the request is HTTP/1.0 or has a body.
+// Proxy does not forward what two parsers could interpret differently:
+//   - A path with dot segments, encoded or not, is answered with 400, whichever mux routed it.
+//   - Query parameters that Go cannot parse are dropped, as by httputil.ReverseProxy, unless KeepQuery is
+//     set. Raw bytes that are not allowed in a query are escaped.
+//   - CONNECT is answered with 501.
+//   - Upgrade is removed in three cases: the upgrade is to another version of HTTP, whose requests the
+//     gateway could not check; the request is HTTP/1.0; or the request has a body.
 //
-// RequestFields and ResponseFields hold in trailers too: what they drop or set, they drop there. What RequestFields
-// drops or sets, no client can send under another spelling. ResponseFields are edits of the target's responses,
-// informational ones included; an answer of the gateway's own has its own fields.
+// A field that RequestFields or ResponseFields drops or sets is removed from the trailers as well. A client
+// cannot send a field that RequestFields drops or sets, in any other spelling either. ResponseFields applies
+// to the target's responses, including informational ones, and not to answers of the gateway itself.
 //
-// Otherwise the response reaches the client unchanged; Proxy adds no Content-Type. What has arrived of it
-// does not wait for the rest. The header of a body of known length goes with the first bytes of the body; it
-// goes before them when they are late and the transport knows that. A small response that arrives whole
-// leaves in one write. Up to 100 informational (1xx) responses are passed on at once. An error before the
-// response has begun is answered by WriteError. After that, Proxy aborts the connection with
-// http.ErrAbortHandler, so that the client sees that its response is incomplete.
+// Otherwise the response reaches the client unchanged; Proxy adds no Content-Type. Every part of it is sent
+// as soon as it has arrived. If the length of the body is known, the header is sent together with the first
+// bytes of the body. If these do not arrive within 2ms, and the transport reports how much it has buffered,
+// the header is sent alone. A small response that arrives whole is sent in one write. Up to 100 informational
+// (1xx) responses are passed on at once.
 //
-// When a client sent Expect: 100-continue over HTTP/1.1, its body is not requested before the target requests
-// it, or the transport stops waiting (after one second with NewTransport).
+// An error before the response has begun is answered by WriteError. Once it has begun, Proxy aborts the
+// connection with http.ErrAbortHandler, so that the client can tell that its response is incomplete.
+//
+// A client that sends Expect: 100-continue over HTTP/1.1 gets 100 Continue only when the target requests the
+// body, or when the transport stops waiting for that (after one second with NewTransport).
 //
 // Rewrite may modify Out or replace it. Either way, the outgoing request is canceled when In is.
 // ModifyResponse must leave a consistent response: a new body needs its own Content-Length. A panic in either
 // function is not recovered.
 //
-// Proxy panics at setup when to is nil, when Path is malformed, when an edit is of a field that may not be
-// edited, and when an identity field is no field name, is an alias of another, or is one that Proxy writes
-// anyway.
+// The handler is safe for concurrent use if to and the functions of opts are. Proxy panics when to is nil,
+// when StripPrefix does not begin with a slash, when Path is malformed, and on an edit that FieldEdits does
+// not allow. It also panics when an identity field is not a field name, is an alias of another, or is one
+// that Proxy itself sets.
 func Proxy(to http.RoundTripper, opts *ProxyOptions) http.Handler {
 	if to == nil {
 		panic("gateway: Proxy: nil RoundTripper")
@@ -145,8 +149,8 @@ type proxy struct {
 	requestFields, responseFields fieldEdits
 }
 
-// editFields checks the edits of fields. What the gateway drops or sets in requests it owns from then on: no client can
-// send it under an alias, in a trailer, or have it removed by Connection.
+// editFields checks the edits of fields. The fields that RequestFields drops or sets become owned fields: a
+// client cannot send them under an alias or in a trailer, or have them removed by Connection.
 func (p *proxy) editFields() {
 	p.requestFields = newFieldEdits("RequestFields", p.opts.RequestFields, func(name string) bool {
 		return p.owned.has(name, ownedHere{})
@@ -159,8 +163,7 @@ func (p *proxy) editFields() {
 	})
 }
 
-// forwarding is one request on its way through a proxy. It is one allocation for everything that the steps
-// share.
+// forwarding is the state of one request in a proxy. It is one allocation for all that the steps share.
 type forwarding struct {
 	*proxy
 	ex        *exchange
