@@ -23,15 +23,16 @@ type Decision struct {
 	Ref              int64         // for Return; only the limiter knows its meaning
 }
 
-// Limiter spends n units of key's allowance in one atomic step. n is at least 1. A Limiter must be safe for
-// concurrent use. It may block on the network, but not longer than ctx allows. An error means that it could
-// not decide and has taken nothing.
+// Limiter grants or refuses units of a key's allowance. Take takes n units of key's allowance in one atomic
+// step, if they are left; n is at least 1. A Limiter must be safe for concurrent use. Take may block on the
+// network, until ctx ends. An error means that it could not decide and has taken nothing.
 type Limiter interface {
 	Take(ctx context.Context, key string, n int) (Decision, error)
 }
 
-// Returner is a Limiter that can take units back, when a caller has left a leaky bucket's queue or when a
-// later limiter has refused the request. key, n and d are those of the Take.
+// Returner is a Limiter that can take units back. It is used when a client leaves the queue of a leaky
+// bucket, and when a request is refused after its units were taken. key and d are those of the Take. n is the
+// number of units to return, at most that of the Take.
 //
 // A leaky bucket takes a slot back only while it is the last one in the queue, and a window takes a unit back
 // only until the window ends. Return is not idempotent: returning the same Decision twice credits it twice.
@@ -39,24 +40,24 @@ type Returner interface {
 	Return(ctx context.Context, key string, n int, d Decision) error
 }
 
-// Debtor is a Limiter that can be overdrawn. Owe takes n more units whatever is left, and later requests wait until
-// the debt is worked off: it is how a request pays that has cost more than it took before.
+// Debtor is a Limiter that can be overdrawn. Owe takes n units even if fewer are left. Until the debt is paid
+// from the key's allowance, its requests are refused or wait. Use it when a request turned out to cost more
+// than was taken for it.
 type Debtor interface {
 	Owe(ctx context.Context, key string, n int) error
 }
 
 // KeyFunc returns the key whose allowance a request spends. It must be safe for concurrent use.
 //
-// If it returns an *Error, the request is answered with that error's status. If it returns one of the
-// package's errors, such as ErrUnauthenticated, it is answered with the status of that. Any other error is
-// answered with 500.
+// An *Error that it returns is answered with its own status, and an error that wraps one of this package's
+// errors, such as ErrUnauthenticated, with the status of that. Any other error is answered with 500.
 type KeyFunc func(*http.Request) (string, error)
 
-// KeyByIP returns the client's address, which is that of ClientAddr. An IPv6 address is shortened to its /64,
-// because a single household or host has at least that many addresses.
+// KeyByIP is a KeyFunc that returns the client's address, as ClientAddr does. An IPv6 address is shortened to
+// its /64 prefix, because a single household or host usually has a whole /64.
 //
 // All requests without an address, such as those from a Unix socket, share the key "-". If a proxy connects
-// through such a socket, put TrustProxies outside.
+// through a Unix socket, put TrustProxies outside.
 func KeyByIP(r *http.Request) (string, error) {
 	a := ClientAddr(r)
 	var buf [48]byte
@@ -73,9 +74,9 @@ func KeyByIP(r *http.Request) (string, error) {
 	return string(p.AppendTo(buf[:0])), nil
 }
 
-// KeyBySubject returns the issuer and the subject of the caller's Identity, joined as by Keys: two issuers
-// may give the same subject to different callers. Without an Identity it returns ErrUnauthenticated, which is
-// answered with 401. Auth must be outside.
+// KeyBySubject is a KeyFunc that returns the issuer and the subject of the caller's Identity, joined as by
+// Keys, because two issuers may give the same subject to different callers. Without an Identity its error
+// wraps ErrUnauthenticated, which is answered with 401: Auth must be outside.
 func KeyBySubject(r *http.Request) (string, error) {
 	id, ok := IdentityFrom(r.Context())
 	if !ok {
@@ -93,8 +94,8 @@ var errNoSubject = fmt.Errorf("%w: KeyBySubject found no Identity; Auth must be 
 // KeyByHeader returns a KeyFunc for the value of one request field, such as Host or one that has an API key.
 // If the field is absent, empty or repeated, the request is answered with 400.
 //
-// A client can send any value in a field that nobody verifies. So limit by address as well. KeyByHeader
-// panics when name is empty.
+// If nothing verifies the field, a client can send any value in it, and a new one each time. So limit by
+// address as well. KeyByHeader panics when name is empty.
 func KeyByHeader(name string) KeyFunc {
 	if name == "" {
 		panic("gateway: KeyByHeader: empty name")
@@ -124,8 +125,8 @@ func KeyByHeader(name string) KeyFunc {
 // KeyByCookie returns a KeyFunc for the value of one cookie, such as a session's. If the cookie is absent, empty or
 // sent more than once, the request is answered with 400.
 //
-// A client can send any value in a cookie that nobody verifies, and a new one each time. So limit by address as well.
-// KeyByCookie panics when name is not a token.
+// If nothing verifies the cookie, a client can send any value in it, and a new one each time. So limit by
+// address as well. KeyByCookie panics when name is not a token.
 func KeyByCookie(name string) KeyFunc {
 	if !httpfield.IsToken(name) {
 		panic("gateway: KeyByCookie: malformed name")
@@ -143,8 +144,9 @@ func KeyByCookie(name string) KeyFunc {
 	}
 }
 
-// KeyByRoute returns the pattern of the matched route, or "" if none is known. All callers of a route share
-// this key; to limit each caller on each route, join it with another key by Keys.
+// KeyByRoute is a KeyFunc that returns the pattern of the matched route, or "" if none is known. All callers
+// of a route share this key. To limit each caller on each route, join it with another key by Keys. The error
+// is always nil.
 func KeyByRoute(r *http.Request) (string, error) {
 	if pattern := RoutePattern(r.Context()); pattern != "" {
 		return pattern, nil
@@ -152,9 +154,9 @@ func KeyByRoute(r *http.Request) (string, error) {
 	return r.Pattern, nil // set by another mux on a copy of the request, which the record has not seen
 }
 
-// Keys joins several keys into one. Before each key stands its length in bytes and a colon, so that different
-// keys never give the same result. For example, "ab" and "c" give "2:ab1:c". The first error is returned.
-// Keys panics without keys or when one is nil.
+// Keys returns a KeyFunc that joins the keys of several. Each key is prefixed with its length in bytes and a
+// colon, so that different keys never give the same result: "ab" and "c" give "2:ab1:c". If a KeyFunc returns
+// an error, so does the result. Keys panics without arguments, and when one is nil.
 func Keys(ks ...KeyFunc) KeyFunc {
 	if len(ks) == 0 {
 		panic("gateway: Keys: no keys")
@@ -194,70 +196,75 @@ const (
 	RateLimitNone                           // Retry-After only
 )
 
-// RateLimitOptions configures how RateLimit asks its limiter and what it does with the decision.
+// RateLimitOptions configures the cost of a request, the limiter, and what RateLimit does with its decision.
 type RateLimitOptions struct {
 	// Name is the policy's name in the RateLimit fields, in printable ASCII. "" means "default". Where
 	// several limits apply to one request, give each its own name. A second "default" on one response is
 	// reported as "default-2".
 	Name string
 
-	// Cost returns how many units a request takes before it is served. Below 1, the request is free: the
-	// limiter is not asked, nor is Settle. Nil means 1 unit.
+	// Cost returns the number of units that a request takes before it is served. Below 1, the request is
+	// free: neither the limiter nor Settle is called. Nil means 1 unit.
 	Cost func(*http.Request) int
 
-	// Settle returns how many units the request turned out to cost. It is asked once, when the handler inside
-	// has ended, in whatever way: with an answer, with a client that left, an upstream that died, or a panic.
-	// What Cost took too much is given back, and what it took too little is owed: later requests of the key wait
-	// until it is worked off. A result below 0 counts as 0.
+	// Settle returns the number of units that the request turned out to cost. It is called once, when the
+	// handler inside has ended, in whatever way: with an answer, with a client that left, with an upstream
+	// that failed, or with a panic. If Cost took more, the difference is returned to the key's allowance. If
+	// Cost took less, the key owes the difference (see Debtor). A result below 0 counts as 0.
 	//
-	// So Cost should reserve an estimate that is rarely exceeded, such as a request's max_tokens. Then a thousand
-	// requests at once cannot all pass before the first is counted. Together they pass the limit by no more than
-	// what was estimated too low.
+	// So Cost should return an estimate that is rarely exceeded, such as a request's max_tokens. Then
+	// concurrent requests cannot all pass before the first one is settled: together they exceed the limit
+	// only by as much as their estimates were too low.
 	//
-	// The limiter must be a Returner and a Debtor; otherwise RateLimit panics, and a request for which Limiter
-	// chooses another is answered with 500. A refused request is not settled, nor is one that FailOpen admitted
-	// without a decision. Where Refund gives everything back, the result of Settle does not count. Nil: what Cost
-	// took stands.
+	// The limiter must be a Returner and a Debtor; otherwise RateLimit panics. A request for which Limiter
+	// returns another kind of limiter is answered with 500. Settle is not called for a refused request, nor
+	// for one that FailOpen admitted. If Refund applies, all units are returned, whatever Settle returns. Nil
+	// means that a request costs what Cost took.
 	Settle func(*http.Request, Usage) int
 
-	// Limiter chooses a limiter for the request, for example by plan or tenant. If it is nil or returns nil,
-	// RateLimit uses its own.
+	// Limiter returns the limiter for a request, for example by plan or tenant. If Limiter is nil or returns
+	// nil, the limiter given to RateLimit is used.
 	Limiter func(*http.Request) Limiter
 
-	// Refund gives back what was taken when the request is refused inside, which is to say, when its outcome
-	// is OutcomeRejected or OutcomeUnavailable. The limiter must be a Returner. In the fallback of a Breaker nothing is given back,
-	// because the request was refused before. False: refused requests pay.
+	// Refund returns the units of a request that is refused inside: one with OutcomeRejected or
+	// OutcomeUnavailable. The limiter must be a Returner; RateLimit panics if it is not and Limiter is nil. A
+	// RateLimit in the fallback of a Breaker returns nothing, because the request was refused before it got
+	// there. False means that refused requests spend their units.
 	Refund bool
 
-	// FailOpen admits a request when the limiter returns an error. The error is logged and counted as with
-	// ReportOnly. False: the request is answered with 503.
+	// FailOpen admits a request when the limiter returns an error. The request is reported as with
+	// ReportOnly, with the policy "ratelimit " followed by Name and ", open". False means that the request is
+	// answered with 503.
 	FailOpen bool
 
-	// MaxWait is the longest Decision.Wait that RateLimit waits for. The wait is never longer than the
-	// deadline of the request's context allows. If the Wait is longer, its slot is given back and the request
-	// is answered with 429. 0 means 1s; negative means that no request waits.
+	// MaxWait is the longest Decision.Wait for which a request is held. A request with a longer Wait, or one
+	// that exceeds the deadline of its context, returns its slot and is answered with 429. 0 means 1s;
+	// negative means that no request waits.
 	MaxWait time.Duration
 
-	// Headers selects the fields in the responses to admitted and refused requests. Those of RateLimitLegacy
-	// have no lists: where several limits set them, the limit with the least remaining is reported.
+	// Headers selects the fields in the responses to admitted and refused requests. The fields of
+	// RateLimitLegacy can report one limit only: if several limits apply, that is the one with the least
+	// remaining.
 	Headers RateLimitHeaders
 
-	// ReportOnly takes units and reports the allowance, but refuses no request and lets none wait. A request
-	// that would have been refused is counted in the metric gateway.report_only, and slog.Default logs a
-	// warning.
+	// ReportOnly takes units and sets the response fields, but refuses no request and lets none wait. A
+	// request that would be refused is reported in the remarks of Observe's log line or, without an access
+	// log, as a warning to slog.Default. The counter gateway.report_only in the global MeterProvider counts
+	// it, with the attribute policy="ratelimit " followed by Name.
 	ReportOnly bool
 }
 
-// RateLimit limits requests by l, each by the allowance of its key. A request that l refuses is answered with
-// 429, with Retry-After rounded up to seconds. If its cost can never pass, there is no Retry-After. The problem
-// is of the type quota-exceeded, and its member violated-policies has the Name (section 6 of
-// draft-ietf-httpapi-ratelimit-headers-10).
+// RateLimit limits requests with l: each request spends units of the allowance of its key. A request that l
+// refuses is answered with 429 and with Retry-After, rounded up to seconds. If its cost can never pass, there
+// is no Retry-After. The problem has the type quota-exceeded, and its member violated-policies has the Name
+// (section 6 of draft-ietf-httpapi-ratelimit-headers-10).
 //
-// Several RateLimits in a chain are several budgets, such as one of each user, one of each route and one of all. The
-// outer ones have taken their units when an inner one refuses: see Refund.
+// Several RateLimits in a chain apply several limits to a request, such as one per user, one per route and
+// one for all. When an inner one refuses a request, the outer ones have already taken their units; see
+// Refund.
 //
-// A client that leaves while it waits for a slot gives the slot back, and the outcome is
-// OutcomeClientCanceled. RateLimit panics when l or key is nil, or when an option is invalid.
+// When a client leaves while its request waits for a slot, the slot is returned, and the outcome is
+// OutcomeClientCanceled. RateLimit panics when l or key is nil, and on an invalid option.
 func RateLimit(l Limiter, key KeyFunc, opts *RateLimitOptions) Middleware {
 	if l == nil {
 		panic("gateway: RateLimit: nil Limiter")
