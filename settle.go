@@ -8,18 +8,19 @@ import (
 	"time"
 )
 
-// Usage is what an exchange turned out to use, for RateLimitOptions.Settle.
+// Usage is what a request has used, for RateLimitOptions.Settle.
 type Usage struct {
-	Outcome Outcome       // of what is inside RateLimit
-	Status  int           // of the answer; 499 when the client left first
-	Bytes   int64         // of the answer's body that were sent; of an upgraded connection too, to the client
-	Took    time.Duration // from the admission to the end
-	Units   int64         // reported by AddUnits and UnitsFrom, inside RateLimit
+	Outcome Outcome       // outcome of the handler inside RateLimit
+	Status  int           // status of the answer; 499 when the client left first
+	Bytes   int64         // bytes of the answer's body, or of an upgraded connection, that were sent to the client
+	Took    time.Duration // time from the admission to the end
+	Units   int64         // units reported by AddUnits and UnitsFrom, inside RateLimit
 }
 
-// AddUnits reports n units, such as the tokens of an answer, to the Settle of every RateLimit outside. A handler calls
-// it with the context of its request, as often as it likes, before it returns. Units that a part of an Aggregate
-// reports count for the whole request. An n below 1 adds nothing. Outside a request, AddUnits does nothing.
+// AddUnits adds n to Usage.Units, for the Settle of every RateLimit outside. Units are, for example, the
+// tokens of an answer. A handler calls AddUnits with the context of its request before it returns, once or
+// several times. Units of a part of an Aggregate count for the whole request. AddUnits does nothing if n is
+// below 1, and outside a request. It is safe for concurrent use.
 //
 //	gateway.AddUnits(r.Context(), int64(answer.Usage.TotalTokens))
 func AddUnits(ctx context.Context, n int64) {
@@ -48,7 +49,7 @@ type settler interface {
 
 var errNoSettler = errors.New("gateway: RateLimit: Settle needs a Limiter that is a Returner and a Debtor")
 
-// settlement settles what one request has cost, when the handler inside has ended.
+// settlement settles the cost of one request, when the handler inside has ended.
 type settlement struct {
 	h *rateLimit
 	charge
@@ -68,7 +69,7 @@ func (s *settlement) begin(ex *exchange, w *responseWriter, r *http.Request) {
 	ex.mu.Unlock()
 }
 
-// end is deferred around the handler. Whatever happens in it happens once: it is the only place that settles.
+// end is deferred around the handler. It is the only place that settles, so each request is settled once.
 func (s *settlement) end() {
 	panicked := recover()
 	if panicked != nil {
