@@ -16,24 +16,27 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/rawjson"
 )
 
-// UnitsFrom returns a function for ProxyOptions.ModifyResponse that reads the units of an answer out of its body, and
-// reports them by AddUnits when the body has ended, however it ended. pointer is a JSON pointer (RFC 6901):
+// UnitsFrom returns a function for ProxyOptions.ModifyResponse that reads a number of units from the body of
+// a response. It reports them as AddUnits does when the body has ended, even if it was cut off. pointer is
+// the JSON Pointer (RFC 6901) to the number:
 //
 //	gateway.Proxy(llm, &gateway.ProxyOptions{ModifyResponse: gateway.UnitsFrom("/usage/total_tokens")})
 //
-// A JSON body (application/json or a type that ends in +json) has the units where the pointer leads to. A stream of
-// server-sent events has them in the last event whose data is JSON in which the pointer leads to a number. Fractions are
-// rounded up. What is not a positive number reports nothing, and neither does another media type.
+// In a JSON body (application/json or a type that ends in +json), the pointer applies to the body. In a
+// stream of server-sent events, it applies to the JSON data of each event, and the last number that it finds
+// counts. Fractions are rounded up. Nothing is reported for a value that is not a positive number, and for
+// other media types.
 //
-// The body is read as it passes: nothing is buffered, delayed or changed, and at most 64 KiB are kept. Of a stream that
-// is cut off, what came before counts. So ask an upstream that reports usage only at the end of a stream to report it
-// always (OpenAI: stream_options.include_usage), and let Settle count a stream without units as the estimate.
+// The body is parsed as it is forwarded: it is not delayed or changed, and at most 64 KiB of memory are used.
+// If a stream is cut off, the events before that count. Some upstreams report usage only at the end of a
+// stream, and only on request (OpenAI: stream_options.include_usage). So let Settle return the estimate for a
+// stream without units.
 //
-// A body in gzip is decompressed beside, and passed on compressed. That costs processor time in proportion to the text;
-// to avoid it, delete Accept-Encoding in ProxyOptions.Rewrite. A body in another coding reports nothing, which the log
-// line's remarks mention.
+// A copy of a gzip body is decompressed, and the body is forwarded compressed. This costs processor time in
+// proportion to the decompressed size; to avoid it, delete Accept-Encoding in ProxyOptions.Rewrite. A body in
+// another coding reports nothing, which is noted in the remarks of the log line.
 //
-// It panics when pointer is malformed.
+// UnitsFrom panics when pointer is malformed.
 func UnitsFrom(pointer string) func(*http.Response) error {
 	way, err := rawjson.ParsePointer(pointer)
 	if err != nil {
