@@ -30,6 +30,7 @@ func (l *accessLog) write(ex *exchange, rw *responseWriter, r *http.Request, s *
 	ex.mu.Lock()
 	traceID, identity, sent, written, tunnel := ex.traceID, ex.identity, ex.forwarded, rw.written, ex.tunnel
 	ex.mu.Unlock()
+	_, client := clientText(r)
 	attrs := make([]slog.Attr, 0, 16)
 	attrs = append(attrs,
 		slog.String("method", bounded(r.Method)),
@@ -40,7 +41,7 @@ func (l *accessLog) write(ex *exchange, rw *responseWriter, r *http.Request, s *
 		slog.String("outcome", s.outcome.String()),
 		slog.Duration("duration", s.duration),
 		slog.Int64("bytes", written+tunnel.sent),
-		slog.String("client", clientText(r)),
+		slog.String("client", client),
 		slog.String("trace_id", traceID),
 	)
 	if tunnel.joined {
@@ -71,12 +72,4 @@ func bounded(s string) string {
 		return s
 	}
 	return strings.ToValidUTF8(s[:longest], "") + "…"
-}
-
-// clientText returns the client's address, or "" when it is unknown.
-func clientText(r *http.Request) string {
-	if a := ClientAddr(r); a.IsValid() {
-		return a.String()
-	}
-	return ""
 }

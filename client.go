@@ -63,6 +63,7 @@ const (
 // hops is what is known of the connections between the client and this process.
 type hops struct {
 	client   netip.Addr // invalid until ClientAddr or TrustProxies sets it
+	text     string     // client as text; "" until clientText sets it
 	viaProxy bool       // the peer is a trusted proxy, so the field that it writes is used
 	field    string     // that field, in canonical form; "" without TrustProxies
 
@@ -233,8 +234,33 @@ func ClientAddr(r *http.Request) netip.Addr {
 	}
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
+	return ex.clientAddr(r)
+}
+
+// clientAddr is ClientAddr. The caller holds ex.mu.
+func (ex *exchange) clientAddr(r *http.Request) netip.Addr {
 	if !ex.client.IsValid() {
 		ex.client = remoteAddr(r)
 	}
 	return ex.client
+}
+
+// clientText returns ClientAddr, and the same as text, which is "" for the zero Addr. The record keeps the text: limits,
+// forwarding and the access log all need it.
+func clientText(r *http.Request) (netip.Addr, string) {
+	ex := exchangeFrom(r.Context())
+	if ex == nil {
+		a := remoteAddr(r)
+		if !a.IsValid() {
+			return a, ""
+		}
+		return a, a.String()
+	}
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	a := ex.clientAddr(r)
+	if ex.text == "" && a.IsValid() {
+		ex.text = a.String()
+	}
+	return a, ex.text
 }

@@ -55,7 +55,10 @@ type exchange struct {
 type incoming struct {
 	req      *http.Request // this package's copy of the request
 	detached bool          // a foreign middleware may run its inner handler, and use req, on another goroutine
-	user     [1]string     // the value of X-User-ID that the first Auth wrote, here to save an allocation; not changed after
+
+	// Values of fields, here to save an allocation each. They are set once and not changed after, since headers hold them.
+	user  [1]string // X-User-ID, as the first Auth wrote it
+	trace [1]string // the trace id in the answer
 }
 
 // origin is who sent the request. Every record made from this one inherits it.
@@ -66,8 +69,9 @@ type origin struct {
 
 // tracing is the trace that the request belongs to. Every record made from this one inherits it.
 type tracing struct {
-	traceID     string            // 32 hex digits
+	traceID     string            // 32 hex digits; a part of traceparent
 	traceHeader string            // the field that carries traceID
+	traceparent string            // of span; "" without one
 	span        trace.SpanContext // the parent of upstream requests
 	traceState  string            // tracestate of a trusted caller, unchanged
 }
@@ -148,6 +152,12 @@ func exchangeFrom(ctx context.Context) *exchange {
 	return ex
 }
 
+// arrival is a record and its request, in one allocation.
+type arrival struct {
+	exchange
+	request http.Request
+}
+
 // enter returns the request's record, which it creates if there is none, a writer that reports to the record, and
 // a request whose context holds it.
 //
@@ -158,11 +168,12 @@ func enter(w http.ResponseWriter, r *http.Request) (*exchange, *responseWriter, 
 	ctx := r.Context()
 	ex := exchangeFrom(ctx)
 	if ex == nil {
-		ex = &exchange{Context: ctx}
-		ex.w = responseWriter{ResponseWriter: w, ex: ex}
-		r = r.WithContext(ex)
-		ex.req = r
-		return ex, &ex.w, r
+		a := new(arrival)
+		ex = &a.exchange
+		ex.Context, ex.w = ctx, responseWriter{ResponseWriter: w, ex: ex}
+		a.request = *r.WithContext(ex)
+		ex.req = &a.request
+		return ex, &ex.w, ex.req
 	}
 	if rw, ok := w.(*responseWriter); ok && (rw.ex == ex || rw.ex == ex.whole) {
 		return ex, rw, r

@@ -157,7 +157,8 @@ func (o *observer) serve(next http.Handler, w http.ResponseWriter, r *http.Reque
 			panic(panicked) // in this frame, so that the stack of the first panic is still printed
 		}
 	}()
-	rw.Header()[o.traceHeader] = []string{ex.traceID}
+	ex.trace[0] = ex.traceID
+	rw.Header()[o.traceHeader] = ex.trace[:]
 	next.ServeHTTP(rw, r)
 }
 
@@ -197,7 +198,8 @@ func (o *observer) startSpan(ex *exchange, in, r *http.Request) (*http.Request, 
 		sc = sc.WithTraceID(outer.TraceID()).WithTraceFlags(outer.TraceFlags())
 	}
 	ex.span, ex.traceState = sc, state
-	ex.traceID, ex.traceHeader = sc.TraceID().String(), o.traceHeader
+	ex.traceparent, ex.traceHeader = telemetry.FormatTraceparent(sc), o.traceHeader
+	ex.traceID = telemetry.TraceIDOf(ex.traceparent)
 	ex.mu.Unlock()
 	return r, span
 }
@@ -228,15 +230,15 @@ const (
 	fieldTracestate  = "Tracestate"
 )
 
-// parent returns the span that a request sent within ctx continues, and the value of its tracestate. It is the
-// current span of ctx, such as that of otelhttp, unless an Observe outside has started another trace. Without Observe,
-// t is empty. An invalid span means that there is none to continue.
-func (t *tracing) parent(ctx context.Context) (trace.SpanContext, string) {
+// parent returns the traceparent and tracestate for a request that is sent within ctx. It continues the current span of
+// ctx, such as that of otelhttp, unless an Observe outside has started another trace. Without Observe, t is empty. An
+// empty traceparent means that there is no span to continue.
+func (t *tracing) parent(ctx context.Context) (traceparent, tracestate string) {
 	sc := trace.SpanContextFromContext(ctx)
 	if !sc.IsValid() || t.span.IsValid() && (sc.TraceID() != t.span.TraceID() || sc.SpanID() == t.span.SpanID()) {
-		return t.span, t.traceState
+		return t.traceparent, t.traceState
 	}
-	return sc, sc.TraceState().String()
+	return telemetry.FormatTraceparent(sc), sc.TraceState().String()
 }
 
 // continueTrace returns r with traceparent, when it has none and there is a span to continue. It does not change r.
@@ -250,8 +252,8 @@ func continueTrace(r *http.Request) *http.Request {
 		t = ex.tracing
 		ex.mu.Unlock()
 	}
-	span, state := t.parent(r.Context())
-	if !span.IsValid() {
+	traceparent, state := t.parent(r.Context())
+	if traceparent == "" {
 		return r
 	}
 	r = r.WithContext(r.Context())
@@ -259,7 +261,7 @@ func continueTrace(r *http.Request) *http.Request {
 	if r.Header == nil {
 		r.Header = make(http.Header, 2)
 	}
-	r.Header[fieldTraceparent] = []string{telemetry.FormatTraceparent(span)}
+	r.Header[fieldTraceparent] = []string{traceparent}
 	delete(r.Header, fieldTracestate)
 	if state != "" {
 		r.Header[fieldTracestate] = []string{state}
@@ -274,7 +276,7 @@ func describeRequest(span trace.Span, r *http.Request) {
 		attribute.String("url.scheme", scheme(r)),
 		attribute.String("network.protocol.version", protocolVersion(r)),
 	)
-	if client := clientText(r); client != "" {
+	if _, client := clientText(r); client != "" {
 		span.SetAttributes(attribute.String("client.address", client))
 	}
 	if telemetry.Method(r.Method) != r.Method {

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
-	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
 // ownedFields are the request fields that the gateway itself writes on what it sends to an upstream. The
@@ -201,10 +200,9 @@ func (w *fieldWriter) set(name, value string) {
 // clientAddr sets X-Real-IP to the client's address, and X-Forwarded-For to the addresses from the client to the
 // peer: the list of a trusted proxy that writes it, or else the client's address, and then the peer's.
 func (w *fieldWriter) clientAddr() {
-	client := ClientAddr(w.in)
-	before, peer := "", ""
-	if client.IsValid() {
-		before = client.String()
+	client, before := clientText(w.in)
+	peer := ""
+	if before != "" {
 		w.set("X-Real-Ip", before)
 	}
 	switch {
@@ -286,8 +284,8 @@ func (w *fieldWriter) trace(t *tracing, ctx context.Context) {
 	if t.traceID != "" {
 		w.set(t.traceHeader, t.traceID)
 	}
-	if span, state := t.parent(ctx); span.IsValid() {
-		w.set(fieldTraceparent, telemetry.FormatTraceparent(span))
+	if traceparent, state := t.parent(ctx); traceparent != "" {
+		w.set(fieldTraceparent, traceparent)
 		if state != "" {
 			w.set(fieldTracestate, state)
 		}

@@ -59,18 +59,18 @@ type KeyFunc func(*http.Request) (string, error)
 // All requests without an address, such as those from a Unix socket, share the key "-". If a proxy connects
 // through a Unix socket, put TrustProxies outside.
 func KeyByIP(r *http.Request) (string, error) {
-	a := ClientAddr(r)
-	var buf [48]byte
+	a, text := clientText(r)
 	switch {
 	case !a.IsValid():
 		return "-", nil
 	case a.Is4():
-		return string(a.AppendTo(buf[:0])), nil
+		return text, nil
 	}
 	p, err := a.Prefix(64)
 	if err != nil {
 		return "", err
 	}
+	var buf [48]byte
 	return string(p.AppendTo(buf[:0])), nil
 }
 
@@ -514,14 +514,15 @@ func (h *rateLimit) writeFields(to http.Header, d *Decision) string {
 // The fields of the draft, in the form of http.CanonicalHeaderKey.
 const policyField, limitField = "Ratelimit-Policy", "Ratelimit"
 
-// writeIETF sets both fields, with two allocations if no other limit has set them.
+// writeIETF sets both fields, or appends a member to the lists that are there, with two allocations.
 func (h *rateLimit) writeIETF(to http.Header, d *Decision) (name string) {
-	var buf [192]byte
+	var buf [256]byte
 	name, quoted := h.opts.Name, h.quoted
-	if policies := to[policyField]; len(policies) > 0 {
+	policies := to[policyField]
+	if len(policies) > 0 {
 		name, quoted = h.distinctName(policies)
 	}
-	b := append(buf[:0], quoted...)
+	b := append(appendMembers(buf[:0], policies), quoted...)
 	b = append(b, ";q="...)
 	b = httpfield.AppendInteger(b, int64(d.Limit))
 	if d.Window > 0 {
@@ -529,7 +530,7 @@ func (h *rateLimit) writeIETF(to http.Header, d *Decision) (name string) {
 		b = httpfield.AppendInteger(b, wholeSeconds(d.Window))
 	}
 	end := len(b)
-	b = append(b, quoted...)
+	b = append(appendMembers(b, to[limitField]), quoted...)
 	b = append(b, ";r="...)
 	b = httpfield.AppendInteger(b, int64(d.Remaining))
 	b = append(b, ";t="...)
@@ -542,8 +543,7 @@ func (h *rateLimit) writeIETF(to http.Header, d *Decision) (name string) {
 
 	both := string(b)
 	values := []string{both[:end], both[end:]}
-	addMember(to, policyField, values[0:1:1])
-	addMember(to, limitField, values[1:2:2])
+	to[policyField], to[limitField] = values[0:1:1], values[1:2:2]
 	return name
 }
 
@@ -580,12 +580,12 @@ func hasPolicy(lists []string, quoted string) bool {
 	return false
 }
 
-// addMember sets the field name to a list of one member, or appends the member to the list that is there.
-func addMember(to http.Header, name string, member []string) {
-	if list := to[name]; len(list) > 0 {
-		member[0] = strings.Join(list, ", ") + ", " + member[0]
+// appendMembers appends the lists of a field, with a comma after each, so that another member can follow.
+func appendMembers(b []byte, lists []string) []byte {
+	for _, list := range lists {
+		b = append(append(b, list...), ", "...)
 	}
-	to[name] = member
+	return b
 }
 
 // writeLegacy sets the three fields. An admission leaves them alone if another limit has set them and has no
