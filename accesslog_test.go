@@ -113,10 +113,8 @@ func TestLogNamesBothValues(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			j, observe := observed()
-			r := httptest.NewRequest("GET", "/", nil)
-			r.Header.Set("Authorization", "Bearer "+edToken(tt.change))
-			rec := httptest.NewRecorder()
-			observe(gateway.Auth(edJWT(nil), nil)(text("in"))).ServeHTTP(rec, r)
+			r := withBearer(edToken(tt.change))
+			rec := recorded(observe(gateway.Auth(edJWT(nil), nil)(text("in"))), r)
 			line := j.next(t)
 			for _, want := range tt.want {
 				if !strings.Contains(line["error"], want) {

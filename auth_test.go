@@ -158,8 +158,7 @@ func TestAuthClientLeft(t *testing.T) {
 		cancel()
 		return nil, ctx.Err()
 	})
-	w := httptest.NewRecorder()
-	gateway.Auth(a, nil)(caller).ServeHTTP(w, httptest.NewRequestWithContext(ctx, "GET", "/", nil))
+	w := recorded(gateway.Auth(a, nil)(caller), httptest.NewRequestWithContext(ctx, "GET", "/", nil))
 	if w.Code != 400 {
 		t.Errorf("status %d", w.Code)
 	}

@@ -1,9 +1,6 @@
 package gateway_test
 
 import (
-	"bytes"
-	"log"
-	"log/slog"
 	"reflect"
 	"runtime"
 	"slices"
@@ -136,17 +133,7 @@ func TestCircuitWatch(t *testing.T) {
 		})
 	})
 	t.Run("panics", func(t *testing.T) {
-		var logged bytes.Buffer
-		logger, output, flags := slog.Default(), log.Writer(), log.Flags()
-		slog.SetDefault(slog.New(slog.NewTextHandler(&logged, nil)))
-		defer func() {
-			slog.SetDefault(logger)
-			log.SetOutput(output)
-			log.SetFlags(flags)
-			if n := strings.Count(logged.String(), "circuit=c panic=oops"); n != 4 {
-				t.Errorf("logged %d times: %s", n, logged.String())
-			}
-		}()
+		logged := captureDefaultLog(t)
 		synctest.Test(t, func(t *testing.T) {
 			c := gateway.NewCircuit("c", nil)
 			told := 0
@@ -157,6 +144,9 @@ func TestCircuitWatch(t *testing.T) {
 				t.Errorf("the other watcher was told %d changes, want 4", told)
 			}
 		})
+		if n := strings.Count(logged.String(), "circuit=c panic=oops"); n != 4 {
+			t.Errorf("logged %d times: %s", n, logged.String())
+		}
 	})
 	t.Run("exits its goroutine", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {

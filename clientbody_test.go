@@ -453,8 +453,7 @@ func TestTimeoutEndsReadsOfALocalHandler(t *testing.T) {
 // TestExpectedBodyDoesNotStopTheClock: the target begins a response without the body, which the client therefore does
 // not send, and then stops. That is not the client's time.
 func TestExpectedBodyDoesNotStopTheClock(t *testing.T) {
-	transport := gateway.NewTransport(nil)
-	t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
+	transport := newTransport(t, nil)
 	link := plainTarget(t, func(conn net.Conn, br *bufio.Reader) {
 		readHead(br)
 		io.WriteString(conn, "HTTP/1.1 2")

@@ -35,8 +35,7 @@ func TestAnswerDoesNotWait(t *testing.T) {
 					<-release
 					io.WriteString(conn, tt.rest)
 				})
-				transport := gateway.NewTransport(nil)
-				t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
+				transport := newTransport(t, nil)
 				w := newWayTo(t, before, gateway.NewUpstream("target", gateway.MustTargets(up),
 					&gateway.UpstreamOptions{Transport: transport}), nil)
 				res := w.do(t, newRequest(t, "GET", w.url, nil)) // hangs when the header waits
@@ -141,8 +140,7 @@ func TestWholeAnswerIsOneWrite(t *testing.T) {
 						}
 					}
 				})
-				transport := gateway.NewTransport(nil)
-				t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
+				transport := newTransport(t, nil)
 				up := gateway.NewUpstream("target", gateway.MustTargets(target), &gateway.UpstreamOptions{Transport: transport})
 				var writes atomic.Int64
 				s := httptest.NewUnstartedServer(gateway.Proxy(up, nil))

@@ -191,8 +191,7 @@ func TestWithIdentityStaysInside(t *testing.T) {
 		{"Auth inside another's request", auth("bob")(around(as("ann", auth("eve")(answer)))), "eve in bob", "bob"},
 	} {
 		j, observe := observed()
-		rec := httptest.NewRecorder()
-		observe(tt.h).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+		rec := recorded(observe(tt.h), nil)
 		if got, line := rec.Body.String(), j.next(t); got != tt.want || line["subject"] != tt.logged {
 			t.Errorf("%s: got %q, want %q; logged the subject %q, want %q", tt.name, got, tt.want, line["subject"], tt.logged)
 		}

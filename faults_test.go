@@ -85,8 +85,7 @@ func TestTargetsDieUnderLoad(t *testing.T) {
 		targets = append(targets, p)
 		urls = append(urls, "http://"+p.addr)
 	}
-	transport := gateway.NewTransport(nil)
-	t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
+	transport := newTransport(t, nil)
 	u := gateway.NewUpstream("u", gateway.MustTargets(urls...), &gateway.UpstreamOptions{
 		Transport: transport,
 		Retry:     gateway.RetryOptions{Attempts: 3},
@@ -226,8 +225,7 @@ func TestTargetFaults(t *testing.T) {
 				}
 			})
 			c := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 1})
-			transport := gateway.NewTransport(nil)
-			t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
+			transport := newTransport(t, nil)
 			u := gateway.NewUpstream("u", gateway.MustTargets(target), &gateway.UpstreamOptions{Timeout: patience, Circuit: c, Transport: transport})
 			f := new(front)
 			h := gateway.Proxy(u, nil)

@@ -34,8 +34,7 @@ func TestChain(t *testing.T) {
 	if got := strings.Join(order, " "); got != "first second third" {
 		t.Errorf("order: %s", got)
 	}
-	rec := httptest.NewRecorder()
-	gateway.Chain()(text("alone")).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+	rec := recorded(gateway.Chain()(text("alone")), nil)
 	if rec.Body.String() != "alone" {
 		t.Errorf("an empty chain answered %q", rec.Body)
 	}
@@ -183,8 +182,7 @@ func TestHandleErrors(t *testing.T) {
 			after = gateway.ErrorFrom(r.Context())
 		})
 	}
-	rec := httptest.NewRecorder()
-	html(fail(gateway.ErrUnauthenticated)).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+	rec := recorded(html(fail(gateway.ErrUnauthenticated)), nil)
 	if rec.Code != 401 || rec.Body.String() != "<h1>Unauthorized</h1>" || rec.Header().Get("WWW-Authenticate") == "" {
 		t.Errorf("got %d %q %v", rec.Code, rec.Body, rec.Header())
 	}
@@ -243,8 +241,7 @@ func TestTimeout(t *testing.T) {
 		t.Errorf("got %d %q", res.StatusCode, body)
 	}
 	close(silent)
-	rec := httptest.NewRecorder()
-	gateway.Timeout(time.Hour)(text("in time")).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+	rec := recorded(gateway.Timeout(time.Hour)(text("in time")), nil)
 	if rec.Code != 200 {
 		t.Errorf("got %d", rec.Code)
 	}

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"maps"
 	"math/big"
@@ -309,9 +310,13 @@ func observed() (journal, gateway.Middleware) {
 // captureDefaultLog returns a buffer for what slog.Default logs until the test ends.
 func captureDefaultLog(t *testing.T) *lockedBuffer {
 	b := new(lockedBuffer)
-	before := slog.Default()
+	before, output, flags := slog.Default(), log.Writer(), log.Flags()
 	slog.SetDefault(slog.New(slog.NewTextHandler(b, nil)))
-	t.Cleanup(func() { slog.SetDefault(before) })
+	t.Cleanup(func() {
+		slog.SetDefault(before)
+		log.SetOutput(output) // SetDefault has redirected package log too
+		log.SetFlags(flags)
+	})
 	return b
 }
 
@@ -453,6 +458,13 @@ func newJWT(keys gateway.KeySource, change func(*gateway.JWTOptions)) *gateway.J
 		change(&o)
 	}
 	return gateway.NewJWT(keys, o)
+}
+
+// withBearer returns a request that carries token.
+func withBearer(token string) *http.Request {
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header.Set("Authorization", "Bearer "+token)
+	return r
 }
 
 // edJWT is newJWT with the key of edToken.

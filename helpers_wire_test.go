@@ -125,6 +125,13 @@ func newWay(t *testing.T, before, behind string, opts *gateway.ProxyOptions, tar
 	return newWayTo(t, before, newTarget(t, behind, httptest.NewUnstartedServer(target), gateway.TransportOptions{}, gateway.UpstreamOptions{}), opts)
 }
 
+// newTransport returns a transport whose idle connections are closed when the test ends.
+func newTransport(t *testing.T, o *gateway.TransportOptions) http.RoundTripper {
+	transport := gateway.NewTransport(o)
+	t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
+	return transport
+}
+
 // newTarget starts s as a target that speaks protocol, and returns an Upstream before it.
 func newTarget(t *testing.T, protocol string, s *httptest.Server, to gateway.TransportOptions, o gateway.UpstreamOptions) *gateway.Upstream {
 	t.Helper()
@@ -136,8 +143,7 @@ func newTarget(t *testing.T, protocol string, s *httptest.Server, to gateway.Tra
 	case h2c:
 		link = "h2c" + strings.TrimPrefix(link, "http")
 	}
-	o.Transport = gateway.NewTransport(&to)
-	t.Cleanup(o.Transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
+	o.Transport = newTransport(t, &to)
 	return gateway.NewUpstream("target", gateway.MustTargets(link), &o)
 }
 
@@ -213,8 +219,7 @@ func readHead(br *bufio.Reader) (string, error) {
 // toPlain is a gateway before a plainTarget.
 func toPlain(t *testing.T, opts *gateway.ProxyOptions, answer func(conn net.Conn, br *bufio.Reader)) *way {
 	t.Helper()
-	transport := gateway.NewTransport(nil)
-	t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
+	transport := newTransport(t, nil)
 	up := gateway.NewUpstream("target", gateway.MustTargets(plainTarget(t, answer)), &gateway.UpstreamOptions{Transport: transport})
 	return newWayTo(t, http1, up, opts)
 }

@@ -23,12 +23,6 @@ func introspect(o gateway.IntrospectionOptions, answer func(*http.Request) (*htt
 	return must(gateway.NewIntrospection("https://id.example/introspect", o))
 }
 
-func withBearer(token string) *http.Request {
-	r := httptest.NewRequest("GET", "/", nil)
-	r.Header.Set("Authorization", "Bearer "+token)
-	return r
-}
-
 func TestIntrospectionAnswers(t *testing.T) {
 	now := time.Now().Unix()
 	bad := gateway.ErrUnauthenticated

@@ -253,8 +253,7 @@ func TestObserveInsideObserve(t *testing.T) {
 		{"the inner one would log", silentOne, logging, 0, true, "X-Other"},
 	} {
 		before := len(elsewhere.String())
-		rec := httptest.NewRecorder()
-		gateway.Chain(gateway.Observe(tt.outer), gateway.Observe(tt.inner), report)(text("ok")).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+		rec := recorded(gateway.Chain(gateway.Observe(tt.outer), gateway.Observe(tt.inner), report)(text("ok")), nil)
 		if len(j) != tt.lines || (len(elsewhere.String()) > before) != tt.warned {
 			t.Errorf("%s: %d lines, and elsewhere %q", tt.name, len(j), elsewhere)
 		}

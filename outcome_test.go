@@ -136,8 +136,7 @@ func TestIsFailurePanics(t *testing.T) {
 		Circuit:   c,
 		Transport: roundTrip(func(r *http.Request) (*http.Response, error) { return answered(r, 200, http.NoBody), nil }),
 	})
-	w := httptest.NewRecorder()
-	gateway.Proxy(u, nil).ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+	w := recorded(gateway.Proxy(u, nil), nil)
 	if w.Code != 200 || u.Status()[0].Pending != 0 || c.State() != gateway.CircuitClosed {
 		t.Errorf("status %d, %+v, circuit %v", w.Code, u.Status()[0], c.State())
 	}

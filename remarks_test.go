@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -31,8 +30,7 @@ func TestRemarksAreLogged(t *testing.T) {
 		})(text("ok")), `ratelimit new would refuse: gateway: rate limited: policy "new"`},
 	} {
 		j, observe := observed()
-		rec := httptest.NewRecorder()
-		observe(tt.h).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+		rec := recorded(observe(tt.h), nil)
 		if line := j.next(t); rec.Code != 200 || line["level"] != "WARN" || !strings.HasPrefix(line["remarks"], tt.want) {
 			t.Errorf("%s: %d, logged %v", tt.name, rec.Code, line)
 		}

@@ -108,8 +108,7 @@ func TestTraceOfTheContext(t *testing.T) {
 				r.Header.Set("Traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 				r.Header["Trace_parent"] = []string{"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 				r.Header.Set("Tracestate", "evil=1")
-				rec := httptest.NewRecorder()
-				tt.mw(h).ServeHTTP(rec, r)
+				rec := recorded(tt.mw(h), r)
 				if rec.Code != 200 || got == nil {
 					t.Fatalf("answered %d %s", rec.Code, rec.Body)
 				}

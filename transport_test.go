@@ -25,13 +25,11 @@ func TestTransportH2C(t *testing.T) {
 	s.Config.Protocols.SetUnencryptedHTTP2(true)
 	s.Start()
 	t.Cleanup(s.Close)
-	tr := gateway.NewTransport(nil)
-	t.Cleanup(tr.(interface{ CloseIdleConnections() }).CloseIdleConnections)
+	tr := newTransport(t, nil)
 	for scheme, proto := range map[string]string{"http": "HTTP/1.1", "h2c": "HTTP/2.0"} {
 		targets := gateway.MustTargets(strings.Replace(s.URL, "http", scheme, 1))
 		u := gateway.NewUpstream("u", targets, &gateway.UpstreamOptions{Transport: tr})
-		rec := httptest.NewRecorder()
-		gateway.Proxy(u, nil).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+		rec := recorded(gateway.Proxy(u, nil), nil)
 		if rec.Body.String() != proto {
 			t.Errorf("%s: %d %q, want %q", scheme, rec.Code, rec.Body, proto)
 		}
@@ -125,8 +123,7 @@ func TestTransportPing(t *testing.T) {
 				if protocol == http2 {
 					link, o.TLS = "https://"+addr, &tls.Config{RootCAs: rootsOf(s)}
 				}
-				tr := gateway.NewTransport(&o)
-				t.Cleanup(tr.(interface{ CloseIdleConnections() }).CloseIdleConnections)
+				tr := newTransport(t, &o)
 				ask := func(patience time.Duration) error {
 					ctx, cancel := context.WithTimeout(t.Context(), patience)
 					defer cancel()

@@ -93,8 +93,7 @@ func TestUpstreamCircuit(t *testing.T) {
 		if err := ask(); !errors.Is(err, gateway.ErrCircuitOpen) || asked != 2 {
 			t.Errorf("%v after %d", err, asked)
 		}
-		rec := httptest.NewRecorder()
-		gateway.Proxy(u, nil).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+		rec := recorded(gateway.Proxy(u, nil), nil)
 		if rec.Code != 503 || rec.Header().Get("Retry-After") != "60" {
 			t.Errorf("got %d, Retry-After %q", rec.Code, rec.Header().Get("Retry-After"))
 		}
