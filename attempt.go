@@ -62,8 +62,8 @@ type progress struct {
 }
 
 // attempt sends r once. It prefers targets that are not among tried. The member that it returns is the target
-// that was asked, or nil when none was.
-func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member) (*http.Response, *member, error) {
+// that was asked, or nil when none was. l is nil unless another attempt may run beside this one.
+func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *lane) (*http.Response, *member, error) {
 	choice := u.pool.choice()
 	if len(choice.members) == 0 {
 		return nil, nil, fmt.Errorf("%w: upstream %s", ErrNoTarget, u.name)
@@ -90,7 +90,8 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member) (*htt
 	a.member = choice.members[i]
 	a.member.pending.Add(1)
 
-	ctx := a.clock.start(a.client, u.opts.Timeout, body)
+	ctx := a.clock.start(a.client, u.opts.Timeout, body, l != nil)
+	l.enter(a.member, a.clock.cancel)
 	out := r.WithContext(ctx)
 	a.url = *r.URL
 	out.URL = &a.url
@@ -103,7 +104,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member) (*htt
 	}
 	if err != nil {
 		err = a.blame(fmt.Errorf("target %s: %w", a.member.URL.Redacted(), attemptError(out, err)))
-		a.end(result{err: err, gone: leftEarly(a.client)})
+		a.end(result{err: err, gone: leftEarly(a.client) || l.hasLost()})
 		return nil, a.member, err
 	}
 	a.answer(res, body)
@@ -165,8 +166,8 @@ func grpcTimeout(h http.Header) time.Duration {
 // takes a part of the body every second may take a minute for all of it; then it has 2s for the response headers.
 type attemptClock struct {
 	limit  time.Duration
-	cancel context.CancelCauseFunc
-	wake   heldBody // nil unless the body may keep its reader waiting
+	cancel context.CancelCauseFunc // nil when the attempt has no context of its own
+	wake   heldBody                // nil unless the body may keep its reader waiting
 
 	mu      sync.Mutex
 	timer   *time.Timer // nil without a limit
@@ -177,21 +178,25 @@ type attemptClock struct {
 }
 
 // start returns the context for the attempt. It is canceled with ErrTimeout when the target has made the attempt wait
-// for d, if d is positive and stop is not called before. body is nil if the client has nothing to send.
-func (c *attemptClock) start(ctx context.Context, d time.Duration, body *replay) context.Context {
+// for d, if d is positive and stop is not called before. It is a context of its own if d is positive or own is set.
+// body is nil if the client has nothing to send.
+func (c *attemptClock) start(ctx context.Context, d time.Duration, body *replay, own bool) context.Context {
 	c.turn = newTurn()
 	c.turn.complete = body == nil
 	if body != nil {
 		c.wake, _ = body.source.(heldBody)
 	}
-	if d <= 0 {
+	if d <= 0 && !own {
 		return ctx
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.limit, c.cancel = d, cancel
-	c.timer = time.AfterFunc(d, c.fire)
+	c.cancel = cancel
+	if d > 0 {
+		c.limit = d
+		c.timer = time.AfterFunc(d, c.fire)
+	}
 	return ctx
 }
 

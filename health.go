@@ -143,6 +143,7 @@ type pool struct {
 type choice struct {
 	members []*member
 	targets []Target  // of members, at the same indices
+	all     bool      // no member of the pool is out
 	until   time.Time // when the first ejection of another member ends; zero if none is ejected
 }
 
@@ -193,6 +194,7 @@ func (p *pool) choose() *choice {
 			c.until = m.ejected.until
 		}
 	}
+	c.all = len(c.members) == len(p.members)
 	if len(c.members) == 0 {
 		c.members = p.members
 	}

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net/http"
@@ -156,6 +157,24 @@ func (b *replay) view(trailer http.Header, clock *attemptClock) (io.ReadCloser, 
 	}
 	b.current = &replayView{of: b, trailer: trailer, clock: clock}
 	return b.current, nil
+}
+
+// whole returns a replay of its own, if all of the body has been read and kept. A body with trailers is never whole.
+func (b *replay) whole() (*replay, bool) {
+	if b == nil {
+		return nil, true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	ended := b.err == io.EOF || b.err == nil && b.declared >= 0 && b.read >= b.declared
+	if b.lost || !ended || b.trailer != nil {
+		return nil, false
+	}
+	body := make([]byte, b.kept.size)
+	for at := 0; at < len(body); {
+		at += b.kept.copy(body[at:], at)
+	}
+	return &replay{source: io.NopCloser(bytes.NewReader(body)), limit: b.limit, declared: b.declared}, true
 }
 
 // settle is called when no further view is needed. It frees the buffer if the current view has read all of

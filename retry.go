@@ -35,6 +35,18 @@ type RetryOptions struct {
 	MaxBodyBytes int64 // bodies up to this are buffered for replay; 0 means 64 KiB, negative none
 	Statuses     []int // responses to retry; nil means 502, 503 and 504, empty means none
 
+	// HedgeAfter asks a second target when the first has not begun to answer after this time. The first response wins
+	// that is not to be retried. The other attempt is canceled and counts against nobody: its outcome is
+	// OutcomeClientCanceled. 0 means never. Choose about the 95th percentile of the time to the response headers: then
+	// one request in twenty is sent twice, and the slowest answers are hardly ever seen (Dean and Barroso, The Tail at
+	// Scale, 2013).
+	//
+	// The second attempt is one of Attempts, which must be at least 2, and it is spent from Budget as a retry is. It is
+	// not made for a request that may not be sent twice, or whose body has not been sent whole by then, nor while the
+	// pool is sick: while a target is out, or the circuit is not closed. It runs on a goroutine that ends before
+	// RoundTrip returns, so the transport must heed the end of a request's context.
+	HedgeAfter time.Duration
+
 	// GRPC declares that this upstream's gRPC methods may be called twice. The calls are POSTs, which are otherwise
 	// retried only when nothing was sent. A response without messages (Trailers-Only) is retried by the HTTP status that
 	// corresponds to its gRPC status (see Outcome): UNAVAILABLE as 503. One that has begun is not retried.
@@ -125,7 +137,7 @@ func (u *Upstream) mayRetry(r *http.Request, body *replay, n, status int, err er
 	} else if !slices.Contains(o.Statuses, status) {
 		return false
 	}
-	if !unsent && !isIdempotent(r.Method) && !(o.GRPC && isGRPC(r.Header)) {
+	if !unsent && !o.mayRepeat(r) {
 		return false
 	}
 	if c := u.opts.Circuit; c != nil && c.State() == CircuitOpen {
@@ -133,6 +145,11 @@ func (u *Upstream) mayRetry(r *http.Request, body *replay, n, status int, err er
 	}
 	// A request that was never sent cost the upstream nothing, so it costs no budget.
 	return unsent || u.budget.spend()
+}
+
+// mayRepeat reports whether a target may get r twice.
+func (o *RetryOptions) mayRepeat(r *http.Request) bool {
+	return isIdempotent(r.Method) || o.GRPC && isGRPC(r.Header)
 }
 
 // pause waits before the retry that follows attempt n. It returns early, with false, when ctx ends.

@@ -133,6 +133,12 @@ func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream
 	if u.opts.Retry.Attempts < 0 {
 		panic("gateway: NewUpstream: Retry.Attempts must not be negative")
 	}
+	switch after := u.opts.Retry.HedgeAfter; {
+	case after < 0:
+		panic("gateway: NewUpstream: Retry.HedgeAfter must not be negative")
+	case after > 0 && u.opts.Retry.Attempts < 2:
+		panic("gateway: NewUpstream: Retry.HedgeAfter needs Retry.Attempts of at least 2: asking a second target is an attempt")
+	}
 	if err := u.opts.Health.check(); err != nil {
 		panic("gateway: NewUpstream: Health: " + err.Error())
 	}
@@ -211,7 +217,12 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	var tried []*member
 	for n := 1; ; n++ {
-		res, m, err := u.attempt(r, body, tried)
+		a, other := u.ask(r, body, tried, n)
+		res, m, err := a.res, a.member, a.err
+		if other != nil {
+			tried = append(tried, other)
+			n++
+		}
 		status := 0
 		if res != nil {
 			status = answeredStatus(r, res)

@@ -1,0 +1,216 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+)
+
+// errHedgeLost is why an attempt was canceled whose request another target has answered.
+var errHedgeLost = errors.New("gateway: another target answered first")
+
+// answer is what an attempt returned.
+type answer struct {
+	res    *http.Response
+	member *member // the target that was asked; nil when none was
+	err    error
+}
+
+// ask makes attempt n of r. When it is the first and RetryOptions.HedgeAfter allows it, a second attempt may run beside
+// it; other is then the target whose answer is not used.
+func (u *Upstream) ask(r *http.Request, body *replay, tried []*member, n int) (a answer, other *member) {
+	if n > 1 || !u.hedges(r) {
+		a.res, a.member, a.err = u.attempt(r, body, tried, nil)
+		return a, nil
+	}
+	return (&race{upstream: u, request: r, body: body}).run()
+}
+
+// hedges reports whether r may be sent to two targets at once.
+func (u *Upstream) hedges(r *http.Request) bool {
+	o := &u.opts.Retry
+	return o.HedgeAfter > 0 && len(r.Header["Upgrade"]) == 0 && o.mayRepeat(r) && !u.sick()
+}
+
+// sick reports whether something is wrong with the pool, so that it should get no request twice: a target is out, or
+// the circuit is not closed. A pool of one target has no second one to ask.
+func (u *Upstream) sick() bool {
+	if c := u.pool.choice(); len(c.members) < 2 || !c.all {
+		return true
+	}
+	c := u.opts.Circuit
+	return c != nil && c.State() != CircuitClosed
+}
+
+// race is one attempt at a request and, when that has not answered in time, a second one beside it.
+//
+// The first runs on the caller's goroutine, so that a request which is answered in time costs a timer and no goroutine.
+// The second runs on the timer's. run returns when both have ended: no goroutine outlives the round trip.
+type race struct {
+	upstream *Upstream
+	request  *http.Request
+	body     *replay
+	first    lane
+	second   lane
+
+	mu        sync.Mutex
+	over      bool          // there is a winner, or no second attempt may begin any more
+	secondWon bool          // it answered before the first did
+	begun     chan struct{} // nil until the time is up; closed when the second attempt has ended
+	answer    answer        // the second's; empty when it was not sent
+}
+
+// run returns the answer to use, and the target whose answer is not used, if a second one was asked.
+func (x *race) run() (won answer, other *member) {
+	timer := time.AfterFunc(x.upstream.opts.Retry.HedgeAfter, x.hedge)
+	panicking := true
+	defer func() {
+		timer.Stop()
+		if panicking {
+			x.finish(true)
+			discard(x.answer.res)
+		}
+	}()
+	var a answer
+	a.res, a.member, a.err = x.upstream.attempt(x.request, x.body, nil, &x.first)
+	panicking = false
+	timer.Stop()
+	x.finish(x.usable(a))
+	switch {
+	case x.secondWon:
+		discard(a.res)
+		return x.answer, a.member
+	default:
+		discard(x.answer.res)
+		return a, x.answer.member
+	}
+}
+
+// finish ends the race after the first attempt has ended, and waits for the second. When the first has won, the second
+// is canceled.
+func (x *race) finish(firstWins bool) {
+	x.mu.Lock()
+	begun, over := x.begun, x.over
+	if firstWins || begun == nil {
+		x.over = true
+	}
+	x.mu.Unlock()
+	if begun == nil {
+		return
+	}
+	if firstWins && !over {
+		x.second.lose()
+	}
+	<-begun
+}
+
+// usable reports whether a ends the race: it is an answer, and none that would be retried.
+func (x *race) usable(a answer) bool {
+	return a.err == nil && !slices.Contains(x.upstream.opts.Retry.Statuses, answeredStatus(x.request, a.res))
+}
+
+// hedge is called when the first attempt has not answered in time.
+func (x *race) hedge() {
+	x.mu.Lock()
+	if x.over {
+		x.mu.Unlock()
+		return
+	}
+	x.begun = make(chan struct{})
+	x.mu.Unlock()
+	defer close(x.begun)
+
+	u := x.upstream
+	asked := x.first.target()
+	if asked == nil || x.request.Context().Err() != nil || u.sick() {
+		return
+	}
+	body, ok := x.body.whole()
+	if !ok || !u.budget.spend() {
+		return
+	}
+	a := x.attemptSafely(body, asked)
+	wins := x.usable(a)
+	x.mu.Lock()
+	x.answer = a
+	if wins && !x.over {
+		x.over, x.secondWon = true, true
+	}
+	lost := x.secondWon
+	x.mu.Unlock()
+	if lost {
+		x.first.lose()
+	}
+}
+
+// attemptSafely makes the second attempt. A panic in a balancer or a transport becomes an error: on this goroutine, it
+// would end the process.
+func (x *race) attemptSafely(body *replay, asked *member) (a answer) {
+	a.err = ErrBadGateway // stays when the transport calls runtime.Goexit
+	defer func() {
+		if p := recover(); p != nil {
+			a.err = logPanic("a second attempt panicked", p, slog.String("upstream", x.upstream.name))
+		}
+	}()
+	a.res, a.member, a.err = x.upstream.attempt(x.request, body, []*member{asked}, &x.second)
+	return a
+}
+
+// discard closes the body of an answer that is not used.
+func discard(res *http.Response) {
+	if res != nil {
+		res.Body.Close()
+	}
+}
+
+// lane is where one attempt of a race runs. A nil lane stands for an attempt that does not race.
+type lane struct {
+	mu     sync.Mutex
+	member *member                 // the target that is asked; nil before the pick
+	cancel context.CancelCauseFunc // nil before the pick
+	lost   bool
+}
+
+// enter is called when the attempt knows its target.
+func (l *lane) enter(m *member, cancel context.CancelCauseFunc) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.member, l.cancel = m, cancel
+	if l.lost {
+		cancel(errHedgeLost)
+	}
+}
+
+// target returns the target that is asked, or nil before it is known.
+func (l *lane) target() *member {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.member
+}
+
+// lose cancels the attempt.
+func (l *lane) lose() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lost = true
+	if l.cancel != nil {
+		l.cancel(errHedgeLost)
+	}
+}
+
+// hasLost reports whether the attempt was canceled because the other one has answered: it counts against nobody.
+func (l *lane) hasLost() bool {
+	if l == nil {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost
+}
