@@ -11,30 +11,30 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/routing"
 )
 
-// Explanation is what ServeHTTP would do with a request, and why.
+// Explanation describes what Router.ServeHTTP would do with a request, and why.
 type Explanation struct {
 	Route      *Route   // nil when no route matched
 	Status     int      // 200 for a route; otherwise 204, 308, 400, 404 or 405, as ServeHTTP would answer
-	Reason     string   // what is wrong with the path; with 400
-	Location   string   // where the client is sent; with 308
-	Allow      []string // the methods that the path has; with 204 and 405
+	Reason     string   // for 400: what is wrong with the path
+	Location   string   // for 308: the redirect's target
+	Allow      []string // for 204 and 405: the methods that the path has
 	PathValues map[string]string
-	Candidates []Candidate // in the order in which they are tried
+	Candidates []Candidate // the routes in the order in which they are tried; see Explain
 }
 
-// Candidate is a route and why it was not taken, if it was not.
+// Candidate is a route with the reason why a request does not reach it, if it does not.
 type Candidate struct {
 	Route   Route
-	Matched bool   // this route is taken
-	Reason  string // "path", "method", "host" or the predicate's name; "precedence" when an earlier route is taken
+	Matched bool   // the request goes to this route
+	Reason  string // otherwise: "path", "method", "host" or the failed predicate's name; "precedence" if an earlier route is used
 }
 
-// Explain returns the route that r would take, the path values, and why each other candidate would not be
-// taken. It makes the decision of ServeHTTP, by the same code, and does not change r.
+// Explain returns the route that r would reach, the path values, and the reason why each other route would
+// not be used. It uses the code of ServeHTTP, and does not change r.
 //
 // Candidates has every route: first those whose path matches, in the order in which they are tried, and then
-// the others by precedence. It is empty when the request is refused or redirected because its path is not
-// clean, since no route is tried then.
+// the others by precedence. It is empty if the request is refused or redirected because its path is not
+// clean, since then no route is tried.
 func (rt *Router) Explain(r *http.Request) Explanation {
 	var s routing.Search
 	d, verdicts := rt.tree.Survey(r, &s)
@@ -61,8 +61,8 @@ func (rt *Router) Explain(r *http.Request) Explanation {
 	return x
 }
 
-// String returns a table for people: the answer, the path values and the candidates. The candidate that is
-// taken is marked with "+". Those that lost on host or path are counted and not listed.
+// String returns a table for people: the answer, the path values and the candidates. The route that is used
+// is marked with "+". Candidates that failed on host or path are counted and not listed.
 func (x Explanation) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d %s", x.Status, http.StatusText(x.Status))
