@@ -9,12 +9,13 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// FieldEdits are edits of header fields. Drop comes first, then Set, which replaces a field, then Add, which adds a
-// value to it. The zero value changes nothing.
+// FieldEdits are edits of header fields: Drop removes fields, then Set replaces them, then Add appends
+// values. The zero value changes nothing.
 //
-// A field that the gateway writes itself cannot be edited, nor one that frames a message or is for one connection only,
-// such as Content-Length or Connection: Proxy panics at setup. The same goes for a malformed name or value, and for two
-// names in Set that a server could take for one.
+// Some fields cannot be edited: those that the gateway itself sets; those that frame a message, such as
+// Content-Length; hop-by-hop fields, such as Connection; and Host, for which there is
+// ProxyOptions.PreserveHost. Proxy panics on an edit of one of them, on a malformed name or value, and on two
+// names in Set that a server could take for the same field.
 type FieldEdits struct {
 	Drop []string
 	Set  map[string]string
