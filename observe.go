@@ -26,10 +26,10 @@ const scope = "github.com/seed-96248d0c/gateway"
 
 // ObserveOptions configures the logger, tracer, meter and Stats that Observe reports to.
 type ObserveOptions struct {
-	Logger      *slog.Logger         // nil: no access log
-	Tracer      trace.TracerProvider // nil: otel.GetTracerProvider()
-	Meter       metric.MeterProvider // nil: otel.GetMeterProvider()
-	Stats       *Stats               // nil: none
+	Logger      *slog.Logger         // nil means no access log
+	Tracer      trace.TracerProvider // nil means otel.GetTracerProvider()
+	Meter       metric.MeterProvider // nil means otel.GetMeterProvider()
+	Stats       *Stats               // nil means that no figures are kept in this process
 	TraceHeader string               // field with the trace id, in the upstream request and in the answer; "" means X-Trace-ID
 
 	// TrustTrace reports whether to continue the trace of the request's caller. The trace is read from the
