@@ -10,9 +10,9 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// Require lets a request pass when allow returns true for its Identity. Otherwise it answers 403, or 401 when
-// nobody is authenticated: Require belongs inside Auth. name is the requirement's name in the log. allow is
-// never called with a nil Identity; it must be safe for concurrent use. Require panics when name is empty or
+// Require calls the next handler when allow returns true for the Identity. Otherwise it answers 403. Without
+// an Identity it answers 401: put Require inside Auth. name is the requirement's name in the log. allow is
+// never called with a nil Identity. It must be safe for concurrent use. Require panics when name is empty or
 // allow is nil.
 func Require(name string, allow func(id *Identity, r *http.Request) bool) Middleware {
 	if name == "" {
@@ -27,10 +27,9 @@ func Require(name string, allow func(id *Identity, r *http.Request) bool) Middle
 	})
 }
 
-// RequireScopes lets a request pass when its Identity has every one of scopes. Otherwise it answers 403 with
-// the challenge error="insufficient_scope", which names all of scopes (RFC 6750 section 3.1), or 401 when
-// nobody is authenticated. It panics without scopes, and on one that is not a scope-token (RFC 6749 section
-// 3.3).
+// RequireScopes calls the next handler when the Identity has all of scopes. Otherwise it answers 403 with the
+// challenge error="insufficient_scope" and all of scopes (RFC 6750 section 3.1), or 401 without an Identity.
+// RequireScopes panics without scopes, and on one that is not a scope-token (RFC 6749 section 3.3).
 func RequireScopes(scopes ...string) Middleware {
 	if len(scopes) == 0 {
 		panic("gateway: RequireScopes: no scopes")
@@ -56,10 +55,10 @@ func RequireScopes(scopes ...string) Middleware {
 	})
 }
 
-// RequireClaim lets a request pass when the claim is one of anyOf, or a list that contains one of them.
-// Otherwise it answers 403, or 401 when nobody is authenticated. Only strings are compared: a claim that is a
-// number is never equal. "sub", "iss", "aud" and "scope" are read from the Identity's own fields, all other
-// names from its Claims. RequireClaim panics when name is empty or anyOf has no values.
+// RequireClaim calls the next handler when the claim is one of anyOf, or is a list that contains one of them.
+// Otherwise it answers 403, or 401 without an Identity. Only strings are compared: a number never equals.
+// "sub", "iss", "aud" and "scope" are read from the Identity's own fields, all other names from its Claims.
+// RequireClaim panics when name is empty or anyOf has no values.
 func RequireClaim(name string, anyOf ...string) Middleware {
 	if name == "" {
 		panic("gateway: RequireClaim: empty name")
