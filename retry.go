@@ -13,43 +13,46 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// RetryOptions configures when an Upstream sends a request again. The zero value retries nothing.
+// RetryOptions configures when an Upstream sends a request again. The zero value means no retries.
 //
-// A request is retried only while no response has started, and only if its method is idempotent (RFC 9110
-// section 9.2.2) or the connection failed before anything was sent. An upgrade is never retried, and neither
-// is a request whose client has left. A retry goes to a target that was not asked yet, when there is one, even if
-// that target is ejected.
+// A request is retried only while the client has received nothing of a response, and only if its method is
+// idempotent (RFC 9110 section 9.2.2) or the connection failed before anything was sent. An upgrade is never
+// retried, and neither is a request whose client has left. A retry goes to a target that the request has not
+// been sent to, if there is one, even if that target is ejected.
 //
-// One kind of resending does not depend on these options. An idempotent request that met a dead connection
-// from the pool is sent again on another one, provided that its body, if any, was kept. net/http's transport
-// does a part of this. To that transport, a request with the field Idempotency-Key or X-Idempotency-Key is
-// idempotent too.
+// There is one more reason to send a request again, whatever these options: an idempotent request whose idle
+// connection turns out to be closed is sent again on another connection, if its body is empty or buffered.
+// net/http.Transport does this in part. It treats a request with the field Idempotency-Key or
+// X-Idempotency-Key as idempotent as well.
 type RetryOptions struct {
-	Attempts int           // in all; 0 or 1 means no retry
-	Backoff  time.Duration // first pause; doubles up to 10s, with full jitter; 0 means 25ms, negative none
+	Attempts int           // number of attempts, including the first; 0 or 1 means no retry
+	Backoff  time.Duration // longest pause before the first retry, doubled for each further one up to 10s; the pause is random (full jitter); 0 means 25ms, negative none
 
-	// Budget is the number of retries as a share of requests. 0 means 0.2, negative means 0. A floor of 3
-	// retries a second comes on top. At most 500 retries of the share and 30 of the floor are saved up.
+	// Budget limits the retries of the Upstream to a share of its requests. 0 means 0.2, negative means 0. In
+	// addition, 3 retries a second are allowed, whatever the number of requests. At most 500 unused retries
+	// of the share are saved for later, and 30 of the others. A request that was never sent, because no
+	// connection could be made, is retried without a charge.
 	Budget float64
 
-	MaxBodyBytes int64 // bodies up to this are buffered for replay; 0 means 64 KiB, negative none
-	Statuses     []int // responses to retry; nil means 502, 503 and 504, empty means none
+	MaxBodyBytes int64 // longest request body that is buffered, so that it can be sent again; 0 means 64 KiB, negative none
+	Statuses     []int // statuses of responses after which a request is retried; nil means 502, 503 and 504, empty means none
 
-	// HedgeAfter asks a second target when the first has not begun to answer after this time. The first response wins
-	// that is not to be retried. The other attempt is canceled and counts against nobody: its outcome is
-	// OutcomeClientCanceled. 0 means never. Choose about the 95th percentile of the time to the response headers: then
-	// one request in twenty is sent twice, and the slowest answers are hardly ever seen (Dean and Barroso, The Tail at
-	// Scale, 2013).
+	// HedgeAfter sends the request to a second target if the first has not begun to answer after this time. The
+	// first response that is not to be retried is used, and the other attempt is canceled. Its outcome is
+	// OutcomeClientCanceled, which counts against no target. 0 means never. Choose about the 95th percentile of
+	// the time to the response header: then one request in twenty is sent twice, and very slow answers are rare
+	// (Dean and Barroso, The Tail at Scale, 2013).
 	//
-	// The second attempt is one of Attempts, which must be at least 2, and it is spent from Budget as a retry is. It is
-	// not made for a request that may not be sent twice, or whose body has not been sent whole by then, nor while the
-	// pool is sick: while a target is out, or the circuit is not closed. It runs on a goroutine that ends before
-	// RoundTrip returns, so the transport must heed the end of a request's context.
+	// The second attempt counts as one of Attempts, which must be at least 2, and is charged to Budget as a retry
+	// is. It is not made for a request that may not be sent twice, nor if its body has not been sent completely by
+	// then, nor while a target is out or the circuit is not closed. It runs on a goroutine that ends before
+	// RoundTrip returns, so Transport must return when the context of a request ends.
 	HedgeAfter time.Duration
 
-	// GRPC declares that this upstream's gRPC methods may be called twice. The calls are POSTs, which are otherwise
-	// retried only when nothing was sent. A response without messages (Trailers-Only) is retried by the HTTP status that
-	// corresponds to its gRPC status (see Outcome): UNAVAILABLE as 503. One that has begun is not retried.
+	// GRPC declares that the gRPC methods of this upstream may be called twice. gRPC calls are POST requests,
+	// which are otherwise retried only if nothing was sent. A response without messages (Trailers-Only) is
+	// retried if Statuses has the HTTP status that corresponds to its gRPC status, such as 503 for
+	// UNAVAILABLE; see Outcome. A response with messages is never retried.
 	GRPC bool
 }
 
