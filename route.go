@@ -16,68 +16,70 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/routing"
 )
 
-// Route is a handler and the conditions on the requests that reach it.
+// Route is a handler with the conditions that a request must meet to reach it.
 type Route struct {
-	Name       string  // for logs and Explain; "" means Pattern. The attribute http.route stays the path template
-	Pattern    string  // in ServeMux syntax: [METHOD ][HOST]/[PATH], {name}, {name...}, {$}
-	Match      []Match // all must hold
-	Handler    http.Handler
-	Middleware []Middleware // inside Router.Use's; the first is outermost
+	Name       string       // name in logs, metrics and Explain; "" means Pattern
+	Pattern    string       // [METHOD ][HOST]/[PATH] as for http.ServeMux, with {name}, {name...}, {$}; HOST may be *.example.com
+	Match      []Match      // predicates, all of which must hold
+	Handler    http.Handler // required
+	Middleware []Middleware // wraps Handler, inside the middleware of Router.Use; the first is outermost
 
-	// RawRest allows empty segments and backslashes in what {name...} or a trailing slash takes, which goes on as
-	// it came: object keys, or URLs in paths. For example, "/fetch/{url...}" then takes "/fetch/https://host//x".
-	// Dot segments are refused all the same, those between backslashes too. The rest of the path keeps all rules.
-	// A path that another route would take without its empty segments is redirected as usual.
+	// RawRest allows empty segments and backslashes in the part of the path that {name...} or a trailing
+	// slash matches, and forwards them unchanged. It is for paths that contain object keys or URLs:
+	// "/fetch/{url...}" then matches "/fetch/https://host//x". Dot segments are refused in that part as well,
+	// including those between backslashes. The usual rules hold for the rest of the path. If another route
+	// matches the path without its empty segments, the path is redirected as usual.
 	RawRest bool
 }
 
-// Router matches requests by host and path as http.ServeMux does, then by method, then by predicates. The
-// zero value is ready for use. Register all routes before it serves; after that it is safe for concurrent
-// use. To change routes later, build another Router and hand it to a Live.
+// Router matches requests to routes: by host and path as http.ServeMux does, then by method, then by
+// predicates. The zero value is ready for use. Register all routes before it serves. After that it is safe
+// for concurrent use. To change routes later, build another Router and pass it to Live.Store.
 //
-// Of the routes that match a request, the first in this order takes it. The order is the Kubernetes Gateway
-// API's:
+// If several routes match a request, the first in this order is used. It is the order of the Kubernetes
+// Gateway API:
 //
-//  1. A route with the request's host precedes one with a wildcard host such as "*.example.com", which takes every
-//     name below example.com, at any depth, but not example.com itself. Of these the longest precedes. A route
-//     without a host comes last.
-//  2. The more specific path: a literal segment precedes {name}, which precedes {name...} or a trailing slash.
-//  3. The request's method; for HEAD then GET; then no method.
+//  1. A route with the request's host, then the longest wildcard host, then no host. The wildcard
+//     "*.example.com" matches all names below example.com, at any depth, but not example.com itself.
+//  2. The more specific path: a literal segment, then {name}, then {name...} or a trailing slash.
+//  3. A route with the request's method, then for HEAD one with GET, then one without a method.
 //  4. More header predicates.
 //  5. More query predicates.
 //  6. The route that was registered first.
 //
 // A route that fails on method or a predicate does not end the search: the next candidate is tried. So,
-// unlike in ServeMux, "GET /" can stand beside "/foo": a GET of "/foo" goes to "/foo", whose path is more
+// unlike in ServeMux, "GET /" and "/foo" do not conflict: a GET of "/foo" goes to "/foo", whose path is more
 // specific.
 //
-// Hosts match without regard to case, port and a final dot. The path is matched segment by segment. Each
-// segment is decoded on its own, so "%2F" is part of its segment.
+// Hosts are compared without regard to case, port and a final dot. A path is split into segments before they
+// are decoded, so "%2F" does not separate segments.
 //
-// The Router itself answers what no route takes, inside Use's middleware:
+// The Router itself answers a request that no route matches, inside the middleware of Use:
 //
-//   - 400 for a path that servers read in different ways: one with a backslash, NUL or a dot segment. The
-//     dot segment may be encoded, or stand beside an encoded slash. Route.RawRest allows backslashes.
-//   - 400 for a path that would take a different route if its parameters (";x") were dropped, its encoded slashes
-//     decoded, or the dots and blanks at the end of its segments cut. Beside "/" and "/admin/", "/admin;x/y",
-//     "/admin%2Fy" and "/admin./y" get 400. Where the route stays the same, as that of "/a;x" does here, the
-//     path goes on as it came. Segments that the route's pattern spells out are not read anew.
-//   - 308 for a path with a run of slashes, to the path without it, and for a path that lacks only its
+//   - 400 for a path that servers interpret differently: with a backslash, NUL, or a dot segment. Dot
+//     segments are refused also when they are encoded or next to an encoded slash. Route.RawRest allows
+//     backslashes.
+//   - 400 for a path that a backend could take for the path of another route, by dropping its parameters
+//     (";x"), decoding its encoded slashes, or trimming dots and spaces from the end of its segments. For
+//     example, with the routes "/" and "/admin/", the paths "/admin;x/y", "/admin%2Fy" and "/admin./y" are
+//     answered with 400, and "/a;x" is forwarded unchanged, since "/a" has the same route. Literal segments
+//     of the route's pattern are not checked.
+//   - 308 for a path with repeated slashes, to the path with single slashes, and for a path that lacks only a
 //     trailing slash, to the path with it. Method and query are kept.
-//   - 405 with Allow when only the method does not match, or 204 with Allow when that method is OPTIONS.
+//   - 405 with Allow if only the method does not match, or 204 with Allow if that method is OPTIONS.
 //   - 404 otherwise.
 //
-// A guard on a route cannot protect a backend from readings that go further: one that ignores the case of paths,
-// decodes them twice ("%252F"), accepts overlong UTF-8, or takes one letter for another. Such a backend needs the
-// guard on all that is forwarded to it.
+// Middleware on one route, such as Auth, is not enough for a backend that interprets paths more freely: one
+// that ignores case, decodes twice ("%252F"), accepts overlong UTF-8, or takes one letter for another. For
+// such a backend, put the middleware on every route that leads to it.
 //
-// A CORS preflight passes the middleware of the route that the request to come would take, so that CORS
-// middleware such as github.com/rs/cors works in Use, in With and on a single route. Put it before Auth: a
-// preflight has no credentials. A preflight that no middleware answers goes to the route that takes OPTIONS, or
-// gets the Router's answer.
+// A CORS preflight passes the middleware of the route that the announced request would match. So CORS
+// middleware, such as github.com/rs/cors, works in Use, in With and on a single route. Put it before Auth,
+// because a preflight has no credentials. A preflight that no middleware answers goes to the route for
+// OPTIONS, if there is one, or is answered by the Router.
 //
-// A handler finds the pattern in Request.Pattern and the wildcards' values by Request.PathValue, as under
-// ServeMux.
+// As with ServeMux, a handler gets the pattern from Request.Pattern and the values of wildcards from
+// Request.PathValue.
 type Router struct {
 	use    []Middleware
 	tree   routing.Tree
@@ -97,8 +99,8 @@ type registered struct {
 	preflight preflightHandlers
 }
 
-// Use adds middleware around every route, and around what the Router answers itself: 404, 405 and the others.
-// The first is outermost. It panics after Handle or Add, and on a nil middleware.
+// Use adds middleware around every route, and around the answers of the Router itself, such as 404 and 405.
+// The first is outermost. Use panics after Handle or Add, and on a nil middleware.
 func (rt *Router) Use(mw ...Middleware) {
 	if len(rt.routes) > 0 {
 		panic("gateway: Router.Use: called after Handle or Add")
@@ -106,30 +108,32 @@ func (rt *Router) Use(mw ...Middleware) {
 	rt.use = append(rt.use, checkMiddleware("Router.Use", mw)...)
 }
 
-// Handle registers a route. It panics when the pattern is malformed, when the paths of two routes overlap and
-// neither is more specific, and when another route has the same host, path, method and predicates. The
-// panic's text has file:line of both registrations. "GET /" beside "/foo" is no conflict.
+// Handle registers a route. mw wraps h, inside the middleware of Use. Handle panics when the pattern is
+// malformed, when the paths of two routes overlap and neither is more specific, and when another route has
+// the same host, path, method and predicates. The panic's text has the file:line of both registrations. "GET
+// /" and "/foo" do not conflict.
 func (rt *Router) Handle(pattern string, h http.Handler, mw ...Middleware) {
 	rt.register("Router.Handle", Route{Pattern: pattern, Handler: h, Middleware: mw})
 }
 
-// Add registers a route, as Handle does. It also panics when the route can never match, because one with the
-// same host, path and method is tried before it and takes every request that its predicates accept.
+// Add registers a route and panics as Handle does. It also panics when the route can never be reached,
+// because another with the same host, path and method is tried first and matches every request that this one
+// matches.
 func (rt *Router) Add(r Route) { rt.register("Router.Add", r) }
 
-// With returns a group of routes that share more middleware, inside Use's: the public routes, or the
-// authenticated ones. It panics on a nil middleware.
+// With returns a group of routes that share more middleware, inside that of Use. For example, all routes that
+// need authentication are a group. With panics on a nil middleware.
 func (rt *Router) With(mw ...Middleware) *Group {
 	return &Group{router: rt, mw: checkMiddleware("Router.With", mw)}
 }
 
-// Group registers routes that share middleware. Router.With makes it, and the routes are that Router's.
+// Group registers routes that share middleware in a Router. Make a Group with Router.With.
 type Group struct {
 	router *Router
 	mw     []Middleware
 }
 
-// With returns a group that adds middleware inside this group's.
+// With returns a group with more middleware, inside that of g. It panics on a nil middleware.
 func (g *Group) With(mw ...Middleware) *Group {
 	return &Group{router: g.router, mw: slices.Concat(g.mw, checkMiddleware("Group.With", mw))}
 }
@@ -266,9 +270,9 @@ var ownPackage = func() string {
 	return name[:dir+strings.IndexByte(name[dir:], '.')+1]
 }()
 
-// Routes yields the routes by precedence: of two routes that match the same request, the one that takes it
-// comes first. Routes of a host come before those without one, and hosts are in alphabetical order. Name is
-// always set, and Middleware includes the groups'. The slices must not be changed.
+// Routes yields the routes by precedence: of two routes that match the same request, the one that is used
+// comes first. Routes with a host come before those without one, and hosts are in alphabetical order. Name is
+// always set, and Middleware includes that of groups. The slices must not be modified.
 func (rt *Router) Routes() iter.Seq[Route] {
 	return func(yield func(Route) bool) {
 		for n := range rt.tree.All() {
@@ -279,8 +283,8 @@ func (rt *Router) Routes() iter.Seq[Route] {
 	}
 }
 
-// ServeHTTP hands the request to the route that matches it. The route is found before Use's middleware runs,
-// so that the middleware sees it.
+// ServeHTTP calls the handler of the route that matches the request. The route is determined before the
+// middleware of Use runs, so that this middleware can use RoutePattern.
 func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var s routing.Search
 	d := rt.tree.Decide(r, &s)
@@ -407,10 +411,10 @@ func (u *unrouted) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// RoutePattern returns the pattern of the route that took the request, or "" when there is none. Middleware
-// outside the Router gets it after next has returned, and only when a middleware of this package is outside
-// the Router too. Where Routers nest, it is the outermost one's. Under a foreign mux that sets
-// Request.Pattern, it is that one.
+// RoutePattern returns the pattern of the route that matched the request, or "" if there is none. Middleware
+// outside the Router gets the pattern only after its next handler has returned, and only if a middleware of
+// this package is outside the Router as well. With nested Routers, it is the pattern of the outermost one.
+// Under another mux that sets Request.Pattern, it is that pattern.
 func RoutePattern(ctx context.Context) string {
 	for ex := exchangeFrom(ctx); ex != nil; ex = ex.whole {
 		ex.mu.Lock()
@@ -426,14 +430,15 @@ func RoutePattern(ctx context.Context) string {
 	return ""
 }
 
-// Live is a handler that can be replaced while it serves: build a new Router and Store it. Requests in flight
-// finish on the old one. Limiters, circuits and upstreams are the caller's values, so their state survives
-// when the new Router uses them. The zero value answers 503. It is safe for concurrent use.
+// Live is a handler that passes requests to another one, which can be replaced while it serves: build a new
+// Router and Store it. Requests in flight finish on the old one. To keep the state of limiters, circuits and
+// upstreams, use the same values in the new Router. The zero value answers 503. A Live is safe for concurrent
+// use and must not be copied.
 type Live struct {
 	current atomic.Pointer[http.Handler]
 }
 
-// Store makes h the handler of every request from now on. After a nil h, the answer is 503 again.
+// Store makes h the handler of all further requests. With a nil h, they are answered with 503.
 func (l *Live) Store(h http.Handler) {
 	if h == nil {
 		l.current.Store(nil)
@@ -442,7 +447,7 @@ func (l *Live) Store(h http.Handler) {
 	l.current.Store(&h)
 }
 
-// Load returns the handler that was stored last, or nil when there is none.
+// Load returns the current handler, or nil if there is none.
 func (l *Live) Load() http.Handler {
 	if h := l.current.Load(); h != nil {
 		return *h
@@ -450,7 +455,7 @@ func (l *Live) Load() http.Handler {
 	return nil
 }
 
-// ServeHTTP hands the request to the handler that was stored last.
+// ServeHTTP calls the current handler.
 func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if h := l.current.Load(); h != nil {
 		(*h).ServeHTTP(w, r)
