@@ -15,31 +15,34 @@ import (
 	"time"
 )
 
-// ServeOptions configures Serve.
+// ServeOptions configures how Serve listens and stops.
 type ServeOptions struct {
-	Drain    time.Duration // time for what is in flight to finish; 0 means 30s, negative none
-	Delay    time.Duration // between turning unready and closing the listener; 0 means none
-	Listener net.Listener  // nil: one on srv.Addr
-	Ready    string        // path, with its slash, answered with 200, and with 503 once ctx has ended; "" means none
+	Drain    time.Duration // longest time for requests and connections to finish after ctx has ended; 0 means 30s, negative none
+	Delay    time.Duration // time between the end of ctx and the closing of the listener; 0 means none
+	Listener net.Listener  // nil means a TCP listener on srv.Addr
+	Ready    string        // path of a readiness probe, such as "/ready": 200, and 503 once ctx has ended; "" means none
 }
 
-// Serve runs srv until ctx ends. Then it turns unready, waits for Delay, stops accepting connections, drains requests
-// and upgraded connections for at most Drain, closes what is left, and returns nil. It returns an error if it cannot
-// listen or accept. It serves TLS if srv.TLSConfig has certificates.
+// Serve runs srv until ctx ends. Then it shuts srv down in these steps: it answers 503 at ServeOptions.Ready
+// and waits for Delay; it stops accepting connections; it waits for requests and upgraded connections to end,
+// for at most Drain; it closes the remaining connections. Then it returns nil.
 //
-// Where srv leaves them zero, Serve sets ReadHeaderTimeout to 10s, IdleTimeout to 2m and MaxHeaderBytes to 64 KiB. It
-// sets no limit on the time for a request's body or for an answer, since a stream may be long; see
+// Serve returns an error if it cannot listen or accept, and if Ready does not begin with a slash. It serves
+// TLS if srv.TLSConfig has certificates or a function that returns them.
+//
+// If they are zero in srv, Serve sets ReadHeaderTimeout to 10s, IdleTimeout to 2m and MaxHeaderBytes to 64
+// KiB. It does not limit the time for a request's body or for an answer, since a stream may be long; see
 // ProxyOptions.BodyTimeout, UpstreamOptions.Timeout and Timeout.
 //
-// Requests in flight keep their contexts while they drain. Upgraded connections are asked to end when all requests are
-// done, or after three quarters of Drain: both ends of a WebSocket that Proxy joined get a close frame with status
-// 1001, going away (RFC 6455 section 7.4.1). Other protocols have no such message that Serve knows; their connections
-// have the rest of Drain to finish. Serve waits for the handlers too, so that their log lines are written: after it
-// has closed connections, for at most a second. A request that it cut off ends as OutcomeRejected, not as a client that
-// left.
+// The contexts of requests are not canceled during Drain. When all requests have ended, or after three
+// quarters of Drain, Serve sends a close frame with status 1001, going away (RFC 6455 section 7.4.1), to both
+// ends of each WebSocket that Proxy forwards. Other upgraded connections get no message, and the rest of
+// Drain to finish. After closing connections, Serve waits for their handlers for at most a second, so that
+// their log lines are written. A request that Serve cut off has OutcomeRejected, and not
+// OutcomeClientCanceled.
 //
-// Serve takes over srv: it wraps Handler, BaseContext and ConnState. To let a second signal kill the process, restore
-// the signal's default as soon as the first one arrives:
+// Serve replaces srv's Handler, BaseContext and ConnState by functions that call them. To let a second signal
+// kill the process, restore the signal's default as soon as the first one arrives:
 //
 //	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 //	context.AfterFunc(ctx, stop)
