@@ -9,22 +9,23 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/strhash"
 )
 
-// Branch is one of the handlers between which Split chooses.
+// Branch is one of the handlers that Split chooses from.
 type Branch struct {
-	Name    string // added to the route's name in logs, as in "checkout/canary"; "" adds nothing
-	Weight  int    // the branch's share of the sum of weights, at most 1,000,000; 0 gets no requests
-	Handler http.Handler
+	Name    string       // appended to the route's name in logs, as in "checkout/canary"; "" appends nothing
+	Weight  int          // the branch gets the share Weight / sum of all weights; at most 1,000,000; 0 means no requests
+	Handler http.Handler // required
 }
 
-// Split sends each request to one branch, by weight: for canaries and A/B tests.
+// Split returns a handler that sends each request to one branch, in proportion to the weights. Use it for
+// canary releases and A/B tests.
 //
-// With a key, requests with the same key go to the same branch in every process, as long as the weights stay.
-// When the weights of two branches change and their order stays, only as many keys move as must. For example,
-// from 95:5 to 80:20 no key leaves the second branch. When key returns an error, the request is refused with
-// it. With a nil key, each request goes to a branch at random.
+// Requests with the same key go to the same branch, in every process with the same weights. With two branches
+// in the same order, a change of weights moves as few keys as possible. For example, from 95:5 to 80:20, no
+// key leaves the second branch. When key returns an error, the request is refused with it. With a nil key,
+// each request goes to a random branch.
 //
-// Split panics without branches, on a nil Handler, on a Weight out of bounds, and when the sum of weights is
-// 0.
+// The handler is safe for concurrent use if the branches are. Split panics without branches, on a nil
+// Handler, on a Weight out of bounds, and when the sum of weights is 0.
 func Split(key KeyFunc, branches ...Branch) http.Handler {
 	s := &split{key: key, branches: make([]splitBranch, len(branches))}
 	for i, b := range branches {
