@@ -11,28 +11,29 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/rolling"
 )
 
-// Stats keeps RED figures (rate, errors, duration) of each route in this process, for tests and status pages. Give it
-// to ObserveOptions.Stats. The zero value is ready for use. Several Observes may share one Stats.
+// Stats collects RED figures (rate, errors, duration) of each route in this process, for tests and status
+// pages. Set ObserveOptions.Stats to it. The zero value is ready for use. Several Observes may share one
+// Stats.
 //
-// It is safe for concurrent use. To count a request takes no lock, except for the first request of a route. A route
-// takes at most 22 KB, and at most 1,024 routes are kept apart: the requests of all further ones are counted together,
-// under the name "(other)". A Stats must not be copied after first use.
+// A Stats is safe for concurrent use. Counting a request takes no lock, except for the first request of a
+// route. A route needs at most 22 KB. At most 1,024 routes are counted separately; the requests of all others
+// are counted together, under the name "(other)". A Stats must not be copied after first use.
 type Stats struct {
 	routes atomic.Pointer[map[string]*routeCounts] // replaced as a whole, never changed
 	mu     sync.Mutex                              // held while routes is replaced
 }
 
-// RouteStats are the figures of one route.
+// RouteStats holds the figures of one route.
 type RouteStats struct {
-	Route    string            // its name, or else its pattern; "" for requests that no route took
-	Requests int64             // that have ended
-	Outcomes map[Outcome]int64 // of these, by outcome; an outcome that never occurred is left out
+	Route    string            // the route's name or, without one, its pattern; "" for requests that no route matched
+	Requests int64             // number of requests that have ended
+	Outcomes map[Outcome]int64 // their number by outcome, without outcomes that never occurred
 
-	// The last 10 seconds, give or take half a second.
+	// The fields below are about the last 10 seconds, within half a second.
 
-	Rate          float64       // requests a second
-	ErrorRate     float64       // share with OutcomeTimeout, OutcomeUpstreamError or OutcomeAborted; 0 without requests
-	P50, P95, P99 time.Duration // within a sixteenth; of an upgraded connection up to the switch of protocols
+	Rate          float64       // requests per second
+	ErrorRate     float64       // share of requests with OutcomeTimeout, OutcomeUpstreamError or OutcomeAborted; 0 without requests
+	P50, P95, P99 time.Duration // percentiles of the duration, within 1/16; an upgraded connection counts up to the switch of protocols
 }
 
 const (
@@ -48,7 +49,7 @@ type routeCounts struct {
 	recent   *rolling.Durations
 }
 
-// Routes returns the figures of each route that had a request, in the order of their names.
+// Routes returns the figures of each route that has had a request, sorted by name.
 func (s *Stats) Routes() []RouteStats {
 	routes := s.routes.Load()
 	if routes == nil {
