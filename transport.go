@@ -9,18 +9,19 @@ import (
 	"time"
 )
 
-// TransportOptions configures the connections to targets.
+// TransportOptions configures the connections of a transport. The zero value selects the defaults.
 type TransportOptions struct {
-	TLS            *tls.Config   // client certificates for mTLS, roots; nil: system roots
-	DialTimeout    time.Duration // 0 means 3s
-	MaxIdlePerHost int           // 0 means 256
-	MaxPerHost     int           // connections to one host; 0 means no limit
-	IdleTimeout    time.Duration // 0 means 90s
+	TLS            *tls.Config   // client certificates for mTLS, and root certificates; nil means the system's roots
+	DialTimeout    time.Duration // limit of the time to connect, and of the time for the TLS handshake; 0 means 3s
+	MaxIdlePerHost int           // number of idle connections kept for each host; 0 means 256
+	MaxPerHost     int           // number of connections to each host; 0 means no limit
+	IdleTimeout    time.Duration // how long an idle connection is kept; 0 means 90s
 
-	// Ping is for HTTP/2. A connection on which nothing arrives for so long is asked with a PING frame whether it
-	// lives. Without an answer for as long again, at most 15s, it is closed and its requests fail, so that later ones
-	// use another. 0 means 15s, negative never. Servers of gRPC may close a connection that asks more often than they
-	// permit (KeepaliveEnforcementPolicy of grpc-go) while a stream on it is silent: agree on a number with them.
+	// Ping is how long an HTTP/2 connection may receive nothing before a PING frame is sent. If no answer
+	// arrives within the same time, or within 15s if that is less, the connection is closed and its requests
+	// fail. Later requests use another connection. 0 means 15s, negative means no PING frames. gRPC servers
+	// may close a connection that sends PING frames more often than they permit while its streams are silent
+	// (KeepaliveEnforcementPolicy of grpc-go), so choose a value that they permit.
 	Ping time.Duration
 }
 
@@ -32,14 +33,15 @@ const (
 // maxResponseHeaderBytes bounds the header of a target's response.
 const maxResponseHeaderBytes = 1 << 20
 
-// NewTransport returns a transport like the one that upstreams use by default. It uses HTTP/1.1 and, over
-// TLS, HTTP/2. For URLs with the scheme h2c it uses HTTP/2 without TLS. It ignores the proxies of the
-// environment, does not decompress responses, and accepts at most 1 MiB of response header. It is safe for
-// concurrent use. It panics on a negative option other than Ping.
+// NewTransport returns a transport for UpstreamOptions.Transport. With nil options it is like the one that
+// upstreams use by default. It speaks HTTP/1.1 and, over TLS, HTTP/2. For URLs with the scheme h2c it speaks
+// HTTP/2 without TLS. It ignores the environment's proxy settings, does not decompress responses, and accepts
+// at most 1 MiB of response header. It is safe for concurrent use. NewTransport panics on a negative option
+// other than Ping.
 //
-// An upgrade, such as to WebSocket, needs HTTP/1.1. To https targets, upgrades are sent on connections of their own
-// that offer nothing else. To h2c targets, they are sent as plain requests: a server may ignore an Upgrade (RFC 9110
-// section 7.8).
+// An upgrade, such as to WebSocket, needs HTTP/1.1. For https targets, upgrades use separate connections that
+// offer only HTTP/1.1. For h2c targets, the field Upgrade is removed, as if the target had ignored it (RFC
+// 9110 section 7.8).
 func NewTransport(opts *TransportOptions) http.RoundTripper {
 	var o TransportOptions
 	if opts != nil {
