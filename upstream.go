@@ -22,7 +22,7 @@ import (
 // Target is one server of an Upstream.
 type Target struct {
 	URL    *url.URL // scheme http, https or h2c; its path, if any, is put before the request's
-	Weight int      // 0 means 1; at most 1,000,000
+	Weight int      // share of the requests relative to other targets, at most 1,000,000; 0 means 1
 }
 
 // maxWeight keeps sums of weights from overflowing.
@@ -48,7 +48,7 @@ func ParseTargets(rawURLs ...string) ([]Target, error) {
 	return targets, nil
 }
 
-// MustTargets is ParseTargets for URLs that are part of the program. It panics on an error.
+// MustTargets is like ParseTargets but panics on an error. Use it for URLs that are constants of the program.
 func MustTargets(rawURLs ...string) []Target {
 	targets, err := ParseTargets(rawURLs...)
 	if err != nil {
@@ -79,16 +79,17 @@ func validPort(port string) bool {
 	return err == nil && n > 0
 }
 
-// UpstreamOptions configures how an Upstream chooses a target, waits for it, and retries.
+// UpstreamOptions configures how an Upstream chooses a target, how long it waits for it, and when it retries.
+// The zero value selects the defaults.
 type UpstreamOptions struct {
-	Balancer  Balancer             // nil: LeastPending
-	Transport http.RoundTripper    // nil: NewTransport(nil), shared by the process
-	Timeout   time.Duration        // to response headers, for each attempt, not counting the time in which the client sends its body; begins anew when the target has taken a part of it; 0 means 30s, negative none
-	Idle      time.Duration        // longest pause of the target within a response body or an upgraded connection; 0 means none
-	Circuit   *Circuit             // nil: none
-	Meter     metric.MeterProvider // nil: otel.GetMeterProvider()
-	Retry     RetryOptions
-	Health    HealthOptions
+	Balancer  Balancer             // nil means LeastPending()
+	Transport http.RoundTripper    // nil means NewTransport(nil), which all such Upstreams share
+	Timeout   time.Duration        // limit of each attempt up to the response header; stops while waiting for the client to send its body, and starts again when the target has accepted a part of it; 0 means 30s, negative none
+	Idle      time.Duration        // longest pause of the target within a response body, or silence of an upgraded connection; 0 means no limit
+	Circuit   *Circuit             // nil means no circuit
+	Meter     metric.MeterProvider // nil means otel.GetMeterProvider()
+	Retry     RetryOptions         // the zero value means no retries
+	Health    HealthOptions        // the zero value means passive ejection, and no probes
 }
 
 // Upstream is an http.RoundTripper that balances requests over its targets. It is safe for concurrent use.
@@ -99,17 +100,18 @@ type UpstreamOptions struct {
 // a malformed method or field, is refused with an *Error of status 400. One whose fields exceed what an HTTP/2 target
 // has announced is refused with 431. Neither counts against the target.
 //
-// When a target pauses for longer than UpstreamOptions.Idle within a response body, the body ends with an error. It is
-// OutcomeAborted and counts against the target. An upgraded connection is closed when nothing was sent in either
-// direction for so long, which is a normal end. Time in which the caller does not read does not count.
+// When a target pauses for longer than UpstreamOptions.Idle within a response body, a read of the body
+// returns an error. The outcome is OutcomeAborted, which counts against the target. An upgraded connection on
+// which neither side has sent anything for that time is closed, which counts as a normal end. Time in which
+// the caller does not read is not counted.
 //
 // The histogram http.client.request.duration, of OpenTelemetry's semantic conventions, measures each attempt
 // up to the response headers. Its attributes are http.request.method, http.response.status_code,
-// gateway.upstream.name, gateway.outcome, error.type, and the target as server.address and server.port. When
-// a request was sent more than once, the span in its context gets the attribute http.request.resend_count.
+// gateway.upstream.name, gateway.outcome, error.type, and the target as server.address and server.port. If a
+// request was sent more than once, the span in its context gets the attribute http.request.resend_count.
 //
-// An Upstream takes about 300 bytes a target. It also buffers each request's body, up to
-// RetryOptions.MaxBodyBytes, until the response headers arrive.
+// An Upstream needs about 300 bytes for each target. For each request in flight, it also buffers the body, up
+// to RetryOptions.MaxBodyBytes, until the response header arrives.
 type Upstream struct {
 	name     string
 	opts     UpstreamOptions
@@ -123,8 +125,8 @@ type Upstream struct {
 // NewUpstream returns an Upstream of targets. The name appears in logs and metrics. Without targets, every
 // request fails with ErrNoTarget.
 //
-// NewUpstream panics when ParseTargets would not accept a target's URL, when a Weight is out of bounds, and
-// when an option has no meaning, such as a negative number of attempts.
+// NewUpstream panics on a target whose URL ParseTargets would not accept, on a Weight out of bounds, and on
+// an invalid option, such as a negative number of attempts.
 func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream {
 	u := &Upstream{name: name}
 	if opts != nil {
@@ -178,9 +180,10 @@ func (o UpstreamOptions) withDefaults() UpstreamOptions {
 // Name returns the name given to NewUpstream.
 func (u *Upstream) Name() string { return u.name }
 
-// SetTargets replaces the targets. Requests in flight finish. It is the hook for service discovery. A target
-// whose URL was there before keeps its connections, its health and its count of pending requests. SetTargets
-// panics on the targets on which NewUpstream panics; in that case nothing changes.
+// SetTargets replaces the targets, for example when service discovery reports a change. Requests in flight
+// are not interrupted. A target whose URL is already in the pool keeps its connections, its health and its
+// count of requests in flight. SetTargets panics on targets on which NewUpstream panics, and then changes
+// nothing.
 func (u *Upstream) SetTargets(targets []Target) { u.set("SetTargets", targets) }
 
 // set replaces the targets for caller, whose name its panics carry.
@@ -196,9 +199,9 @@ func (u *Upstream) set(caller string, targets []Target) {
 	u.pool.replace(targets)
 }
 
-// RoundTrip sends r to one of the targets, and to others if RetryOptions allow it. Of r's URL it uses only
-// path and query. An empty r.Host means the target's host. The caller must close the response's Body: until
-// then, the request counts as pending.
+// RoundTrip sends r to one of the targets, and to others if RetryOptions allow it. It uses the path and the
+// query of r.URL and ignores its scheme and host. An empty r.Host means the target's host. The caller must
+// read the response's Body to its end or close it: until then, the request counts as in flight.
 //
 // A request without a traceparent gets one that continues the span in its context, if there is one.
 func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
