@@ -46,8 +46,9 @@ type caller struct {
 
 // destination is the target that the balancer picked.
 type destination struct {
-	member *member       // nil before the pick
-	url    url.URL       // of the outgoing request
+	member *member      // nil before the pick
+	out    http.Request // what is sent; its URL is url
+	url    url.URL
 	done   func(Outcome) // the balancer's; may be nil
 }
 
@@ -92,8 +93,8 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 
 	ctx := a.clock.start(a.client, u.opts.Timeout, body, l != nil)
 	l.enter(a.member, a.clock.cancel)
-	out := r.WithContext(ctx)
-	a.url = *r.URL
+	a.out, a.url = *r.WithContext(ctx), *r.URL
+	out := &a.out
 	out.URL = &a.url
 	aim(out.URL, a.member.URL)
 	res, err := u.send(out, body, &a.clock)
