@@ -96,22 +96,17 @@ func (b *brokenBody) Close() error { return nil }
 // TestUpstreamCountsBodies checks the outcome that the balancer and the circuit get when an attempt ends.
 func TestUpstreamCountsBodies(t *testing.T) {
 	for _, tt := range []struct {
-		name    string
-		body    func(cancel func()) io.ReadCloser
-		read    bool
-		want    gateway.Outcome
-		opens   bool
-		started int
+		name   string
+		end    error // of the body, after its one byte
+		leaves bool  // the caller, when the answer has begun
+		read   bool  // the body, before it is closed
+		want   gateway.Outcome
+		opens  bool // the circuit
 	}{
-		{"whole", func(func()) io.ReadCloser { return io.NopCloser(strings.NewReader("x")) }, true, gateway.OutcomeOK, false, 200},
-		{"closed early", func(func()) io.ReadCloser { return io.NopCloser(strings.NewReader("x")) }, false, gateway.OutcomeOK, false, 200},
-		{"cut", func(func()) io.ReadCloser {
-			return &brokenBody{strings.NewReader("x"), io.ErrUnexpectedEOF}
-		}, true, gateway.OutcomeAborted, true, 200},
-		{"caller left", func(cancel func()) io.ReadCloser {
-			cancel()
-			return &brokenBody{strings.NewReader("x"), context.Canceled}
-		}, true, gateway.OutcomeClientCanceled, false, 200},
+		{"whole", io.EOF, false, true, gateway.OutcomeOK, false},
+		{"closed early", io.EOF, false, false, gateway.OutcomeOK, false},
+		{"cut", io.ErrUnexpectedEOF, false, true, gateway.OutcomeAborted, true},
+		{"caller left", context.Canceled, true, true, gateway.OutcomeClientCanceled, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(context.Background())
@@ -124,7 +119,10 @@ func TestUpstreamCountsBodies(t *testing.T) {
 					return func(o gateway.Outcome) { reported = append(reported, o) }
 				}),
 				Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-					return answered(r, tt.started, tt.body(cancel)), nil
+					if tt.leaves {
+						cancel()
+					}
+					return answered(r, 200, &brokenBody{strings.NewReader("x"), tt.end}), nil
 				}),
 			})
 			res, err := u.RoundTrip(httptest.NewRequest("GET", "/", nil).WithContext(ctx))

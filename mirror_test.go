@@ -175,6 +175,7 @@ func TestMirrorOutlivesRequest(t *testing.T) {
 
 // At most MaxInFlight at once, counting those whose bodies are still being read; every place comes back.
 func TestMirrorMaxInFlight(t *testing.T) {
+	captureDefaultLog(t) // of the panics
 	synctest.Test(t, func(t *testing.T) {
 		var running, most, ran atomic.Int64
 		shadow := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
