@@ -12,36 +12,40 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/concurrency"
 )
 
-// ShedOptions configures Shed.
+// ShedOptions configures the limit and the queue of Shed. The zero value selects the defaults.
 type ShedOptions struct {
-	// Min and Max bound how many requests are served at once. 0 means 4 and 1000.
+	// Min and Max are the bounds of the number of requests that are served at the same time. 0 means 4 for
+	// Min and 1000 for Max.
 	Min, Max int
 
-	// Queue is the longest time that a request waits for one of them to end. 0 means 50ms; negative means that no
+	// Queue is the longest time that a request waits in the queue. 0 means 50ms; negative means that no
 	// request waits.
 	Queue time.Duration
 
-	// Priority returns how important a request is. The requests of the highest priority are served first, and where
-	// the queue is full, a request of the lowest priority makes room. Nil: all alike, first come, first served.
+	// Priority returns the priority of a request. Waiting requests with the highest priority are served
+	// first. When the queue is full, the request with the lowest priority is refused. Priority must be safe
+	// for concurrent use. Nil means that all requests have the same priority and are served in the order of
+	// their arrival.
 	Priority func(*http.Request) int
 }
 
-// Shed keeps the handler inside the concurrency that it can serve, which it finds by itself. A request above it waits
-// in a short queue. One that has waited for too long, or for which the queue has no room, is answered with 503 and
-// Retry-After. So an overload costs those who are refused, and not everybody: without a limit, all wait in ever longer
-// queues until their clients give up, and what is served is served for nobody.
+// Shed limits the number of requests that a handler serves at the same time. It adapts the limit to what the
+// handler can serve. A request above the limit waits in a short queue. If it waits too long, or the queue is
+// full, it is answered with 503 and Retry-After. So under overload some requests are refused and the others
+// are served in time. Without a limit, all requests wait until their clients give up.
 //
-// The limit follows the latency, by the gradient between what requests take now and what they take without a queue
-// (see Netflix's concurrency-limits and Envoy's adaptive concurrency). The latency is the time to the header of a
-// successful answer, so that clients that read slowly do not count. Refusals and quick failures do not count either.
-// For a moment, about once in 30 round trips, the limit is halved, to measure the latency without a queue anew.
+// The limit follows from the ratio of two latencies: the current one, and the one without a queue in the
+// backend (see Netflix's concurrency-limits and Envoy's adaptive concurrency). The latency is the time to the
+// header of a successful answer, so a client that reads slowly has no effect. Refusals and quick failures
+// have no effect either. About once in 30 round trips, the limit is halved for a moment, to measure the
+// latency without a queue again.
 //
-// The values that Shed returns for one call share nothing with those of another: each handler that it is put around
-// has a limit of its own. Put it around handlers whose requests cost about the same, such as the Proxy of one Upstream,
-// and inside Auth and RateLimit. An upgraded connection counts until the protocol is switched.
+// Each handler that the Middleware wraps has a limit of its own. Use it for handlers whose requests cost
+// about the same, such as the Proxy of one Upstream, and put it inside Auth and RateLimit. An upgraded
+// connection counts until the protocol is switched.
 //
-// As many requests may wait as may be served. A waiting request takes about 300 bytes beside what net/http keeps for
-// it. Shed panics when Min or Max is negative, or Min is greater than Max.
+// The queue has room for as many requests as the limit. A waiting request needs about 300 bytes, besides the
+// memory of net/http for it. Shed panics when Min or Max is negative, and when Min is greater than Max.
 func Shed(opts *ShedOptions) Middleware {
 	var o ShedOptions
 	if opts != nil {
