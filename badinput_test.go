@@ -236,6 +236,10 @@ func badRequests() []badRequest {
 		{name: "empty Host", send: "GET /p HTTP/1.1\r\nHost:\r\n\r\n", want: "200 200", seen: plain},
 		{name: "Host twice", send: "GET /p HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", want: "400"},
 		{name: "two Hosts", send: "GET /p HTTP/1.1\r\nHost: x\r\nhost: y\r\n\r\n", want: "400"},
+		{name: "Host with two ports", send: "GET /p HTTP/1.1\r\nHost: admin.example:80:80\r\n\r\n", want: "400 200"}, // nginx reads admin.example
+		{name: "Host with a port that is none", send: "GET /p HTTP/1.1\r\nHost: admin.example:[\r\n\r\n", want: "400 200"},
+		{name: "name in brackets", send: "GET /p HTTP/1.1\r\nHost: [admin.example]\r\n\r\n", want: "400 200"},
+		{name: "Host with two dots at its end", send: "GET /p HTTP/1.1\r\nHost: admin.example..\r\n\r\n", want: "400 200"},
 		{name: "Hosts as a list", send: "GET /p HTTP/1.1\r\nHost: x,y\r\n\r\n", want: "400 200"},
 		{name: "other expectations", send: withField("Expect: wonders"), want: "417"},
 		{name: "trailer with a blank in its name", send: chunked("2\r\nhi\r\n0\r\nX-A : b\r\nX-User-ID : mallory\r\n\r\n"), want: "200 200", seen: hi},

@@ -105,7 +105,7 @@ func (t *trustedProxies) find(r *http.Request) hops {
 		if !strings.EqualFold(h.proto, "https") && !strings.EqualFold(h.proto, "http") {
 			h.proto = ""
 		}
-		if !httpfield.IsHostBytes(h.host) {
+		if !httpfield.IsHost(h.host) {
 			h.host = ""
 		}
 	default:

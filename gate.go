@@ -37,7 +37,7 @@ func unsendable(r *http.Request) (reason string, framed bool) {
 		return "no URL", false
 	case r.Header == nil:
 		return "no header", false
-	case !httpfield.IsHostBytes(r.Host):
+	case !httpfield.IsHost(r.Host):
 		return "malformed Host", false
 	case r.ContentLength != 0 && r.Body == nil:
 		return "a ContentLength without a Body", false

@@ -271,7 +271,7 @@ func (p *proxy) checkRequest(r *http.Request) error {
 		reason = "a malformed method"
 	case r.URL.Opaque != "" || r.URL.Path != "" && r.URL.Path[0] != '/':
 		reason = "a request target that is not a path"
-	case !httpfield.IsHostBytes(r.Host):
+	case !httpfield.IsHost(r.Host):
 		reason = "a malformed Host"
 	default:
 		if reason = exchangeFrom(r.Context()).ambiguity(r.URL.Path); reason != "" {

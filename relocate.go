@@ -41,7 +41,7 @@ func (f *forwarding) relocation(out *http.Request, res *http.Response) *relocati
 	if s := firstElement(out.Header["X-Forwarded-Proto"]); s == "http" || s == "https" {
 		l.scheme = s
 	}
-	if s := firstElement(out.Header["X-Forwarded-Host"]); s != "" && httpfield.IsHostBytes(s) {
+	if s := firstElement(out.Header["X-Forwarded-Host"]); s != "" && httpfield.IsHost(s) {
 		l.host = s
 	}
 	if f.template == nil { // a path that was replaced cannot be put back

@@ -6,6 +6,7 @@ package httpfield
 
 import (
 	"net/http"
+	"net/netip"
 	"net/textproto"
 	"strings"
 	"unicode"
@@ -52,11 +53,51 @@ func IsToken68(s string) bool {
 	return s != ""
 }
 
-// IsHostBytes reports whether s has only characters that a Host may have. It accepts "". A server does not
-// check the Host of an HTTP/2 request, and a comma in it would make two elements of one in X-Forwarded-Host.
-func IsHostBytes(s string) bool {
+// IsHost reports whether s can be a Host: a name or an address, which may have a port. It accepts "". A server does
+// not check the Host of an HTTP/2 request, and a comma in it would make two elements of one in X-Forwarded-Host.
+//
+// Where a Host has a second colon, servers disagree on where its name ends. For example, nginx reads
+// "a.example:80:80" as a.example. So there is at most one colon outside the brackets of an IPv6 address, with
+// nothing but digits behind it. Brackets hold an IPv6 address. An empty label ("a..") is no name.
+func IsHost(s string) bool {
+	if s != "" && s[0] == '[' {
+		end := strings.IndexByte(s, ']')
+		if end < 0 || strings.IndexByte(s[:end], ':') < 0 {
+			return false
+		}
+		if _, err := netip.ParseAddr(s[1:end]); err != nil || !isHostName(s[1:end], ":") {
+			return false
+		}
+		s = s[end+1:]
+		return s == "" || s[0] == ':' && isPort(s[1:])
+	}
+	if colon := strings.IndexByte(s, ':'); colon >= 0 {
+		if !isPort(s[colon+1:]) {
+			return false
+		}
+		s = s[:colon]
+	}
+	return isHostName(s, "")
+}
+
+// isHostName reports whether s has only characters that a name may have, or that are in more, and no empty label
+// but for one at either end.
+func isHostName(s, more string) bool {
 	for i := range len(s) {
-		if c := s[i]; foldByte(c) == 0 && strings.IndexByte("-.:_~%!$&'()*+;=[]", c) < 0 {
+		c := s[i]
+		if foldByte(c) == 0 && strings.IndexByte("-._~%!$&'()*+;=", c) < 0 && strings.IndexByte(more, c) < 0 {
+			return false
+		}
+		if c == '.' && i > 0 && s[i-1] == '.' {
+			return false
+		}
+	}
+	return true
+}
+
+func isPort(s string) bool {
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
 			return false
 		}
 	}

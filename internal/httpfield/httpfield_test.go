@@ -83,8 +83,9 @@ func TestSyntax(t *testing.T) {
 	}{
 		{"token", IsToken, []string{"a", "X-A", "!#$%&'*+-.^_`|~09"}, []string{"", "a b", "a,b", "a\n", "ä", "(", "a\"", "a:b", "\x00", "\x7f"}},
 		{"token68", IsToken68, []string{"a", "aZ09-._~+/", "a=", "a=="}, []string{"", "=", "a=b", "a b", "a,", "ä", "a\n"}},
-		{"host", IsHostBytes, []string{"", "a.example:80", "[::1%25eth0]", "a_b", "%41", "!$&'()*+;="},
-			[]string{"a,b", "a b", "a/b", "a@b", "a?b", "a#b", "a\"", "a\\", "ä", "\x00", "\x7f"}},
+		{"host", IsHost, []string{"", "a.example:80", "a.example:", "a.example.:80", ":80", ".a", "[::1]:80", "[::1%25eth0]", "a_b", "%41", "!$&'()*+;="},
+			[]string{"a,b", "a b", "a/b", "a@b", "a?b", "a#b", "a\"", "a\\", "ä", "\x00", "\x7f",
+				"a:80:80", "a::", "a:[", "a:x", "a:80.", "::1", "[a]", "[a]:80", "[1.2.3.4]", "[::1", "[::1]a", "[::1]:x", "[::1%a/b]", "a[", "a]:80", "a..", "a..b"}},
 		{"printable", IsPrintable, []string{"", " a~", `"\`}, []string{"\t", "\n", "\x7f", "ä", "\xff"}},
 		{"value", IsValue, []string{"a", "a b", "ä", "a\u00a0b", `a"\`}, []string{
 			"", " ", " a", "a ", "a\tb", "a\r\nb", "a\x00", "a\x7f", "\u00a0a", "ä\u00a0", "ä\u0085b", "a\xff", "ä\xff", "ä\n",
