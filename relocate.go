@@ -122,10 +122,7 @@ func (l *relocation) absolute(ref, scheme, authority, path string) string {
 		return ref
 	}
 	if host == "" { // an HTTP/1.0 client named none
-		if path == "" || path[0] != '/' {
-			path = "/" + path
-		}
-		return path
+		return "/" + strings.TrimLeft(path, `/\`) // two slashes would begin a host, and a browser reads a backslash as one
 	}
 	if scheme != "" {
 		scheme += ":"

@@ -153,3 +153,23 @@ func TestRewriteLocationBehindAProxy(t *testing.T) {
 		t.Errorf("got %q, and the RoundTripper's slice became %q", got, kept[:2])
 	}
 }
+
+// TestRewriteLocationWithoutHost: where the client named no host, what is left of the reference is a path of this one.
+func TestRewriteLocationWithoutHost(t *testing.T) {
+	for _, path := range []string{"//evil.example/x", `/\evil.example/x`, "/evil.example/x"} {
+		up := gateway.NewUpstream("u", gateway.MustTargets("http://users.internal"), &gateway.UpstreamOptions{
+			Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+				res := answered(r, 302, http.NoBody)
+				res.Header = http.Header{"Location": {"http://users.internal" + path}}
+				return res, nil
+			}),
+		})
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Host = ""
+		rec := httptest.NewRecorder()
+		gateway.Proxy(up, &gateway.ProxyOptions{RewriteLocation: true}).ServeHTTP(rec, r)
+		if got := rec.Header().Get("Location"); got != "/evil.example/x" {
+			t.Errorf("%s became %q", path, got)
+		}
+	}
+}
