@@ -362,7 +362,7 @@ func fillPath(template *urlpath.Template, r *http.Request, ambiguity func(string
 	path, err := template.ExpandAs(func(h *urlpath.Hole) (value string, rest bool, err error) {
 		value = r.PathValue(h.Name)
 		switch {
-		case h.Rest || takesRest(r.Pattern, h.Name) || takesRest(RoutePattern(r.Context()), h.Name):
+		case h.Rest || isRest(r, h.Name):
 			return urlpath.EscapedRest(r.URL, value), true, nil
 		case value == "":
 			return "", false, errors.New("the route has no such path value")
@@ -378,14 +378,19 @@ func fillPath(template *urlpath.Template, r *http.Request, ambiguity func(string
 	return "", fmt.Errorf("gateway: Proxy: Path: %w", err)
 }
 
-// takesRest reports whether pattern ends in {name...}.
-func takesRest(pattern, name string) bool {
-	head, ok := strings.CutSuffix(pattern, "...}")
-	if !ok {
-		return false
+// isRest reports whether the path value of that name is one of a {name...}. Where Routers nest, the innermost pattern
+// that has the name decides. For example, in "/a/{id}/show" inside "/a/{id...}" the value is one segment, and its
+// encoded slashes stay encoded.
+func isRest(r *http.Request, name string) bool {
+	for _, pattern := range [2]string{r.Pattern, RoutePattern(r.Context())} {
+		switch {
+		case strings.HasSuffix(pattern, "/{"+name+"...}"):
+			return true
+		case strings.Contains(pattern, "/{"+name+"}"):
+			return false
+		}
 	}
-	head, ok = strings.CutSuffix(head, name)
-	return ok && strings.HasSuffix(head, "/{")
+	return false
 }
 
 // ambiguity is urlpath.Ambiguity, or RawAmbiguity where the route has RawRest.

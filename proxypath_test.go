@@ -2,6 +2,7 @@ package gateway_test
 
 import (
 	"bufio"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -167,6 +168,27 @@ func TestForwardPathValues(t *testing.T) {
 		rec := recorded(p, r)
 		if got != tt.want || (rec.Code == 400) != (tt.want == "") {
 			t.Errorf("%q, %q: %d, sent %q, want %q", tt.one, tt.rest, rec.Code, got, tt.want)
+		}
+	}
+}
+
+// TestPathValueOfNestedRouters: of two patterns with one name, the inner one says whether its value has slashes.
+func TestPathValueOfNestedRouters(t *testing.T) {
+	f := newFront(t, nil, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.RequestURI) })
+	up := gateway.NewUpstream("backend", gateway.MustTargets(f.backend.URL), nil)
+	proxy := gateway.Proxy(up, &gateway.ProxyOptions{Path: "/v/{id}"})
+	for _, tt := range []struct{ outer, inner, path, want string }{
+		{"/a/{id...}", "/a/{id}/show", "/a/x%2Fy/show", "/v/x%2Fy"},
+		{"/a/{id}/{x...}", "/a/{id...}", "/a/x/y", "/v/x/y"},
+		{"/a/{id...}", "/a/{other}/show", "/a/x%2Fy/show", "/v/x%2Fy/show"},
+	} {
+		var inner, outer gateway.Router
+		inner.Handle(tt.inner, proxy)
+		outer.Handle(tt.outer, &inner)
+		rec := httptest.NewRecorder()
+		outer.ServeHTTP(rec, httptest.NewRequest("GET", tt.path, nil))
+		if got := rec.Body.String(); got != tt.want {
+			t.Errorf("%s in %s: %s became %s", tt.inner, tt.outer, tt.path, got)
 		}
 	}
 }
