@@ -18,6 +18,7 @@ type interim struct {
 	w      *responseWriter
 	body   *requestBody // nil: none
 	edits  *fieldEdits  // of responses
+	here   ownedHere    // the field of the trace id is not the target's
 	silent bool         // the client is HTTP/1.0, which has no 1xx
 
 	mu      sync.Mutex
@@ -55,7 +56,11 @@ func (i *interim) pass(code int, header textproto.MIMEHeader) error {
 	h := i.w.Header()
 	saved := maps.Clone(h)
 	clear(h)
-	maps.Copy(h, http.Header(header))
+	for name, values := range header {
+		if !i.here.isTrace(name) {
+			h[name] = values
+		}
+	}
 	httpfield.RemoveHopByHop(h)
 	i.edits.remove(h)
 	i.w.WriteHeader(code)

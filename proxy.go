@@ -286,7 +286,7 @@ func (p *proxy) checkRequest(r *http.Request) error {
 
 // outgoing returns the request that is sent, without its body.
 func (f *forwarding) outgoing() (*http.Request, error) {
-	f.interim.w, f.interim.edits = f.w, &f.responseFields
+	f.interim.w, f.interim.edits, f.interim.here = f.w, &f.responseFields, f.ownedHere
 	f.interim.silent = !f.in.ProtoAtLeast(1, 1)
 	f.trace.Got1xxResponse = f.interim.pass
 	ctx := f.in.Context()
@@ -660,7 +660,7 @@ func (f *forwarding) answerHeader(res *http.Response) {
 		return
 	}
 	for name := range res.Trailer {
-		if httpfield.AllowedInTrailer(name) && !f.responseFields.removes(name) {
+		if f.answersTrailer(name) {
 			h.Add("Trailer", name)
 		}
 	}
@@ -716,7 +716,7 @@ func (f *forwarding) answerTrailer(res *http.Response, announced int) {
 	_ = f.w.FlushError() // otherwise the server sends a short body with a Content-Length and without trailers
 	h := f.w.Header()
 	for name, values := range res.Trailer {
-		if !httpfield.AllowedInTrailer(name) || f.responseFields.removes(name) {
+		if !f.answersTrailer(name) {
 			continue
 		}
 		if len(res.Trailer) != announced {
@@ -724,6 +724,11 @@ func (f *forwarding) answerTrailer(res *http.Response, announced int) {
 		}
 		h[name] = values
 	}
+}
+
+// answersTrailer reports whether a trailer of the response goes on to the client.
+func (f *forwarding) answersTrailer(name string) bool {
+	return httpfield.AllowedInTrailer(name) && !f.responseFields.removes(name) && !f.ownedHere.isTrace(name)
 }
 
 // abort ends a response that has begun and cannot be completed.

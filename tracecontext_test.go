@@ -1,8 +1,10 @@
 package gateway_test
 
 import (
+	"bufio"
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -190,6 +192,32 @@ func TestObserveInAHandlerTransport(t *testing.T) {
 		id := rec.Header().Get("X-Trace-Id")
 		if len(id) != 32 || got.Get("X-Trace-Id") != id || got.Get("Traceparent")[3:35] != id {
 			t.Errorf("traced %v: trace id %q, the backend got %q and %q", traced, id, got.Get("X-Trace-Id"), got.Get("Traceparent"))
+		}
+	}
+}
+
+// TestTargetsCannotSetTheTraceID: the trace id that a client gets is the gateway's, in every kind of response.
+func TestTargetsCannotSetTheTraceID(t *testing.T) {
+	const evil = "X-Trace-ID: evil\r\nX_Trace_Id: evil\r\n"
+	w := toPlain(t, nil, func(conn net.Conn, br *bufio.Reader) {
+		head, err := readHead(br)
+		switch {
+		case err != nil:
+		case strings.Contains(head, "Upgrade: own"):
+			io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: own\r\n"+evil+"\r\n")
+		default:
+			io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n"+evil+"\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"+
+				"Trailer: X-Trace-ID\r\n"+evil+"\r\n2\r\nhi\r\n0\r\nX-End: 1\r\n"+evil+"\r\n")
+		}
+	})
+	for _, tt := range []struct{ fields, want string }{
+		{"Connection: Upgrade\r\nUpgrade: own\r\n", " 101 "},
+		{"Connection: close\r\n", "X-End: 1"},
+	} {
+		conn := raw(t, w.server, "GET / HTTP/1.1\r\nHost: x\r\n"+tt.fields+"\r\n")
+		answer, _ := io.ReadAll(conn)
+		if got := string(answer); !strings.Contains(got, tt.want) || strings.Contains(got, "evil") || strings.Count(got, "X-Trace-Id: ") != 1 {
+			t.Errorf("got %q", got)
 		}
 	}
 }

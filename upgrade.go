@@ -100,7 +100,9 @@ func agreedProtocol(out *http.Request, res *http.Response) (string, error) {
 func (f *forwarding) sendSwitch(w *bufio.Writer, res *http.Response) error {
 	h := f.w.Header()
 	for name, values := range res.Header {
-		h[name] = append(h[name], values...)
+		if !f.ownedHere.isTrace(name) { // the gateway has set its own
+			h[name] = append(h[name], values...)
+		}
 	}
 	head := http.Response{StatusCode: res.StatusCode, ProtoMajor: 1, ProtoMinor: 1, Header: h}
 	if err := head.Write(w); err != nil {
