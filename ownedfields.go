@@ -26,8 +26,11 @@ type identityField struct {
 	claim string
 }
 
-// reservedFields are written on every request, or mean the same as one that is.
+// reservedFields are written on every request, or mean the same as one that is. Content-Length and Transfer-Encoding
+// are the transport's. A server that folds names would take Transfer_Encoding for a second opinion on where the body
+// ends.
 var reservedFields = []string{
+	"Content-Length", "Transfer-Encoding",
 	"Forwarded", "X-Real-Ip", "Client-Cert", "Client-Cert-Chain", "Traceparent", "Tracestate", "X-Trace-Id",
 }
 

@@ -307,3 +307,23 @@ func TestProxyFieldPanics(t *testing.T) {
 	}
 	gateway.Proxy(gateway.NewUpstream("x", nil, nil), &gateway.ProxyOptions{Identity: map[string]string{"X-Forwarded-User": "sub", "Authorization": "token"}})
 }
+
+// TestProxyFramingHasNoAlias: a server that folds names gets no second opinion on where a body ends.
+func TestProxyFramingHasNoAlias(t *testing.T) {
+	saw := make(chan http.Header, 1)
+	f := newFront(t, nil, func(_ http.ResponseWriter, r *http.Request) { saw <- r.Header })
+	for _, field := range []string{"Content-Length", "Transfer-Encoding"} {
+		var lines strings.Builder
+		for _, alias := range aliases(field) {
+			if !strings.EqualFold(alias, field) {
+				fmt.Fprintf(&lines, "%s: chunked\r\n", alias)
+			}
+		}
+		raw(t, f.Server, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n"+lines.String()+"\r\nhi")
+		for name, values := range <-saw {
+			if fold(name) == fold(field) && !(name == "Content-Length" && values[0] == "2") {
+				t.Errorf("the backend saw %s: %q", name, values)
+			}
+		}
+	}
+}
