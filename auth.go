@@ -257,7 +257,7 @@ func (p *reporter) add(ex *exchange, r *http.Request, err error) {
 	slog.Default().LogAttrs(ctx, slog.LevelWarn, "gateway: would refuse",
 		slog.String("policy", p.policy),
 		slog.Int("status", finish(err).Status),
-		slog.String("error", err.Error()),
+		slog.String("error", bounded(err.Error())),
 		slog.String("route", route),
 		slog.String("trace_id", traceID))
 }

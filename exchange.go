@@ -303,7 +303,7 @@ const maxRemarks = 16
 
 // remark adds to the log line something that went wrong, or would have, and that the answer does not show.
 func (ex *exchange) remark(what string, err error) {
-	text := what + ": " + causeText(err)
+	text := what + ": " + bounded(causeText(err))
 	for ; ex != nil; ex = ex.whole {
 		ex.mu.Lock()
 		if len(ex.remarks) < maxRemarks {

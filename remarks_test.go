@@ -3,8 +3,10 @@ package gateway_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -73,4 +75,18 @@ func TestAggregateLetsACircuitClose(t *testing.T) {
 			t.Errorf("got %d, circuit %v", code, c.State())
 		}
 	})
+}
+
+// TestRemarksAreBounded: a client chooses no more than 512 bytes of a remark.
+func TestRemarksAreBounded(t *testing.T) {
+	refuse := gateway.AuthenticatorFunc(func(r *http.Request) (*gateway.Identity, error) {
+		return nil, fmt.Errorf("%w: key %q", gateway.ErrUnauthenticated, r.Header.Get("X-Key"))
+	})
+	j, observe := observed()
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header.Set("X-Key", strings.Repeat("k", 10_000))
+	recorded(observe(gateway.Auth(refuse, &gateway.AuthOptions{ReportOnly: true})(text("ok"))), r)
+	if got := j.next(t)["remarks"]; len(got) < 512 || len(got) > 600 {
+		t.Errorf("%d bytes: %.100s", len(got), got)
+	}
 }
