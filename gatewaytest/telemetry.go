@@ -1,4 +1,5 @@
-// Package gatewaytest helps to test what is built with package gateway.
+// Package gatewaytest provides test helpers for programs that use package gateway: telemetry in memory, a
+// check for leaked goroutines, and a conformance test for limiters.
 package gatewaytest
 
 import (
@@ -15,18 +16,19 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
-// Telemetry records spans and measurements in memory, for a test to read. It is a trace.TracerProvider and a
-// metric.MeterProvider at once:
+// Telemetry records spans and measurements in memory, so that a test can read them. It is a
+// trace.TracerProvider and a metric.MeterProvider at once:
 //
 //	tel := new(gatewaytest.Telemetry)
 //	h := gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel})(handler)
 //
-// It needs no SDK, and records no more than this module uses: spans with their attributes, links and errors,
-// Float64Histogram and Int64Counter. Every other instrument does nothing. Like the SDK's default sampler, it
-// samples a span that has no parent, and any other span when its parent was sampled; a span that is not
-// sampled is not recorded.
+// It needs no SDK. It records only what package gateway uses: spans with their attributes, links and errors,
+// and the instruments Float64Histogram and Int64Counter. Other instruments do nothing. Like the SDK's default
+// sampler, it samples spans without a parent and spans whose parent is sampled. Spans that are not sampled
+// are not recorded.
 //
-// The zero value is ready. Telemetry is safe for concurrent use and must not be copied.
+// The zero value is ready for use. A Telemetry is safe for concurrent use and must not be copied. It keeps
+// everything that it records.
 type Telemetry struct {
 	providers
 
@@ -54,7 +56,7 @@ type Span struct {
 	Errors     []error // in the order of RecordError
 }
 
-// Series sums up the measurements of one instrument that have the same attributes.
+// Series is the sum of the measurements of one instrument with the same attributes.
 type Series struct {
 	Name, Unit string
 	Scope      string // name of the meter
@@ -69,7 +71,7 @@ type seriesKey struct {
 	attributes attribute.Distinct
 }
 
-// Spans returns the spans that have ended, in that order.
+// Spans returns the spans that have ended, in the order in which they ended.
 func (t *Telemetry) Spans() []Span {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -1,4 +1,5 @@
-// Package concurrency finds how many requests at once a server can serve, from how long they take.
+// Package concurrency computes, from the latency of requests, how many requests a server can serve at the
+// same time.
 //
 // The limit follows the gradient of the latency, as in Netflix's concurrency-limits (Gradient2Limit) and in Envoy's
 // adaptive concurrency filter. Each window of samples compares its latency with the base, the latency without a queue:
@@ -6,13 +7,14 @@
 //	gradient = tolerance * base / latency, between 1/2 and 1
 //	limit    = limit * gradient + limit/10
 //
-// While latency is near the base, the limit grows, if it was reached at all. When requests queue in the server, it
-// falls until they take about half as long again as without a queue. Two things differ from those models. A window's
-// latency is the geometric mean, so that a single slow request moves it little. And the base is measured anew in a
-// probe, in which the limit is halved until the old requests have ended: a base that is a long average drifts up with a
-// steady overload, and one that is the least latency ever seen never learns that a server has become slower. There is a
-// probe every 30 windows, and as soon as the limit has fallen by half: then either the server has lost capacity, or the
-// base is out of date. A probe costs little, because half of the limit keeps the server almost busy.
+// While the latency is near the base, the limit grows, provided that it was reached. When requests queue in
+// the server, the limit falls until the latency is about 1.5 times that without a queue. Two things differ
+// from those models. A window's latency is the geometric mean, so that a single slow request has little
+// effect. The base is measured again in a probe, in which the limit is halved until the old requests have
+// ended. The alternatives are worse: a base that is a long average rises during a steady overload, and a base
+// that is the minimum of all latencies stays too low when a server becomes slower. There is a probe every 30
+// windows, and whenever the limit has fallen by half: then either the server has lost capacity, or the base
+// is out of date. A probe costs little, because half of the limit keeps the server almost busy.
 //
 // The package reads no clock: latencies are arguments.
 package concurrency

@@ -1,11 +1,11 @@
-// Package eventstream reads the data of server-sent events (WHATWG HTML section 9.2.6) as they pass. The stream is
-// written to a Reader in pieces of any size, and the Reader hands the data on without keeping it. The package is for
-// those who look at a stream that goes to somebody else.
+// Package eventstream parses server-sent events (WHATWG HTML section 9.2.6) while they are forwarded. The
+// stream is written to a Reader in pieces of any size. The Reader passes the data of events to a function and
+// keeps none of it.
 package eventstream
 
 import "bytes"
 
-// Reader splits a stream into events. Both functions are needed.
+// Reader splits a stream into events. Both functions are required.
 type Reader struct {
 	Data func(piece []byte) // gets the data of an event, piece by piece; lines are joined by "\n"
 	End  func()             // is called at the end of each event that has data

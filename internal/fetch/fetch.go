@@ -1,6 +1,6 @@
-// Package fetch reads small documents over HTTP from a server whose content is trusted: key sets, discovery
-// documents, verdicts on tokens. The server is not trusted to be quick, to be brief, or to stay where it is,
-// so time, size and redirects have bounds.
+// Package fetch fetches small documents over HTTP: key sets, discovery documents, and introspection answers.
+// The content of the server is trusted. Its speed, the size of its answers and its redirects are not, so all
+// three are limited.
 package fetch
 
 import (

@@ -1,13 +1,12 @@
-// Package flightcache is a cache in memory that loads a value once for all who ask for its key at the same
-// time.
+// Package flightcache is an in-memory cache that loads a value once for all concurrent callers with the same
+// key.
 //
-// It is bounded by the number of entries and by their bytes. An entry expires at a time of its own. The load
-// function decides what is remembered: an error never is, and neither is an entry whose time is already over.
-// Callers that ask for one key at the same time still share one load in both cases. So a flood of keys that
-// fail displaces nothing.
+// The number of entries and their bytes are limited. Each entry has its own time of expiry. An error of the
+// load function is not cached, and neither is an entry that has already expired. Concurrent callers share one
+// load in these cases as well. So a flood of keys that fail evicts nothing.
 //
-// To remember failures as well, give them a cache of their own, and load the first cache through the second:
-// the failures then compete with each other for room, and never with the values.
+// To cache failures as well, use a second cache for them, and load the first cache through it. Failures then
+// evict other failures, and never values.
 package flightcache
 
 import (

@@ -1,6 +1,6 @@
-// Package gunzip decompresses what is written to it, for those who look at a compressed body that goes to somebody
-// else. The standard library's reader asks for its input and blocks until it is there; here the input comes when it
-// comes. Nothing is buffered beside the window of 32 KiB that the format needs, and nothing runs beside the caller.
+// Package gunzip decompresses a gzip body while it is forwarded. The input is written to it, whereas
+// compress/gzip reads its input and blocks until it has arrived. It needs no goroutine, and no memory besides
+// the window of 32 KiB that the format requires.
 package gunzip
 
 import (
@@ -9,7 +9,7 @@ import (
 	"iter"
 )
 
-// Writer hands the decompressed text on. Make it with New. It is not safe for concurrent use.
+// Writer passes the decompressed text to a function. Make it with New. It is not safe for concurrent use.
 type Writer struct {
 	input input
 	more  func() (struct{}, bool)
@@ -17,7 +17,8 @@ type Writer struct {
 	done  bool
 }
 
-// New returns a Writer that calls to with each piece of the text. to must not keep the piece. Call Close in the end.
+// New returns a Writer that calls to with each piece of the text. to must not keep the piece. Call Close at
+// the end.
 func New(to func(piece []byte)) *Writer {
 	w := new(Writer)
 	// The reader runs in a coroutine, which goes on whenever there is input.
@@ -42,8 +43,8 @@ func New(to func(piece []byte)) *Writer {
 	return w
 }
 
-// Write reads the next piece of the compressed body. It has handed on all that can be decompressed so far when it
-// returns, and it keeps no part of p. What is no gzip, or comes after its end, is ignored.
+// Write reads the next piece of the compressed body. When it returns, all text that can be decompressed so
+// far has been passed on. It keeps no part of p. Input that is not gzip, and input after the end, is ignored.
 func (w *Writer) Write(p []byte) {
 	if w.done || len(p) == 0 {
 		return

@@ -1,13 +1,13 @@
-// Package h1 is an HTTP/1.1 client transport made for proxying. It sends a request as it is given: it adds no
-// User-Agent and no Accept-Encoding, it decompresses nothing, it follows no redirect and asks no proxy of the
-// environment. One round trip runs on the caller's goroutine: the request line, the fields and a small body
-// leave in one write, and the response is read by a strict parser into one Response, one header map and one
-// string. Only a body that is streamed has a goroutine of its own, and an idle connection has none: it is
-// probed before it is used again. A request pays for a watcher of its context only when its target does not
-// answer within milliseconds. Whatever is not a whole and well-formed response is an error, and a connection
-// on which anything odd was seen is closed.
+// Package h1 is an HTTP/1.1 client transport for proxying. It sends a request unchanged: it adds no
+// User-Agent and no Accept-Encoding, does not decompress, does not follow redirects, and ignores the
+// environment's proxy settings. One round trip runs on the caller's goroutine: the request line, the fields
+// and a small body leave in one write, and the response is read by a strict parser into one Response, one
+// header map and one string. Only a body that is streamed has a goroutine of its own, and an idle connection
+// has none: it is probed before it is used again. A request's context is watched only if its target does not
+// answer within milliseconds. A response that is not complete and well-formed is an error, and its connection
+// is closed.
 //
-// What it does unlike net/http.Transport:
+// Differences from net/http.Transport:
 //
 //   - Requests: a method, target, Host, field or trailer that is not well-formed is refused with
 //     [ErrInvalidRequest] before a connection is asked for; CONNECT is refused. Fields are sent in no

@@ -1,7 +1,6 @@
-// Package httpfield holds the rules of HTTP header fields: which characters a name and a value may have, which
-// names a server could take for the same, which fields are meant for one hop, how lists are searched, and how
-// structured fields are written. Its functions look at names and values alone. They know nothing of who sent a
-// message or of what a gateway does with it.
+// Package httpfield implements the rules of HTTP header fields: the characters of names and values, names
+// that a server could take for the same field, hop-by-hop fields, lists, and structured fields. Its functions
+// depend only on names and values, not on the sender of a message or on what a gateway does with it.
 package httpfield
 
 import (

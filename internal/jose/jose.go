@@ -1,9 +1,9 @@
 // Package jose reads signed tokens and the keys that verify them: the compact serialization of JWS (RFC
 // 7515), its algorithms (RFC 7518, RFC 8037) and sets of public keys (RFC 7517).
 //
-// Whatever can be read in two ways is refused, since two readers would then see two tokens. An algorithm
-// works only with keys of its own kind and strength. The package decides nothing about trust: which
-// algorithms, issuers and claims are accepted is up to its caller.
+// Input that two parsers could interpret differently is refused. An algorithm accepts only keys of its own
+// kind and strength. The package does not decide what is trusted: the caller chooses the algorithms, issuers
+// and claims that it accepts.
 package jose
 
 import (

@@ -1,13 +1,13 @@
-// Package keytable keeps a state for each of many keys, within a bound.
+// Package keytable keeps a state for each key, in bounded memory.
 //
-// Keys come from clients, so a table must not grow with them. It forgets a key whose state is at rest, which
-// is to say, equal to a new key's; so nothing is lost with it. When the table is full of keys that are not at
-// rest, new keys share one state, the overflow. No key is ever evicted while it is busy: a flood of new keys
-// can neither grow the memory nor reset the state of another key.
+// Clients choose the keys, so the number of keys in a table is limited. A key is at rest when its state
+// equals that of a new key; otherwise it is busy. A table drops keys at rest, which loses nothing. It never
+// drops a busy key. When it is full of busy keys, all new keys share one state, the overflow. So a flood of
+// new keys can neither grow the memory nor reset the state of another key.
 //
 // The keys are spread over 256 locks, and using a key allocates nothing unless the key is new. A table starts
-// no goroutine: what has come to rest is swept a little at a time by those who use the table. It reads no
-// clock either. Time is an argument, in nanoseconds since any moment that the caller chooses.
+// no goroutine: each use of the table may drop a few keys at rest. It reads no clock. Time is an argument, in
+// nanoseconds since any moment that the caller chooses.
 package keytable
 
 import (

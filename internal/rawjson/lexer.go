@@ -1,6 +1,6 @@
-// Package rawjson reads JSON text (RFC 8259) in place. One incremental Lexer splits the text into tokens. On it
-// stand a strict decoder for text that security depends on (DecodeObject, StringMember), and Value, which checks a
-// text and returns pieces of it as they were sent: numbers, escapes and the order of members stay as they are.
+// Package rawjson reads JSON text (RFC 8259) in place. One incremental Lexer splits the text into tokens. Two
+// parts use it. DecodeObject and StringMember are a strict decoder for text that security depends on. Value
+// checks a text and returns parts of it unchanged, with the original numbers, escapes and order of members.
 package rawjson
 
 import (

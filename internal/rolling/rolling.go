@@ -1,9 +1,8 @@
-// Package rolling counts what happened in the last ten seconds, or in any other length of time.
+// Package rolling counts events in a rolling window, such as the last ten seconds.
 //
-// A Window divides its length into slots and counts in the slot of the present. As time passes, it subtracts
-// the slots that have become too old from the total. So a count costs the same however many were made before,
-// and the memory of a window is fixed. The package reads no clock: time is an argument, and a test needs none
-// either.
+// A Window divides its length into slots and counts events in the current slot. As time passes, it subtracts
+// the slots that have become too old from the total. So counting takes constant time and a window has a fixed
+// size. The package reads no clock: time is an argument, also in tests.
 package rolling
 
 import "time"

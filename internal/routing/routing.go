@@ -1,9 +1,9 @@
-// Package routing decides which route takes a request. A Tree holds the patterns and predicates of routes,
-// which are numbers to it, in the order in which they were added. Decide walks it for one request and returns
-// a route's number, or the status with which a request that no route takes is answered. Survey makes the same
-// decision and explains it.
+// Package routing finds the route for a request. A Tree holds the patterns and predicates of routes. It
+// identifies a route by its number, in the order in which routes were added. Decide returns the number of the
+// route for a request or, if no route matches, the status of the answer. Survey makes the same decision and
+// explains it.
 //
-// The package knows requests, but neither handlers nor responses.
+// The package depends on requests, but not on handlers or responses.
 package routing
 
 import (

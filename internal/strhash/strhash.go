@@ -1,8 +1,8 @@
-// Package strhash hashes strings to the same values in every process and every release. Use it where two
-// gateways, or one gateway before and after a restart, must choose alike: Split and HashBy.
+// Package strhash hashes strings to the same values in every process and every release. Use it where all
+// gateways, also after a restart, must make the same choice: Split and HashBy.
 //
-// Somebody who chooses the strings can make them collide. Tables of clients' keys use hash/maphash with a
-// seed of the process instead.
+// An attacker who chooses the strings can make them collide. So tables with keys of clients use hash/maphash
+// with a random seed instead.
 package strhash
 
 // Hash is the state of a 64-bit FNV-1a hash. The zero value is not usable; begin with New. Its high bits are

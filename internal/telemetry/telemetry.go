@@ -1,9 +1,8 @@
-// Package telemetry holds the OpenTelemetry mechanisms that the gateway shares between its server side, its
-// upstreams and its circuits: instruments, attribute sets that are built once, method names with a bound, and
-// the traceparent of W3C Trace Context.
+// Package telemetry has the OpenTelemetry functions that the gateway's server side, upstreams and circuits
+// share: instruments, cached attribute sets, a bounded set of method names, and the traceparent of W3C Trace
+// Context.
 //
-// It works on the OpenTelemetry API alone and needs no SDK. It does not know what an outcome is; callers
-// bring their own labels.
+// It uses only the OpenTelemetry API and needs no SDK. Callers define their own labels, such as outcomes.
 package telemetry
 
 import (

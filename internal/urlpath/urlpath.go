@@ -1,10 +1,10 @@
-// Package urlpath reads and writes the path of a request so that all who look at it see the same one: the
-// path that is matched and authorised is the path that is forwarded. It returns paths in their escaped form,
-// splits them into segments, names what makes a path ambiguous, cleans queries, and fills {…} templates.
+// Package urlpath reads and writes the path of a request in one consistent form, so that the path that is
+// matched and authorized is also the path that is forwarded. It returns paths in escaped form, splits them
+// into segments, reports why a path is ambiguous, cleans queries, and fills templates with {…}.
 //
-// It exists because net/http offers two views of a path, and both mislead. URL.Path has lost the difference
-// between "/" and "%2F". URL.EscapedPath falls back to Path, and loses the difference too, as soon as RawPath
-// holds one raw byte that should have been escaped, such as "{", "|" or a non-ASCII letter.
+// The two forms of net/url are not enough. URL.Path does not distinguish "/" from "%2F". Neither does
+// URL.EscapedPath if RawPath has a raw byte that should have been escaped, such as "{", "|" or a non-ASCII
+// letter: it then falls back to Path.
 package urlpath
 
 import (

@@ -1,6 +1,6 @@
-// Package wsframe adds a close frame to a WebSocket connection that somebody else's bytes pass through. A close
-// frame may stand only between two other frames, so a Writer follows the frames in the stream as far as it must
-// to find their ends (RFC 6455 section 5). It does not look at what the frames carry.
+// Package wsframe inserts a close frame into a WebSocket stream that is being forwarded. A close frame must
+// be between two other frames, so a Writer parses frame headers to find the ends of frames (RFC 6455 section
+// 5). It ignores the payload.
 package wsframe
 
 import (
