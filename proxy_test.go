@@ -163,9 +163,10 @@ func TestProxyFailures(t *testing.T) {
 	t.Cleanup(func() { close(release) })
 
 	proxy := func(target string) http.Handler {
-		return gateway.Proxy(gateway.NewUpstream("backend", gateway.MustTargets(target), &gateway.UpstreamOptions{Timeout: 50 * time.Millisecond}), nil)
+		return gateway.Proxy(gateway.NewUpstream("backend", gateway.MustTargets(target), nil), nil)
 	}
-	patient := gateway.Proxy(gateway.NewUpstream("backend", gateway.MustTargets(backend.URL), nil), nil)
+	patient := proxy(backend.URL)
+	hasty := gateway.NewUpstream("backend", gateway.MustTargets(backend.URL), &gateway.UpstreamOptions{Timeout: 50 * time.Millisecond})
 	for _, tt := range []struct {
 		name    string
 		handler http.Handler
@@ -175,7 +176,7 @@ func TestProxyFailures(t *testing.T) {
 		level   string
 	}{
 		{"dead", proxy(refused), "/", 502, "upstream_error", "ERROR"},
-		{"hung", proxy(backend.URL), "/hang", 504, "timeout", "ERROR"},
+		{"hung", gateway.Proxy(hasty, nil), "/hang", 504, "timeout", "ERROR"},
 		{"reset", proxy(backend.URL), "/reset", 502, "upstream_error", "ERROR"},
 		{"garbage", proxy(backend.URL), "/garbage", 502, "upstream_error", "ERROR"},
 		{"its own 500", proxy(backend.URL), "/500", 500, "upstream_error", "ERROR"},
