@@ -30,8 +30,8 @@ type blameRow struct {
 
 // blameTimeout is UpstreamOptions.Timeout, and blamePause ProxyOptions.BodyTimeout, for the rows that stall.
 const (
-	blameTimeout = 150 * time.Millisecond
-	blamePause   = 300 * time.Millisecond
+	blameTimeout = 300 * time.Millisecond
+	blamePause   = 600 * time.Millisecond
 )
 
 var (
