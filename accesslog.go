@@ -28,7 +28,7 @@ func (l *accessLog) write(ex *exchange, rw *responseWriter, r *http.Request, s *
 		return
 	}
 	ex.mu.Lock()
-	traceID, identity, sent, written, tunnel := ex.traceID, ex.identity, ex.forwarded, rw.written, ex.tunnel
+	traceID, identity, sent, written, tunnel := ex.traceID(), ex.identity, ex.forwarded, rw.written, ex.tunnel
 	ex.mu.Unlock()
 	_, client := clientText(r)
 	attrs := make([]slog.Attr, 0, 16)

@@ -246,7 +246,7 @@ func newReporter(policy string) *reporter {
 // add counts a request that would have been refused with err, and logs it.
 func (p *reporter) add(ex *exchange, r *http.Request, err error) {
 	ex.mu.Lock()
-	traceID, route, logged := ex.traceID, ex.route, ex.logged
+	traceID, route, logged := ex.traceID(), ex.route, ex.logged
 	ex.mu.Unlock()
 	ctx := r.Context()
 	p.refused.Add(ctx, 1, p.attrs)

@@ -41,6 +41,7 @@ type exchange struct {
 	origin
 	tracing
 	observing
+	detached bool // a foreign middleware may run its inner handler, and use req, on another goroutine; not inherited
 	matched
 	answering
 	forwarded
@@ -53,8 +54,7 @@ type exchange struct {
 
 // incoming is the request that the record belongs to. No other record inherits it.
 type incoming struct {
-	req      *http.Request // this package's copy of the request
-	detached bool          // a foreign middleware may run its inner handler, and use req, on another goroutine
+	req *http.Request // this package's copy of the request
 
 	// Values of fields, here to save an allocation each. They are set once and not changed after, since headers hold them.
 	user  [1]string // X-User-ID, as the first Auth wrote it
@@ -69,8 +69,7 @@ type origin struct {
 
 // tracing is the trace that the request belongs to. Every record made from this one inherits it.
 type tracing struct {
-	traceID     string            // 32 hex digits; a part of traceparent
-	traceHeader string            // the field that carries traceID
+	traceHeader string            // the field that carries the trace id
 	traceparent string            // of span; "" without one
 	span        trace.SpanContext // the parent of upstream requests
 	traceState  string            // tracestate of a trusted caller, unchanged

@@ -120,8 +120,11 @@ func TraceID(ctx context.Context) string {
 	}
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
-	return ex.traceID
+	return ex.traceID()
 }
+
+// traceID returns the trace id, 32 hex digits, or "" outside Observe.
+func (t *tracing) traceID() string { return telemetry.TraceIDOf(t.traceparent) }
 
 // observer is one Observe.
 type observer struct {
@@ -157,7 +160,7 @@ func (o *observer) serve(next http.Handler, w http.ResponseWriter, r *http.Reque
 			panic(panicked) // in this frame, so that the stack of the first panic is still printed
 		}
 	}()
-	ex.trace[0] = ex.traceID
+	ex.trace[0] = ex.traceID()
 	rw.Header()[o.traceHeader] = ex.trace[:]
 	next.ServeHTTP(rw, r)
 }
@@ -199,7 +202,6 @@ func (o *observer) startSpan(ex *exchange, in, r *http.Request) (*http.Request, 
 	}
 	ex.span, ex.traceState = sc, state
 	ex.traceparent, ex.traceHeader = telemetry.FormatTraceparent(sc), o.traceHeader
-	ex.traceID = telemetry.TraceIDOf(ex.traceparent)
 	ex.mu.Unlock()
 	return r, span
 }

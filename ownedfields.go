@@ -284,8 +284,8 @@ func (w *fieldWriter) hostAndProto() {
 
 // trace sets the field that carries the trace id, and traceparent and tracestate.
 func (w *fieldWriter) trace(t *tracing, ctx context.Context) {
-	if t.traceID != "" {
-		w.set(t.traceHeader, t.traceID)
+	if id := t.traceID(); id != "" {
+		w.set(t.traceHeader, id)
 	}
 	if traceparent, state := t.parent(ctx); traceparent != "" {
 		w.set(fieldTraceparent, traceparent)

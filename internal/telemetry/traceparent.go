@@ -65,8 +65,14 @@ func FormatTraceparent(sc trace.SpanContext) string {
 	return string(b[:])
 }
 
-// TraceIDOf returns the trace id in a traceparent that FormatTraceparent has returned, as 32 hex digits.
-func TraceIDOf(traceparent string) string { return traceparent[3:35] }
+// TraceIDOf returns the trace id in a traceparent that FormatTraceparent has returned, as 32 hex digits. Of "" it
+// returns "".
+func TraceIDOf(traceparent string) string {
+	if traceparent == "" {
+		return ""
+	}
+	return traceparent[3:35]
+}
 
 // NewSpanContext returns random ids, marked as sampled. It serves where no SDK makes ids.
 func NewSpanContext() trace.SpanContext {
