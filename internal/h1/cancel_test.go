@@ -67,10 +67,26 @@ func TestCancel(t *testing.T) {
 			r.Header.Set("Expect", "100-continue")
 		}},
 	} {
-		for _, deadline := range []bool{false, true} {
-			t.Run(tt.name, func(t *testing.T) {
+		for _, how := range []string{"cancel", "deadline", "limit"} {
+			if how == "limit" && tt.opts.Dial == nil {
+				continue
+			}
+			t.Run(tt.name+", "+how, func(t *testing.T) {
+				deadline := how == "deadline"
 				synctest.Test(t, func(t *testing.T) {
 					tr := New(&tt.opts)
+					if how == "limit" {
+						start := time.Now()
+						req := newRequest(t, "GET", "http://a/", nil).WithContext(context.Background())
+						if tt.edit != nil {
+							tt.edit(req)
+						}
+						if _, err := tr.DoWithin(req, 50*time.Second, cause, nil, nil); !errors.Is(err, cause) || time.Since(start) != 50*time.Second {
+							t.Errorf("after %v: %v", time.Since(start), err)
+						}
+						time.Sleep(2 * time.Hour)
+						return
+					}
 					ctx, cancel := context.WithCancelCause(t.Context())
 					after := 50 * time.Second
 					if deadline {
@@ -109,6 +125,33 @@ func TestCancel(t *testing.T) {
 			})
 		}
 	}
+}
+
+// The limit of DoWithin includes the wait for a place, and not the body of the response.
+func TestLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		late := errors.New("late")
+		tr := New(&Options{MaxPerHost: 1, Dial: pipes(func(_ int, c net.Conn) {
+			readRequest(c)
+			time.Sleep(9 * time.Second)
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+			time.Sleep(time.Minute)
+			io.WriteString(c, "ok")
+		})})
+		res, err := tr.DoWithin(newRequest(t, "GET", "http://a/", nil).WithContext(context.Background()), 10*time.Second, late, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		if _, err := tr.DoWithin(newRequest(t, "GET", "http://a/", nil), 10*time.Second, late, nil, nil); err != late || time.Since(start) != 10*time.Second {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+		if body, err := io.ReadAll(res.Body); string(body) != "ok" || err != nil {
+			t.Error(string(body), err)
+		}
+		res.Body.Close()
+		tr.CloseIdleConnections()
+	})
 }
 
 // The end of a context ends the reading of a body, blocked or not.

@@ -59,7 +59,7 @@ type input struct {
 }
 
 // dial opens a connection. The place among the open connections of the host is the caller's.
-func (t *Transport) dial(ctx context.Context, h *host, config *tls.Config, hooks *Hooks, arg any) (*conn, error) {
+func (t *Transport) dial(ctx context.Context, h *host, hooks *Hooks, arg any) (*conn, error) {
 	dialCtx := ctx
 	if t.opts.DialTimeout > 0 {
 		var cancel context.CancelFunc
@@ -76,7 +76,7 @@ func (t *Transport) dial(ctx context.Context, h *host, config *tls.Config, hooks
 	c := &conn{t: t, host: h, wire: newWire(nc)}
 	c.rw = c.wire
 	if h.key.tls {
-		if err := c.handshake(ctx, config, hooks, arg); err != nil {
+		if err := c.handshake(ctx, hooks, arg); err != nil {
 			nc.Close()
 			return nil, err
 		}
@@ -85,7 +85,8 @@ func (t *Transport) dial(ctx context.Context, h *host, config *tls.Config, hooks
 }
 
 // handshake puts TLS over the wire.
-func (c *conn) handshake(ctx context.Context, config *tls.Config, hooks *Hooks, arg any) error {
+func (c *conn) handshake(ctx context.Context, hooks *Hooks, arg any) error {
+	config := c.t.opts.TLS
 	if config.ServerName == "" {
 		config = config.Clone()
 		config.ServerName = hostname(c.host.key.addr)
@@ -117,6 +118,14 @@ func (c *conn) handshake(ctx context.Context, config *tls.Config, hooks *Hooks, 
 }
 
 var errTLSHandshakeTimeout error = &timeoutError{"h1: TLS handshake timeout"}
+
+// otherProtocol returns the protocol that the target chose if it is not HTTP/1.1, and otherwise "".
+func (c *conn) otherProtocol() string {
+	if c.tls == nil || c.tls.NegotiatedProtocol == "http/1.1" {
+		return ""
+	}
+	return c.tls.NegotiatedProtocol
+}
 
 // hostname is the host of host:port, without the brackets of an IPv6 address.
 func hostname(addr string) string {

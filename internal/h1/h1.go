@@ -14,7 +14,7 @@
 //     particular order. Content-Length, Transfer-Encoding, Trailer and Host in Request.Header are left out in
 //     any spelling.
 //   - Retries: the rules of net/http, and in addition a small body that was read in advance can be sent
-//     again.
+//     again, and PUT, DELETE and QUERY are idempotent.
 //   - Expect: a final answer in place of 100 Continue ends the exchange: the body is not sent, the connection
 //     closes.
 //   - Responses: see the list at parseHead for what is refused that net/http accepts. The header bytes of all
@@ -32,6 +32,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -46,6 +47,10 @@ type Options struct {
 	// TLS is the configuration for targets of scheme https. It is cloned. The server's name is set for each
 	// target unless it is given, and NextProtos is replaced.
 	TLS *tls.Config
+
+	// Offer is the protocols that each TLS handshake offers to the target by ALPN. A target may choose another than
+	// HTTP/1.1: then the round trip fails with OtherProtocol. nil means "http/1.1" alone.
+	Offer []string
 
 	DialTimeout           time.Duration // 0 means 30s, negative none
 	TLSHandshakeTimeout   time.Duration // 0 means 10s, negative none
@@ -85,6 +90,16 @@ var (
 	// net.Error of a timeout.
 	ErrResponseHeaderTimeout error = &timeoutError{"h1: timeout awaiting the response's header"}
 )
+
+// OtherProtocol is the error of a round trip whose target chose a protocol other than HTTP/1.1. Nothing was sent,
+// and the request's body is not closed. The connection is the caller's.
+type OtherProtocol struct {
+	Protocol string // such as "h2"
+	Conn     *tls.Conn
+	Request  *http.Request // as it is to be sent instead: the one that was given, or a copy with a body from its beginning
+}
+
+func (e *OtherProtocol) Error() string { return "h1: the target chose the protocol " + strconv.Quote(e.Protocol) }
 
 type timeoutError struct{ text string }
 
@@ -177,7 +192,9 @@ func New(opts *Options) *Transport {
 		o.TLS = new(tls.Config)
 	}
 	o.TLS = o.TLS.Clone()
-	o.TLS.NextProtos = []string{"http/1.1"}
+	if o.TLS.NextProtos = o.Offer; o.Offer == nil {
+		o.TLS.NextProtos = []string{"http/1.1"}
+	}
 	setDefault(&o.DialTimeout, 30*time.Second)
 	setDefault(&o.TLSHandshakeTimeout, 10*time.Second)
 	setDefault(&o.ContinueTimeout, time.Second)
@@ -213,10 +230,20 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 // by a goroutine, which ends with the exchange, but not before a Read of the body that is in progress
 // returns. The response's body implements Body, or after 101 Upgraded, unless it is http.NoBody.
 func (t *Transport) Do(req *http.Request, hooks *Hooks, arg any) (*http.Response, error) {
+	return t.DoWithin(req, 0, nil, hooks, arg)
+}
+
+// DoWithin is Do with a limit for the time until the response's header is there, all that comes before included.
+// It then fails with late. A limit of 0 or below is none. It costs less than a context with a deadline. The
+// limit does not end a Read of the request's body.
+func (t *Transport) DoWithin(req *http.Request, limit time.Duration, late error, hooks *Hooks, arg any) (*http.Response, error) {
 	if hooks == nil {
 		hooks = &noHooks
 	}
 	c := newCall(t, req, hooks, arg)
+	if limit > 0 {
+		c.patience = patience{time.Now().Add(limit), late}
+	}
 	res, err := c.do()
 	c.release()
 	return res, err
@@ -224,29 +251,21 @@ func (t *Transport) Do(req *http.Request, hooks *Hooks, arg any) (*http.Response
 
 var noHooks Hooks
 
-// Negotiate finds out which protocol a target of scheme https speaks. It offers the protocols to the target,
-// which is host or host:port, by ALPN. If they agree on "http/1.1" or on none, Negotiate keeps the connection
-// for a later request and returns "http/1.1" and no connection. Otherwise the connection is the caller's, to
-// be handed for example to the DialTLSContext of an http.Transport. Round trips offer "http/1.1" alone.
-func (t *Transport) Negotiate(ctx context.Context, target string, offer ...string) (string, *tls.Conn, error) {
+// Negotiate opens a connection to a target of scheme https, which is host or host:port, and returns the
+// protocol that the target chose of those in Options.Offer. If that is HTTP/1.1, Negotiate keeps the connection
+// for a later request and returns "http/1.1" and no connection; it also does so when there is an idle one.
+// Otherwise the connection is the caller's, to be handed for example to the DialTLSContext of an http.Transport.
+func (t *Transport) Negotiate(ctx context.Context, target string) (string, *tls.Conn, error) {
 	key, ok := keyOf("https", target)
 	if !ok {
 		return "", nil, invalid("host %q", target)
 	}
-	c, h, err := t.acquire(ctx, key, false)
+	c, err := t.get(ctx, key, false, patience{}, &noHooks, nil)
 	if err != nil {
 		return "", nil, err
 	}
-	if c == nil {
-		config := t.opts.TLS.Clone()
-		config.NextProtos = offer
-		if c, err = t.dial(ctx, h, config, &noHooks, nil); err != nil {
-			t.forgo(h)
-			return "", nil, err
-		}
-	}
-	if proto := c.tls.NegotiatedProtocol; proto != "" && proto != "http/1.1" {
-		t.forgo(h)
+	if proto := c.otherProtocol(); proto != "" {
+		t.forgo(c.host)
 		return proto, c.rw.(*tls.Conn), nil
 	}
 	t.put(c)

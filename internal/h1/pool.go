@@ -28,12 +28,33 @@ type waiter struct {
 // grant is a connection, or without one the right to dial.
 type grant struct{ c *conn }
 
-// acquire returns an idle connection that is alive, or nil where the caller is to dial. The caller then owes
-// a call of put or drop for the connection, or of forgo if it cannot dial.
+// get returns an idle connection that is alive, or a new one. The caller owes a call of put, drop or forgo.
 //
 // Where unprobed is set, the caller itself finds out whether a connection whose wire can take a turn is
 // alive.
-func (t *Transport) acquire(ctx context.Context, key hostKey, unprobed bool) (*conn, *host, error) {
+func (t *Transport) get(ctx context.Context, key hostKey, unprobed bool, p patience, hooks *Hooks, arg any) (*conn, error) {
+	c, h, w := t.acquire(key, unprobed)
+	if c != nil {
+		return c, nil
+	}
+	ctx, cancel := p.bound(ctx) // only a request that waits pays for it
+	defer cancel()
+	if w != nil {
+		c, err := t.await(ctx, h, w)
+		if c != nil || err != nil {
+			return c, err
+		}
+	}
+	c, err := t.dial(ctx, h, hooks, arg)
+	if err != nil {
+		t.forgo(h)
+	}
+	return c, err
+}
+
+// acquire returns an idle connection, or a waiter, or neither where the caller is to dial, for which it has a
+// place.
+func (t *Transport) acquire(key hostKey, unprobed bool) (*conn, *host, *waiter) {
 	now := time.Now()
 	t.mu.Lock()
 	t.closeIdle = false
@@ -77,18 +98,18 @@ func (t *Transport) acquire(ctx context.Context, key hostKey, unprobed bool) (*c
 	w := &waiter{ready: make(chan grant, 1)}
 	h.waiters = append(h.waiters, w)
 	t.mu.Unlock()
-	return t.await(ctx, h, w)
+	return nil, h, w
 }
 
-// await waits for a grant or the end of the context.
-func (t *Transport) await(ctx context.Context, h *host, w *waiter) (*conn, *host, error) {
+// await waits for a grant or the end of the context. It returns nil where the caller is to dial.
+func (t *Transport) await(ctx context.Context, h *host, w *waiter) (*conn, error) {
 	select {
 	case g := <-w.ready:
 		if g.c != nil && !g.c.alive() { // probed in any case, so that a dead one does not cost the place
 			g.c.close()
 			g.c = nil // its place is this request's
 		}
-		return g.c, h, nil
+		return g.c, nil
 	case <-ctx.Done():
 	}
 	t.mu.Lock()
@@ -105,7 +126,7 @@ func (t *Transport) await(ctx context.Context, h *host, w *waiter) (*conn, *host
 	default:
 		// The host still has the open connections that this request has waited for.
 	}
-	return nil, nil, context.Cause(ctx)
+	return nil, context.Cause(ctx)
 }
 
 // popIdle takes the connection that was used last. If that has been idle for too long, so have all others,

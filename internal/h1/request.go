@@ -2,6 +2,7 @@ package h1
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // inlineMemory is up to which length a body in memory is sent together with the header.
@@ -24,7 +26,22 @@ type call struct {
 	hooks *Hooks
 	arg   any
 	key   hostKey
+	patience
 	outgoing
+}
+
+// patience is how long a round trip may take until the response's header is there.
+type patience struct {
+	by   time.Time // zero: as long as it takes
+	late error     // the failure after that
+}
+
+// bound returns a context with this deadline.
+func (p patience) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if p.by.IsZero() {
+		return ctx, func() {}
+	}
+	return context.WithDeadlineCause(ctx, p.by, p.late)
 }
 
 // outgoing is what is sent.

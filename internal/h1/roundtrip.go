@@ -1,7 +1,9 @@
 package h1
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -43,6 +45,10 @@ func (c *call) do() (*http.Response, error) {
 	}
 	for {
 		conn, err := c.connect(ctx)
+		if other, ok := err.(*OtherProtocol); ok {
+			other.Request = c.untouched()
+			return nil, err
+		}
 		if err != nil {
 			c.closeBody()
 			return nil, err
@@ -76,15 +82,13 @@ func (c *call) connect(ctx context.Context) (*conn, error) {
 	if c.hooks.GetConn != nil {
 		c.hooks.GetConn(c.arg, c.key.addr)
 	}
-	conn, h, err := c.t.acquire(ctx, c.key, c.takesTurn())
+	conn, err := c.t.get(ctx, c.key, c.takesTurn(), c.patience, c.hooks, c.arg)
 	if err != nil {
 		return nil, err
 	}
-	if conn == nil {
-		if conn, err = c.t.dial(ctx, h, c.t.opts.TLS, c.hooks, c.arg); err != nil {
-			c.t.forgo(h)
-			return nil, err
-		}
+	if proto := conn.otherProtocol(); proto != "" {
+		c.t.forgo(conn.host)
+		return nil, &OtherProtocol{Protocol: proto, Conn: conn.rw.(*tls.Conn)}
 	}
 	if c.hooks.GotConn != nil {
 		c.hooks.GotConn(c.arg, conn.gotConnInfo())
@@ -102,8 +106,8 @@ type failure struct {
 }
 
 // retryable reports whether the request may be sent again on another connection, after it failed on one that
-// had been used before. These are the rules of net/http: the target has closed an idle connection, most
-// likely, and the request is one that can be repeated, or no byte of it was written.
+// had been used before: the target has closed an idle connection, most likely, and the request is one that can
+// be repeated (RFC 9110 section 9.2.2), or no byte of it was written.
 func (c *call) retryable(f *failure) bool {
 	req := c.req
 	if f.aborted {
@@ -117,13 +121,13 @@ func (c *call) retryable(f *failure) bool {
 		return false
 	}
 	switch req.Method {
-	case "", "GET", "HEAD", "OPTIONS", "TRACE":
+	case "", "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "QUERY":
 		return true
 	}
 	return len(req.Header["Idempotency-Key"]) > 0 || len(req.Header["X-Idempotency-Key"]) > 0
 }
 
-// rewind gets the body anew, for another sender.
+// rewind gets the body anew, for another sender. GetBody may also set the Trailer of the request that was given.
 func (c *call) rewind() error {
 	if c.req.GetBody == nil {
 		return errors.New("h1: the body cannot be sent again")
@@ -132,16 +136,30 @@ func (c *call) rewind() error {
 	if err != nil {
 		return err
 	}
-	r := *c.req // the caller's request stays as it is
+	r := *c.asked // the caller's request stays as it is
 	r.Body = body
 	c.req, c.body, c.owned = &r, body, true
 	return nil
+}
+
+// untouched returns the request with its body from the beginning. The body is the caller's again.
+func (c *call) untouched() *http.Request {
+	c.owned = false
+	if !c.inline {
+		return c.req
+	}
+	r := *c.asked
+	r.Body = io.NopCloser(bytes.NewReader(bytes.Clone(c.buf.b[c.head:])))
+	return &r
 }
 
 // exchange sends the request and reads the header of the response. On failure the connection is gone.
 func (c *call) exchange(ctx context.Context, conn *conn) (*response, *failure) {
 	w := conn.wire
 	w.begin(ctx)
+	if !c.by.IsZero() {
+		w.limit(c.by, c.late)
+	}
 	conn.odd = c.close
 	request := c.buf.b
 	if !conn.reused {

@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 )
 
@@ -135,13 +137,13 @@ func TestNegotiate(t *testing.T) {
 		server []string
 		want   string
 	}{
-		{nil, "http/1.1"}, {[]string{"http/1.1"}, "http/1.1"}, {[]string{"h2", "http/1.1"}, "h2"},
+		{nil, "http/1.1"}, {[]string{"http/1.1"}, "http/1.1"}, {[]string{"h2", "http/1.1"}, "h2"}, {[]string{"h2"}, "h2"},
 	} {
 		url, config := serveTLS(t, tt.server, answerAll(okAnswer))
-		tr := newTransport(t, &Options{TLS: config})
+		tr := newTransport(t, &Options{TLS: config, Offer: []string{"h2", "http/1.1"}, MaxPerHost: 1})
 		target := url[len("https://") : len(url)-1]
 		for range 2 {
-			proto, c, err := tr.Negotiate(t.Context(), target, "h2", "http/1.1")
+			proto, c, err := tr.Negotiate(t.Context(), target)
 			if err != nil || proto != tt.want || (c != nil) != (tt.want == "h2") {
 				t.Error(proto, c, err)
 			}
@@ -149,9 +151,44 @@ func TestNegotiate(t *testing.T) {
 				c.Close()
 			}
 		}
-		// The transport itself speaks HTTP/1.1, and has kept the connection.
-		if reused, body := askReused(t, tr, newRequest(t, "GET", url, nil)); body != "ok" || reused != (tt.want != "h2") {
-			t.Error(reused, body)
+		if tt.want == "http/1.1" { // the transport has kept the connection
+			if reused, body := askReused(t, tr, newRequest(t, "GET", url, nil)); body != "ok" || !reused {
+				t.Error(reused, body)
+			}
 		}
+	}
+}
+
+// A request whose target chooses another protocol can be sent by that.
+func TestOtherProtocol(t *testing.T) {
+	url, config := serveTLS(t, []string{"h2", "http/1.1"}, answerAll(okAnswer))
+	tr := newTransport(t, &Options{TLS: config, Offer: []string{"h2", "http/1.1"}, MaxPerHost: 1})
+	streamed := &closeCounter{Reader: iotest.OneByteReader(strings.NewReader("hello"))}
+	for name, body := range map[string]io.Reader{"none": nil, "inline": strings.NewReader("hello"), "streamed": streamed} {
+		req := newRequest(t, "POST", url, body)
+		_, err := tr.RoundTrip(req)
+		var other *OtherProtocol
+		if !errors.As(err, &other) || other.Protocol != "h2" || other.Conn == nil || other.Request == nil {
+			t.Fatal(name, err)
+		}
+		other.Conn.Close()
+		want := "hello"
+		if body == nil {
+			want = ""
+			if other.Request.Body != nil {
+				t.Error("a body where there was none")
+			}
+		} else if got, err := io.ReadAll(other.Request.Body); string(got) != want || err != nil {
+			t.Errorf("%s: body %q, %v", name, got, err)
+		}
+		if other.Request.Context() != req.Context() || other.Request.ContentLength != req.ContentLength {
+			t.Error(name, other.Request)
+		}
+	}
+	if streamed.closed.Load() != 0 {
+		t.Error("the body was closed")
+	}
+	if len(tr.hosts) != 0 {
+		t.Error(tr.hosts)
 	}
 }

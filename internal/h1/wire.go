@@ -52,7 +52,7 @@ type exchange struct {
 	ctx      context.Context // nil when idle
 	canEnd   bool            // ctx can be done
 	deadline time.Time       // of ctx, or zero
-	watching bool            // the deadlines of Conn are headerBy and none, and a watcher of ctx runs if it can end
+	watching bool            // the deadlines of Conn are headerBy, and a watcher of ctx runs if it can end
 	stop     func() bool     // stops the watcher
 	failure  error           // what reads and writes return from now on
 	headerBy time.Time       // the response's header must be read by then, or zero
@@ -160,6 +160,13 @@ func (w *wire) expectHeader(d time.Duration, late error) {
 	}
 }
 
+// limit is expectHeader for writes, too.
+func (w *wire) limit(by time.Time, late error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.headerBy, w.late = by, late // reads and writes set their deadlines by it
+}
+
 // headerDone lifts the limit of expectHeader.
 func (w *wire) headerDone() {
 	w.mu.Lock()
@@ -170,6 +177,7 @@ func (w *wire) headerDone() {
 	w.headerBy = time.Time{}
 	if w.watching && w.failure == nil {
 		w.setReadBy(time.Time{})
+		w.setWriteBy(time.Time{})
 	}
 }
 
@@ -233,7 +241,7 @@ func (w *wire) armWrite() error {
 		}
 		return nil
 	}
-	if !w.canEnd {
+	if !w.canEnd && w.headerBy.IsZero() {
 		if !w.writeBy.IsZero() {
 			w.setWriteBy(time.Time{})
 		}
@@ -242,6 +250,9 @@ func (w *wire) armWrite() error {
 	by := time.Now().Add(watchAfter)
 	if !w.deadline.IsZero() && w.deadline.Before(by) {
 		by = w.deadline
+	}
+	if !w.headerBy.IsZero() && w.headerBy.Before(by) {
+		by = w.headerBy
 	}
 	if w.writeBy.After(by) || w.writeBy.Before(by.Add(-watchSlack)) {
 		if w.ctx.Err() != nil {
@@ -292,7 +303,7 @@ func (w *wire) watchLocked() {
 		}
 	}
 	w.setReadBy(w.headerBy)
-	w.setWriteBy(time.Time{})
+	w.setWriteBy(w.headerBy)
 }
 
 // detach leaves the connection to the caller, without a context and without deadlines.
