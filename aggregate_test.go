@@ -357,7 +357,7 @@ func TestAggregateCancelsOthers(t *testing.T) {
 		<-r.Context().Done()
 	}))
 	outcomes := make(balancer, 2)
-	transport := gateway.NewTransport(nil)
+	transport := gateway.NewTransportUnderTest(nil)
 	slow := gateway.NewUpstream("slow", gateway.MustTargets(backend.URL), &gateway.UpstreamOptions{Balancer: outcomes, Transport: transport})
 	asked := false
 	h := gateway.Aggregate([]gateway.Part{

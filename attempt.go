@@ -18,6 +18,7 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 
+	"github.com/seed-96248d0c/gateway/internal/h1"
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
@@ -64,7 +65,7 @@ type progress struct {
 
 // attempt sends r once. It prefers targets that are not among tried. The member that it returns is the target
 // that was asked, or nil when none was. l is nil unless another attempt may run beside this one.
-func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *lane) (*http.Response, *member, error) {
+func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *lane, call directCall) (*http.Response, *member, error) {
 	choice := u.pool.choice()
 	if len(choice.members) == 0 {
 		return nil, nil, fmt.Errorf("%w: upstream %s", ErrNoTarget, u.name)
@@ -91,13 +92,20 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	a.member = choice.members[i]
 	a.member.pending.Add(1)
 
-	ctx := a.clock.start(a.client, u.opts.Timeout, body, l != nil)
+	a.url = *r.URL
+	aim(&a.url, a.member.URL)
+	limit := u.opts.Timeout
+	if body == nil && limit > 0 && u.direct != nil && u.direct.speaksHTTP1(&a.url, len(r.Header["Upgrade"]) > 0) {
+		call.by, limit = a.start.Add(limit), 0 // costs less than a timer and a context
+	}
+	ctx := a.clock.start(a.client, limit, body, l != nil)
 	l.enter(a.member, a.clock.cancel)
-	a.out, a.url = *r.WithContext(ctx), *r.URL
+	if a.out = *r; ctx != a.client {
+		a.out = *r.WithContext(ctx)
+	}
 	out := &a.out
 	out.URL = &a.url
-	aim(out.URL, a.member.URL)
-	res, err := u.send(out, body, &a.clock)
+	res, err := u.send(out, body, &a.clock, call)
 	if expired := a.clock.stop(); expired && err == nil {
 		// The headers arrived just as the time ran out. The body is canceled already.
 		res.Body.Close()
@@ -283,10 +291,30 @@ func (c *attemptClock) stalled() bool {
 	return c.turn.stalled()
 }
 
-// send makes the round trip of one attempt. A request that met a dead connection from the pool is sent again,
-// on another connection, if it is idempotent and its body can be replayed. net/http's transport does that by
-// itself for safe methods without a body; send does it for the others.
-func (u *Upstream) send(out *http.Request, body *replay, clock *attemptClock) (*http.Response, error) {
+// send makes the round trip of one attempt. NewTransport's transport gets the call as it is where it speaks HTTP/1.1:
+// it sends a request again by itself that met a dead connection from the pool. Other transports get hooks in a context,
+// and do that for safe methods without a body alone; send does it for the other idempotent ones, if their body can be
+// replayed.
+func (u *Upstream) send(out *http.Request, body *replay, clock *attemptClock, call directCall) (*http.Response, error) {
+	if t := u.direct; t != nil && t.speaksHTTP1(out.URL, len(out.Header["Upgrade"]) > 0) {
+		if body != nil {
+			if err := body.attach(out, clock); err != nil {
+				return nil, err
+			}
+			if body.trailer != nil {
+				// The connection that has ended may still read the trailers of the earlier view.
+				var again func() (io.ReadCloser, error)
+				again = func() (io.ReadCloser, error) {
+					err := body.attach(out, clock)
+					out.GetBody = again
+					return out.Body, err
+				}
+				out.GetBody = again
+			}
+		}
+		return t.do(out, call)
+	}
+	out = call.traced(out)
 	var pooled *pooledConn
 	if body != nil && isIdempotent(out.Method) || out.Method == http.MethodPut || out.Method == http.MethodDelete {
 		pooled = new(pooledConn)
@@ -356,6 +384,32 @@ func (a *attempt) Read(p []byte) (int, error) {
 			err = cause // and not that of the close which interrupted the read
 		}
 	}
+	return n, a.bodyEnd(err)
+}
+
+// Splice copies the rest of the body to w by the kernel's means, as h1.Body does, and ends the attempt. It does
+// nothing and returns false where that is not possible, and with Idle, which measures each read.
+func (a *attempt) Splice(w io.ReaderFrom) (n int64, done bool, err error) {
+	body, ok := a.ReadCloser.(h1.Body)
+	if !ok || a.idle != nil {
+		return 0, false, nil
+	}
+	n, done, err = body.Splice(w)
+	var writing *h1.WriteError
+	switch {
+	case !done, errors.As(err, &writing): // an error of w does not end the attempt; Close does
+		return n, done, err
+	case err == nil:
+		err = io.EOF
+	}
+	if err = a.bodyEnd(err); err == io.EOF {
+		err = nil
+	}
+	return n, true, err
+}
+
+// bodyEnd ends the attempt if err, of a read of the body, is not nil. It returns the error for the reader.
+func (a *attempt) bodyEnd(err error) error {
 	switch {
 	case err == nil:
 	case err == io.EOF:
@@ -381,7 +435,7 @@ func (a *attempt) Read(p []byte) (int, error) {
 		}
 		err = fmt.Errorf("target %s: %w", a.member.URL.Redacted(), err)
 	}
-	return n, err
+	return err
 }
 
 // Buffered returns how many bytes of the body Read returns without waiting, and -1 when that is not known.

@@ -336,7 +336,7 @@ func TestDeadPooledConnection(t *testing.T) {
 			})
 		}
 	})
-	transport := gateway.NewTransport(nil)
+	transport := gateway.NewTransportUnderTest(nil)
 	t.Cleanup(func() {
 		transport.(interface{ CloseIdleConnections() }).CloseIdleConnections()
 		l.Close()

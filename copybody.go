@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/seed-96248d0c/gateway/internal/h1"
 )
 
 // buffers holds buffers for copying bodies.
@@ -19,7 +21,10 @@ var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 // each read. A body of length bytes is flushed when it is not complete and a read did not fill the buffer, since then no
 // more had arrived. A body that is complete is not flushed, so that a small response leaves in one write with its
 // header.
-func copyBody(w *responseWriter, src io.Reader, length int64) (readErr, writeErr error) {
+//
+// bareTCP is true when nothing is between the server and the client's TCP connection, such as TLS. Then the kernel copies
+// the rest of a long body of known length from one connection to the other, where src can.
+func copyBody(w *responseWriter, src io.Reader, length int64, bareTCP bool) (readErr, writeErr error) {
 	if src == http.NoBody {
 		return nil, nil
 	}
@@ -32,7 +37,13 @@ func copyBody(w *responseWriter, src io.Reader, length int64) (readErr, writeErr
 	buf := buffers.Get().(*[32 << 10]byte)
 	defer buffers.Put(buf)
 	late := length > 0 && isLate(src)
-	for {
+	for began := false; ; began = true {
+		if bareTCP && began && length > 0 {
+			if done, readErr, writeErr := splice(w, src); done {
+				return readErr, writeErr
+			}
+			bareTCP = false
+		}
 		n, err := 0, error(nil)
 		if late {
 			late = false
@@ -58,6 +69,27 @@ func copyBody(w *responseWriter, src io.Reader, length int64) (readErr, writeErr
 			return err, nil
 		}
 	}
+}
+
+// splicer is a body whose rest the kernel can copy; see h1.Body.
+type splicer interface {
+	Splice(w io.ReaderFrom) (n int64, done bool, err error)
+}
+
+// splice has the kernel copy the rest of src, if it can. Bytes that have arrived are not kept back.
+func splice(w *responseWriter, src io.Reader) (done bool, readErr, writeErr error) {
+	body, ok := src.(splicer)
+	if !ok {
+		return false, nil, nil
+	}
+	if _, ok := w.ResponseWriter.(io.ReaderFrom); !ok {
+		return false, nil, nil
+	}
+	_, done, err := body.Splice(w)
+	if writing, ok := errors.AsType[*h1.WriteError](err); ok {
+		return done, nil, writing.Err
+	}
+	return done, err, nil
 }
 
 // flush flushes w, if it can.

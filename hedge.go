@@ -22,12 +22,12 @@ type answer struct {
 
 // ask makes attempt n of r. When it is the first and RetryOptions.HedgeAfter allows it, a second attempt may run beside
 // it; other is then the target whose answer is not used.
-func (u *Upstream) ask(r *http.Request, body *replay, tried []*member, n int) (a answer, other *member) {
+func (u *Upstream) ask(r *http.Request, body *replay, tried []*member, n int, call directCall) (a answer, other *member) {
 	if n > 1 || !u.hedges(r) {
-		a.res, a.member, a.err = u.attempt(r, body, tried, nil)
+		a.res, a.member, a.err = u.attempt(r, body, tried, nil, call)
 		return a, nil
 	}
-	return (&race{upstream: u, request: r, body: body}).run()
+	return (&race{upstream: u, request: r, body: body, call: call}).run()
 }
 
 // hedges reports whether r may be sent to two targets at once.
@@ -54,6 +54,7 @@ type race struct {
 	upstream *Upstream
 	request  *http.Request
 	body     *replay
+	call     directCall
 	first    lane
 	second   lane
 
@@ -76,7 +77,7 @@ func (x *race) run() (won answer, other *member) {
 		}
 	}()
 	var a answer
-	a.res, a.member, a.err = x.upstream.attempt(x.request, x.body, nil, &x.first)
+	a.res, a.member, a.err = x.upstream.attempt(x.request, x.body, nil, &x.first, x.call)
 	panicking = false
 	timer.Stop()
 	x.finish(x.usable(a))
@@ -156,7 +157,7 @@ func (x *race) attemptSafely(body *replay, asked *member) (a answer) {
 			a.err = logPanic("a second attempt panicked", p, slog.String("upstream", x.upstream.name))
 		}
 	}()
-	a.res, a.member, a.err = x.upstream.attempt(x.request, body, []*member{asked}, &x.second)
+	a.res, a.member, a.err = x.upstream.attempt(x.request, body, []*member{asked}, &x.second, x.call)
 	return a
 }
 

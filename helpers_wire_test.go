@@ -127,7 +127,7 @@ func newWay(t *testing.T, before, behind string, opts *gateway.ProxyOptions, tar
 
 // newTransport returns a transport whose idle connections are closed when the test ends.
 func newTransport(t *testing.T, o *gateway.TransportOptions) http.RoundTripper {
-	transport := gateway.NewTransport(o)
+	transport := gateway.NewTransportUnderTest(o)
 	t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
 	return transport
 }

@@ -37,7 +37,7 @@ func (i *interim) gotConn(info httptrace.GotConnInfo) {
 // Got1xxResponse is set.
 const maxInterim = 100
 
-// pass is a hook for httptrace.ClientTrace.Got1xxResponse.
+// pass is called for each informational response.
 func (i *interim) pass(code int, header textproto.MIMEHeader) error {
 	if i.body != nil && i.body.expectation != nil {
 		i.body.expectation.informed(code)
@@ -111,15 +111,15 @@ func (e *expectation) wake() {
 	e.change()
 }
 
-// begin is a hook for httptrace.ClientTrace.GotConn: an attempt begins.
-func (e *expectation) begin(httptrace.GotConnInfo) {
+// begin is called when a connection is found: an attempt begins.
+func (e *expectation) begin() {
 	e.lock.Lock()
 	defer e.lock.Unlock()
 	e.answered, e.wanted = false, false
 	e.change()
 }
 
-// firstByte is a hook for httptrace.ClientTrace.GotFirstResponseByte: a response begins, final or 1xx.
+// firstByte is called when a response begins, final or 1xx.
 func (e *expectation) firstByte() {
 	e.lock.Lock()
 	e.answered = true

@@ -33,7 +33,7 @@ func TestLargestNumberIsNoLimit(t *testing.T) {
 			Health: gateway.HealthOptions{Path: "/", Interval: forever, Timeout: forever, Healthy: most, Unhealthy: most, EjectFor: forever},
 		})
 	}
-	u := newUpstream(gateway.NewTransport(&gateway.TransportOptions{
+	u := newUpstream(gateway.NewTransportUnderTest(&gateway.TransportOptions{
 		DialTimeout: forever, MaxIdlePerHost: most, MaxPerHost: most, IdleTimeout: forever, Ping: forever,
 	}))
 	quote := gateway.HandlerTransport(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, `1`) }))

@@ -9,11 +9,13 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/http/httputil"
+	"net/textproto"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/seed-96248d0c/gateway/internal/h1"
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
@@ -172,7 +174,6 @@ type forwarding struct {
 	ownedHere ownedHere     // the fields that the gateway owns on this request
 	body      *requestBody  // nil when the client sends no body
 
-	trace   httptrace.ClientTrace
 	interim interim
 
 	// What is sent, unless Rewrite replaces it. out's URL is url, and values holds the values of the gateway's own
@@ -208,14 +209,10 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if _, ok := out.Header["User-Agent"]; !ok {
 		out.Header["User-Agent"] = noField // otherwise the transport sends its own
 	}
-	if len(out.Header["Upgrade"]) > 0 {
-		f.trace.GotConn = f.interim.gotConn
-	}
-
 	if f.body != nil {
 		f.body.client.watch(out.Context())
 	}
-	res, err := p.send(out)
+	res, err := f.send(out)
 	f.interim.stop()
 	if err != nil {
 		f.fail(attemptError(out, err))
@@ -247,14 +244,50 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // send sends out through the gate. An Upstream has one of its own.
-func (p *proxy) send(out *http.Request) (*http.Response, error) {
-	if _, ok := p.to.(*Upstream); !ok {
-		var err error
-		if out, err = gate(out); err != nil {
-			return nil, err
-		}
+func (f *forwarding) send(out *http.Request) (*http.Response, error) {
+	call := directCall{hooks: &interimHooks, arg: f}
+	if f.expectation() != nil || len(out.Header["Upgrade"]) > 0 {
+		call.hooks = &allHooks
 	}
-	return p.to.RoundTrip(out)
+	if u, ok := f.to.(*Upstream); ok {
+		return u.roundTrip(out, call)
+	}
+	out, err := gate(out)
+	if err != nil {
+		return nil, err
+	}
+	return f.to.RoundTrip(call.traced(out))
+}
+
+// expectation returns nil unless the client expects 100-continue.
+func (f *forwarding) expectation() *expectation {
+	if f.body == nil {
+		return nil
+	}
+	return f.body.expectation
+}
+
+// The hooks of a forwarding, which is their argument.
+var (
+	interimHooks = h1.Hooks{Got1xxResponse: passInterim}
+	allHooks     = h1.Hooks{GotConn: forwardingConn, GotFirstResponseByte: forwardingAnswered, Got1xxResponse: passInterim}
+)
+
+func passInterim(f any, code int, header textproto.MIMEHeader) error {
+	return f.(*forwarding).interim.pass(code, header)
+}
+
+func forwardingConn(f any, info httptrace.GotConnInfo) {
+	f.(*forwarding).interim.gotConn(info)
+	if e := f.(*forwarding).expectation(); e != nil {
+		e.begin()
+	}
+}
+
+func forwardingAnswered(f any) {
+	if e := f.(*forwarding).expectation(); e != nil {
+		e.firstByte()
+	}
 }
 
 // checkRequest returns why r is not forwarded, however it was routed, and nil when it is.
@@ -288,12 +321,7 @@ func (p *proxy) checkRequest(r *http.Request) error {
 func (f *forwarding) outgoing() (*http.Request, error) {
 	f.interim.w, f.interim.edits, f.interim.here = f.w, &f.responseFields, f.ownedHere
 	f.interim.silent = !f.in.ProtoAtLeast(1, 1)
-	f.trace.Got1xxResponse = f.interim.pass
-	ctx := f.in.Context()
-	if f.opts.Rewrite == nil { // else rewrite does it, for Rewrite may replace the context
-		ctx = httptrace.WithClientTrace(ctx, &f.trace)
-	}
-	f.out = *f.in.WithContext(ctx)
+	f.out = *f.in
 	out := &f.out
 	out.Close = false
 	out.RequestURI = ""
@@ -502,8 +530,6 @@ func (f *forwarding) setBody(out *http.Request) {
 	if f.in.ProtoMajor == 1 && httpfield.HasToken(f.in.Header["Expect"], "100-continue") {
 		b.expectation = &expectation{changed: make(chan struct{})}
 		b.client.onStop = b.expectation
-		f.trace.GotConn = b.expectation.begin
-		f.trace.GotFirstResponseByte = b.expectation.firstByte
 	}
 }
 
@@ -520,7 +546,7 @@ func (f *forwarding) rewrite(out *http.Request) (rewritten *http.Request, releas
 		stop := context.AfterFunc(f.in.Context(), cancel)
 		ctx, release = own, func() { stop(); cancel() }
 	}
-	rewritten = pr.Out.WithContext(httptrace.WithClientTrace(ctx, &f.trace))
+	rewritten = pr.Out.WithContext(ctx)
 	_, agent := rewritten.Header["User-Agent"]
 	_, traced := rewritten.Header[fieldTraceparent]
 	if agent && traced {
@@ -672,7 +698,7 @@ func (f *forwarding) answerHeader(res *http.Response) {
 // answerBody copies the body to the client, as copyBody does. When that fails it records the outcome and returns the
 // cause.
 func (f *forwarding) answerBody(body io.Reader, length int64) error {
-	readErr, writeErr := copyBody(f.w, body, length)
+	readErr, writeErr := copyBody(f.w, body, length, f.in.ProtoMajor == 1 && f.in.TLS == nil)
 	switch {
 	case errors.Is(writeErr, http.ErrContentLength):
 		// ModifyResponse has replaced the body and left the length of the old one.

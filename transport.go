@@ -1,12 +1,23 @@
 package gateway
 
 import (
+	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"net/url"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/seed-96248d0c/gateway/internal/h1"
 )
 
 // TransportOptions configures the connections of a transport. The zero value selects the defaults.
@@ -62,57 +73,314 @@ func NewTransport(opts *TransportOptions) http.RoundTripper {
 	if o.Ping == 0 {
 		o.Ping = defaultPing
 	}
-	build := func(p *http.Protocols) *http.Transport {
-		t := &http.Transport{
-			DialContext:            (&net.Dialer{Timeout: o.DialTimeout, KeepAlive: 30 * time.Second}).DialContext,
-			TLSClientConfig:        o.TLS.Clone(),
-			TLSHandshakeTimeout:    o.DialTimeout,
-			Protocols:              p,
-			DisableCompression:     true,
-			MaxIdleConnsPerHost:    o.MaxIdlePerHost,
-			MaxConnsPerHost:        o.MaxPerHost,
-			IdleConnTimeout:        o.IdleTimeout,
-			ExpectContinueTimeout:  time.Second,
-			MaxResponseHeaderBytes: maxResponseHeaderBytes,
-			WriteBufferSize:        16 << 10,
-			ReadBufferSize:         16 << 10,
-		}
-		if o.Ping > 0 {
-			t.HTTP2 = &http.HTTP2Config{SendPingTimeout: o.Ping, PingTimeout: min(o.Ping, maxPingPatience)}
-		}
-		return t
+	dialer := &net.Dialer{Timeout: o.DialTimeout, KeepAlive: 30 * time.Second}
+	t := &transport{
+		h1:       o.http1(dialer, "h2", "http/1.1"),
+		upgrades: o.http1(dialer, "http/1.1"),
+		h2:       o.http2(dialer),
+		h2c:      o.http2(dialer),
 	}
-	var standard, h2c, http1 http.Protocols
-	standard.SetHTTP1(true)
-	standard.SetHTTP2(true)
-	h2c.SetUnencryptedHTTP2(true)
-	http1.SetHTTP1(true)
-	t := &transport{standard: build(&standard), h2c: build(&h2c), upgrades: build(&http1)}
-	if t.upgrades.TLSClientConfig == nil {
-		t.upgrades.TLSClientConfig = new(tls.Config)
+	t.h2.Protocols.SetHTTP2(true)
+	t.h2.DialTLSContext = t.dialHTTP2
+	t.h2c.Protocols.SetUnencryptedHTTP2(true)
+	return t
+}
+
+// http1 returns a transport that speaks HTTP/1.1, and offers these protocols over TLS.
+func (o *TransportOptions) http1(dialer *net.Dialer, offer ...string) *h1.Transport {
+	return h1.New(&h1.Options{
+		Dial:                dialer.DialContext,
+		TLS:                 o.TLS,
+		Offer:               offer,
+		DialTimeout:         o.DialTimeout,
+		TLSHandshakeTimeout: o.DialTimeout,
+		ContinueTimeout:     time.Second,
+		IdleTimeout:         o.IdleTimeout,
+		MaxIdlePerHost:      o.MaxIdlePerHost,
+		MaxPerHost:          o.MaxPerHost,
+		MaxHeaderBytes:      maxResponseHeaderBytes,
+	})
+}
+
+// http2 returns a transport of net/http that speaks no protocol yet.
+func (o *TransportOptions) http2(dialer *net.Dialer) *http.Transport {
+	t := &http.Transport{
+		DialContext:            dialer.DialContext,
+		Protocols:              new(http.Protocols),
+		DisableCompression:     true,
+		MaxIdleConnsPerHost:    o.MaxIdlePerHost,
+		MaxConnsPerHost:        o.MaxPerHost,
+		IdleConnTimeout:        o.IdleTimeout,
+		ExpectContinueTimeout:  time.Second,
+		MaxResponseHeaderBytes: maxResponseHeaderBytes,
+		WriteBufferSize:        16 << 10,
+		ReadBufferSize:         16 << 10,
 	}
-	t.upgrades.TLSClientConfig.NextProtos = []string{"http/1.1"}
+	if o.Ping > 0 {
+		t.HTTP2 = &http.HTTP2Config{SendPingTimeout: o.Ping, PingTimeout: min(o.Ping, maxPingPatience)}
+	}
 	return t
 }
 
 // defaultTransport is shared by every Upstream without a transport of its own.
 var defaultTransport = sync.OnceValue(func() http.RoundTripper { return NewTransport(nil) })
 
-// transport adds the scheme h2c to http.Transport, and upgrades of https.
+// transport sends each request by the protocol of its target: HTTP/1.1 by internal/h1, HTTP/2 by net/http.
+//
+// Every new connection to a target of scheme https lets the target choose. transport remembers which targets chose
+// HTTP/1.1, but only to know which pool to look into first. A target that is not known is asked through h2, so that
+// concurrent first requests share the connection that is there first, as with net/http; where the target chooses
+// HTTP/1.1, the connection goes into the pool of h1, and the request follows. For example, a target that spoke HTTP/2
+// restarts and speaks HTTP/1.1: the next request finds no connection of HTTP/2, a new one is opened, the target chooses
+// HTTP/1.1, and the request is sent by that. The other way is as smooth.
 type transport struct {
-	standard, h2c *http.Transport
-	upgrades      *http.Transport // for https; speaks HTTP/1.1 alone
+	h1       *h1.Transport
+	upgrades *h1.Transport // for https; offers HTTP/1.1 alone
+	h2, h2c  *http.Transport
+
+	known atomic.Pointer[map[string]bool] // targets that chose HTTP/1.1, as in the URL; the map is not changed
+
+	mu    sync.Mutex             // guards spare, and the replacement of known
+	spare map[string][]*tls.Conn // connections of HTTP/2 that h2 is about to take, by the address that it dials
 }
 
-func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	upgrade := len(r.Header["Upgrade"]) > 0
-	switch {
-	case r.URL.Scheme == "h2c":
-		return t.h2c.RoundTrip(asHTTP(r, upgrade))
-	case upgrade && r.URL.Scheme == "https":
-		return t.upgrades.RoundTrip(r)
+// maxTargets bounds how many targets are remembered. Forgetting one costs a second look.
+const maxTargets = 10_000
+
+// errHTTP1 is the error of a dial for HTTP/2 when the target chose HTTP/1.1.
+var errHTTP1 = errors.New("gateway: the target chose HTTP/1.1")
+
+func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) { return t.do(r, directCall{}) }
+
+// directCall is how a request is sent by HTTP/1.1 without a context of its own.
+type directCall struct {
+	by    time.Time // for the response headers; then the error is ErrTimeout. Zero for none.
+	hooks *h1.Hooks // called with arg; may be nil
+	arg   any
+}
+
+// speaksHTTP1 reports whether a request to u is sent by HTTP/1.1, as far as is known.
+func (t *transport) speaksHTTP1(u *url.URL, upgrade bool) bool {
+	return u.Scheme == "http" || u.Scheme == "https" && (upgrade || t.chooses(u.Host))
+}
+
+// chooses reports whether it is known that a target of scheme https chose HTTP/1.1 last.
+func (t *transport) chooses(host string) bool {
+	hosts := t.known.Load()
+	return hosts != nil && (*hosts)[host]
+}
+
+// chose records whether a target of scheme https has chosen HTTP/1.1.
+func (t *transport) chose(host string, http1 bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.chooses(host) == http1 {
+		return
 	}
-	return t.standard.RoundTrip(r)
+	hosts := make(map[string]bool)
+	if old := t.known.Load(); old != nil && len(*old) < maxTargets {
+		maps.Copy(hosts, *old)
+	}
+	if http1 {
+		hosts[host] = true
+	} else {
+		delete(hosts, host)
+	}
+	t.known.Store(&hosts)
+}
+
+// do makes a round trip.
+func (t *transport) do(r *http.Request, call directCall) (*http.Response, error) {
+	upgrade := len(r.Header["Upgrade"]) > 0
+	if r.URL.Scheme != "https" {
+		if r.URL.Scheme == "h2c" {
+			return call.sendStandard(t.h2c, asHTTP(r, upgrade))
+		}
+		return call.send(t.h1, r)
+	}
+	if upgrade {
+		return call.send(t.upgrades, r)
+	}
+	if !t.chooses(r.URL.Host) {
+		out, body := keepBody(r)
+		res, err := call.sendStandard(t.h2, out)
+		if !errors.Is(err, errHTTP1) {
+			body.release()
+			return res, err
+		}
+		t.chose(r.URL.Host, true)
+	}
+	res, err := call.send(t.h1, r)
+	var other *h1.OtherProtocol
+	if errors.As(err, &other) {
+		return t.sendOn(other, call)
+	}
+	return res, err
+}
+
+// send makes a round trip by HTTP/1.1.
+func (c directCall) send(t *h1.Transport, r *http.Request) (*http.Response, error) {
+	d := h1.Deadline{By: c.by, Late: ErrTimeout}
+	if c.hooks == nil {
+		return t.DoBy(r, d)
+	}
+	if httptrace.ContextClientTrace(r.Context()) != nil { // somebody else's
+		return t.DoBy(c.traced(r), d)
+	}
+	return t.Do(r, d, c.hooks, c.arg)
+}
+
+// traced returns r with the hooks in its context, for transports that know no others.
+func (c directCall) traced(r *http.Request) *http.Request {
+	if c.hooks == nil {
+		return r
+	}
+	var trace httptrace.ClientTrace
+	if f := c.hooks.GotConn; f != nil {
+		trace.GotConn = func(info httptrace.GotConnInfo) { f(c.arg, info) }
+	}
+	if f := c.hooks.GotFirstResponseByte; f != nil {
+		trace.GotFirstResponseByte = func() { f(c.arg) }
+	}
+	if f := c.hooks.Got1xxResponse; f != nil {
+		trace.Got1xxResponse = func(code int, header textproto.MIMEHeader) error { return f(c.arg, code, header) }
+	}
+	return r.WithContext(httptrace.WithClientTrace(r.Context(), &trace))
+}
+
+// sendOn sends a request whose target has just chosen HTTP/2 on that connection, or on one that was there before.
+func (t *transport) sendOn(other *h1.OtherProtocol, call directCall) (*http.Response, error) {
+	r := other.Request
+	if other.Protocol != "h2" {
+		other.Conn.Close()
+		if r.Body != nil {
+			r.Body.Close()
+		}
+		return nil, other
+	}
+	t.chose(r.URL.Host, false)
+	port := r.URL.Port()
+	if port == "" {
+		port = "443"
+	}
+	addr := net.JoinHostPort(r.URL.Hostname(), port)
+	t.mu.Lock()
+	if t.spare == nil {
+		t.spare = make(map[string][]*tls.Conn)
+	}
+	t.spare[addr] = append(t.spare[addr], other.Conn)
+	t.mu.Unlock()
+	defer func() {
+		if t.takeSpare(addr, other.Conn) != nil {
+			other.Conn.Close()
+		}
+	}()
+	return call.sendStandard(t.h2, r)
+}
+
+// sendStandard makes a round trip by a transport of net/http.
+func (c directCall) sendStandard(t *http.Transport, r *http.Request) (*http.Response, error) {
+	r = c.traced(r)
+	if c.by.IsZero() {
+		return t.RoundTrip(r)
+	}
+	// The context lasts as long as the response's body.
+	ctx, cancel := context.WithCancelCause(r.Context())
+	timer := time.AfterFunc(time.Until(c.by), func() { cancel(ErrTimeout) })
+	res, err := t.RoundTrip(r.WithContext(ctx))
+	if !timer.Stop() && err == nil {
+		res.Body.Close()
+		return nil, ErrTimeout
+	}
+	if err != nil {
+		if context.Cause(ctx) == ErrTimeout {
+			err = fmt.Errorf("%w: %w", ErrTimeout, hideCanceled{err})
+		}
+		cancel(nil)
+	}
+	return res, err
+}
+
+// takeSpare takes a connection to addr from spare: conn, or any if conn is nil. It returns nil when that is not there.
+func (t *transport) takeSpare(addr string, conn *tls.Conn) *tls.Conn {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	conns := t.spare[addr]
+	i := slices.Index(conns, conn)
+	if conn == nil {
+		i = len(conns) - 1
+	}
+	if i < 0 {
+		return nil
+	}
+	conn = conns[i]
+	if conns = slices.Delete(conns, i, i+1); len(conns) == 0 {
+		delete(t.spare, addr)
+	} else {
+		t.spare[addr] = conns
+	}
+	return conn
+}
+
+// dialHTTP2 opens the connections of h2 over TLS. A connection whose target chooses HTTP/1.1 is kept for that.
+func (t *transport) dialHTTP2(ctx context.Context, _, addr string) (net.Conn, error) {
+	if conn := t.takeSpare(addr, nil); conn != nil {
+		return conn, nil
+	}
+	protocol, conn, err := t.h1.Negotiate(ctx, addr)
+	switch {
+	case err != nil:
+		return nil, err
+	case protocol == "h2":
+		return conn, nil
+	case conn != nil:
+		conn.Close()
+	}
+	return nil, errHTTP1
+}
+
+// keptBody is a request's body whose Close has no effect before release. So a request can be sent in another way when
+// h2 has found no connection for it and has closed its body.
+type keptBody struct {
+	io.ReadCloser
+	mu               sync.Mutex
+	closed, released bool
+}
+
+// keepBody returns a copy of r with a keptBody, or r and nil if it has no body.
+func keepBody(r *http.Request) (*http.Request, *keptBody) {
+	if r.Body == nil || r.Body == http.NoBody {
+		return r, nil
+	}
+	body := &keptBody{ReadCloser: r.Body}
+	out := *r
+	out.Body = body
+	return &out, body
+}
+
+func (b *keptBody) Close() error {
+	b.mu.Lock()
+	b.closed = true
+	released := b.released
+	b.mu.Unlock()
+	if !released {
+		return nil
+	}
+	return b.ReadCloser.Close()
+}
+
+// release closes the body if Close has been called, and lets later calls of Close do it.
+func (b *keptBody) release() {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	b.released = true
+	closed := b.closed
+	b.mu.Unlock()
+	if closed {
+		b.ReadCloser.Close()
+	}
 }
 
 // asHTTP returns a copy of r, whose scheme is h2c, with the scheme by which http.Transport knows it. Without Upgrade,
@@ -132,7 +400,8 @@ func asHTTP(r *http.Request, dropUpgrade bool) *http.Request {
 
 // CloseIdleConnections closes the connections that no request is using.
 func (t *transport) CloseIdleConnections() {
-	t.standard.CloseIdleConnections()
-	t.h2c.CloseIdleConnections()
+	t.h1.CloseIdleConnections()
 	t.upgrades.CloseIdleConnections()
+	t.h2.CloseIdleConnections()
+	t.h2c.CloseIdleConnections()
 }

@@ -115,7 +115,8 @@ type UpstreamOptions struct {
 type Upstream struct {
 	name     string
 	opts     UpstreamOptions
-	probe    *url.URL // path and query of the health check; nil for none
+	direct   *transport // opts.Transport, if it is one of this package
+	probe    *url.URL   // path and query of the health check; nil for none
 	budget   *retryBudget
 	duration metric.Float64Histogram
 	labels   telemetry.LabelCache[clientLabels]
@@ -145,6 +146,7 @@ func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream
 		panic("gateway: NewUpstream: Health: " + err.Error())
 	}
 	u.opts = u.opts.withDefaults()
+	u.direct, _ = u.opts.Transport.(*transport)
 	if path := u.opts.Health.Path; path != "" {
 		var err error
 		if u.probe, err = parseProbe(path); err != nil {
@@ -205,6 +207,11 @@ func (u *Upstream) set(caller string, targets []Target) {
 //
 // A request without a traceparent gets one that continues the span in its context, if there is one.
 func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
+	return u.roundTrip(r, directCall{})
+}
+
+// roundTrip is RoundTrip with the hooks of a call.
+func (u *Upstream) roundTrip(r *http.Request, call directCall) (*http.Response, error) {
 	passed, err := gate(r)
 	if err != nil {
 		if r.Body != nil {
@@ -220,7 +227,7 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	var tried []*member
 	for n := 1; ; n++ {
-		a, other := u.ask(r, body, tried, n)
+		a, other := u.ask(r, body, tried, n, call)
 		res, m, err := a.res, a.member, a.err
 		if other != nil {
 			tried = append(tried, other)

@@ -24,11 +24,16 @@ var copyBuffers = sync.Pool{New: func() any { return new([copySize]byte) }}
 // of net/http and a TCP connection then splice in the kernel. An error of the writer is a *WriteError, all
 // others are those of the body. The body is still to be closed.
 //
+// Splice is WriteTo for that alone: done is false, and nothing has happened, unless the rest of the body is of known
+// length and long, comes over bare TCP, and none of it has been read into the buffer. The error is nil when the
+// body is complete.
+//
 // One goroutine at a time may read. Close may be called at any time, and ends a Read or WriteTo that is
 // blocked.
 type Body interface {
 	io.ReadCloser
 	io.WriterTo
+	Splice(w io.ReaderFrom) (n int64, done bool, err error)
 }
 
 // WriteError is an error of the writer that WriteTo copies to.
@@ -359,6 +364,18 @@ func write(w io.Writer, p []byte) (int, error) {
 		return n, &WriteError{err}
 	}
 	return n, nil
+}
+
+// Splice hands what is left of the body to the kernel, where that can be.
+func (b *body) Splice(w io.ReaderFrom) (n int64, done bool, err error) {
+	if err := b.enter(); err != nil {
+		return 0, true, err
+	}
+	defer b.leave()
+	if b.err != nil || b.res.framing != byLength || b.left < spliceFrom || len(b.conn.buffered()) > 0 {
+		return 0, false, nil
+	}
+	return b.splice(w)
 }
 
 // splice gives the rest of a body of known length to w.ReadFrom, if it comes over bare TCP. Nothing is

@@ -107,7 +107,7 @@ func TestWaysToReadABody(t *testing.T) {
 					tr := newTransport(t, nil)
 					for i := range 2 {
 						var g got
-						res, err := tr.Do(newRequest(t, "GET", "http://"+addr+"/", nil), gotHooks, &g)
+						res, err := tr.Do(newRequest(t, "GET", "http://"+addr+"/", nil), Deadline{}, gotHooks, &g)
 						if err != nil {
 							t.Fatal(err)
 						}
@@ -156,7 +156,7 @@ func TestCloseEarly(t *testing.T) {
 				tr := New(&Options{Dial: pipes(answerAll(tt.answer))})
 				for i := range 2 {
 					var g got
-					res, err := tr.Do(newRequest(t, "GET", "http://a/", nil), gotHooks, &g)
+					res, err := tr.Do(newRequest(t, "GET", "http://a/", nil), Deadline{}, gotHooks, &g)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -505,7 +505,7 @@ func TestNetHTTPServer(t *testing.T) {
 			req := newRequest(t, "POST", srv.URL, hiddenReader{bytes.NewReader(body)})
 			req.Trailer = http.Header{"X-Sent": {"!"}}
 			var g got
-			res, err := tr.Do(req, gotHooks, &g)
+			res, err := tr.Do(req, Deadline{}, gotHooks, &g)
 			if err != nil {
 				t.Fatal(err)
 			}

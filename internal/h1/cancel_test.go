@@ -81,7 +81,7 @@ func TestCancel(t *testing.T) {
 						if tt.edit != nil {
 							tt.edit(req)
 						}
-						if _, err := tr.DoWithin(req, 50*time.Second, cause, nil, nil); !errors.Is(err, cause) || time.Since(start) != 50*time.Second {
+						if _, err := tr.DoBy(req, Deadline{time.Now().Add(50 * time.Second), cause}); !errors.Is(err, cause) || time.Since(start) != 50*time.Second {
 							t.Errorf("after %v: %v", time.Since(start), err)
 						}
 						time.Sleep(2 * time.Hour)
@@ -127,7 +127,7 @@ func TestCancel(t *testing.T) {
 	}
 }
 
-// The limit of DoWithin includes the wait for a place, and not the body of the response.
+// The deadline of DoBy includes the wait for a place, and not the body of the response.
 func TestLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		late := errors.New("late")
@@ -138,12 +138,12 @@ func TestLimit(t *testing.T) {
 			time.Sleep(time.Minute)
 			io.WriteString(c, "ok")
 		})})
-		res, err := tr.DoWithin(newRequest(t, "GET", "http://a/", nil).WithContext(context.Background()), 10*time.Second, late, nil, nil)
+		res, err := tr.DoBy(newRequest(t, "GET", "http://a/", nil).WithContext(context.Background()), Deadline{time.Now().Add(10 * time.Second), late})
 		if err != nil {
 			t.Fatal(err)
 		}
 		start := time.Now()
-		if _, err := tr.DoWithin(newRequest(t, "GET", "http://a/", nil), 10*time.Second, late, nil, nil); err != late || time.Since(start) != 10*time.Second {
+		if _, err := tr.DoBy(newRequest(t, "GET", "http://a/", nil), Deadline{time.Now().Add(10 * time.Second), late}); err != late || time.Since(start) != 10*time.Second {
 			t.Errorf("after %v: %v", time.Since(start), err)
 		}
 		if body, err := io.ReadAll(res.Body); string(body) != "ok" || err != nil {
@@ -535,12 +535,12 @@ func TestInterimResponses(t *testing.T) {
 		err, _ := arg.(error)
 		return err
 	}}
-	res, err := tr.Do(newRequest(t, "GET", "http://"+addr+"/", nil), hooks, nil)
+	res, err := tr.Do(newRequest(t, "GET", "http://"+addr+"/", nil), Deadline{}, hooks, nil)
 	if err != nil || res.StatusCode != 200 || strings.Join(seen, ",") != "Continue,Early Hints</a>" || res.Header.Get("Link") != "" {
 		t.Fatal(err, seen)
 	}
 	io.Copy(io.Discard, res.Body)
-	if _, err := tr.Do(newRequest(t, "GET", "http://"+addr+"/", nil), hooks, refused); err != refused {
+	if _, err := tr.Do(newRequest(t, "GET", "http://"+addr+"/", nil), Deadline{}, hooks, refused); err != refused {
 		t.Error(err)
 	}
 	if len(tr.hosts) != 0 {

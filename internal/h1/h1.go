@@ -76,7 +76,7 @@ type Options struct {
 // Errors that a round trip returns, wrapped.
 var (
 	// ErrInvalidRequest means that the request cannot be sent as HTTP/1.1. Nothing of it was sent, except
-	// where the trailers turn out to be malformed after the body.
+	// where the body turns out to be not as long as its Content-Length, or the trailers behind it to be malformed.
 	ErrInvalidRequest = errors.New("h1: invalid request")
 
 	// ErrInvalidResponse means that the target sent something other than a well-formed response.
@@ -99,7 +99,9 @@ type OtherProtocol struct {
 	Request  *http.Request // as it is to be sent instead: the one that was given, or a copy with a body from its beginning
 }
 
-func (e *OtherProtocol) Error() string { return "h1: the target chose the protocol " + strconv.Quote(e.Protocol) }
+func (e *OtherProtocol) Error() string {
+	return "h1: the target chose the protocol " + strconv.Quote(e.Protocol)
+}
 
 type timeoutError struct{ text string }
 
@@ -217,33 +219,45 @@ func setDefault[T int | time.Duration](option *T, value T) {
 // context ends may be returned all the same. It calls the hooks of the httptrace.ClientTrace in the request's
 // context, but for PutIdleConn and WroteHeaderField.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if trace := httptrace.ContextClientTrace(req.Context()); trace != nil {
-		return t.Do(req, traceHooks(trace), nil)
-	}
-	return t.Do(req, nil, nil)
+	return t.DoBy(req, Deadline{})
 }
 
-// Do is RoundTrip with hooks of its own, which may be nil, and the argument that they get. It does not look
+// DoBy is RoundTrip with a deadline.
+func (t *Transport) DoBy(req *http.Request, d Deadline) (*http.Response, error) {
+	if trace := httptrace.ContextClientTrace(req.Context()); trace != nil {
+		return t.Do(req, d, traceHooks(trace), nil)
+	}
+	return t.Do(req, d, nil, nil)
+}
+
+// Deadline is until when the response's header must be there. It includes all that comes before: waiting for a
+// connection, opening it, and sending the request. It does not end a Read of the request's body. It costs less than
+// a context with a deadline.
+type Deadline struct {
+	By   time.Time // zero: as long as it takes
+	Late error     // what the round trip fails with
+}
+
+// bound returns a context with this deadline.
+func (d Deadline) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if d.By.IsZero() {
+		return ctx, func() {}
+	}
+	return context.WithDeadlineCause(ctx, d.By, d.Late)
+}
+
+// Do is DoBy with hooks of its own, which may be nil, and the argument that they get. It does not look
 // for an httptrace.ClientTrace in the context; a net.Dialer still does.
 //
 // The request's body is closed in any case, possibly after Do has returned: a body that is streamed is read
 // by a goroutine, which ends with the exchange, but not before a Read of the body that is in progress
 // returns. The response's body implements Body, or after 101 Upgraded, unless it is http.NoBody.
-func (t *Transport) Do(req *http.Request, hooks *Hooks, arg any) (*http.Response, error) {
-	return t.DoWithin(req, 0, nil, hooks, arg)
-}
-
-// DoWithin is Do with a limit for the time until the response's header is there, all that comes before included.
-// It then fails with late. A limit of 0 or below is none. It costs less than a context with a deadline. The
-// limit does not end a Read of the request's body.
-func (t *Transport) DoWithin(req *http.Request, limit time.Duration, late error, hooks *Hooks, arg any) (*http.Response, error) {
+func (t *Transport) Do(req *http.Request, d Deadline, hooks *Hooks, arg any) (*http.Response, error) {
 	if hooks == nil {
 		hooks = &noHooks
 	}
 	c := newCall(t, req, hooks, arg)
-	if limit > 0 {
-		c.patience = patience{time.Now().Add(limit), late}
-	}
+	c.deadline = d
 	res, err := c.do()
 	c.release()
 	return res, err
@@ -260,7 +274,7 @@ func (t *Transport) Negotiate(ctx context.Context, target string) (string, *tls.
 	if !ok {
 		return "", nil, invalid("host %q", target)
 	}
-	c, err := t.get(ctx, key, false, patience{}, &noHooks, nil)
+	c, err := t.get(ctx, key, false, Deadline{}, &noHooks, nil)
 	if err != nil {
 		return "", nil, err
 	}

@@ -32,12 +32,12 @@ type grant struct{ c *conn }
 //
 // Where unprobed is set, the caller itself finds out whether a connection whose wire can take a turn is
 // alive.
-func (t *Transport) get(ctx context.Context, key hostKey, unprobed bool, p patience, hooks *Hooks, arg any) (*conn, error) {
+func (t *Transport) get(ctx context.Context, key hostKey, unprobed bool, d Deadline, hooks *Hooks, arg any) (*conn, error) {
 	c, h, w := t.acquire(key, unprobed)
 	if c != nil {
 		return c, nil
 	}
-	ctx, cancel := p.bound(ctx) // only a request that waits pays for it
+	ctx, cancel := d.bound(ctx) // only a request that waits pays for it
 	defer cancel()
 	if w != nil {
 		c, err := t.await(ctx, h, w)

@@ -30,7 +30,7 @@ var gotHooks = &Hooks{GotConn: func(arg any, info httptrace.GotConnInfo) {
 func askReused(t testing.TB, tr *Transport, req *http.Request) (reused bool, body string) {
 	t.Helper()
 	var g got
-	res, err := tr.Do(req, gotHooks, &g)
+	res, err := tr.Do(req, Deadline{}, gotHooks, &g)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestIdleConnectionsAreAStack(t *testing.T) {
 	top := h.idle[2].wire.Conn
 	var g got
 	go func() { block <- true }()
-	res, err := tr.Do(newRequest(t, "GET", "http://"+addr+"/", nil), gotHooks, &g)
+	res, err := tr.Do(newRequest(t, "GET", "http://"+addr+"/", nil), Deadline{}, gotHooks, &g)
 	if err != nil || g.conns[0].Conn != top {
 		t.Fatal(err)
 	}
@@ -329,7 +329,7 @@ func TestRetry(t *testing.T) {
 				req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("hello")), nil }
 			}
 			var g got
-			res, err := tr.Do(req, gotHooks, &g)
+			res, err := tr.Do(req, Deadline{}, gotHooks, &g)
 			if (err == nil) != tt.want {
 				t.Fatal(err)
 			}
@@ -376,7 +376,7 @@ func (d *dyingConn) Read(p []byte) (int, error) {
 func TestNoRetryOnNewConnection(t *testing.T) {
 	addr := serve(t, func(_ int, c net.Conn) { http.ReadRequest(bufio.NewReader(c)) })
 	var g got
-	_, err := newTransport(t, nil).Do(newRequest(t, "GET", "http://"+addr+"/", nil), gotHooks, &g)
+	_, err := newTransport(t, nil).Do(newRequest(t, "GET", "http://"+addr+"/", nil), Deadline{}, gotHooks, &g)
 	if !errors.Is(err, io.ErrUnexpectedEOF) || len(g.conns) != 1 {
 		t.Error(err, len(g.conns))
 	}
@@ -388,7 +388,7 @@ func TestNoRetryAfterFirstByte(t *testing.T) {
 	tr := newTransport(t, nil)
 	warm(t, tr, addr)
 	var g got
-	_, err := tr.Do(newRequest(t, "GET", "http://"+addr+"/", nil), gotHooks, &g)
+	_, err := tr.Do(newRequest(t, "GET", "http://"+addr+"/", nil), Deadline{}, gotHooks, &g)
 	if !errors.Is(err, io.ErrUnexpectedEOF) || len(g.conns) != 1 || !g.conns[0].Reused {
 		t.Error(err, g.conns)
 	}

@@ -2,7 +2,6 @@ package h1
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -11,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // inlineMemory is up to which length a body in memory is sent together with the header.
@@ -19,29 +17,15 @@ const inlineMemory = 16 << 10
 
 // call is one round trip until its response is handed out. It is pooled, and nothing keeps it.
 type call struct {
-	t     *Transport
-	req   *http.Request
-	asked *http.Request // as it was given; req may be a copy with another body
-	owned bool          // req.Body is to be closed here
-	hooks *Hooks
-	arg   any
-	key   hostKey
-	patience
+	t        *Transport
+	req      *http.Request
+	asked    *http.Request // as it was given; req may be a copy with another body
+	owned    bool          // req.Body is to be closed here
+	hooks    *Hooks
+	arg      any
+	key      hostKey
+	deadline Deadline
 	outgoing
-}
-
-// patience is how long a round trip may take until the response's header is there.
-type patience struct {
-	by   time.Time // zero: as long as it takes
-	late error     // the failure after that
-}
-
-// bound returns a context with this deadline.
-func (p patience) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	if p.by.IsZero() {
-		return ctx, func() {}
-	}
-	return context.WithDeadlineCause(ctx, p.by, p.late)
 }
 
 // outgoing is what is sent.
@@ -340,7 +324,7 @@ func (c *call) readInline() error {
 			err = io.ErrNoProgress
 		}
 		if got > n {
-			return fmt.Errorf("%w: longer than Content-Length %d", ErrRequestBody, n)
+			return fmt.Errorf("%w: %w: longer than Content-Length %d", ErrRequestBody, ErrInvalidRequest, n)
 		}
 		if err == io.EOF {
 			break
@@ -350,7 +334,7 @@ func (c *call) readInline() error {
 		}
 	}
 	if got < n {
-		return fmt.Errorf("%w: %w: %d bytes of Content-Length %d are missing", ErrRequestBody, io.ErrUnexpectedEOF, n-got, n)
+		return fmt.Errorf("%w: %w: %w: %d bytes of Content-Length %d are missing", ErrRequestBody, ErrInvalidRequest, io.ErrUnexpectedEOF, n-got, n)
 	}
 	c.buf.b = b[:c.head+n]
 	c.inline = true

@@ -82,7 +82,7 @@ func (c *call) connect(ctx context.Context) (*conn, error) {
 	if c.hooks.GetConn != nil {
 		c.hooks.GetConn(c.arg, c.key.addr)
 	}
-	conn, err := c.t.get(ctx, c.key, c.takesTurn(), c.patience, c.hooks, c.arg)
+	conn, err := c.t.get(ctx, c.key, c.takesTurn(), c.deadline, c.hooks, c.arg)
 	if err != nil {
 		return nil, err
 	}
@@ -157,8 +157,8 @@ func (c *call) untouched() *http.Request {
 func (c *call) exchange(ctx context.Context, conn *conn) (*response, *failure) {
 	w := conn.wire
 	w.begin(ctx)
-	if !c.by.IsZero() {
-		w.limit(c.by, c.late)
+	if !c.deadline.By.IsZero() {
+		w.limit(c.deadline)
 	}
 	conn.odd = c.close
 	request := c.buf.b

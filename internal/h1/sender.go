@@ -148,7 +148,7 @@ func (s *sender) stream() (bodyErr, err error) {
 		}
 		n, readErr := s.body.Read(space)
 		if s.length >= 0 && int64(n) > left {
-			return fmt.Errorf("%w: longer than Content-Length %d", ErrRequestBody, s.length), nil
+			return fmt.Errorf("%w: %w: longer than Content-Length %d", ErrRequestBody, ErrInvalidRequest, s.length), nil
 		}
 		if n > 0 {
 			empty = 0
@@ -169,7 +169,7 @@ func (s *sender) stream() (bodyErr, err error) {
 		case readErr != io.EOF:
 			return fmt.Errorf("%w: %w", ErrRequestBody, readErr), nil
 		case left > 0 && s.length >= 0:
-			return fmt.Errorf("%w: %w: %d bytes of Content-Length %d are missing", ErrRequestBody, io.ErrUnexpectedEOF, left, s.length), nil
+			return fmt.Errorf("%w: %w: %w: %d bytes of Content-Length %d are missing", ErrRequestBody, ErrInvalidRequest, io.ErrUnexpectedEOF, left, s.length), nil
 		case s.length >= 0:
 			return nil, nil
 		default:

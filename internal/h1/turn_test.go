@@ -102,7 +102,7 @@ func TestTurnOnDeadConnection(t *testing.T) {
 	c := warm(t, tr, addr)
 	c.wire.Conn.(*net.TCPConn).CloseRead() // the next read finds the end
 	var g got
-	res, err := tr.Do(newRequest(t, "POST", "http://"+addr+"/", nil), gotHooks, &g)
+	res, err := tr.Do(newRequest(t, "POST", "http://"+addr+"/", nil), Deadline{}, gotHooks, &g)
 	if err != nil {
 		t.Fatal(err)
 	}

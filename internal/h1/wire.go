@@ -161,10 +161,10 @@ func (w *wire) expectHeader(d time.Duration, late error) {
 }
 
 // limit is expectHeader for writes, too.
-func (w *wire) limit(by time.Time, late error) {
+func (w *wire) limit(d Deadline) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.headerBy, w.late = by, late // reads and writes set their deadlines by it
+	w.headerBy, w.late = d.By, d.Late // reads and writes set their deadlines by it
 }
 
 // headerDone lifts the limit of expectHeader.

@@ -1,0 +1,80 @@
+package gateway
+
+import (
+	"crypto/tls"
+	"flag"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// standard makes all tests use a transport of net/http in place of NewTransport's: what this package promises, it
+// promises over any transport.
+var standard = flag.Bool("standard", false, "run the tests over net/http's transport instead of NewTransport's")
+
+// ParseFlags is for TestMain.
+func ParseFlags() {
+	flag.Parse()
+	if *standard {
+		defaultTransport = sync.OnceValue(func() http.RoundTripper { return newStandardTransport(nil) })
+	}
+}
+
+// NewTransportUnderTest is NewTransport, or the like of net/http.
+func NewTransportUnderTest(opts *TransportOptions) http.RoundTripper {
+	if *standard {
+		return newStandardTransport(opts)
+	}
+	return NewTransport(opts)
+}
+
+// newStandardTransport is NewTransport with net/http's transport for HTTP/1.1, too.
+func newStandardTransport(opts *TransportOptions) http.RoundTripper {
+	own := NewTransport(opts).(*transport)
+	t := &standardTransport{h2c: own.h2c, http: standardHTTP(opts, own.h2c), upgrades: standardHTTP(opts, own.h2c)}
+	t.http.Protocols.SetHTTP2(true)
+	t.upgrades.TLSClientConfig.NextProtos = []string{"http/1.1"}
+	return t
+}
+
+// standardHTTP returns a transport like other that speaks HTTP/1.1.
+func standardHTTP(opts *TransportOptions, other *http.Transport) *http.Transport {
+	var o TransportOptions
+	if opts != nil {
+		o = *opts
+	}
+	timeout := o.DialTimeout
+	if timeout == 0 {
+		timeout = 3 * time.Second
+	}
+	t := other.Clone()
+	t.Protocols = new(http.Protocols)
+	t.Protocols.SetHTTP1(true)
+	t.DialContext = (&net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second}).DialContext
+	t.TLSHandshakeTimeout = timeout
+	t.TLSClientConfig = o.TLS.Clone()
+	if t.TLSClientConfig == nil {
+		t.TLSClientConfig = new(tls.Config)
+	}
+	return t
+}
+
+type standardTransport struct{ http, h2c, upgrades *http.Transport }
+
+func (t *standardTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	upgrade := len(r.Header["Upgrade"]) > 0
+	switch {
+	case r.URL.Scheme == "h2c":
+		return t.h2c.RoundTrip(asHTTP(r, upgrade))
+	case upgrade && r.URL.Scheme == "https":
+		return t.upgrades.RoundTrip(r)
+	}
+	return t.http.RoundTrip(r)
+}
+
+func (t *standardTransport) CloseIdleConnections() {
+	t.http.CloseIdleConnections()
+	t.h2c.CloseIdleConnections()
+	t.upgrades.CloseIdleConnections()
+}
