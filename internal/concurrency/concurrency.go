@@ -10,11 +10,11 @@
 // While the latency is near the base, the limit grows, provided that it was reached. When requests queue in
 // the server, the limit falls until the latency is about 1.5 times that without a queue. Two things differ
 // from those models. A window's latency is the geometric mean, so that a single slow request has little
-// effect. The base is measured again in a probe, in which the limit is halved until the old requests have
-// ended. The alternatives are worse: a base that is a long average rises during a steady overload, and a base
+// effect. The base is measured again in a probe, in which the limit is cut to about half until the old
+// requests have ended. The alternatives are worse: a base that is a long average rises during a steady overload, and a base
 // that is the minimum of all latencies stays too low when a server becomes slower. There is a probe every 30
 // windows, and whenever the limit has fallen by half: then either the server has lost capacity, or the base
-// is out of date. A probe costs little, because half of the limit keeps the server almost busy.
+// is out of date. A probe costs little, because about half of the limit keeps the server almost busy.
 //
 // The package reads no clock: latencies are arguments.
 package concurrency
@@ -40,6 +40,7 @@ type Limit struct {
 	epoch   uint32 // of the requests that the window counts
 	windows int    // since the last probe
 	probing bool
+	deep    bool    // the next probe goes further down, because the last one has brought the base down
 	before  float64 // the limit before the probe
 	highest float64 // the highest limit since the last probe
 
@@ -50,7 +51,7 @@ type Limit struct {
 
 // New returns a Limit between least and most, which begins at 20.
 func New(least, most int) *Limit {
-	l := &Limit{min: float64(least), max: float64(most), base: math.NaN()}
+	l := &Limit{min: float64(least), max: float64(most), base: math.NaN(), deep: true}
 	l.limit = l.clamp(20)
 	return l
 }
@@ -94,6 +95,11 @@ func (l *Limit) window(latency float64, reached bool) {
 		l.base = latency
 	}
 	if l.probing {
+		// A base that was too large, as when the limit was far too large at first, is brought down in steps.
+		l.deep = latency < l.base-0.05
+		if l.deep {
+			l.windows = probeEvery - 3
+		}
 		l.probing, l.base = false, latency
 		l.limit = l.clamp(l.before)
 		l.highest = l.limit
@@ -117,7 +123,13 @@ func (l *Limit) window(latency float64, reached bool) {
 	if l.slow && (l.windows >= probeEvery || l.limit <= l.highest/2) {
 		l.windows, l.probing = 0, true
 		l.before = l.limit
-		l.limit = l.clamp(math.Floor(l.limit / 2))
+		// It must be below what the server can serve, or requests queue in the probe as well. The limit is at most
+		// 1.56 times that, tolerance/0.9, if the base is right, and a little more where it is small.
+		share := 0.6
+		if l.deep || l.limit < 16 {
+			share = 0.5
+		}
+		l.limit = l.clamp(math.Floor(l.limit * share))
 		l.epoch++
 	}
 }
