@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -172,16 +174,44 @@ func TestBreakerReportsAtTheHeaders(t *testing.T) {
 	})
 }
 
+// Clients that are refused at the same moment do not all return at the same moment, and none too early.
+func TestBreakerRetryAfterVaries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := gateway.NewCircuit("c", nil)
+		c.Trip(59500 * time.Millisecond)
+		h := gateway.Breaker(c, nil)(breakerAnswer{panics: "called"})
+		seen := make(map[string]int)
+		for range 1400 {
+			res, _ := serveBreaker(h, context.Background())
+			seen[res.Header.Get("Retry-After")]++
+		}
+		for s := 60; s <= 66; s++ {
+			if n := seen[strconv.Itoa(s)]; n < 100 || n > 300 {
+				t.Errorf("%d times %ds: %v", n, s, seen)
+			}
+		}
+		if len(seen) != 7 {
+			t.Errorf("not from 60 to 66 alone: %v", seen)
+		}
+		c.Trip(math.MaxInt64)
+		res, _ := serveBreaker(h, context.Background())
+		if s, err := strconv.ParseInt(res.Header.Get("Retry-After"), 10, 64); err != nil || s < math.MaxInt64/2/int64(time.Second) {
+			t.Errorf("open for ever: %d, %v", s, err)
+		}
+	})
+}
+
 func TestBreakerRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := gateway.NewCircuit("payments", nil)
 		var calls int
 		h := gateway.Breaker(c, nil)(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { calls++ }))
-		check := func(when, retryAfter string) {
+		check := func(when string, from, to int) {
 			t.Helper()
 			res, _ := serveBreaker(h, context.Background())
 			body, _ := io.ReadAll(res.Body)
-			if res.StatusCode != 503 || res.Header.Get("Retry-After") != retryAfter ||
+			retryAfter, _ := strconv.Atoi(res.Header.Get("Retry-After"))
+			if res.StatusCode != 503 || retryAfter < from || retryAfter > to ||
 				res.Header.Get("Content-Type") != "application/problem+json" || strings.Contains(string(body), "payments") {
 				t.Errorf("%s: got %d %v %s", when, res.StatusCode, res.Header, body)
 			}
@@ -190,16 +220,16 @@ func TestBreakerRefuses(t *testing.T) {
 			}
 		}
 		playCircuit(t, c, "fffff")
-		check("open", "10")
+		check("open", 10, 11)
 		time.Sleep(3500 * time.Millisecond)
-		check("open for a while", "7")
+		check("open for a while", 7, 7)
 		c.Trip(time.Minute)
-		check("prolonged", "60")
+		check("prolonged", 60, 66)
 		time.Sleep(time.Minute - time.Nanosecond)
-		check("almost over", "1")
+		check("almost over", 1, 1)
 		time.Sleep(time.Nanosecond)
 		playCircuit(t, c, "1=allow")
-		check("half-open, all places taken", "1")
+		check("half-open, all places taken", 1, 1)
 		playCircuit(t, c, "wait:10s")
 		if res, _ := serveBreaker(h, context.Background()); res.StatusCode != 200 || calls != 1 {
 			t.Error("a hung probe's place was not given to another")
@@ -421,7 +451,8 @@ func TestBreakerOnTheWire(t *testing.T) {
 	}
 	defer res.Body.Close()
 	var problem struct{ Status int }
-	if err := json.NewDecoder(res.Body).Decode(&problem); err != nil || problem.Status != 503 || res.StatusCode != 503 || res.Header.Get("Retry-After") != "3600" {
+	retryAfter, _ := strconv.Atoi(res.Header.Get("Retry-After"))
+	if err := json.NewDecoder(res.Body).Decode(&problem); err != nil || problem.Status != 503 || res.StatusCode != 503 || retryAfter < 3600 || retryAfter > 3960 {
 		t.Errorf("an open circuit: %d %v, %v", res.StatusCode, res.Header, err)
 	}
 

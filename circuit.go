@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"math"
+	"math/rand/v2"
+	"net/http"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -62,8 +64,9 @@ type CircuitOptions struct {
 	IsFailure func(o Outcome, status int) bool
 
 	// Meter provides two counters: gateway.circuit.changes, with the attributes gateway.circuit.name and
-	// gateway.circuit.state (the state that was entered), and gateway.circuit.refusals, with the name.
-	// Nil means otel.GetMeterProvider().
+	// gateway.circuit.state (the state that was entered), and gateway.circuit.refusals, with the name. The gauge
+	// gateway.circuit.state, with the name, is 0 while the circuit is closed, 1 half-open and 2 open; it follows changes,
+	// and an open circuit turns half-open at the first request after its time. Nil means otel.GetMeterProvider().
 	Meter metric.MeterProvider
 }
 
@@ -142,6 +145,8 @@ type Circuit struct {
 	// counts is period.until, which is checked first.
 	machine *gobreaker.TwoStepCircuitBreaker[struct{}]
 	opening opening // how long the next opening lasts, and why
+
+	tickets atomic.Pointer[ticketSlab]
 
 	busy    *refusal // of a half-open circuit whose places for probes are all taken
 	news    circuitNews
@@ -234,9 +239,29 @@ func (c *Circuit) Allow() (done func(o Outcome, status int), err error) {
 	if err != nil {
 		return nil, err
 	}
-	held := new(ticket) // not &t: then t would be on the heap, and a refusal would allocate too
+	held := c.newTicket() // not &t: then t would be on the heap, and a refusal would allocate too
 	*held = t
 	return held.done, nil
+}
+
+// newTicket returns a ticket to be held by the function that Allow returns. Tickets are made sixteen at a time, and
+// never used again: the function may be called late.
+func (c *Circuit) newTicket() *ticket {
+	for {
+		s := c.tickets.Load()
+		if s != nil {
+			if i := s.used.Add(1) - 1; i < uint32(len(s.tickets)) {
+				return &s.tickets[i]
+			}
+		}
+		c.tickets.CompareAndSwap(s, new(ticketSlab))
+	}
+}
+
+// ticketSlab holds tickets for Allow.
+type ticketSlab struct {
+	used    atomic.Uint32 // how many were taken; it may exceed their number
+	tickets [16]ticket
 }
 
 // allow is Allow for this package. While the circuit is closed or open, it does not allocate. The ticket must
@@ -447,15 +472,31 @@ type refusal struct {
 func (r *refusal) Error() string { return ErrCircuitOpen.Error() + ": " + r.circuit }
 func (r *refusal) Unwrap() error { return ErrCircuitOpen }
 
+// finished is finish for a refusal, without the search through the chain of errors: an open circuit may write a flood
+// of them.
+func (r *refusal) finished() *Error {
+	const status = http.StatusServiceUnavailable
+	return &Error{
+		Status: status, Type: "about:blank", Title: http.StatusText(status), Err: r,
+		Header: http.Header{"Retry-After": {seconds(r.retryAfter())}},
+	}
+}
+
+// retryAfter returns the time until the circuit is half-open, in whole seconds as Retry-After has them, and up to a
+// tenth more: clients that were refused at the same moment shall not all return at the same moment.
 func (r *refusal) retryAfter() time.Duration {
 	if r.until.IsZero() {
 		return r.wait
 	}
-	return max(0, time.Until(r.until))
+	wait := min(max(0, time.Until(r.until)), math.MaxInt64/2)
+	wait = (wait + time.Second - 1).Truncate(time.Second)
+	return wait + rand.N(wait/10/time.Second+1)*time.Second
 }
 
-// circuitMetrics holds a circuit's counters, and their attributes ready for use.
+// circuitMetrics holds a circuit's instruments, and their attributes ready for use.
 type circuitMetrics struct {
+	state      metric.Int64Gauge
+	stateAttr  []metric.RecordOption
 	changed    metric.Int64Counter
 	changeAttr [3][]metric.AddOption // by the state that was entered
 	refused    metric.Int64Counter
@@ -464,6 +505,7 @@ type circuitMetrics struct {
 
 func newCircuitMetrics(meter metric.Meter, circuit string) circuitMetrics {
 	m := circuitMetrics{
+		state:   telemetry.Gauge(meter, "gateway.circuit.state", "State of a circuit: 0 closed, 1 half-open, 2 open.", "1"),
 		changed: telemetry.Counter(meter, "gateway.circuit.changes", "Changes of a circuit's state, by the state that was entered.", "{change}"),
 		refused: telemetry.Counter(meter, "gateway.circuit.refusals", "Requests that a circuit did not let through.", "{request}"),
 	}
@@ -473,11 +515,14 @@ func newCircuitMetrics(meter metric.Meter, circuit string) circuitMetrics {
 		m.changeAttr[s] = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(name, state))}
 	}
 	m.refuseAttr = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(name))}
+	m.stateAttr = []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(name))}
+	m.state.Record(context.Background(), int64(CircuitClosed), m.stateAttr...)
 	return m
 }
 
 func (m *circuitMetrics) change(to CircuitState) {
 	m.changed.Add(context.Background(), 1, m.changeAttr[to]...)
+	m.state.Record(context.Background(), int64(to), m.stateAttr...)
 }
 
 func (m *circuitMetrics) refusal() {

@@ -20,6 +20,7 @@ import (
 	"go.opentelemetry.io/otel/metric/noop"
 
 	"github.com/seed-96248d0c/gateway"
+	"github.com/seed-96248d0c/gateway/gatewaytest"
 )
 
 // circuitOutcomes are the letters of playCircuit's scripts.
@@ -412,6 +413,22 @@ type circuitCount struct {
 func (c *circuitCount) Add(_ context.Context, n int64, opts ...metric.AddOption) {
 	set := metric.NewAddConfig(opts).Attributes()
 	c.meter.counts[c.name+" "+set.Encoded(attribute.DefaultEncoder())] += n
+}
+
+// The gauge shows the state that was entered last, from the beginning on.
+func TestCircuitGauge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tel := new(gatewaytest.Telemetry)
+		c := gateway.NewCircuit("payments", &gateway.CircuitOptions{Meter: tel})
+		for _, script := range []string{"closed", "fffff open", "wait:10s half-open", "1=allow 1=s closed"} {
+			playCircuit(t, c, script)
+			s := tel.Series("gateway.circuit.state")
+			name := attribute.NewSet(attribute.String("gateway.circuit.name", "payments"))
+			if len(s) != 1 || s[0].Last != float64(c.State()) || !s[0].Attributes.Equals(&name) {
+				t.Errorf("%s: the gauge has %+v", script, s)
+			}
+		}
+	})
 }
 
 func TestCircuitMeter(t *testing.T) {

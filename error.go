@@ -113,6 +113,9 @@ type waiter interface{ retryAfter() time.Duration }
 
 // finish returns a copy of err as an Error in which every field that the client sees is set.
 func finish(err error) *Error {
+	if r, ok := err.(*refusal); ok {
+		return r.finished()
+	}
 	var e Error
 	var given *Error
 	var tooLarge *http.MaxBytesError
@@ -225,7 +228,8 @@ func answerError(w http.ResponseWriter, r *http.Request, e *Error, end result) {
 	for _, name := range []string{"Content-Encoding", "Content-Length", "Content-Range", "Etag", "Last-Modified"} {
 		delete(h, name) // it describes the answer that is not sent
 	}
-	h.Set("Cache-Control", "no-store")
+	fields := &[4]string{"no-store", "application/problem+json", "", "nosniff"}
+	h["Cache-Control"] = fields[0:1:1]
 	for name, values := range e.Header {
 		h[http.CanonicalHeaderKey(name)] = values
 	}
@@ -233,25 +237,51 @@ func answerError(w http.ResponseWriter, r *http.Request, e *Error, end result) {
 		return
 	}
 	body := e.problem(TraceID(r.Context()))
-	h.Set("Content-Type", "application/problem+json")
-	h.Set("Content-Length", strconv.Itoa(len(body)))
-	h.Set("X-Content-Type-Options", "nosniff")
+	fields[2] = strconv.Itoa(len(body))
+	h["Content-Type"], h["Content-Length"], h["X-Content-Type-Options"] = fields[1:2:2], fields[2:3:3], fields[3:4:4]
 	w.WriteHeader(e.Status)
 	_, _ = w.Write(body)
 }
 
 // problem returns e as a JSON problem (RFC 9457 section 3).
 func (e *Error) problem(traceID string) []byte {
-	body, _ := json.Marshal(struct {
-		Type    string `json:"type"`
-		Title   string `json:"title,omitempty"`
-		Status  int    `json:"status"`
-		Detail  string `json:"detail,omitempty"`
-		TraceID string `json:"trace_id,omitempty"`
+	body := make([]byte, 0, 192+len(e.Type)+len(e.Title)+len(e.Detail))
+	body = appendJSONString(append(body, `{"type":`...), e.Type)
+	if e.Title != "" {
+		body = appendJSONString(append(body, `,"title":`...), e.Title)
+	}
+	body = strconv.AppendInt(append(body, `,"status":`...), int64(e.Status), 10)
+	if e.Detail != "" {
+		body = appendJSONString(append(body, `,"detail":`...), e.Detail)
+	}
+	if traceID != "" {
+		body = appendJSONString(append(body, `,"trace_id":`...), traceID)
+	}
+	for i, name := range e.violated {
+		if i == 0 {
+			body = append(body, `,"violated-policies":[`...)
+		} else {
+			body = append(body, ',')
+		}
+		body = appendJSONString(body, name)
+		if i == len(e.violated)-1 {
+			body = append(body, ']')
+		}
+	}
+	return append(body, "}\n"...)
+}
 
-		Violated []string `json:"violated-policies,omitempty"`
-	}{e.Type, e.Title, e.Status, e.Detail, traceID, e.violated})
-	return append(body, '\n')
+// appendJSONString appends s as encoding/json writes it. Hardly any text of a problem needs an escape.
+func appendJSONString(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			quoted, _ := json.Marshal(s)
+			return append(b, quoted...)
+		}
+	}
+	b = append(b, '"')
+	b = append(b, s...)
+	return append(b, '"')
 }
 
 // began reports whether a response to w has begun: by w itself, or by a writer of this package that w wraps.

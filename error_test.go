@@ -2,9 +2,11 @@ package gateway_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"testing"
 
 	"github.com/seed-96248d0c/gateway"
@@ -44,6 +46,29 @@ func TestWriteErrorUnderAForeignWrapper(t *testing.T) {
 			if got := w.Body.String(); begun && (got != "BEGUN" || w.Header().Get("Cache-Control") != "") || !begun && (w.Code != 500 || got == "") {
 				t.Errorf("%s, begun %v: %d %q", name, begun, w.Code, got)
 			}
+		}
+	}
+}
+
+// A problem is written by hand, and must be what encoding/json would write.
+func TestProblemIsJSON(t *testing.T) {
+	texts := []string{"plain", "", "quote \" and \\ slash", "<a href='x'>&", "line\nbreak\x00", "ümlaut \u2028", "bad \xff\xfe", "~ \x7f"}
+	for _, text := range texts {
+		w := httptest.NewRecorder()
+		gateway.WriteError(w, httptest.NewRequest("GET", "/", nil), &gateway.Error{Status: 400, Type: "t" + text, Title: text, Detail: text})
+		type problem struct {
+			Type   string `json:"type"`
+			Title  string `json:"title,omitempty"`
+			Status int    `json:"status"`
+			Detail string `json:"detail,omitempty"`
+		}
+		title := text
+		if title == "" {
+			title = "Bad Request"
+		}
+		want, _ := json.Marshal(problem{"t" + text, title, 400, text})
+		if got := w.Body.String(); got != string(want)+"\n" {
+			t.Errorf("%q: got %s, want %s", text, got, want)
 		}
 	}
 }

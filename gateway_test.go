@@ -119,7 +119,7 @@ func TestWriteErrorLeavesTheErrorAsItIs(t *testing.T) {
 // *Error has a value of its own.
 func TestWriteErrorRetryAfter(t *testing.T) {
 	c := gateway.NewCircuit("c", nil)
-	c.Trip(time.Hour)
+	c.Trip(9 * time.Second) // below 10s, Retry-After does not vary
 	_, open := c.Allow()
 	if open == nil {
 		t.Fatal("the circuit is not open")
@@ -128,8 +128,8 @@ func TestWriteErrorRetryAfter(t *testing.T) {
 		err  error
 		want string
 	}{
-		"the circuit's":         {open, "3600"},
-		"inside an Error":       {&gateway.Error{Status: 503, Err: open}, "3600"},
+		"the circuit's":         {open, "9"},
+		"inside an Error":       {&gateway.Error{Status: 503, Err: open}, "9"},
 		"the Error's own":       {&gateway.Error{Status: 503, Header: http.Header{"Retry-After": {"7"}}, Err: open}, "7"},
 		"the own of one inside": {fmt.Errorf("%w: %w", open, &gateway.Error{Status: 503, Header: http.Header{"Retry-After": {"7"}}}), "7"},
 	} {

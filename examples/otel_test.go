@@ -181,6 +181,10 @@ func TestSDKMetrics(t *testing.T) {
 						t.Errorf("%s in %q with bounds %v", m.Name, m.Unit, p.Bounds)
 					}
 				}
+			case metricdata.Gauge[int64]:
+				for _, p := range data.DataPoints {
+					got[m.Name+" "+p.Attributes.Encoded(attribute.DefaultEncoder())] = int(p.Value)
+				}
 			case metricdata.Sum[int64]:
 				for _, p := range data.DataPoints {
 					got[m.Name+" "+p.Attributes.Encoded(attribute.DefaultEncoder())] = int(p.Value)
@@ -197,6 +201,7 @@ func TestSDKMetrics(t *testing.T) {
 			"http.response.status_code=503,server.address=t.example,server.port=443": 2,
 		"gateway.circuit.changes gateway.circuit.name=c,gateway.circuit.state=open": 1,
 		"gateway.circuit.refusals gateway.circuit.name=c":                           1,
+		"gateway.circuit.state gateway.circuit.name=c":                              int(gateway.CircuitOpen),
 	} {
 		if got[name] != want {
 			t.Errorf("%s: %d, want %d", name, got[name], want)

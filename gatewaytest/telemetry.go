@@ -23,7 +23,7 @@ import (
 //	h := gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel})(handler)
 //
 // It needs no SDK. It records only what package gateway uses: spans with their attributes, links and errors,
-// and the instruments Float64Histogram and Int64Counter. Other instruments do nothing. Like the SDK's default
+// and the instruments Float64Histogram, Int64Counter and Int64Gauge. Other instruments do nothing. Like the SDK's default
 // sampler, it samples spans without a parent and spans whose parent is sampled. Spans that are not sampled
 // are not recorded.
 //
@@ -64,6 +64,7 @@ type Series struct {
 	Bounds     []float64 // of a histogram's buckets; nil for a counter
 	Count      int       // number of measurements
 	Sum        float64   // of their values
+	Last       float64   // value of the last one, which is what a gauge shows
 }
 
 type seriesKey struct {
@@ -117,6 +118,7 @@ func (t *Telemetry) record(like *Series, value float64, attributes attribute.Set
 	}
 	s.Count++
 	s.Sum += value
+	s.Last = value
 }
 
 type tracer struct {
@@ -206,6 +208,23 @@ func (m meter) Float64Histogram(name string, opts ...metric.Float64HistogramOpti
 func (m meter) Int64Counter(name string, opts ...metric.Int64CounterOption) (metric.Int64Counter, error) {
 	c := metric.NewInt64CounterConfig(opts...)
 	return &counter{to: m.to, like: Series{Name: name, Unit: c.Unit(), Scope: m.scope}}, nil
+}
+
+func (m meter) Int64Gauge(name string, opts ...metric.Int64GaugeOption) (metric.Int64Gauge, error) {
+	c := metric.NewInt64GaugeConfig(opts...)
+	return &gauge{to: m.to, like: Series{Name: name, Unit: c.Unit(), Scope: m.scope}}, nil
+}
+
+type gauge struct {
+	metricnoop.Int64Gauge
+	to   *Telemetry
+	like Series
+}
+
+func (g *gauge) Enabled(context.Context) bool { return true }
+
+func (g *gauge) Record(_ context.Context, n int64, opts ...metric.RecordOption) {
+	g.to.record(&g.like, float64(n), metric.NewRecordConfig(opts).Attributes())
 }
 
 type histogram struct {

@@ -40,6 +40,18 @@ func Counter(m metric.Meter, name, description, unit string) metric.Int64Counter
 	return c
 }
 
+// Gauge returns a gauge of whole numbers. An error goes to otel.Handle; the result is never nil.
+func Gauge(m metric.Meter, name, description, unit string) metric.Int64Gauge {
+	g, err := m.Int64Gauge(name, metric.WithDescription(description), metric.WithUnit(unit))
+	if err != nil {
+		otel.Handle(err)
+	}
+	if g == nil {
+		g = noop.Int64Gauge{}
+	}
+	return g
+}
+
 // OtherMethod stands for every method that Method does not list.
 const OtherMethod = "_OTHER"
 
