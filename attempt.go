@@ -22,8 +22,8 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
-// attempt is one attempt to send a request to one target. With a response it becomes the response's body, and
-// lasts until that is read or closed.
+// attempt is one attempt to send a request to one target. When a response arrives, the attempt becomes its
+// body. It ends when the body has been read or closed.
 type attempt struct {
 	io.ReadCloser // the response's body
 
@@ -63,8 +63,8 @@ type progress struct {
 	ended    atomic.Bool
 }
 
-// attempt sends r once. It prefers targets that are not among tried. The member that it returns is the target
-// that was asked, or nil when none was. l is nil unless another attempt may run beside this one.
+// attempt sends r once, if possible to a target that is not in tried. It returns the target, or nil if none
+// was picked. l is nil unless another attempt may run at the same time.
 func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *lane, call directCall) (*http.Response, *member, error) {
 	choice := u.pool.choice()
 	if len(choice.members) == 0 {
@@ -77,7 +77,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 			return nil, nil, err
 		}
 	}
-	// After a panic in a balancer or a transport, nothing may stay pending.
+	// A panic in a balancer or a transport must not leave the attempt pending.
 	defer func() {
 		if !a.answered {
 			a.end(result{panicked: true})
@@ -120,8 +120,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	return res, a.member, nil
 }
 
-// blame returns err, with which the attempt ended before there was a response, or the error that says that the client
-// is to blame for it.
+// blame returns the error of an attempt without a response: err, or another one if the client was the cause.
 func (a *attempt) blame(err error) error {
 	if cause := a.body.cause(); cause != nil && (errors.Is(cause, errSlowClient) || !leftEarly(a.client)) {
 		return cause
@@ -169,10 +168,11 @@ func grpcTimeout(h http.Header) time.Duration {
 	return max(1, time.Duration(n)*unit) // 0 is a deadline that has passed
 }
 
-// attemptClock cancels an attempt whose target makes it wait. It stands while a read of the request's body is under
-// way: then the client makes it wait. It begins anew when the target has taken what there was of the body, so that
-// neither a long body nor one in many small parts adds up to a timeout. For example, with a limit of 2s, a target that
-// takes a part of the body every second may take a minute for all of it; then it has 2s for the response headers.
+// attemptClock cancels an attempt whose target is too slow. It stops during a read of the request's body,
+// because the attempt then waits for the client. It starts again when the target has accepted the part of the
+// body that had arrived, so that a long body does not add up to a timeout. For example, with a limit of 2s, a
+// target that accepts a part of the body every second may take a minute for the whole body; then it has 2s
+// for the response header.
 type attemptClock struct {
 	limit  time.Duration
 	cancel context.CancelCauseFunc // nil when the attempt has no context of its own
@@ -348,8 +348,8 @@ func (c *pooledConn) got(info httptrace.GotConnInfo) {
 
 func (c *pooledConn) answer() { c.answered.Store(true) }
 
-// wasDead reports, after a round trip failed, whether it failed on a pooled connection before any byte came
-// back.
+// wasDead reports whether a failed round trip failed on a pooled connection before any byte of a response
+// arrived.
 func (c *pooledConn) wasDead() bool { return c != nil && c.reused.Load() && !c.answered.Load() }
 
 // answer makes the attempt the body of res, so that the attempt ends with it.
@@ -427,9 +427,9 @@ func (a *attempt) bodyEnd(err error) error {
 			err = clientDeadline(err)
 		}
 		res := result{err: err, began: true, gone: leftEarly(a.client)}
-		// Only an abort is counted on top of the success that the headers were. A timeout is not: a stream
-		// that outlasts the caller's own deadline is no fault of the target, which answered in time. Neither is an
-		// abort while the client has still to send its own body.
+		// Only an abort replaces the success that was counted for the header. A timeout does not: a stream
+		// that exceeds the caller's own deadline is not a failure of the target, which answered in time. Nor
+		// is an abort while the client has not sent its whole body.
 		if a.end(res) && res.outcome() == OutcomeAborted && !stalled {
 			a.correct(res)
 		}
@@ -446,7 +446,7 @@ func (a *attempt) Buffered() int {
 	return -1
 }
 
-// whole returns the result of an attempt whose response is there.
+// whole returns the result of an attempt that has a response.
 func (a *attempt) whole() result {
 	return result{status: a.status, grpc: grpcCall{a.grpc, a.within > 0}}
 }

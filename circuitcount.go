@@ -121,7 +121,7 @@ func (n *closedCounts) takeBack(s *countedSuccess) {
 	}
 }
 
-// laterStands reports whether some success after that number stands, which is to say, was not taken back.
+// laterStands reports whether a success after that number still counts: it was not taken back.
 func (n *closedCounts) laterStands(number uint64) bool {
 	for i := n.successes; i > number; i-- {
 		if n.successes-i >= keptCut || !n.cut[i%keptCut] {

@@ -55,8 +55,8 @@ const (
 	// defaultBodyTimeout is the longest pause within a request's body.
 	defaultBodyTimeout = time.Minute
 
-	// cancelGrace is for a read whose connection failed: it returns on its own, and its error says more than the
-	// canceled context does. Only then is it interrupted.
+	// cancelGrace is how long a read may go on after its context was canceled. A read whose connection has
+	// failed returns by itself within this time, with a more specific error than the context's.
 	cancelGrace = 20 * time.Millisecond
 
 	// lingerTime is how long the server may take to read the rest of a body after the answer, so that the client sees
@@ -177,8 +177,8 @@ func (b *clientBody) expire() {
 		}
 		b.interrupt(err)
 	case b.http1 && b.turn.reading:
-		// The server cancels the context when a read fails, and that read is about to return. Otherwise somebody else
-		// has canceled it.
+		// The server cancels the context when a read fails, and that read is about to return. Otherwise,
+		// other code has canceled the context.
 		time.AfterFunc(cancelGrace, func() {
 			b.mu.Lock()
 			defer b.mu.Unlock()
@@ -231,7 +231,7 @@ func (b *clientBody) slow() error {
 	return nil
 }
 
-// refuseSlow answers 408 if the client was slow, and reports whether it did. A nil b stands for a request without a
+// refuseSlow answers 408 if the client was slow, and reports whether it did. b is nil for a request without a
 // body.
 func (b *clientBody) refuseSlow(w *responseWriter, r *http.Request) bool {
 	if b == nil {
@@ -304,8 +304,8 @@ func (b *clientBody) abort() {
 	b.limits.released = true
 }
 
-// release ends reading when the handler returns. On an HTTP/1.1 connection it interrupts a read that is under way.
-// The server would do that, too, but it waits for ever when the read ends in the same moment.
+// release ends reading when the handler returns. On an HTTP/1.1 connection it interrupts a read that is under
+// way. The server would do that as well, but it waits forever if the read ends at the same moment.
 func (b *clientBody) release() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

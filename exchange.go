@@ -17,9 +17,9 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// exchange is the one record of a request. The first middleware of this package that a request meets creates it
-// and puts it in the request's context. The others find it there and write in it. So the outermost middleware
-// sees what everything inside it decided.
+// exchange is the record of a request. The first middleware of this package that a request passes creates it
+// and puts it in the request's context. The others find it there and write to it. So the outermost middleware
+// has the decisions of everything inside it.
 //
 // The record is itself a context, so that one allocation holds the record, the context value and the writer
 // wrapper. It is never pooled: a context can outlive its request, and a reused record would hold another user's
@@ -90,7 +90,7 @@ type matched struct {
 	unrouted http.Handler // answers a request that no route takes, once it has passed the middleware of Use
 }
 
-// answering is what stands outside and has a say in the answer. Only a variant inherits it.
+// answering is about outer middleware that influences the answer. Only a variant inherits it.
 type answering struct {
 	onError  func(http.ResponseWriter, *http.Request, *Error) // the innermost HandleErrors
 	answered *Error                                           // the error that onError or a fallback is answering
@@ -145,7 +145,7 @@ func (ex *exchange) Value(key any) any {
 	return ex.Context.Value(key)
 }
 
-// exchangeFrom returns the record in ctx, or nil when no middleware of this package stands outside.
+// exchangeFrom returns the record in ctx, or nil if there is no outer middleware of this package.
 func exchangeFrom(ctx context.Context) *exchange {
 	ex, _ := ctx.Value(exchangeKey{}).(*exchange)
 	return ex
@@ -160,9 +160,9 @@ type arrival struct {
 // enter returns the request's record, which it creates if there is none, a writer that reports to the record, and
 // a request whose context holds it.
 //
-// When enter has created the record, the request is a new one: it differs from r, and until the caller passes it on
-// nobody else has it or its context. Only then may the caller change either. The request that a middleware was given
-// is never changed, since others may hold it.
+// When enter has created the record, the request is a new one, which is not r. The caller may modify it and
+// its context until it passes them on. The request that a middleware was given is never modified, since other
+// code may hold it.
 func enter(w http.ResponseWriter, r *http.Request) (*exchange, *responseWriter, *http.Request) {
 	ctx := r.Context()
 	ex := exchangeFrom(ctx)
@@ -205,9 +205,9 @@ func (ex *exchange) below(w http.ResponseWriter) bool {
 	}
 }
 
-// child returns a record for work that runs beside the request, such as a shadow request. It starts with what ex
-// knows about the sender and the trace. Nothing that is written to it reaches ex. It has no writer yet. A nil ex
-// gives an empty record.
+// child returns a record for work that is independent of the request, such as a shadow request. It starts
+// with the sender and the trace of ex. Nothing that is written to it reaches ex. It has no writer yet. If ex
+// is nil, the record is empty.
 func (ex *exchange) child(ctx context.Context) *exchange {
 	c := &exchange{Context: ctx}
 	if ex != nil {
@@ -282,8 +282,8 @@ func (ex *exchange) derived(r *http.Request) {
 	ex.req = r
 }
 
-// note records how the exchange ended and why. Only the first note counts: what refused the request or failed it
-// knows the cause better than what answers it afterwards.
+// note records the outcome of the exchange and its cause. Only the first note counts: it is from the code
+// that refused the request or failed, which is closer to the cause than the code that writes the answer.
 func (ex *exchange) note(o Outcome, err error) {
 	if ex != nil {
 		o, err = blameServer(ex.Context, o, err)
@@ -300,7 +300,7 @@ func (ex *exchange) note(o Outcome, err error) {
 // maxRemarks is how many remarks of one request are kept.
 const maxRemarks = 16
 
-// remark adds to the log line something that went wrong, or would have, and that the answer does not show.
+// remark adds a problem that the answer does not show to the log line's remarks.
 func (ex *exchange) remark(what string, err error) {
 	text := what + ": " + bounded(causeText(err))
 	for ; ex != nil; ex = ex.whole {
@@ -349,8 +349,8 @@ func (ex *exchange) end(w *responseWriter, panicked any) (Outcome, int, error) {
 	return ex.outcome, e.status, ex.err
 }
 
-// result returns what the writer knows about how a handler ended. left is the error of the handler's context,
-// panicked what recover returned. The caller holds ex.mu.
+// result returns the result of a handler, as far as the writer recorded it. left is the error of the
+// handler's context, panicked is what recover returned. The caller holds ex.mu.
 func (w *responseWriter) result(left error, panicked any) result {
 	e := result{status: w.status, began: w.status != 0}
 	switch {
@@ -376,7 +376,7 @@ func (w *responseWriter) result(left error, panicked any) result {
 	return e
 }
 
-// grpc returns what the response says of a call of gRPC so far. The caller holds ex.mu.
+// grpc returns the state of a gRPC call, as far as the response has been written. The caller holds ex.mu.
 func (w *responseWriter) grpc() (call grpcCall) {
 	h := w.Header()
 	if !isGRPC(h) {
@@ -406,8 +406,8 @@ type responseWriter struct {
 	starts   startHook // called with the final status before it is sent; nil for none
 }
 
-// startHook is called once, with the final status of a response, before it is sent. Whoever replaces a hook calls
-// the one before it.
+// startHook is called once, with the final status of a response, before it is sent. Code that replaces a hook
+// calls the previous one.
 type startHook interface{ starting(status int) }
 
 // start records the final status, unless there is one already.

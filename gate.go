@@ -10,9 +10,10 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// The gate stands before every transport. What a transport would refuse to send is refused here first, as the
-// client's mistake, so that it never looks like a failure of a target. A server lets some of it through: over HTTP/2,
-// net/http does not check the method, and over no version the names in Trailer.
+// The gate checks every request before a transport gets it. It refuses a request that a transport could not
+// send, as an error of the client, so that it does not count as a failure of a target. net/http's server
+// accepts some such requests: over HTTP/2 it does not check the method, and in no version does it check the
+// names in Trailer.
 
 // gate returns r as it may be sent. It returns an error with a status below 500 if a transport of net/http would
 // refuse r before it sends anything. r itself is not changed: without its framing fields, the request is a copy.
@@ -73,8 +74,8 @@ func isMalformed(name string, values []string) bool {
 	return false
 }
 
-// isFraming reports whether a field tells where a message ends. A transport writes these fields itself, from the
-// request's ContentLength, Body and Trailer. A second opinion in the header could differ from those.
+// isFraming reports whether a field determines where a message ends. A transport writes these fields itself,
+// from the request's ContentLength, Body and Trailer. Values in the header could contradict them.
 func isFraming(name string) bool {
 	switch len(name) {
 	case len("Trailer"):
@@ -111,10 +112,10 @@ func fieldBytes(r *http.Request) int {
 	return size
 }
 
-// refusedLocally returns the status for an error with which a transport of net/http refused to send a request, and 0
-// for any other. The gate lets no such request through as far as it can know. Only the connection knows the rest: the
-// target's limit for fields, and whether it speaks HTTP/2, which has no Upgrade. net/http has no values for these
-// errors, so they are told by their text.
+// refusedLocally returns the status for an error with which a transport of net/http refused to send a
+// request, and 0 for any other error. The gate refuses such requests first, except for two cases that depend
+// on the connection: the target's limit for fields, and Upgrade, which HTTP/2 does not have. net/http has no
+// error values for these, so they are recognized by their text.
 func refusedLocally(err error) int {
 	for {
 		inner := errors.Unwrap(err)
@@ -136,7 +137,7 @@ func refusedLocally(err error) int {
 	return 0
 }
 
-// refusals are how net/http's errors begin that speak of the request alone.
+// refusals are the beginnings of those errors of net/http that are about the request alone.
 var refusals = [...]string{
 	"invalid Upgrade request header", "invalid Connection request header", "invalid Transfer-Encoding request header",
 	"invalid Host header", "http: invalid Host header", "invalid request :path", "invalid HTTP header ",
@@ -146,13 +147,14 @@ var refusals = [...]string{
 	"http: nil Request", "http: no Host in request URL",
 }
 
-// surelySent is the size of fields that every server of note takes. Some take no more than this.
+// surelySent is the size of fields that every common server accepts. Some accept no more than this.
 const surelySent = 8 << 10
 
-// mayBeTooLarge reports whether r may have failed with err because its fields are too large for the target. A server that
-// cannot answer 431 closes the connection. One that speaks HTTP/2 tells its limit, but not before the first request is on
-// its way: what is too large then breaks the connection as malformed, and net/http tries again until the time is over. So
-// the failure of a large request says nothing about the target, unless nothing was sent.
+// mayBeTooLarge reports whether r may have failed with err because its fields are too large for the target. A
+// server that cannot answer 431 closes the connection. A server with HTTP/2 announces its limit, but the
+// first request may be sent before that arrives: the server then closes the connection as malformed, and
+// net/http retries until the time is over. So the failure of a large request is not a failure of the target,
+// unless nothing was sent.
 func mayBeTooLarge(r *http.Request, err error) bool {
 	if r.URL == nil || fieldBytes(r)+len(r.URL.Path)+len(r.URL.RawQuery) <= surelySent || neverSent(err) {
 		return false

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// grpcStatus is the status of a gRPC call, which stands in the trailers and not in the HTTP status. 0 means OK, or that
-// the answer is not one of gRPC, or that its status has not arrived.
+// grpcStatus is the status of a gRPC call, which is sent in the trailers. 0 means OK, that the answer is not
+// a gRPC response, or that its status has not arrived.
 type grpcStatus int
 
 // The statuses that are errors of a server, by OpenTelemetry's semantic conventions for gRPC.
@@ -28,8 +28,8 @@ func isGRPC(h http.Header) bool {
 	return len(ct) > 0 && strings.HasPrefix(ct[0], "application/grpc")
 }
 
-// grpcStatusIn returns the status in h, which are the trailers of a response, or its header where it has no message
-// (Trailers-Only). prefix is what stands before the name.
+// grpcStatusIn returns the status in h, which are the trailers of a response, or its header where it has no
+// message (Trailers-Only). prefix is put before the field name.
 func grpcStatusIn(h http.Header, prefix string) grpcStatus {
 	values := h[prefix+"Grpc-Status"]
 	if len(values) == 0 {
@@ -41,7 +41,7 @@ func grpcStatusIn(h http.Header, prefix string) grpcStatus {
 	return grpcUnknown
 }
 
-// httpStatus returns the 5xx that says the same as s, and 0 where s is no error of the server.
+// httpStatus returns the 5xx that corresponds to s, and 0 if s is not an error of the server.
 func (s grpcStatus) httpStatus() int {
 	switch s {
 	case grpcUnavailable:
@@ -56,7 +56,7 @@ func (s grpcStatus) httpStatus() int {
 	return 0
 }
 
-// err returns the cause for the log, and nil where s is no error of the server.
+// err returns the cause for the log, and nil if s is not an error of the server.
 func (s grpcStatus) err() error {
 	if s.httpStatus() == 0 {
 		return nil

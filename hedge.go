@@ -10,18 +10,18 @@ import (
 	"time"
 )
 
-// errHedgeLost is why an attempt was canceled whose request another target has answered.
+// errHedgeLost is the error of an attempt that was canceled because another target has answered.
 var errHedgeLost = errors.New("gateway: another target answered first")
 
 // answer is what an attempt returned.
 type answer struct {
 	res    *http.Response
-	member *member // the target that was asked; nil when none was
+	member *member // the target that the request was sent to; nil when none was picked
 	err    error
 }
 
-// ask makes attempt n of r. When it is the first and RetryOptions.HedgeAfter allows it, a second attempt may run beside
-// it; other is then the target whose answer is not used.
+// ask makes attempt n of r. If it is the first and RetryOptions.HedgeAfter allows it, a second attempt may
+// run at the same time; other is then the target whose answer is not used.
 func (u *Upstream) ask(r *http.Request, body *replay, tried []*member, n int, call directCall) (a answer, other *member) {
 	if n > 1 || !u.hedges(r) {
 		a.res, a.member, a.err = u.attempt(r, body, tried, nil, call)
@@ -46,7 +46,7 @@ func (u *Upstream) sick() bool {
 	return c != nil && c.State() != CircuitClosed
 }
 
-// race is one attempt at a request and, when that has not answered in time, a second one beside it.
+// race is one attempt to send a request and, if that is not answered in time, a second one at the same time.
 //
 // The first runs on the caller's goroutine, so that a request which is answered in time costs a timer and no goroutine.
 // The second runs on the timer's. run returns when both have ended: no goroutine outlives the round trip.
@@ -176,7 +176,7 @@ type lane struct {
 	lost   bool
 }
 
-// enter is called when the attempt knows its target.
+// enter is called when the attempt has a target.
 func (l *lane) enter(m *member, cancel context.CancelCauseFunc) {
 	if l == nil {
 		return
@@ -206,7 +206,8 @@ func (l *lane) lose() {
 	}
 }
 
-// hasLost reports whether the attempt was canceled because the other one has answered: it counts against nobody.
+// hasLost reports whether the attempt was canceled because the other one has answered. Such an attempt counts
+// against no target.
 func (l *lane) hasLost() bool {
 	if l == nil {
 		return false

@@ -59,7 +59,7 @@ func (t *idleTimer) end() {
 	t.timer.Stop()
 }
 
-// sent starts the clock anew: in a connection, what goes to the target is no silence either.
+// sent starts the clock again: on an upgraded connection, data sent to the target ends the silence as well.
 func (t *idleTimer) sent() {
 	if t == nil {
 		return

@@ -134,7 +134,7 @@ func (e *expectation) informed(code int) {
 	e.change()
 }
 
-// release ends all waiting: nobody reads any more.
+// release ends all waiting, because the body is no longer read.
 func (e *expectation) release() {
 	e.lock.Lock()
 	defer e.lock.Unlock()

@@ -26,9 +26,9 @@ type identityField struct {
 	claim string
 }
 
-// reservedFields are written on every request, or mean the same as one that is. Content-Length and Transfer-Encoding
-// are the transport's. A server that folds names would take Transfer_Encoding for a second opinion on where the body
-// ends.
+// reservedFields are written on every request, or mean the same as one that is. Content-Length and
+// Transfer-Encoding are the transport's. A server that treats "_" as "-" could use Transfer_Encoding to find
+// the end of the body.
 var reservedFields = []string{
 	"Content-Length", "Transfer-Encoding",
 	"Forwarded", "X-Real-Ip", "Client-Cert", "Client-Cert-Chain", "Traceparent", "Tracestate", "X-Trace-Id",
@@ -90,7 +90,7 @@ func (f *ownedFields) has(name string, here ownedHere) bool {
 	return f.names.Has(name) || here.isTrace(name) || here.addr != "" && httpfield.SameName(name, here.addr)
 }
 
-// allowTrailer reports whether a trailer of a client goes on to the target.
+// allowTrailer reports whether a client's trailer is forwarded to the target.
 func (f *ownedFields) allowTrailer(name string, here ownedHere) bool {
 	return httpfield.AllowedInTrailer(name) && !f.has(name, here)
 }
@@ -225,8 +225,8 @@ func (w *fieldWriter) clientAddr() {
 	}
 }
 
-// fromTrustedProxy copies what a trusted proxy says about how the client reached it. Aliases of these fields are not
-// copied: they may be the client's.
+// fromTrustedProxy copies the fields in which a trusted proxy reports how the client reached it. Aliases of
+// these fields are not copied: they may be the client's.
 func (w *fieldWriter) fromTrustedProxy() {
 	if !w.hops.viaProxy {
 		return

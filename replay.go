@@ -14,7 +14,7 @@ type replayChunk [8 << 10]byte
 var replayChunks = sync.Pool{New: func() any { return new(replayChunk) }}
 
 // replay buffers the beginning of a request's body until a response arrives, so that the request can be sent
-// again. A nil replay stands for a request without a body.
+// again. A nil replay is that of a request without a body.
 //
 // Each attempt reads the body through a view of its own, which starts at the beginning. A transport may go on
 // reading a view after its RoundTrip has returned an error, while the next attempt already has a new view.
@@ -100,7 +100,8 @@ func (b *replay) resendable() bool {
 	return (!b.lost || b.read == 0) && (b.err == nil || b.err == io.EOF)
 }
 
-// cause returns why the body could not be read, and nil if it could or if nobody wanted more of it.
+// cause returns the error that ended the reading of the body. It is nil if there was none, or if reading was
+// no longer needed.
 func (b *replay) cause() error {
 	if b == nil {
 		return nil
@@ -204,7 +205,7 @@ func (b *replay) lose() {
 	}
 }
 
-// heldBody is a body that may keep its reader waiting for the target, which has not asked for it.
+// heldBody is a body whose reader may have to wait until the target requests it.
 type heldBody interface {
 	awaitWanted() bool
 	wakeReader()

@@ -30,8 +30,8 @@ type requestBody struct {
 	*expectation // nil unless the client expects 100-continue
 }
 
-// awaitWanted waits while nobody wants the body, and reports whether it waited. Another attempt may have begun by
-// then, which reads now.
+// awaitWanted waits until the body is wanted, and reports whether it waited. Meanwhile another attempt may
+// have begun to read.
 func (b *requestBody) awaitWanted() bool { return b.expectation != nil && b.hold() }
 
 // wakeReader makes a reader that waits in awaitWanted return: its attempt has timed out.

@@ -157,8 +157,8 @@ func readiness(ctx context.Context, path string, next http.Handler) http.Handler
 	})
 }
 
-// serving is what Serve tracks of a server, beside what http.Server.Shutdown waits for: connections that were taken
-// over for another protocol, and handlers, which write their log lines after the connection is done.
+// serving tracks what http.Server.Shutdown does not wait for: hijacked connections, and handlers, which write
+// their log lines after their connection has ended.
 type serving struct {
 	handlers atomic.Int64 // that run
 	draining atomic.Bool
@@ -183,10 +183,11 @@ func servingFrom(ctx context.Context) *serving {
 	return s
 }
 
-// hasCut reports whether Serve closes the connections that are in use. A nil s has not.
+// hasCut reports whether Serve is closing connections that are in use. It is false for a nil s.
 func (s *serving) hasCut() bool { return s != nil && s.cut.Load() }
 
-// attach wraps the hooks of srv through which s learns what it tracks. srv must serve a trackedListener.
+// attach wraps the hooks of srv, so that s can track its connections and handlers. srv must serve a
+// trackedListener.
 func (s *serving) attach(srv *http.Server) {
 	if hook := srv.ConnState; hook != nil {
 		srv.ConnState = func(c net.Conn, state http.ConnState) { s.watch(c, state); hook(c, state) }

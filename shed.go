@@ -157,7 +157,7 @@ func (s *shed) admit(ctx context.Context, priority int) (epoch uint32, ok bool) 
 	return me.epoch, me.admitted
 }
 
-// release gives a place to those who wait. The caller holds s.mu.
+// release gives free places to waiting requests. The caller holds s.mu.
 func (s *shed) release() {
 	s.running--
 	for s.running < s.limit.Limit() {
@@ -245,7 +245,8 @@ func (s *placed) end() {
 	}
 }
 
-// shedQueue has those who wait, by priority. Within one, they are in the order in which they came.
+// shedQueue holds the waiting requests, by priority. Those of the same priority are in the order of their
+// arrival.
 type shedQueue struct {
 	n      int
 	levels []*shedLevel // the highest priority first; none is empty
@@ -306,7 +307,8 @@ func (q *shedQueue) remove(w *shedWaiter) {
 	}
 }
 
-// first returns the one who is served next, and last the one who makes room first. Nil: nobody waits.
+// first returns the request that is served next, and last the one that is refused first. They return nil if
+// no request waits.
 func (q *shedQueue) first() *shedWaiter {
 	if q.n == 0 {
 		return nil

@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// isShortOfResources reports whether err is for want of something in this machine, such as file descriptors. Many
-// clients together can use those up. No target is to blame.
+// isShortOfResources reports whether err means that this machine has run out of a resource, such as file
+// descriptors. Many clients together can cause this. It is not a failure of the target.
 func isShortOfResources(err error) bool {
 	var e syscall.Errno
 	if !errors.As(err, &e) {

@@ -35,7 +35,7 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 	defer target.Close()
 	client, buf, err := f.w.Hijack()
 	if err != nil {
-		// A writer outside the gateway does not support it. No target is to blame.
+		// A writer of outer middleware does not support it. This is not a failure of the target.
 		err = fmt.Errorf("gateway: Proxy: upgrade: %T, around the gateway, does not let a handler take the connection over: %w",
 			innermost(f.w), err)
 		answerError(f.w, f.in, finish(err), result{panicked: true})
@@ -53,7 +53,7 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 	if strings.EqualFold(protocol, "websocket") {
 		// Only in a WebSocket is there a known way to ask both ends to leave when the server drains.
 		c, t := wsframe.NewWriter(client, false), wsframe.NewWriter(target, true)
-		// Each end is asked on its own: one that reads nothing must not keep the other from hearing of it.
+		// Each end gets its own close frame: an end that does not read must not delay the other one's.
 		serving := servingFrom(f.in.Context())
 		defer serving.atGoodbye(c.GoAway)()
 		defer serving.atGoodbye(t.GoAway)()

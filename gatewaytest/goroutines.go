@@ -11,13 +11,13 @@ import (
 )
 
 // CheckGoroutines runs the tests of a package and exits. It fails the package when its tests pass but leave
-// goroutines behind: a body that was not closed, a connection that is still open, a watcher without an end. It is
-// what a TestMain calls:
+// goroutines behind: a body that was not closed, a connection that is still open, a watcher without an end.
+// Call it in TestMain:
 //
 //	func TestMain(m *testing.M) { gatewaytest.CheckGoroutines(m) }
 //
-// It waits up to 5 seconds for goroutines that are about to end. A TestMain that has work of its own after the
-// tests uses LeftBehind.
+// It waits up to 5 seconds for goroutines that are about to end. If TestMain has to do something after the
+// tests, use LeftBehind instead.
 func CheckGoroutines(m *testing.M) {
 	code := m.Run()
 	if code == 0 {
@@ -29,9 +29,9 @@ func CheckGoroutines(m *testing.M) {
 	os.Exit(code)
 }
 
-// LeftBehind returns the stacks of the goroutines that run beside its caller, or "" as soon as there are none. It
-// waits for that no longer than wait. The goroutines of package testing and of os/signal do not count. Idle
-// connections of http.DefaultTransport do not either, for LeftBehind closes them.
+// LeftBehind returns the stacks of all goroutines other than its caller's, or "" as soon as there are none.
+// It waits for their end for at most wait. The goroutines of packages testing and os/signal are ignored.
+// LeftBehind closes the idle connections of http.DefaultTransport.
 func LeftBehind(wait time.Duration) string {
 	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 	timeout := time.NewTimer(wait)

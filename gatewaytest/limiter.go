@@ -12,23 +12,23 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// LimiterTest describes a kind of limiter to TestLimiter.
+// LimiterTest configures TestLimiter. New is required.
 type LimiterTest struct {
-	// New returns a new limiter, of which no key has spent anything: each key has limit units at once, and has
-	// them again when a window is over at the latest. A bucket has the rate limit/window. TestLimiter asks for
-	// windows of an hour and more, so that nothing comes back while it runs.
+	// New returns a new limiter, in which each key has limit units, and has them again after one window at
+	// the latest. The rate of a bucket is limit/window. TestLimiter uses windows of an hour and more, so that
+	// no units come back while it runs.
 	New func(t *testing.T, limit int, window time.Duration) gateway.Limiter
 
-	// Sleep lets time pass on the limiter's clock, to the millisecond. In a bubble of testing/synctest it is
-	// time.Sleep. Nil leaves out the tests in which time passes.
+	// Sleep advances the limiter's clock, to the millisecond. In a synctest bubble it is time.Sleep. Nil
+	// skips the tests in which time passes.
 	Sleep func(time.Duration)
 
-	// Margin is how exact RetryAfter and ResetAfter are. 0 means 1ms.
+	// Margin is the allowed error of RetryAfter and ResetAfter. 0 means 1ms.
 	Margin time.Duration
 }
 
-// TestLimiter holds an implementation of gateway.Limiter to what RateLimit relies on. If it is a gateway.Returner or a
-// gateway.Debtor, it is held to that as well. The limiters of package gateway pass it:
+// TestLimiter tests that an implementation of gateway.Limiter does what RateLimit needs. If it is also a
+// gateway.Returner or a gateway.Debtor, TestLimiter tests that as well. The limiters of package gateway pass:
 //
 //	synctest.Test(t, func(t *testing.T) {
 //		gatewaytest.TestLimiter(t, gatewaytest.LimiterTest{
@@ -39,7 +39,7 @@ type LimiterTest struct {
 //		})
 //	})
 //
-// It reports by t.Errorf, and starts no subtests, so that it can run in such a bubble.
+// It reports failures by t.Errorf. It starts no subtests, so that it can run in a synctest bubble.
 func TestLimiter(t *testing.T, lt LimiterTest) {
 	t.Helper()
 	if lt.Margin == 0 {
