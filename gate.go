@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/seed-96248d0c/gateway/internal/h1"
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
@@ -115,8 +116,11 @@ func fieldBytes(r *http.Request) int {
 // refusedLocally returns the status for an error with which a transport of net/http refused to send a
 // request, and 0 for any other error. The gate refuses such requests first, except for two cases that depend
 // on the connection: the target's limit for fields, and Upgrade, which HTTP/2 does not have. net/http has no
-// error values for these, so they are recognized by their text.
+// error values for these, so they are recognized by their text. internal/h1 has.
 func refusedLocally(err error) int {
+	if errors.Is(err, h1.ErrInvalidRequest) {
+		return http.StatusBadRequest
+	}
 	for {
 		inner := errors.Unwrap(err)
 		if inner == nil {

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/seed-96248d0c/gateway/internal/h1"
 )
@@ -79,10 +80,14 @@ func NewTransport(opts *TransportOptions) http.RoundTripper {
 		upgrades: o.http1(dialer, "http/1.1"),
 		h2:       o.http2(dialer),
 		h2c:      o.http2(dialer),
+		idn:      o.http2(dialer),
 	}
 	t.h2.Protocols.SetHTTP2(true)
 	t.h2.DialTLSContext = t.dialHTTP2
 	t.h2c.Protocols.SetUnencryptedHTTP2(true)
+	t.idn.Protocols.SetHTTP1(true)
+	t.idn.Protocols.SetHTTP2(true)
+	t.idn.TLSClientConfig = o.TLS.Clone()
 	return t
 }
 
@@ -102,7 +107,7 @@ func (o *TransportOptions) http1(dialer *net.Dialer, offer ...string) *h1.Transp
 	})
 }
 
-// http2 returns a transport of net/http that speaks no protocol yet.
+// http2 returns a transport of net/http for which the protocols are to be set.
 func (o *TransportOptions) http2(dialer *net.Dialer) *http.Transport {
 	t := &http.Transport{
 		DialContext:            dialer.DialContext,
@@ -137,6 +142,7 @@ type transport struct {
 	h1       *h1.Transport
 	upgrades *h1.Transport // for https; offers HTTP/1.1 alone
 	h2, h2c  *http.Transport
+	idn      *http.Transport // for hosts that are not ASCII, which only net/http can translate
 
 	known atomic.Pointer[map[string]bool] // targets that chose HTTP/1.1, as in the URL; the map is not changed
 
@@ -161,7 +167,7 @@ type directCall struct {
 
 // speaksHTTP1 reports whether a request to u is sent by HTTP/1.1, as far as is known.
 func (t *transport) speaksHTTP1(u *url.URL, upgrade bool) bool {
-	return u.Scheme == "http" || u.Scheme == "https" && (upgrade || t.chooses(u.Host))
+	return (u.Scheme == "http" || u.Scheme == "https" && (upgrade || t.chooses(u.Host))) && isASCII(u.Host)
 }
 
 // chooses reports whether it is known that a target of scheme https chose HTTP/1.1 last.
@@ -192,13 +198,14 @@ func (t *transport) chose(host string, http1 bool) {
 // do makes a round trip.
 func (t *transport) do(r *http.Request, call directCall) (*http.Response, error) {
 	upgrade := len(r.Header["Upgrade"]) > 0
-	if r.URL.Scheme != "https" {
-		if r.URL.Scheme == "h2c" {
-			return call.sendStandard(t.h2c, asHTTP(r, upgrade))
-		}
+	switch {
+	case r.URL.Scheme == "h2c":
+		return call.sendStandard(t.h2c, asHTTP(r, upgrade))
+	case !isASCII(r.URL.Host):
+		return call.sendStandard(t.idn, r)
+	case r.URL.Scheme != "https":
 		return call.send(t.h1, r)
-	}
-	if upgrade {
+	case upgrade:
 		return call.send(t.upgrades, r)
 	}
 	if !t.chooses(r.URL.Host) {
@@ -216,6 +223,15 @@ func (t *transport) do(r *http.Request, call directCall) (*http.Response, error)
 		return t.sendOn(other, call)
 	}
 	return res, err
+}
+
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
 }
 
 // send makes a round trip by HTTP/1.1.
@@ -404,4 +420,5 @@ func (t *transport) CloseIdleConnections() {
 	t.upgrades.CloseIdleConnections()
 	t.h2.CloseIdleConnections()
 	t.h2c.CloseIdleConnections()
+	t.idn.CloseIdleConnections()
 }
