@@ -14,6 +14,9 @@ type accessLog struct {
 
 // write logs the exchange that s sums up.
 func (l *accessLog) write(ex *exchange, rw *responseWriter, r *http.Request, s *summary) {
+	if l.logger == nil {
+		return
+	}
 	ex.mu.Lock()
 	remarks := ex.remarks
 	ex.mu.Unlock()
@@ -24,12 +27,15 @@ func (l *accessLog) write(ex *exchange, rw *responseWriter, r *http.Request, s *
 	case s.status >= 500, len(remarks) > 0:
 		level = slog.LevelWarn
 	}
-	if l.logger == nil || !l.logger.Enabled(r.Context(), level) || l.quiet != nil && l.quiet(r) {
+	if !l.logger.Enabled(r.Context(), level) || l.quiet != nil && l.quiet(r) {
 		return
 	}
 	ex.mu.Lock()
 	traceID, identity, sent, written, tunnel := ex.traceID(), ex.identity, ex.forwarded, rw.written, ex.tunnel
 	ex.mu.Unlock()
+	if tunnel != nil {
+		written += tunnel.sent
+	}
 	_, client := clientText(r)
 	attrs := make([]slog.Attr, 0, 16)
 	attrs = append(attrs,
@@ -40,11 +46,11 @@ func (l *accessLog) write(ex *exchange, rw *responseWriter, r *http.Request, s *
 		slog.Int("status", s.status),
 		slog.String("outcome", s.outcome.String()),
 		slog.Duration("duration", s.duration),
-		slog.Int64("bytes", written+tunnel.sent),
+		slog.Int64("bytes", written),
 		slog.String("client", client),
 		slog.String("trace_id", traceID),
 	)
-	if tunnel.joined {
+	if tunnel != nil {
 		attrs = append(attrs, slog.Int64("bytes_in", tunnel.received))
 	}
 	if identity != nil {

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -120,7 +121,7 @@ type ended struct {
 	outcome Outcome  // how the exchange ended
 	err     error    // why; for the log and the span
 	remarks []string // what went wrong without changing the answer; for the log
-	tunnel  tunnel
+	tunnel  *tunnel  // nil unless Proxy has taken over the connection
 }
 
 // spending is what the handlers inside have reported by AddUnits. No other record inherits it.
@@ -131,7 +132,6 @@ type spending struct {
 
 // tunnel is what passed over a connection that Proxy took over, once both directions have ended.
 type tunnel struct {
-	joined         bool  // there was such a connection
 	sent, received int64 // bytes to the client and from it
 }
 
@@ -316,7 +316,7 @@ func (ex *exchange) remark(what string, err error) {
 func (ex *exchange) tunneled(sent, received int64) {
 	for ; ex != nil; ex = ex.whole {
 		ex.mu.Lock()
-		ex.tunnel = tunnel{joined: true, sent: sent, received: received}
+		ex.tunnel = &tunnel{sent: sent, received: received}
 		ex.mu.Unlock()
 	}
 }
@@ -402,8 +402,9 @@ type responseWriter struct {
 	written  int64 // bytes of body
 	failed   bool  // a write failed
 	hijacked bool
-	switched time.Time // when the connection was hijacked
-	starts   startHook // called with the final status before it is sent; nil for none
+	begun    atomic.Bool // status is set, so that start has nothing to do; read without ex.mu
+	switched time.Time   // when the connection was hijacked
+	starts   startHook   // called with the final status before it is sent; nil for none
 }
 
 // startHook is called once, with the final status of a response, before it is sent. Code that replaces a hook
@@ -412,10 +413,14 @@ type startHook interface{ starting(status int) }
 
 // start records the final status, unless there is one already.
 func (w *responseWriter) start(code int) {
+	if w.begun.Load() {
+		return
+	}
 	w.ex.mu.Lock()
 	var hook startHook
 	if w.status == 0 {
 		w.status, hook = code, w.starts
+		w.begun.Store(true)
 	}
 	w.ex.mu.Unlock()
 	if hook != nil {

@@ -104,7 +104,9 @@ func (s *settlement) used(panicked any) Usage {
 	s.ex.mu.Lock()
 	defer s.ex.mu.Unlock()
 	u.Units = s.ex.units - s.units
-	u.Bytes += s.ex.tunnel.sent
+	if t := s.ex.tunnel; t != nil {
+		u.Bytes += t.sent
+	}
 	return u
 }
 
