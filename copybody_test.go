@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/seed-96248d0c/gateway"
 )
@@ -183,4 +184,65 @@ type panickingFlusher struct {
 func (f *panickingFlusher) FlushError() error {
 	close(f.flushed)
 	panic("flush")
+}
+
+// TestLongBodies: a long body of known length comes whole, whatever copies it, and the record knows its bytes and who
+// broke it off.
+func TestLongBodies(t *testing.T) {
+	const size = 3 << 20
+	body := strings.Repeat("0123456789abcdef", size/16)
+	for _, before := range []string{http1, http2} {
+		for _, idle := range []time.Duration{0, time.Minute} {
+			for _, fault := range []string{"", "target", "client"} {
+				t.Run(fmt.Sprint(before, " ", idle, " ", fault), func(t *testing.T) {
+					gone := make(chan bool)
+					up := plainTarget(t, func(conn net.Conn, br *bufio.Reader) {
+						for {
+							if _, err := readHead(br); err != nil {
+								return
+							}
+							whole := body
+							if fault != "" {
+								whole = body[:size/2]
+							}
+							fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", size, whole)
+							if fault == "client" {
+								<-gone
+								io.WriteString(conn, body[size/2:])
+							}
+							if fault != "" {
+								return
+							}
+						}
+					})
+					transport := newTransport(t, nil)
+					w := newWayTo(t, before, gateway.NewUpstream("target", gateway.MustTargets(up),
+						&gateway.UpstreamOptions{Transport: transport, Idle: idle}), nil)
+					for range 2 {
+						res := w.do(t, newRequest(t, "GET", w.url, nil))
+						if fault == "client" {
+							io.ReadFull(res.Body, make([]byte, size/2))
+							res.Body.Close()
+							close(gone)
+							if line := w.journal.next(t); line["outcome"] != "client_canceled" {
+								t.Errorf("logged %v", line)
+							}
+							return
+						}
+						got, err := io.ReadAll(res.Body)
+						line := w.journal.next(t)
+						if fault == "target" {
+							if err == nil || string(got) != body[:size/2] || line["outcome"] != "aborted" || line["bytes"] != fmt.Sprint(size/2) {
+								t.Errorf("got %d bytes, %v, logged %v", len(got), err, line)
+							}
+							return
+						}
+						if err != nil || string(got) != body || line["outcome"] != "ok" || line["bytes"] != fmt.Sprint(size) {
+							t.Errorf("got %d bytes, %v, logged %v", len(got), err, line)
+						}
+					}
+				})
+			}
+		}
+	}
 }
