@@ -198,7 +198,7 @@ type partAnswer struct {
 
 func (a *aggregate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ex, rw, r := enter(w, r)
-	ctx, cancel := context.WithTimeout(r.Context(), a.opts.Timeout)
+	ctx, cancel := withLimit(r.Context(), a.opts.Timeout)
 	defer cancel()
 	f := &fanout{
 		aggregate: a,
@@ -338,7 +338,7 @@ func (f *fanout) runPart(i int) {
 	ctx := f.ctx
 	if p.Timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, p.Timeout)
+		ctx, cancel = withLimit(ctx, p.Timeout)
 		defer cancel()
 	}
 	began := time.Now()

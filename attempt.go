@@ -99,6 +99,9 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 		call.by, limit = a.start.Add(limit), 0 // costs less than a timer and a context
 	}
 	ctx := a.clock.start(a.client, limit, body, l != nil)
+	if body != nil {
+		a.circuit.watch(&a.clock)
+	}
 	l.enter(a.member, a.clock.cancel)
 	if a.out = *r; ctx != a.client {
 		a.out = *r.WithContext(ctx)
@@ -113,11 +116,26 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	}
 	if err != nil {
 		err = a.blame(fmt.Errorf("target %s: %w", a.member.URL.Redacted(), attemptError(out, err)))
+		a.end(result{err: err, gone: leftEarly(a.client) || l.hasLost() || a.hurried()})
+		return nil, a.member, err
+	}
+	if err := a.failedByClient(res); err != nil {
+		res.Body.Close()
 		a.end(result{err: err, gone: leftEarly(a.client) || l.hasLost()})
 		return nil, a.member, err
 	}
 	a.answer(res, body)
 	return res, a.member, nil
+}
+
+// failedByClient returns the error that takes the place of a 5xx for which the client may be the reason: the target waited
+// for its body, in vain, until a limit of its own. A target that fails at once is to blame, whatever its client has still
+// to send. A status of gRPC stays: its streams are often open and quiet.
+func (a *attempt) failedByClient(res *http.Response) error {
+	if res.StatusCode < 500 || isGRPC(res.Header) || !a.clock.keptWaiting() {
+		return nil
+	}
+	return slowClient(fmt.Errorf("the target answered %d while it waited for the rest of the body", res.StatusCode))
 }
 
 // blame returns the error of an attempt without a response: err, or another one if the client was the cause.
@@ -129,7 +147,7 @@ func (a *attempt) blame(err error) error {
 	case errors.Is(err, errSlowClient), leftEarly(a.client):
 		return err
 	case a.client.Err() == context.DeadlineExceeded:
-		if a.clock.late() {
+		if a.clock.late() || a.clock.clientTime() > time.Since(a.start)/2 {
 			return slowClient(err)
 		}
 	case errors.Is(err, ErrBadGateway) && a.clock.stalled() && !neverSent(err):
@@ -139,6 +157,36 @@ func (a *attempt) blame(err error) error {
 		return clientDeadline(err)
 	}
 	return err
+}
+
+// hurried reports whether the caller's time ran out before the target had a fair share of it, which is a half: the time went
+// to what came before, such as another part of an aggregate. To this attempt, its caller then just left.
+func (a *attempt) hurried() bool {
+	if a.client.Err() != context.DeadlineExceeded {
+		return false
+	}
+	limit, _ := a.client.Value(allowanceKey{}).(time.Duration)
+	return time.Since(a.start) < limit/2
+}
+
+// limitedContext is a context with a limit of time that this package has set. Its Value tells attempts how much that was in all.
+type limitedContext struct {
+	context.Context
+	limit time.Duration
+}
+
+type allowanceKey struct{}
+
+func (l *limitedContext) Value(key any) any {
+	if _, ok := key.(allowanceKey); ok {
+		return l.limit
+	}
+	return l.Context.Value(key)
+}
+
+// withLimit is context.WithTimeout for a handler or for a part of its work.
+func withLimit(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(&limitedContext{ctx, d}, d)
 }
 
 // pastOwnDeadline reports whether the deadline that the client itself chose has passed. The target had the same one,
@@ -284,6 +332,20 @@ func (c *attemptClock) late() bool {
 	return c.turn.clients()
 }
 
+// clientTime returns how long the attempt has waited for the client's body.
+func (c *attemptClock) clientTime() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.turn.clientTime()
+}
+
+// keptWaiting reports whether a target that fails may do so because its client has kept it waiting.
+func (c *attemptClock) keptWaiting() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.turn.keptWaiting()
+}
+
 // stalled reports whether a target that breaks off may do so because of a client that does not send its body.
 func (c *attemptClock) stalled() bool {
 	c.mu.Lock()
@@ -425,6 +487,8 @@ func (a *attempt) bodyEnd(err error) error {
 			err = cause
 		} else if a.pastOwnDeadline() {
 			err = clientDeadline(err)
+		} else if asksForCalm(err) {
+			err = fmt.Errorf("%w: %w", ErrOverloaded, err)
 		}
 		res := result{err: err, began: true, gone: leftEarly(a.client)}
 		// Only an abort replaces the success that was counted for the header. A timeout does not: a stream
@@ -453,7 +517,7 @@ func (a *attempt) whole() result {
 
 // correct records that a response which began well ended as res.
 func (a *attempt) correct(res result) {
-	a.circuit.correct(res.outcome(), res.answered())
+	a.circuit.correct(res.outcome(), res.forCircuit())
 	a.upstream.pool.correctTraffic(a.member, res, a.standing)
 }
 
@@ -471,7 +535,7 @@ func (a *attempt) Close() error {
 // histogram.
 func (a *attempt) report(res result) {
 	o := res.outcome()
-	a.circuit.done(o, res.answered())
+	a.circuit.done(o, res.forCircuit())
 	a.standing = a.upstream.pool.recordTraffic(a.member, res)
 	if u := a.upstream; u.duration.Enabled(a.client) {
 		u.duration.Record(a.client, time.Since(a.start).Seconds(), u.labels.Options(clientLabels{

@@ -2,7 +2,10 @@ package gateway
 
 import (
 	"context"
+	"io"
 	"net/http"
+	"sync"
+	"time"
 )
 
 // BreakerOptions configures what Breaker does while its circuit is open.
@@ -90,6 +93,13 @@ func (g *guard) watch(ex *exchange, r *http.Request) *http.Request {
 		g.record = ex.variant(r.Context())
 		r = r.WithContext(g.record)
 	}
+	if hasContent(r) && g.ticket.needsClient() {
+		body := &timedBody{ReadCloser: r.Body, turn: newTurn()}
+		r = r.WithContext(r.Context())
+		r.Body = body
+		ex.derived(r)
+		g.ticket.watch(body)
+	}
 	g.ctx = r.Context()
 
 	g.w.ex.mu.Lock()
@@ -135,8 +145,38 @@ func (g *guard) report(res result) {
 		o = res.outcome()
 	}
 	if res.grpc.status != 0 {
-		g.ticket.correct(o, res.answered())
+		g.ticket.correct(o, res.forCircuit())
 	} else {
 		g.ticket.done(o, res.status)
 	}
+}
+
+// timedBody measures how long reads of a request's body wait for the client.
+type timedBody struct {
+	io.ReadCloser
+	mu   sync.Mutex
+	turn turn
+}
+
+func (b *timedBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	b.turn.begin()
+	b.mu.Unlock()
+	n, err := b.ReadCloser.Read(p)
+	b.mu.Lock()
+	b.turn.end(err == io.EOF)
+	b.mu.Unlock()
+	return n, err
+}
+
+func (b *timedBody) clientTime() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.turn.clientTime()
+}
+
+func (b *timedBody) stalled() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.turn.stalled()
 }

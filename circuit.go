@@ -49,7 +49,7 @@ type CircuitOptions struct {
 	Ratio       float64       // share of failures in Window that also opens the circuit, at most 1; 0 means none
 	MinRequests int           // least number of requests in Window for Ratio to apply; 0 means 20
 	Window      time.Duration // length of the rolling window, which advances in 20 steps; 0 means 10s
-	SlowCall    time.Duration // a call that takes longer to the response header is a failure; 0 means none
+	SlowCall    time.Duration // a call that takes longer to the response header is a failure; the time in which the client sends its body does not count; 0 means none
 	OpenFor     time.Duration // how long the circuit stays open; 0 means 10s
 	Probes      int           // number of successes that closes a half-open circuit, and most probes in flight; 0 means 1
 
@@ -312,6 +312,9 @@ func (c *Circuit) probe(p *period) ticket {
 	now := time.Now()
 	p.freeHung(now, c.o.OpenFor)
 	report, err := c.machine.Allow()
+	if err != nil && p.freeStalled() {
+		report, err = c.machine.Allow()
+	}
 	if err != nil {
 		return ticket{}
 	}
@@ -404,7 +407,7 @@ func (c *Circuit) count(t *ticket, v verdict, late bool, now time.Time) {
 	cut := false
 	switch {
 	case t.stage == stagePending:
-		if v == verdictSuccess && c.o.SlowCall > 0 && now.Sub(t.start) > c.o.SlowCall {
+		if v == verdictSuccess && c.o.SlowCall > 0 && t.took(now) > c.o.SlowCall {
 			v = verdictFailure
 		}
 		t.stage = stageOver

@@ -32,7 +32,14 @@ func (p *period) ripe() bool {
 type probe struct {
 	report func(error)
 	start  time.Time
-	freed  bool // it no longer counts as in flight
+	client clientWait // nil if there is no body to wait for
+	freed  bool       // it no longer counts as in flight
+}
+
+// clientWait measures how long a call waits for the rest of its client's body. That time is not the upstream's.
+type clientWait interface {
+	clientTime() time.Duration
+	stalled() bool
 }
 
 // freeHung stops counting as in flight the probes that began longest ago or earlier.
@@ -42,6 +49,20 @@ func (p *period) freeHung(now time.Time, longest time.Duration) {
 		p.probes[0].freed = true
 		p.probes = p.probes[1:]
 	}
+}
+
+// freeStalled stops counting as in flight a probe that waits for its client, if there is one. Otherwise one client that
+// stalls would keep everybody else out. It reports whether there was one.
+func (p *period) freeStalled() bool {
+	for i, pr := range p.probes {
+		if pr.client != nil && pr.client.stalled() {
+			pr.report(errProbeNeutral)
+			pr.freed = true
+			p.probes = slices.Delete(p.probes, i, i+1)
+			return true
+		}
+	}
+	return false
 }
 
 // probeEnded reports the result of a probe to gobreaker, which may then change the state.
@@ -135,8 +156,9 @@ func (n *closedCounts) laterStands(number uint64) bool {
 type ticket struct {
 	circuit *Circuit
 	period  *period
-	start   time.Time // zero if the circuit does not need it
-	probe   *probe    // nil in a closed period
+	start   time.Time  // zero if the circuit does not need it
+	probe   *probe     // nil in a closed period
+	client  clientWait // nil if the circuit does not need it, or there is no body to wait for
 
 	// The fields below are guarded by the circuit's mu.
 
@@ -177,6 +199,33 @@ func (c *Circuit) verdict(o Outcome, status int) (v verdict) {
 		return verdictFailure
 	}
 	return verdictSuccess
+}
+
+// watch makes the circuit leave out the time in which the call waits for its client.
+func (t *ticket) watch(client clientWait) {
+	if !t.needsClient() {
+		return
+	}
+	t.client = client
+	if t.probe != nil {
+		t.circuit.mu.Lock()
+		t.probe.client = client
+		t.circuit.mu.Unlock()
+	}
+}
+
+// needsClient reports whether it matters to the circuit how long the call waits for its client.
+func (t *ticket) needsClient() bool {
+	return t.circuit != nil && (t.probe != nil || t.circuit.o.SlowCall > 0)
+}
+
+// took returns how long the upstream had the call.
+func (t *ticket) took(now time.Time) time.Duration {
+	d := now.Sub(t.start)
+	if t.client != nil {
+		d -= t.client.clientTime()
+	}
+	return d
 }
 
 // done is the function that Allow returns.

@@ -333,10 +333,11 @@ func (b *clientBody) release() {
 // turn tracks for whom a request waits while its body is sent: for the client, during a read of the body, or for the
 // target, between two reads.
 type turn struct {
-	began    time.Time // of the whole
-	since    time.Time // when the present turn began
-	reading  bool      // it is the client's
-	complete bool      // the whole body has been read
+	began    time.Time     // of the whole
+	since    time.Time     // when the present turn began
+	reading  bool          // it is the client's
+	waited   time.Duration // the client's turns that are over
+	complete bool          // the whole body has been read
 }
 
 func newTurn() turn {
@@ -354,7 +355,9 @@ func (t *turn) begin() {
 
 func (t *turn) end(complete bool) {
 	if t.reading {
-		t.reading, t.since = false, time.Now()
+		now := time.Now()
+		t.waited += now.Sub(t.since)
+		t.reading, t.since = false, now
 	}
 	t.complete = t.complete || complete
 }
@@ -376,7 +379,18 @@ func (t *turn) clients() bool {
 	return t.reading || idle < stuckFor && idle < time.Since(t.began)/2
 }
 
+// clientTime returns how long the request has waited for its client.
+func (t *turn) clientTime() time.Duration {
+	if t.reading {
+		return t.waited + time.Since(t.since)
+	}
+	return t.waited
+}
+
 // stalled reports whether a target that breaks off may do so because of a client that does not send its body.
 func (t *turn) stalled() bool {
-	return t.clients() && (t.reading && time.Since(t.since) >= stalledFor || time.Since(t.began) >= stuckFor)
+	return t.clients() && t.reading && time.Since(t.since) >= stalledFor || t.keptWaiting()
 }
+
+// keptWaiting reports whether the body has been late for so long that a limit of the target's own may have passed.
+func (t *turn) keptWaiting() bool { return t.clients() && time.Since(t.began) >= stuckFor }

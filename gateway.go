@@ -79,6 +79,9 @@ func Chain(mw ...Middleware) Middleware {
 // If the handler is reading the request's body when d has passed, the client was too slow: the read fails at
 // once, and the client gets 408 instead of 504. Over HTTP/1.1 its connection is then closed.
 //
+// The client gets 408 too when an Upstream inside spent more than half of the time waiting for the body. No target counts
+// as failed for that, nor for a request that reached it when more than half of the time was over.
+//
 // Timeout buffers nothing and starts no goroutine, so it waits for a handler that ignores its context. It panics if d
 // is not positive.
 func Timeout(d time.Duration) Middleware {
@@ -88,7 +91,7 @@ func Timeout(d time.Duration) Middleware {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			ex, rw, r := enter(w, r)
-			ctx, cancel := context.WithTimeout(r.Context(), d)
+			ctx, cancel := withLimit(r.Context(), d)
 			defer cancel()
 			limited := r.WithContext(ctx)
 			body := newClientBody(ctx, rw, r, 0)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 )
 
 // Outcome classifies the result of an attempt or of an exchange. An attempt is a request that an Upstream
@@ -16,6 +17,7 @@ import (
 //
 // A gRPC status counts as the corresponding HTTP status: UNAVAILABLE as 503, DEADLINE_EXCEEDED as 504,
 // UNIMPLEMENTED as 501, and UNKNOWN, INTERNAL and DATA_LOSS as 500. The others are OutcomeOK, as a 4xx is.
+// To a circuit INTERNAL is a 501 too: servers answer it to every malformed message and field of metadata.
 // DEADLINE_EXCEEDED is OutcomeClientCanceled if the client itself chose the deadline, in the field
 // Grpc-Timeout. When a status of failure arrives in the trailers, circuits and health checks have already
 // counted the header as a success. They then replace that success by a failure, as for a response that is cut
@@ -85,6 +87,15 @@ func (e result) answered() int {
 		return status
 	}
 	return e.status
+}
+
+// forCircuit returns the status by which a circuit judges the answer. INTERNAL is a 501 there: any client can have it from
+// a server of gRPC, by a malformed message, too many or too few messages, or a malformed field of metadata.
+func (e result) forCircuit() int {
+	if e.grpc.status == grpcInternal {
+		return http.StatusNotImplemented
+	}
+	return e.answered()
 }
 
 // outcome decides the Outcome. Nothing else does.
@@ -317,7 +328,7 @@ func attemptError(r *http.Request, err error) error {
 		return fmt.Errorf("%w: %w", ErrBodyTooLarge, err)
 	case refusedLocally(err) != 0:
 		return &Error{Status: refusedLocally(err), Err: err}
-	case isShortOfResources(err):
+	case isShortOfResources(err), asksForCalm(err):
 		return fmt.Errorf("%w: %w", ErrOverloaded, err)
 	case mayBeTooLarge(r, err):
 		return &Error{Status: http.StatusRequestHeaderFieldsTooLarge, Err: err}
@@ -332,6 +343,22 @@ func attemptError(r *http.Request, err error) error {
 		return fmt.Errorf("%w: %w", ErrTimeout, err)
 	}
 	return fmt.Errorf("%w: %w", ErrBadGateway, err)
+}
+
+// asksForCalm reports whether an HTTP/2 target ended a connection or a request with ENHANCE_YOUR_CALM: it got too many
+// requests, resets or pings. All requests of the connection fail then. One client that cancels a thousand requests can
+// cause it, so it says nothing about the target. net/http has no value for this error, so it is told by its text.
+func asksForCalm(err error) bool {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			break
+		}
+		err = inner
+	}
+	text := strings.TrimPrefix(err.Error(), "http2: ")
+	return strings.HasPrefix(text, "server sent GOAWAY") && strings.Contains(text, "ErrCode=ENHANCE_YOUR_CALM") ||
+		strings.HasPrefix(text, "stream error: ") && strings.Contains(text, "; ENHANCE_YOUR_CALM")
 }
 
 // hideCanceled has the text of an error but does not wrap it. A transport reports an expired timeout as a canceled

@@ -1,0 +1,239 @@
+package gateway_test
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-96248d0c/gateway"
+)
+
+// lateTarget is a target whose handler is h and which has a second one beside it that gets next to nothing, so that it
+// may be ejected.
+func lateTarget(t *testing.T, protocol string, o gateway.UpstreamOptions, readTimeout time.Duration, h http.HandlerFunc) *gateway.Upstream {
+	t.Helper()
+	target := httptest.NewUnstartedServer(h)
+	target.Config.ReadTimeout = readTimeout
+	up := newTarget(t, protocol, target, gateway.TransportOptions{}, o)
+	first := up.Status()[0].Target.URL
+	up.SetTargets([]gateway.Target{{URL: first, Weight: 1_000_000}, gateway.MustTargets(first.String() + "/second")[0]})
+	return up
+}
+
+// checkBlameless fails the test unless the circuit is closed and every target is in.
+func checkBlameless(t *testing.T, c *gateway.Circuit, up *gateway.Upstream) {
+	t.Helper()
+	if c.State() != gateway.CircuitClosed {
+		t.Errorf("the circuit is %v", c.State())
+	}
+	for _, s := range up.Status() {
+		if !s.Healthy {
+			t.Errorf("%v is out: %s", s.Target.URL, s.Reason)
+		}
+	}
+}
+
+// postLate sends a request whose last byte comes after pause, and never if that is negative. It returns the status.
+func postLate(t *testing.T, s *httptest.Server, pause time.Duration) int {
+	conn, err := net.Dial("tcp", s.Listener.Addr().String())
+	if err != nil {
+		t.Error(err)
+		return 0
+	}
+	defer conn.Close()
+	conn.SetDeadline(deadline())
+	io.WriteString(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\na")
+	if pause >= 0 {
+		<-time.After(pause)
+		io.WriteString(conn, "b")
+	}
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Error(err)
+		return 0
+	}
+	res.Body.Close()
+	return res.StatusCode
+}
+
+// TestBlameSlowBody: a body that comes late is the client's, whichever limit it meets.
+func TestBlameSlowBody(t *testing.T) {
+	slowCall := &gateway.CircuitOptions{SlowCall: 200 * time.Millisecond}
+	for _, tt := range []struct {
+		name    string
+		circuit *gateway.CircuitOptions
+		mw      func(*gateway.Circuit) gateway.Middleware // nil: the circuit is the upstream's
+		limit   time.Duration                             // of the target's server, for the whole request
+		takes   time.Duration                             // the target, for its answer
+		fails   int                                       // its status when its limit has passed
+		pause   time.Duration
+		status  int
+	}{
+		{name: "SlowCall", circuit: slowCall, pause: 300 * time.Millisecond, status: 200},
+		{name: "SlowCall of a Breaker", circuit: slowCall, mw: func(c *gateway.Circuit) gateway.Middleware { return gateway.Breaker(c, nil) },
+			pause: 300 * time.Millisecond, status: 200},
+		{name: "Timeout", mw: func(*gateway.Circuit) gateway.Middleware { return gateway.Timeout(800 * time.Millisecond) },
+			takes: 200 * time.Millisecond, pause: 700 * time.Millisecond, status: 408},
+		{name: "the target's own limit, 500", limit: 1100 * time.Millisecond, fails: 500, pause: -1, status: 408},
+		{name: "the target's own limit, 503", limit: 1100 * time.Millisecond, fails: 503, pause: -1, status: 408},
+	} {
+		for _, behind := range []string{http1, h2c} {
+			t.Run(tt.name+"/"+behind, func(t *testing.T) {
+				t.Parallel()
+				c := gateway.NewCircuit("c", tt.circuit)
+				var o gateway.UpstreamOptions
+				if !strings.Contains(tt.name, "Breaker") {
+					o.Circuit = c
+				}
+				up := lateTarget(t, behind, o, tt.limit, func(w http.ResponseWriter, r *http.Request) {
+					if _, err := io.Copy(io.Discard, r.Body); err != nil {
+						w.WriteHeader(tt.fails)
+					}
+					if tt.takes > 0 {
+						select {
+						case <-time.After(tt.takes):
+						case <-r.Context().Done():
+						}
+					}
+				})
+				h := gateway.Proxy(up, nil)
+				if tt.mw != nil {
+					h = tt.mw(c)(h)
+				}
+				j, observe := observed()
+				front := serveProtocol(t, http1, observe(h))
+				var clients sync.WaitGroup
+				for range 6 {
+					clients.Go(func() {
+						if status := postLate(t, front, tt.pause); status != tt.status {
+							t.Errorf("status %d", status)
+						}
+					})
+				}
+				clients.Wait()
+				for range 6 {
+					if line := j.next(t); line["outcome"] != "ok" && line["outcome"] != "rejected" {
+						t.Errorf("logged %v", line)
+					}
+				}
+				checkBlameless(t, c, up)
+			})
+		}
+	}
+}
+
+// TestBlameFailsEarly: a target that fails at once is to blame, though its client has more to send.
+func TestBlameFailsEarly(t *testing.T) {
+	c := gateway.NewCircuit("c", nil)
+	target := plainTarget(t, func(conn net.Conn, br *bufio.Reader) {
+		if _, err := http.ReadRequest(br); err == nil {
+			io.WriteString(conn, "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+			io.Copy(io.Discard, br)
+		}
+	})
+	up := gateway.NewUpstream("target", gateway.MustTargets(target), &gateway.UpstreamOptions{Circuit: c})
+	front := serveProtocol(t, http1, gateway.Proxy(up, nil))
+	for n := 0; c.State() == gateway.CircuitClosed; n++ {
+		if status := postLate(t, front, -1); status != 503 || n == 100 {
+			t.Fatalf("status %d, and the circuit is %v", status, c.State())
+		}
+	}
+}
+
+// TestBlameLatePart: a target that was asked when the time was nearly over is not to blame for the rest. It is where it
+// had all of the time.
+func TestBlameLatePart(t *testing.T) {
+	const limit = 600 * time.Millisecond
+	wait := func(d time.Duration) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case <-time.After(d):
+			case <-r.Context().Done():
+			}
+			fmt.Fprint(w, `{"id":1}`)
+		}
+	}
+	for _, tt := range []struct {
+		first, second time.Duration
+		closed        bool
+	}{{limit * 5 / 6, limit / 2, true}, {0, 10 * limit, false}} {
+		t.Run(tt.first.String(), func(t *testing.T) {
+			t.Parallel()
+			c := gateway.NewCircuit("c", nil)
+			first := lateTarget(t, http1, gateway.UpstreamOptions{}, 0, wait(tt.first))
+			second := lateTarget(t, http1, gateway.UpstreamOptions{Circuit: c}, 0, wait(tt.second))
+			front := serveProtocol(t, http1, gateway.Aggregate([]gateway.Part{
+				{Name: "first", From: first, Path: "/"},
+				{Name: "second", From: second, Path: "/{first.id}"},
+			}, &gateway.AggregateOptions{Timeout: limit}))
+			var clients sync.WaitGroup
+			for range 6 {
+				clients.Go(func() {
+					res, err := front.Client().Get(front.URL)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if res.Body.Close(); res.StatusCode != 504 {
+						t.Errorf("status %d", res.StatusCode)
+					}
+				})
+			}
+			clients.Wait()
+			if tt.closed {
+				checkBlameless(t, c, second)
+			} else if c.State() != gateway.CircuitOpen {
+				t.Errorf("the circuit is %v", c.State())
+			}
+		})
+	}
+}
+
+// TestBlameSlowProbe: a client that stalls as the probe of a half-open circuit does not keep others out.
+func TestBlameSlowProbe(t *testing.T) {
+	for _, outside := range []bool{false, true} {
+		t.Run(fmt.Sprintf("Breaker %v", outside), func(t *testing.T) {
+			c := gateway.NewCircuit("c", &gateway.CircuitOptions{OpenFor: time.Minute})
+			arrived := make(chan bool, 1)
+			var o gateway.UpstreamOptions
+			if !outside {
+				o.Circuit = c
+			}
+			up := lateTarget(t, http1, o, 0, func(_ http.ResponseWriter, r *http.Request) {
+				if r.Method == "POST" {
+					arrived <- true
+				}
+				io.Copy(io.Discard, r.Body)
+			})
+			h := gateway.Proxy(up, nil)
+			if outside {
+				h = gateway.Breaker(c, nil)(h)
+			}
+			front := serveProtocol(t, http1, h)
+			c.Trip(time.Nanosecond)
+			slow := raw(t, front, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\na")
+			<-arrived
+			for late := deadline(); c.State() != gateway.CircuitClosed; {
+				res, err := front.Client().Get(front.URL)
+				if err != nil {
+					t.Fatal(err)
+				}
+				res.Body.Close()
+				if time.Now().After(late) {
+					t.Fatalf("status %d, and the circuit is %v", res.StatusCode, c.State())
+				}
+			}
+			io.WriteString(slow, "b")
+			if res, err := http.ReadResponse(bufio.NewReader(slow), nil); err != nil || res.StatusCode != 200 {
+				t.Error(res, err)
+			}
+		})
+	}
+}
