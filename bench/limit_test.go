@@ -86,7 +86,7 @@ var takers = []struct {
 		}
 	}},
 	{"httprate", func(testing.TB) func(string) bool {
-		l := httprate.NewRateLimiter(plenty, time.Hour)
+		l := httprate.NewRateLimiter(plenty, time.Hour, httprate.WithResponseHeaders(httprate.ResponseHeaders{})) // without fields
 		w := &sink{make(http.Header)}
 		r := httptest.NewRequest("GET", "/", nil)
 		return func(key string) bool { return !l.OnLimit(w, r, key) }
