@@ -12,7 +12,7 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-var floodKeys = flag.Int("flood", 300_000, "distinct keys in TestFloodOfKeys; from 10,000,000 on, throughput is held to its bound")
+var floodKeys = flag.Int("flood", 100_000, "distinct keys in TestFloodOfKeys; from 10,000,000 on, throughput is held to its bound")
 
 // A flood of distinct keys stays under the bound of keys and of bytes, an exhausted key stays exhausted throughout it,
 // and the honest go on.
