@@ -66,7 +66,8 @@ type Route struct {
 //     of the route's pattern are not checked.
 //   - 308 for a path with repeated slashes, to the path with single slashes, and for a path that lacks only a
 //     trailing slash, to the path with it. Method and query are kept.
-//   - 405 with Allow if only the method does not match, or 204 with Allow if that method is OPTIONS.
+//   - 405 with Allow if only the method does not match, or 204 with Allow if that method is OPTIONS. Beside
+//     "POST /pay" and "/", the request "post /pay" gets 405 too: some servers take it for a POST.
 //   - 404 otherwise.
 //
 // Middleware on one route, such as Auth, is not enough for a backend that interprets paths more freely: one

@@ -30,7 +30,8 @@ type Decision struct {
 // tried.
 //
 // A path with empty segments or backslashes is taken by a Raw route alone, and one that some servers read as the
-// path of another route by none: see otherReading.
+// path of another route by none: see otherReading. A method in small letters is taken by no route if its capital
+// letters lead to another one.
 //
 // s must be new. It holds the path values afterwards. It is an argument, and not part of the result, so that
 // it stays on the caller's stack.
@@ -39,7 +40,29 @@ func (t *Tree) Decide(r *http.Request, s *Search) Decision {
 	if method == "" {
 		method = http.MethodGet // as in net/http's client
 	}
-	return t.decide(r, method, s)
+	d := t.decide(r, method, s)
+	if d.Status != http.StatusOK || !hasSmallLetter(method) {
+		return d
+	}
+	capital := strings.ToUpper(method)
+	switch other := t.decide(r, capital, new(Search)); {
+	case other.Status == http.StatusBadRequest:
+		return other
+	case other.Status != d.Status, other.Route != d.Route:
+		return Decision{Status: http.StatusMethodNotAllowed, Allow: capital}
+	}
+	return d
+}
+
+// hasSmallLetter reports whether s has a letter from a to z. Methods are in capital letters, but some servers take
+// "post" for POST.
+func hasSmallLetter(s string) bool {
+	for i := range len(s) {
+		if 'a' <= s[i] && s[i] <= 'z' {
+			return true
+		}
+	}
+	return false
 }
 
 // Preflight returns the number of the route that would take the request that a CORS preflight asks for. Where the

@@ -53,6 +53,8 @@ func TestDecide(t *testing.T) {
 		"GET /tree/",          // 4
 		"h.example/{x}",       // 5
 		"/files/me",           // 6
+		"/any/{p...}",         // 7
+		"POST /any/a",         // 8
 	)
 	for _, tt := range []struct {
 		request string
@@ -75,6 +77,12 @@ func TestDecide(t *testing.T) {
 		{"GET /tree?x=1", Decision{Status: 308, Location: "/tree/?x=1"}, ""},
 		{"GET //a", Decision{Status: 308, Location: "/a"}, ""},
 		{"POST /tree/", Decision{Status: 405, Allow: "GET, HEAD, OPTIONS"}, ""},
+		{"post /any/a", Decision{Status: 405, Allow: "POST"}, ""},
+		{"Put /any/a", Decision{Status: 200, Route: 7}, "p=a "},
+		{"post /any/b", Decision{Status: 200, Route: 7}, "p=b "},
+		{"post /any/a;x", Decision{Status: 400, Reason: "parameters that leads some servers to another route"}, ""},
+		{"post /any/b;x", Decision{Status: 200, Route: 7}, "p=b;x "},
+		{"post /a", Decision{Status: 405, Allow: "GET, HEAD, OPTIONS, POST"}, ""},
 		{"GET /a/../b", Decision{Status: 400, Reason: "a dot segment"}, ""},
 		{"GET /%5c", Decision{Status: 400, Reason: "a backslash"}, ""},
 		{"GET /none", Decision{Status: 404}, ""},
