@@ -59,7 +59,8 @@ type progress struct {
 	grpc     grpcStatus
 	trailer  *http.Header // of a response of gRPC whose status has not arrived; otherwise nil
 	standing success
-	answered bool // there is a response
+	cut      result // of a response that was cut off, when that counted against the target; else zero
+	answered bool   // there is a response
 	ended    atomic.Bool
 }
 
@@ -496,6 +497,7 @@ func (a *attempt) bodyEnd(err error) error {
 		// is an abort while the client has not sent its whole body.
 		if a.end(res) && res.outcome() == OutcomeAborted && !stalled {
 			a.correct(res)
+			a.cut = res
 		}
 		err = fmt.Errorf("target %s: %w", a.member.URL.Redacted(), err)
 	}

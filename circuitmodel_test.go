@@ -1,6 +1,7 @@
 package gateway_test
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -183,10 +184,13 @@ func (m *circuitModel) trip(d time.Duration) {
 	}
 }
 
+var circuitSequences = flag.Int("circuit-sequences", 800, "how many sequences TestCircuitAgainstModel plays")
+
+// All 100,000 sequences take about two minutes: go test -run CircuitAgainstModel -circuit-sequences 100000 .
 func TestCircuitAgainstModel(t *testing.T) {
-	runs := 800
+	runs := *circuitSequences
 	if testing.Short() {
-		runs = 200
+		runs = min(runs, 200)
 	}
 	seen := make(map[gateway.CircuitState]int)
 	for seed := range uint64(runs) {

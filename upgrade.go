@@ -74,6 +74,9 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 	}
 	<-finished
 	f.ex.tunneled(sent, received)
+	if c, ok := target.(*attemptConn); ok && c.cut.err != nil {
+		f.ex.note(c.cut.outcome(), c.cut.err) // the exchange ended as the attempt did
+	}
 }
 
 // innermost returns the last writer that unwrapping w leads to.
