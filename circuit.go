@@ -127,6 +127,12 @@ func (o *CircuitOptions) withDefaults() CircuitOptions {
 // time is over. A probe that has not ended after OpenFor no longer counts as in flight, and another may
 // start. Its result still counts if the circuit is still half-open.
 //
+// Where to put it: UpstreamOptions.Circuit protects a pool. It is inside retries: each attempt asks it and reports to
+// it, so it opens as fast as the pool fails, and an open circuit ends the retries of a request, which then fails as its
+// last attempt did. Breaker protects a route or a handler of this process. It is outside retries: it counts one result
+// for each request, after the last attempt, so a request that a retry saved is a success. A single sick target of a pool
+// needs no circuit: HealthOptions ejects it, and the others serve.
+//
 // Make a Circuit with NewCircuit; the zero value is not usable. A Circuit is safe for concurrent use and
 // starts no goroutine. It needs about 5 KB, and more while changes wait for a slow function given to Watch.
 type Circuit struct {

@@ -248,3 +248,34 @@ func TestRetryIsOnTheSpan(t *testing.T) {
 		t.Errorf("attributes %v", spans[0].Attributes.ToSlice())
 	}
 }
+
+// A circuit inside retries, as UpstreamOptions.Circuit is, counts attempts. One outside, as Breaker's is, counts
+// requests, and a request that a retry saved is a success.
+func TestRetryInsideAndOutsideACircuit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		attempts := 0
+		inner, outer := gateway.NewCircuit("inner", &gateway.CircuitOptions{Failures: 3}), gateway.NewCircuit("outer", &gateway.CircuitOptions{Failures: 1})
+		saved := true
+		u := gateway.NewUpstream("u", gateway.MustTargets("http://a"), &gateway.UpstreamOptions{
+			Retry: gateway.RetryOptions{Attempts: 3, Backoff: -1, Budget: 10}, Circuit: inner,
+			Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+				if attempts++; saved && attempts%3 == 0 {
+					return answered(r, 200, http.NoBody), nil
+				}
+				return answered(r, 503, http.NoBody), nil
+			}),
+		})
+		h := gateway.Breaker(outer, nil)(gateway.Proxy(u, nil))
+		for range 5 {
+			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+		}
+		if attempts != 15 || outer.State() != gateway.CircuitClosed || inner.State() != gateway.CircuitClosed {
+			t.Errorf("requests that retries saved: %d attempts, outside %v, inside %v", attempts, outer.State(), inner.State())
+		}
+		saved = false
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+		if attempts != 18 || outer.State() != gateway.CircuitOpen || inner.State() != gateway.CircuitOpen {
+			t.Errorf("one that failed: %d attempts, outside %v, inside %v", attempts, outer.State(), inner.State())
+		}
+	})
+}
