@@ -21,12 +21,17 @@ import (
 func gate(r *http.Request) (*http.Request, error) {
 	reason, framed := unsendable(r)
 	if reason != "" {
-		return nil, &Error{Status: http.StatusBadRequest, Err: errors.New("gateway: the request cannot be sent: " + reason)}
+		return nil, cannotSend(reason)
 	}
 	if framed {
 		return withoutFraming(r), nil
 	}
 	return r, nil
+}
+
+// cannotSend returns the 400 for a request that no transport would send.
+func cannotSend(reason string) error {
+	return &Error{Status: http.StatusBadRequest, Err: errors.New("gateway: the request cannot be sent: " + reason)}
 }
 
 // unsendable returns what is wrong with r, and "" when a transport accepts it. framed is whether the header has

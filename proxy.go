@@ -243,18 +243,20 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.answer(res)
 }
 
-// send sends out through the gate. An Upstream has one of its own.
+// send sends out through the gate, unless header has checked all that the gate would.
 func (f *forwarding) send(out *http.Request) (*http.Response, error) {
 	call := directCall{hooks: &interimHooks, arg: f}
 	if f.expectation() != nil || len(out.Header["Upgrade"]) > 0 {
 		call.hooks = &allHooks
 	}
+	if f.opts.Rewrite != nil || f.ownedHere.addr != "" || len(out.Trailer) > 0 { // addr: a trusted proxy's fields are passed on
+		var err error
+		if out, err = gate(out); err != nil {
+			return nil, err
+		}
+	}
 	if u, ok := f.to.(*Upstream); ok {
 		return u.roundTrip(out, call)
-	}
-	out, err := gate(out)
-	if err != nil {
-		return nil, err
 	}
 	return f.to.RoundTrip(call.traced(out))
 }
@@ -453,6 +455,9 @@ func (f *forwarding) header() (http.Header, error) {
 	for name, values := range in {
 		if httpfield.IsHopByHop(name) || isFraming(name) || f.owned.has(name, f.ownedHere) {
 			continue
+		}
+		if f.opts.Rewrite == nil && isMalformed(name, values) { // Rewrite may remove it
+			return nil, cannotSend(fmt.Sprintf("malformed field %q", name))
 		}
 		if f.opts.Rewrite != nil {
 			values = slices.Clone(values) // In keeps its values, whatever Rewrite does to Out

@@ -207,11 +207,6 @@ func (u *Upstream) set(caller string, targets []Target) {
 //
 // A request without a traceparent gets one that continues the span in its context, if there is one.
 func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
-	return u.roundTrip(r, directCall{})
-}
-
-// roundTrip is RoundTrip with the hooks of a call.
-func (u *Upstream) roundTrip(r *http.Request, call directCall) (*http.Response, error) {
 	passed, err := gate(r)
 	if err != nil {
 		if r.Body != nil {
@@ -219,7 +214,12 @@ func (u *Upstream) roundTrip(r *http.Request, call directCall) (*http.Response, 
 		}
 		return nil, err
 	}
-	r = continueTrace(passed)
+	return u.roundTrip(passed, directCall{})
+}
+
+// roundTrip is RoundTrip for a request that has passed the gate, with the hooks of a call.
+func (u *Upstream) roundTrip(r *http.Request, call directCall) (*http.Response, error) {
+	r = continueTrace(r)
 	body := newReplay(r, u.opts.Retry.MaxBodyBytes)
 	defer body.settle()
 	if u.opts.Retry.Attempts > 1 {
