@@ -356,8 +356,8 @@ func (c *attemptClock) stalled() bool {
 
 // send makes the round trip of one attempt. NewTransport's transport gets the call as it is where it speaks HTTP/1.1:
 // it sends a request again by itself that met a dead connection from the pool. Other transports get hooks in a context.
-// net/http's sends again over HTTP/1.1 alone, and only safe methods without a body; send does it for all idempotent ones
-// whose body can be replayed.
+// net/http's sends safe methods without a body again; send does it for the other idempotent ones, if their body can be
+// replayed.
 func (u *Upstream) send(out *http.Request, body *replay, clock *attemptClock, call directCall) (*http.Response, error) {
 	if t := u.direct; t != nil && t.speaksHTTP1(out.URL, len(out.Header["Upgrade"]) > 0) {
 		if body != nil {
@@ -379,7 +379,7 @@ func (u *Upstream) send(out *http.Request, body *replay, clock *attemptClock, ca
 	}
 	out = call.traced(out)
 	var pooled *pooledConn
-	if isIdempotent(out.Method) {
+	if body != nil && isIdempotent(out.Method) || out.Method == http.MethodPut || out.Method == http.MethodDelete {
 		pooled = new(pooledConn)
 		out = out.WithContext(httptrace.WithClientTrace(out.Context(),
 			&httptrace.ClientTrace{GotConn: pooled.got, GotFirstResponseByte: pooled.answer}))

@@ -195,7 +195,6 @@ func TestLongBodies(t *testing.T) {
 		for _, idle := range []time.Duration{0, time.Minute} {
 			for _, fault := range []string{"", "target", "client"} {
 				t.Run(fmt.Sprint(before, " ", idle, " ", fault), func(t *testing.T) {
-					gone := make(chan bool)
 					up := plainTarget(t, func(conn net.Conn, br *bufio.Reader) {
 						for {
 							if _, err := readHead(br); err != nil {
@@ -205,10 +204,13 @@ func TestLongBodies(t *testing.T) {
 							if fault != "" {
 								whole = body[:size/2]
 							}
-							fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", size, whole)
+							length := int64(size)
 							if fault == "client" {
-								<-gone
-								io.WriteString(conn, body[size/2:])
+								length = 1 << 40
+							}
+							fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", length, whole)
+							for err := error(nil); fault == "client" && err == nil; {
+								_, err = io.WriteString(conn, body)
 							}
 							if fault != "" {
 								return
@@ -223,7 +225,6 @@ func TestLongBodies(t *testing.T) {
 						if fault == "client" {
 							io.ReadFull(res.Body, make([]byte, size/2))
 							res.Body.Close()
-							close(gone)
 							if line := w.journal.next(t); line["outcome"] != "client_canceled" {
 								t.Errorf("logged %v", line)
 							}

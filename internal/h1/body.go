@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	spliceFrom = 128 << 10 // a body with at least so much left is left to the kernel where it can be
+	spliceFrom = 32 << 10 // a body with at least so much left is left to the kernel where it can be
 	copySize   = 32 << 10
 )
 
