@@ -59,8 +59,9 @@ var blameRows = []blameRow{
 	{name: "large trailers", request: rawRequest{method: "POST", path: "/", fields: []string{"Transfer-Encoding: chunked"}, body: "x", whole: true, trailer: []string{"X: " + strings.Repeat("a", 40<<10)}}},
 	{name: "fields of 80 KiB", request: rawRequest{method: "GET", path: "/", fields: []string{"X: " + strings.Repeat("a", 80<<10)}, whole: true}},
 	{name: "fields of 80 KiB in all", request: rawRequest{method: "GET", path: "/", fields: slices.Repeat([]string{"X: " + strings.Repeat("a", 1<<10)}, 80), whole: true}},
-	{name: "fields beyond the target's limit", request: rawRequest{method: "GET", path: "/", fields: []string{"X: " + strings.Repeat("a", 30<<10)}, whole: true}},
-	{name: "path beyond the target's limit", request: rawRequest{method: "GET", path: "/" + strings.Repeat("a", 30<<10), whole: true}},
+	// A target of HTTP/2 may answer these by GOAWAY, after which net/http leaves a request without an answer now and then.
+	{name: "fields beyond the target's limit", request: rawRequest{method: "GET", path: "/", fields: []string{"X: " + strings.Repeat("a", 30<<10)}, whole: true}, stalls: true},
+	{name: "path beyond the target's limit", request: rawRequest{method: "GET", path: "/" + strings.Repeat("a", 30<<10), whole: true}, stalls: true},
 	{name: "field with a blank in its name", request: rawRequest{method: "GET", path: "/", fields: []string{"a b: c"}, whole: true}},
 	{name: "field of control bytes", request: rawRequest{method: "GET", path: "/", fields: []string{"A: \x01"}, whole: true}},
 	{name: "field of high bytes", request: rawRequest{method: "GET", path: "/", fields: []string{"A: \xff\xfe"}, whole: true}},

@@ -54,9 +54,9 @@ type HealthOptions struct {
 func (o HealthOptions) check() error {
 	switch {
 	case o.Interval < 0, o.Timeout < 0, o.Healthy < 0, o.EjectFor < 0:
-		return errors.New("Interval, Timeout, Healthy and EjectFor must not be negative")
+		return errors.New("negative Interval, Timeout, Healthy or EjectFor")
 	case o.MaxEjected > 1 || o.MaxEjected != o.MaxEjected:
-		return errors.New("MaxEjected is a share of the pool, at most 1")
+		return errors.New("a MaxEjected above 1, the whole pool")
 	}
 	return nil
 }

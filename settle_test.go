@@ -524,7 +524,7 @@ func TestRateLimitSeveralBudgets(t *testing.T) {
 			d, _ := l.Take(t.Context(), key, 1000)
 			return d.Remaining
 		}
-		wantAll, wantRoute := 100-50, 50-50
+		wantAll, wantRoute := 100-50, 0
 		if refund {
 			wantAll, wantRoute = 100-30, 50-30
 		}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 	"github.com/seed-96248d0c/gateway/internal/wsframe"
@@ -55,8 +56,7 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 		c, t := wsframe.NewWriter(client, false), wsframe.NewWriter(target, true)
 		// Each end gets its own close frame: an end that does not read must not delay the other one's.
 		serving := servingFrom(f.in.Context())
-		defer serving.atGoodbye(c.GoAway)()
-		defer serving.atGoodbye(t.GoAway)()
+		defer serving.atGoodbye(func() { goAway(c, t) })()
 		toClient, toTarget = c, t
 	}
 	// The server's reader would take a connection that the client half-closed for one that it left. So only
@@ -89,6 +89,26 @@ func innermost(w http.ResponseWriter) http.ResponseWriter {
 		w = u.Unwrap()
 	}
 }
+
+// goAway asks the client of a WebSocket to leave, and then the target. A client that does not read has
+// goAwayPatience, so that the target is asked all the same. If the target were asked first, it could close the
+// connection before the client has its close frame.
+func goAway(client, target *wsframe.Writer) {
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		client.GoAway()
+	}()
+	patience := time.NewTimer(goAwayPatience)
+	defer patience.Stop()
+	select {
+	case <-asked:
+	case <-patience.C:
+	}
+	target.GoAway()
+}
+
+const goAwayPatience = 100 * time.Millisecond
 
 // agreedProtocol returns the protocol of a 101, which must be one that the request offered.
 func agreedProtocol(out *http.Request, res *http.Response) (string, error) {
