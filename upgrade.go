@@ -54,7 +54,7 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 	if strings.EqualFold(protocol, "websocket") {
 		// Only in a WebSocket is there a known way to ask both ends to leave when the server drains.
 		c, t := wsframe.NewWriter(client, false), wsframe.NewWriter(target, true)
-		// Each end gets its own close frame: an end that does not read must not delay the other one's.
+
 		serving := servingFrom(f.in.Context())
 		defer serving.atGoodbye(func() { goAway(c, t) })()
 		toClient, toTarget = c, t
