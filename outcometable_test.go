@@ -160,6 +160,30 @@ func dials(head, rest string, reset bool) endedClient {
 
 const upgradeHead = "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 
+// full returns a Shed whose only place is taken until the test ends.
+func full(t *testing.T) gateway.Middleware {
+	shed := gateway.Shed(&gateway.ShedOptions{Min: 1, Max: 1, Queue: -1})
+	return func(next http.Handler) http.Handler {
+		entered, leave := make(chan bool), make(chan bool)
+		h := shed(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == "HOLD" {
+				close(entered)
+				<-leave
+				return
+			}
+			next.ServeHTTP(w, r)
+		}))
+		held := make(chan bool)
+		go func() {
+			defer close(held)
+			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("HOLD", "/", nil))
+		}()
+		<-entered
+		t.Cleanup(func() { close(leave); <-held })
+		return h
+	}
+}
+
 // Each way in which an exchange can end, through a real listener, and what each who judges it has recorded.
 func TestOutcomeTable(t *testing.T) {
 	const dead = "http://127.0.0.1:1"
@@ -218,6 +242,7 @@ func TestOutcomeTable(t *testing.T) {
 		{name: "RequireScopes", path: "200", client: get, mw: gateway.Chain(auth(nil), gateway.RequireScopes("pay")), outcome: gateway.OutcomeRejected, status: "403"},
 		{name: "RateLimit", path: "200", client: get, mw: gateway.RateLimit(spent, oneKey, nil), outcome: gateway.OutcomeRejected, status: "429"},
 		{name: "RateLimit cannot tell", path: "200", client: get, mw: gateway.RateLimit(brokenLimiter{}, oneKey, nil), outcome: gateway.OutcomeUnavailable, status: "503"},
+		{name: "Shed", path: "200", client: get, mw: full(t), outcome: gateway.OutcomeRejected, status: "503"},
 		{name: "MaxBodyBytes", path: "200", client: asks("POST", strings.Repeat("x", 2000)), outcome: gateway.OutcomeRejected, status: "413"},
 		{name: "Router", path: "nowhere/at/all", client: get, outcome: gateway.OutcomeRejected, status: "404"},
 		{name: "panic in a handler", client: get, local: local(func(http.ResponseWriter, *http.Request) { panic("bug") }), outcome: gateway.OutcomeInternal, status: "500"},
