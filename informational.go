@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"fmt"
 	"maps"
 	"net"
 	"net/http"
@@ -23,7 +22,6 @@ type interim struct {
 
 	mu      sync.Mutex
 	conn    net.Conn
-	passed  int
 	stopped bool
 }
 
@@ -33,8 +31,8 @@ func (i *interim) gotConn(info httptrace.GotConnInfo) {
 	i.mu.Unlock()
 }
 
-// maxInterim bounds the informational responses to one request. net/http has no bound of its own once
-// Got1xxResponse is set.
+// maxInterim bounds the informational responses to one attempt: one target must not use up what another may send.
+// net/http has no bound of its own once Got1xxResponse is set.
 const maxInterim = 100
 
 // pass is called for each informational response.
@@ -46,9 +44,6 @@ func (i *interim) pass(code int, header textproto.MIMEHeader) error {
 	defer i.mu.Unlock()
 	if i.stopped {
 		return nil
-	}
-	if i.passed++; i.passed > maxInterim {
-		return fmt.Errorf("%w: more than %d informational responses", ErrBadGateway, maxInterim)
 	}
 	if i.silent || code == http.StatusContinue {
 		return nil // the server sends its own 100 when the body is read

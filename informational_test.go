@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httptrace"
 	"net/textproto"
 	"slices"
@@ -241,4 +242,50 @@ func TestForwardInformational(t *testing.T) {
 		}
 		w.journal.next(t)
 	})
+}
+
+// A target that sends informational responses without end fails. It does not use up those of the target that is asked
+// next.
+func TestInterimsAreBoundedPerAttempt(t *testing.T) {
+	for _, scheme := range []string{"http", "h2c"} {
+		t.Run(scheme, func(t *testing.T) {
+			target := func(interims int, body string) string {
+				s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					for range interims {
+						w.WriteHeader(http.StatusEarlyHints)
+					}
+					_, _ = io.WriteString(w, body)
+				}))
+				s.Config.Protocols = new(http.Protocols)
+				s.Config.Protocols.SetHTTP1(true)
+				s.Config.Protocols.SetUnencryptedHTTP2(true)
+				s.Start()
+				t.Cleanup(s.Close)
+				return strings.Replace(s.URL, "http", scheme, 1)
+			}
+			u := gateway.NewUpstream("u", gateway.MustTargets(target(101, "flood"), target(100, "good")), &gateway.UpstreamOptions{
+				Balancer: new(outcomes), // the first, and then the other
+				Retry:    gateway.RetryOptions{Attempts: 2, Backoff: -1},
+				Health:   gateway.HealthOptions{Unhealthy: 1},
+			})
+			front := serve(t, gateway.Proxy(u, nil))
+			passed := 0
+			ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(int, textproto.MIMEHeader) error {
+				passed++
+				return nil
+			}})
+			req, _ := http.NewRequestWithContext(ctx, "GET", front.URL, nil)
+			res, err := front.Client().Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			if body, err := io.ReadAll(res.Body); string(body) != "good" || err != nil || passed != 200 {
+				t.Errorf("%s, %q, %v, %d informational responses", res.Status, body, err, passed)
+			}
+			if s := u.Status(); s[0].Healthy || !s[1].Healthy {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
 }

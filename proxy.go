@@ -271,8 +271,8 @@ func (f *forwarding) expectation() *expectation {
 
 // The hooks of a forwarding, which is their argument.
 var (
-	interimHooks = h1.Hooks{Got1xxResponse: passInterim}
-	allHooks     = h1.Hooks{GotConn: forwardingConn, GotFirstResponseByte: forwardingAnswered, Got1xxResponse: passInterim}
+	interimHooks = h1.Hooks{Got1xxResponse: passInterim, Max1xx: maxInterim}
+	allHooks     = h1.Hooks{GotConn: forwardingConn, GotFirstResponseByte: forwardingAnswered, Got1xxResponse: passInterim, Max1xx: maxInterim}
 )
 
 func passInterim(f any, code int, header textproto.MIMEHeader) error {

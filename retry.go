@@ -39,7 +39,8 @@ type RetryOptions struct {
 
 	// HedgeAfter sends the request to a second target if the first has not begun to answer after this time. The
 	// first response that is not to be retried is used, and the other attempt is canceled. Its outcome is
-	// OutcomeClientCanceled, which counts against no target. 0 means never. Choose about the 95th percentile of
+	// OutcomeClientCanceled, which counts against no target. Informational responses of both are passed on. 0 means
+	// never. Choose about the 95th percentile of
 	// the time to the response header: then one request in twenty is sent twice, and very slow answers are rare
 	// (Dean and Barroso, The Tail at Scale, 2013).
 	//

@@ -259,7 +259,14 @@ func (c directCall) traced(r *http.Request) *http.Request {
 		trace.GotFirstResponseByte = func() { f(c.arg) }
 	}
 	if f := c.hooks.Got1xxResponse; f != nil {
-		trace.Got1xxResponse = func(code int, header textproto.MIMEHeader) error { return f(c.arg, code, header) }
+		limit := int64(c.hooks.Max1xx)
+		var count atomic.Int64
+		trace.Got1xxResponse = func(code int, header textproto.MIMEHeader) error {
+			if count.Add(1) > limit && limit > 0 {
+				return fmt.Errorf("%w: more than %d informational responses", ErrBadGateway, limit)
+			}
+			return f(c.arg, code, header)
+		}
 	}
 	return r.WithContext(httptrace.WithClientTrace(r.Context(), &trace))
 }

@@ -127,6 +127,8 @@ type Hooks struct {
 
 	// Got1xxResponse is called for each interim response other than 101. Its error ends the round trip.
 	Got1xxResponse func(arg any, code int, header textproto.MIMEHeader) error
+
+	Max1xx int // most interim responses of a round trip; one more ends it. 0 means no limit.
 }
 
 // traceHooks calls the hooks of an httptrace.ClientTrace, which is the argument.

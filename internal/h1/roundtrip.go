@@ -300,7 +300,7 @@ func (c *call) receive(conn *conn, f *failure) (*response, error) {
 	}
 	budget := c.t.opts.MaxHeaderBytes
 	res := new(response)
-	for {
+	for interims := 1; ; interims++ {
 		head, lines, err := conn.readHead(&budget, protocolStart)
 		if err != nil {
 			return nil, fmt.Errorf("h1: reading the response's header: %w", err)
@@ -311,6 +311,9 @@ func (c *call) receive(conn *conn, f *failure) (*response, error) {
 		conn.odd = conn.odd || res.seen != 0 || res.framing == notAllowed
 		if res.StatusCode >= 200 || res.StatusCode == http.StatusSwitchingProtocols {
 			break
+		}
+		if limit := c.hooks.Max1xx; limit > 0 && interims > limit {
+			return nil, fmt.Errorf("h1: more than %d interim responses", limit)
 		}
 		if err := c.interim(conn, res); err != nil {
 			return nil, err
