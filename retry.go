@@ -37,12 +37,11 @@ type RetryOptions struct {
 	MaxBodyBytes int64 // longest request body that is buffered, so that it can be sent again; 0 means 64 KiB, negative none
 	Statuses     []int // statuses of responses after which a request is retried; nil means 502, 503 and 504, empty means none
 
-	// HedgeAfter sends the request to a second target if the first has not begun to answer after this time. The
-	// first response that is not to be retried is used, and the other attempt is canceled. Its outcome is
+	// HedgeAfter sends the request to a second target if the first has not begun to answer after this time. The first
+	// response that is not to be retried is used, and the other attempt is canceled. Its outcome is
 	// OutcomeClientCanceled, which counts against no target. Informational responses of both are passed on. 0 means
-	// never. Choose about the 95th percentile of
-	// the time to the response header: then one request in twenty is sent twice, and very slow answers are rare
-	// (Dean and Barroso, The Tail at Scale, 2013).
+	// never. Choose about the 95th percentile of the time to the response header: then one request in twenty is sent
+	// twice, and very slow answers are rare (Dean and Barroso, The Tail at Scale, 2013).
 	//
 	// The second attempt counts as one of Attempts, which must be at least 2, and is charged to Budget as a retry
 	// is. It is not made for a request that may not be sent twice, nor if its body has not been sent completely by
