@@ -29,10 +29,15 @@ type clientBody struct {
 	mu     sync.Mutex
 	cond   sync.Cond // signals the end of a read
 	turn   turn
+	limits readLimits
+	bodyProgress
+}
+
+// bodyProgress is how far a body was read.
+type bodyProgress struct {
 	read   int64
 	eof    bool
 	reason error // why reading has ended, if src did not end it
-	limits readLimits
 }
 
 // readLimits are what can end a read.

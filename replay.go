@@ -30,11 +30,16 @@ type replay struct {
 
 	reading sync.Mutex // held during a read of source, which takes as long as the client likes
 
-	mu      sync.Mutex
-	read    int64 // bytes read of source
-	kept    replayBuffer
-	lost    bool        // kept is incomplete: the body is longer than limit, or no further view is needed
-	err     error       // with which source ended
+	mu   sync.Mutex
+	read int64 // bytes read of source
+	kept replayBuffer
+	lost bool  // kept is incomplete: the body is longer than limit, or no further view is needed
+	err  error // with which source ended
+	replayViews
+}
+
+// replayViews is who reads the body.
+type replayViews struct {
 	current *replayView // the newest view
 	done    bool        // there will be no further view
 }

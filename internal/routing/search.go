@@ -25,9 +25,14 @@ type Search struct {
 
 	// survey goes on after the first match, to the last route whose path matches.
 	survey bool
-	allow  []string  // methods of the routes that match but for their method
-	trace  bool      // fill tried
-	tried  []attempt // in order
+	surveyed
+}
+
+// surveyed is what a survey finds.
+type surveyed struct {
+	allow []string  // methods of the routes that match but for their method
+	trace bool      // fill tried
+	tried []attempt // in order
 }
 
 // attempt is a route whose path matches, and what came of trying it.
