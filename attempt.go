@@ -19,6 +19,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/seed-96248d0c/gateway/internal/h1"
+	"github.com/seed-96248d0c/gateway/internal/neterror"
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
@@ -151,7 +152,7 @@ func (a *attempt) blame(err error) error {
 		if a.clock.late() || a.clock.clientTime() > time.Since(a.start)/2 {
 			return slowClient(err)
 		}
-	case errors.Is(err, ErrBadGateway) && a.clock.stalled() && !neverSent(err):
+	case errors.Is(err, ErrBadGateway) && a.clock.stalled() && !neterror.Unsent(err):
 		return slowClient(fmt.Errorf("%w: the target broke off while it waited for the rest of the body", err))
 	}
 	if a.pastOwnDeadline() {
@@ -488,7 +489,7 @@ func (a *attempt) bodyEnd(err error) error {
 			err = cause
 		} else if a.pastOwnDeadline() {
 			err = clientDeadline(err)
-		} else if asksForCalm(err) {
+		} else if neterror.EnhanceYourCalm(err) {
 			err = fmt.Errorf("%w: %w", ErrOverloaded, err)
 		}
 		res := result{err: err, began: true, gone: leftEarly(a.client)}

@@ -1,13 +1,11 @@
 package gateway
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 
-	"github.com/seed-96248d0c/gateway/internal/h1"
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
@@ -116,63 +114,4 @@ func fieldBytes(r *http.Request) int {
 		}
 	}
 	return size
-}
-
-// refusedLocally returns the status for an error with which a transport of net/http refused to send a
-// request, and 0 for any other error. The gate refuses such requests first, except for two cases that depend
-// on the connection: the target's limit for fields, and Upgrade, which HTTP/2 does not have. net/http has no
-// error values for these, so they are recognized by their text. internal/h1 has.
-func refusedLocally(err error) int {
-	if errors.Is(err, h1.ErrInvalidRequest) {
-		return http.StatusBadRequest
-	}
-	for {
-		inner := errors.Unwrap(err)
-		if inner == nil {
-			break
-		}
-		// An HTTP/2 connection puts its name before the error that it wraps.
-		err = inner
-	}
-	text := strings.TrimPrefix(err.Error(), "http2: ")
-	if strings.HasPrefix(text, "request header list larger than") {
-		return http.StatusRequestHeaderFieldsTooLarge
-	}
-	for _, prefix := range refusals {
-		if strings.HasPrefix(text, prefix) {
-			return http.StatusBadRequest
-		}
-	}
-	return 0
-}
-
-// refusals are the beginnings of those errors of net/http that are about the request alone.
-var refusals = [...]string{
-	"invalid Upgrade request header", "invalid Connection request header", "invalid Transfer-Encoding request header",
-	"invalid Host header", "http: invalid Host header", "invalid request :path", "invalid HTTP header ",
-	"invalid HTTP trailer ", "invalid Trailer key", "request body larger than specified content length",
-	"http: ContentLength=", "http: Request.ContentLength=", "net/http: invalid header ", "net/http: invalid trailer ",
-	"net/http: invalid method ", "net/http: can't write control character in Request.URL",
-	"http: nil Request", "http: no Host in request URL",
-}
-
-// surelySent is the size of fields that every common server accepts. Some accept no more than this.
-const surelySent = 8 << 10
-
-// mayBeTooLarge reports whether r may have failed with err because its fields are too large for the target. A
-// server that cannot answer 431 closes the connection. A server with HTTP/2 announces its limit, but the
-// first request may be sent before that arrives: the server then closes the connection as malformed, and
-// net/http retries until the time is over. So the failure of a large request is not a failure of the target,
-// unless nothing was sent.
-func mayBeTooLarge(r *http.Request, err error) bool {
-	if r.URL == nil || fieldBytes(r)+len(r.URL.Path)+len(r.URL.RawQuery) <= surelySent || neverSent(err) {
-		return false
-	}
-	switch cause := context.Cause(r.Context()); {
-	case cause == nil:
-		return true
-	case errors.Is(cause, ErrTimeout):
-		return r.URL.Scheme != "http" // HTTP/1.1 is not tried again
-	}
-	return false
 }

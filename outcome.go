@@ -8,7 +8,8 @@ import (
 	"net/http"
 	"os"
 	"strconv"
-	"strings"
+
+	"github.com/seed-96248d0c/gateway/internal/neterror"
 )
 
 // Outcome classifies the result of an attempt or of an exchange. An attempt is a request that an Upstream
@@ -223,7 +224,7 @@ func (e result) severity() severity {
 	default:
 		return severityNone
 	}
-	if neverSent(e.err) {
+	if neterror.Unsent(e.err) {
 		return severityUnreachable
 	}
 	return severityFails
@@ -326,9 +327,9 @@ func attemptError(r *http.Request, err error) error {
 		return err // wrapped already
 	case errors.As(err, &tooLarge):
 		return fmt.Errorf("%w: %w", ErrBodyTooLarge, err)
-	case refusedLocally(err) != 0:
-		return &Error{Status: refusedLocally(err), Err: err}
-	case isShortOfResources(err), asksForCalm(err):
+	case neterror.Refusal(err) != 0:
+		return &Error{Status: neterror.Refusal(err), Err: err}
+	case neterror.LocalShortage(err), neterror.EnhanceYourCalm(err):
 		return fmt.Errorf("%w: %w", ErrOverloaded, err)
 	case mayBeTooLarge(r, err):
 		return &Error{Status: http.StatusRequestHeaderFieldsTooLarge, Err: err}
@@ -345,20 +346,25 @@ func attemptError(r *http.Request, err error) error {
 	return fmt.Errorf("%w: %w", ErrBadGateway, err)
 }
 
-// asksForCalm reports whether an HTTP/2 target ended a connection or a request with ENHANCE_YOUR_CALM: it got too many
-// requests, resets or pings. All requests of the connection fail then. One client that cancels a thousand requests can
-// cause it, so it says nothing about the target. net/http has no value for this error, so it is told by its text.
-func asksForCalm(err error) bool {
-	for {
-		inner := errors.Unwrap(err)
-		if inner == nil {
-			break
-		}
-		err = inner
+// surelySent is the size of fields that every common server accepts. Some accept no more than this.
+const surelySent = 8 << 10
+
+// mayBeTooLarge reports whether r may have failed with err because its fields are too large for the target. A
+// server that cannot answer 431 closes the connection. A server with HTTP/2 announces its limit, but the
+// first request may be sent before that arrives: the server then closes the connection as malformed, and
+// net/http retries until the time is over. So the failure of a large request is not a failure of the target,
+// unless nothing was sent.
+func mayBeTooLarge(r *http.Request, err error) bool {
+	if r.URL == nil || fieldBytes(r)+len(r.URL.Path)+len(r.URL.RawQuery) <= surelySent || neterror.Unsent(err) {
+		return false
 	}
-	text := strings.TrimPrefix(err.Error(), "http2: ")
-	return strings.HasPrefix(text, "server sent GOAWAY") && strings.Contains(text, "ErrCode=ENHANCE_YOUR_CALM") ||
-		strings.HasPrefix(text, "stream error: ") && strings.Contains(text, "; ENHANCE_YOUR_CALM")
+	switch cause := context.Cause(r.Context()); {
+	case cause == nil:
+		return true
+	case errors.Is(cause, ErrTimeout):
+		return r.URL.Scheme != "http" // HTTP/1.1 is not tried again
+	}
+	return false
 }
 
 // hideCanceled has the text of an error but does not wrap it. A transport reports an expired timeout as a canceled

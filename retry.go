@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/seed-96248d0c/gateway/internal/neterror"
 	"golang.org/x/time/rate"
 )
 
@@ -136,7 +136,7 @@ func (u *Upstream) mayRetry(r *http.Request, body *replay, n, status int, err er
 				return false
 			}
 		}
-		unsent = neverSent(err)
+		unsent = neterror.Unsent(err)
 	} else if !slices.Contains(o.Statuses, status) {
 		return false
 	}
@@ -172,12 +172,6 @@ func (o *RetryOptions) pause(ctx context.Context, n int) bool {
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// neverSent reports whether err occurred before a byte of the request was sent.
-func neverSent(err error) bool {
-	var op *net.OpError
-	return errors.As(err, &op) && op.Op == "dial"
 }
 
 // isIdempotent reports whether a request with this method may be sent twice: the methods of RFC 9110 section

@@ -1,0 +1,4 @@
+package neterror
+
+// LocalShortage returns false: on Plan 9, errors have no value for a shortage of resources.
+func LocalShortage(error) bool { return false }
