@@ -32,16 +32,7 @@ func TrustProxies(field string, prefixes ...netip.Prefix) Middleware {
 	if !httpfield.IsToken(field) || httpfield.IsHopByHop(http.CanonicalHeaderKey(field)) {
 		panic(fmt.Sprintf("gateway: TrustProxies: %q is no field that can hold an address", field))
 	}
-	t := &trustedProxies{field: http.CanonicalHeaderKey(field), prefixes: make([]netip.Prefix, len(prefixes))}
-	for i, p := range prefixes {
-		if !p.IsValid() {
-			panic("gateway: TrustProxies: invalid prefix")
-		}
-		if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
-			p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
-		}
-		t.prefixes[i] = p.Masked()
-	}
+	t := &trustedProxies{field: http.CanonicalHeaderKey(field), prefixes: newAddrSet("TrustProxies", prefixes)}
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			ex, rw, r := enter(w, r)
@@ -74,23 +65,14 @@ type hops struct {
 // trustedProxies holds the arguments of TrustProxies.
 type trustedProxies struct {
 	field    string // canonical
-	prefixes []netip.Prefix
-}
-
-func (t *trustedProxies) trusts(a netip.Addr) bool {
-	for _, p := range t.prefixes {
-		if p.Contains(a) {
-			return true
-		}
-	}
-	return false
+	prefixes addrSet
 }
 
 // find returns how r reached this process.
 func (t *trustedProxies) find(r *http.Request) hops {
 	peer := remoteAddr(r)
 	h := hops{client: peer, field: t.field}
-	if peer.IsValid() && !t.trusts(peer) || !peer.IsValid() && !onUnixSocket(r) {
+	if peer.IsValid() && !t.prefixes.has(peer) || !peer.IsValid() && !onUnixSocket(r) {
 		return h
 	}
 	h.viaProxy = true
@@ -138,7 +120,7 @@ func (t *trustedProxies) walkBack(lines []string, peer netip.Addr, parse func(st
 				return peer, found
 			}
 			peer, found = hop, element
-			if !t.trusts(hop) {
+			if !t.prefixes.has(hop) {
 				return peer, found
 			}
 		}
@@ -263,4 +245,75 @@ func clientText(r *http.Request) (netip.Addr, string) {
 		ex.text = a.String()
 	}
 	return a, ex.text
+}
+
+// AllowAddrs calls the next handler when ClientAddr is in one of prefixes, and otherwise answers 403. Without
+// prefixes it refuses every request. It searches the prefixes one by one: for thousands of them, write a
+// middleware of your own.
+//
+// Behind a proxy or a load balancer, put AllowAddrs inside TrustProxies. Outside it, ClientAddr is the proxy's
+// own address, and all clients are treated as one.
+//
+// A prefix of IPv4 matches an IPv4-mapped IPv6 address as well. A prefix such as ::ffff:10.0.0.0/104 means
+// 10.0.0.0/8; one with fewer than 96 bits is invalid. ::/0 matches every IPv6 address and no IPv4 address. A request without an address, such as one that arrives on a Unix socket without TrustProxies, is
+// refused. AllowAddrs panics on an invalid prefix.
+func AllowAddrs(prefixes ...netip.Prefix) Middleware {
+	allowed := newAddrSet("AllowAddrs", prefixes)
+	return filterAddrs("AllowAddrs", func(a netip.Addr) bool { return allowed.has(a) })
+}
+
+// DenyAddrs answers 403 when ClientAddr is in one of prefixes, and to a request without an address. Otherwise it
+// calls the next handler. In all other respects it is like AllowAddrs.
+func DenyAddrs(prefixes ...netip.Prefix) Middleware {
+	denied := newAddrSet("DenyAddrs", prefixes)
+	return filterAddrs("DenyAddrs", func(a netip.Addr) bool { return !denied.has(a) })
+}
+
+// filterAddrs calls the next handler when pass returns true for ClientAddr, and refuses a request without an address.
+func filterAddrs(caller string, pass func(netip.Addr) bool) Middleware {
+	refused := &Error{Status: http.StatusForbidden, Err: fmt.Errorf("%w: %s refuses the client's address", ErrForbidden, caller)}
+	unknown := &Error{Status: http.StatusForbidden, Err: fmt.Errorf("%w: %s: the client has no address", ErrForbidden, caller)}
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, rw, r := enter(w, r)
+			switch a := ClientAddr(r); {
+			case !a.IsValid():
+				refuse(rw, r, unknown)
+			case !pass(a):
+				refuse(rw, r, refused)
+			default:
+				next.ServeHTTP(rw, r)
+			}
+		})
+	}
+}
+
+// addrSet is a set of addresses: those in one of the prefixes.
+type addrSet []netip.Prefix
+
+// newAddrSet returns the set for prefixes. It panics on an invalid prefix, with the name of caller.
+func newAddrSet(caller string, prefixes []netip.Prefix) addrSet {
+	set := make(addrSet, len(prefixes))
+	for i, p := range prefixes {
+		if !p.IsValid() {
+			panic("gateway: " + caller + ": invalid prefix")
+		}
+		if a := p.Addr(); a.Is4In6() {
+			if p.Bits() < 96 { // such as ::ffff:10.0.0.0/8, which would match no address
+				panic("gateway: " + caller + ": prefix " + p.String() + " of an IPv4-mapped address needs at least 96 bits")
+			}
+			p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+		}
+		set[i] = p.Masked()
+	}
+	return set
+}
+
+func (s addrSet) has(a netip.Addr) bool {
+	for _, p := range s {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
 }

@@ -170,9 +170,97 @@ func TestTrustProxiesRefusesNonsense(t *testing.T) {
 		{"a b", nil},
 		{"Connection", nil},
 		{"X-Forwarded-For", []netip.Prefix{{}}},
+		{"X-Forwarded-For", []netip.Prefix{netip.MustParsePrefix("::ffff:10.0.0.0/8")}}, // meant is 10.0.0.0/8
 	} {
 		if panicOf(func() { gateway.TrustProxies(tt.field, tt.prefix...) }) == "" {
 			t.Errorf("%q, %v: no panic", tt.field, tt.prefix)
+		}
+	}
+}
+
+// TestAllowAndDenyAddrs asks both about each address. An address is allowed by one and refused by the other, but a
+// request without an address is refused by both.
+func TestAllowAndDenyAddrs(t *testing.T) {
+	list := []netip.Prefix{
+		netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("192.0.2.7/32"), netip.MustParsePrefix("2001:db8::/32"),
+		netip.MustParsePrefix("::ffff:198.51.100.0/120"), netip.PrefixFrom(netip.MustParseAddr("203.0.113.77"), 24), // not masked
+	}
+	proxies := netip.MustParsePrefix("172.16.0.0/12")
+	for _, tt := range []struct {
+		name, remote, xff string
+		allow, deny       int
+	}{
+		{"inside", "10.1.2.3:1", "", 200, 403},
+		{"the first", "10.1.0.0:1", "", 200, 403},
+		{"the last", "10.1.255.255:1", "", 200, 403},
+		{"just before", "10.0.255.255:1", "", 403, 200},
+		{"just after", "10.2.0.0:1", "", 403, 200},
+		{"one address", "192.0.2.7:1", "", 200, 403},
+		{"its neighbour", "192.0.2.8:1", "", 403, 200},
+		{"IPv6", "[2001:db8::1]:1", "", 200, 403},
+		{"IPv6 with a zone", "[2001:db8::1%eth0]:1", "", 200, 403},
+		{"other IPv6", "[2001:db9::1]:1", "", 403, 200},
+		{"IPv4 in IPv6", "[::ffff:10.1.2.3]:1", "", 200, 403},
+		{"a mapped prefix", "198.51.100.9:1", "", 200, 403},
+		{"a prefix with more bits set", "203.0.113.1:1", "", 200, 403},
+		{"a client's own claim", "10.2.0.0:1", "10.1.2.3", 403, 200},
+		{"behind a proxy", "172.16.0.1:1", "10.1.2.3", 200, 403},
+		{"behind a proxy, others", "172.16.0.1:1", "10.1.2.3, 10.2.0.0", 403, 200},
+		{"no address", "@", "", 403, 403},
+		{"no address, empty", "", "", 403, 403},
+		{"garbage", "10.1.2.3.4:1", "", 403, 403},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := httptest.NewRequest("GET", "/", nil)
+			r.RemoteAddr = tt.remote
+			if tt.xff != "" {
+				r.Header.Set("X-Forwarded-For", tt.xff)
+			}
+			for _, filter := range []struct {
+				mw   gateway.Middleware
+				want int
+			}{{gateway.AllowAddrs(list...), tt.allow}, {gateway.DenyAddrs(list...), tt.deny}} {
+				ran := false
+				j, observe := observed()
+				h := gateway.Chain(observe, gateway.TrustProxies("X-Forwarded-For", proxies), filter.mw)(http.HandlerFunc(
+					func(http.ResponseWriter, *http.Request) { ran = true }))
+				res := recorded(h, r).Result()
+				if res.StatusCode != filter.want || ran != (filter.want == 200) {
+					t.Errorf("status %d, want %d; the handler ran: %t", res.StatusCode, filter.want, ran)
+				}
+				line := j.next(t)
+				if filter.want == 403 {
+					if p := readProblem(t, res); p.Detail != "" {
+						t.Errorf("the client is told %q", p.Detail)
+					}
+					if line["outcome"] != "rejected" || !strings.Contains(line["error"], "Addrs") {
+						t.Errorf("log line %v", line)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestNoAddrs: an empty list allows nobody, and denies nobody who has an address. The lists are the middleware's own.
+func TestNoAddrs(t *testing.T) {
+	if got := ask(gateway.AllowAddrs()(silent), "GET", "/").StatusCode; got != 403 {
+		t.Errorf("AllowAddrs of nothing: %d", got)
+	}
+	if got := ask(gateway.DenyAddrs()(silent), "GET", "/").StatusCode; got != 200 {
+		t.Errorf("DenyAddrs of nothing: %d", got)
+	}
+	list := []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")} // the address of httptest.NewRequest
+	deny := gateway.DenyAddrs(list...)(silent)
+	list[0] = netip.MustParsePrefix("192.0.2.2/32")
+	if got := ask(deny, "GET", "/").StatusCode; got != 403 {
+		t.Errorf("after a change of the caller's list: %d", got)
+	}
+	for _, p := range []netip.Prefix{{}, netip.MustParsePrefix("::ffff:10.0.0.0/8")} {
+		for _, filter := range []func(...netip.Prefix) gateway.Middleware{gateway.AllowAddrs, gateway.DenyAddrs} {
+			if panicOf(func() { filter(p) }) == "" {
+				t.Errorf("%v: no panic", p)
+			}
 		}
 	}
 }
