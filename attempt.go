@@ -116,6 +116,11 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 		res.Body.Close()
 		res, err = nil, ErrTimeout
 	}
+	if err == nil {
+		if err = checkResponse(out, res); err != nil {
+			res.Body.Close()
+		}
+	}
 	if err != nil {
 		err = a.blame(fmt.Errorf("target %s: %w", a.member.URL.Redacted(), attemptError(out, err)))
 		a.end(result{err: err, gone: leftEarly(a.client) || l.hasLost() || a.hurried()})

@@ -207,10 +207,10 @@ func TestUpstreamClosedWhileRead(t *testing.T) {
 	u := gateway.NewUpstream("u", gateway.MustTargets("http://x"), &gateway.UpstreamOptions{
 		Circuit: c,
 		Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-			return answered(r, 101, &slowConn{reading: reading, failed: failed, closed: make(chan bool)}), nil
+			return upgraded(r, &slowConn{reading: reading, failed: failed, closed: make(chan bool)}), nil
 		}),
 	})
-	res, err := u.RoundTrip(httptest.NewRequest("GET", "/", nil))
+	res, err := u.RoundTrip(offersUpgrade(httptest.NewRequest("GET", "/", nil)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -181,6 +181,19 @@ func answered(r *http.Request, status int, body io.ReadCloser) *http.Response {
 	return &http.Response{StatusCode: status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: make(http.Header), Body: body, Request: r, ContentLength: -1}
 }
 
+// upgraded returns the 101 to r with which the target agrees to protocol x. conn is the connection.
+func upgraded(r *http.Request, conn io.ReadCloser) *http.Response {
+	res := answered(r, http.StatusSwitchingProtocols, conn)
+	res.Header = http.Header{"Connection": {"upgrade"}, "Upgrade": {"x"}}
+	return res
+}
+
+// offersUpgrade returns r with an offer of protocol x.
+func offersUpgrade(r *http.Request) *http.Request {
+	r.Header = http.Header{"Connection": {"upgrade"}, "Upgrade": {"x"}}
+	return r
+}
+
 // answeredText returns a response to r with a body of known length. A nil header is an empty one.
 func answeredText(r *http.Request, status int, body string, header http.Header) *http.Response {
 	res := answered(r, status, io.NopCloser(strings.NewReader(body)))

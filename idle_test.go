@@ -137,12 +137,10 @@ func TestUpstreamIdleConnection(t *testing.T) {
 		up := gateway.NewUpstream("u", gateway.MustTargets("http://a.example"), &gateway.UpstreamOptions{
 			Idle: 10 * time.Second, Circuit: circuit,
 			Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-				res := answered(r, 101, http.NoBody)
-				res.Body = conn
-				return res, nil
+				return upgraded(r, conn), nil
 			}),
 		})
-		res, err := up.RoundTrip(newRequest(t, "GET", "http://x/", nil))
+		res, err := up.RoundTrip(offersUpgrade(newRequest(t, "GET", "http://x/", nil)))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -224,7 +224,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// ModifyResponse may replace the body or panic. The target's body is closed in any case.
 	arrived := res.Body
 	defer arrived.Close()
-	if err := checkResponse(res); err != nil {
+	if err := checkResponse(out, res); err != nil {
 		f.fail(err)
 		return
 	}
@@ -591,36 +591,6 @@ func (f *forwarding) answerEarly() {
 	if f.body != nil {
 		f.body.client.answerNow()
 	}
-}
-
-// checkResponse returns why a response cannot be passed on, and nil when it can. It repairs what a strict
-// client would reject and what has only one meaning.
-func checkResponse(res *http.Response) error {
-	if code := res.StatusCode; code < 200 && code != http.StatusSwitchingProtocols || code > 999 {
-		return fmt.Errorf("%w: status %d", ErrBadGateway, code)
-	}
-	lengths := res.Header["Content-Length"]
-	if len(lengths) == 0 {
-		return nil
-	}
-	length := lengths[0]
-	if len(lengths) > 1 || !isDigits(length) {
-		// HTTP/2 does not frame by Content-Length, but the client's HTTP/1.1 does.
-		return fmt.Errorf("%w: Content-Length %q", ErrBadGateway, lengths)
-	}
-	if last := len(length) - 1; length[0] == '0' && last > 0 { // some would read it as octal
-		res.Header["Content-Length"] = []string{strings.TrimLeft(length[:last], "0") + length[last:]}
-	}
-	return nil
-}
-
-func isDigits(s string) bool {
-	for i := range len(s) {
-		if s[i] < '0' || s[i] > '9' {
-			return false
-		}
-	}
-	return s != ""
 }
 
 // modify edits the response to out by the options, and calls ModifyResponse. When that returns an error, modify answers

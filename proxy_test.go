@@ -538,36 +538,3 @@ func TestForwardRewrite(t *testing.T) {
 		}
 	})
 }
-
-// TestForwardNotFromTarget: what an HTTP/2 target, or a RoundTripper of one's own, can say that HTTP/1.1 cannot.
-func TestForwardNotFromTarget(t *testing.T) {
-	for _, tt := range []struct {
-		name   string
-		status int // of the target's response
-		header http.Header
-	}{
-		{"two lengths", 200, http.Header{"Content-Length": {"1", "2"}}},
-		{"two equal lengths", 200, http.Header{"Content-Length": {"1", "1"}}},
-		{"a list of lengths", 200, http.Header{"Content-Length": {"1, 1"}}},
-		{"a negative length", 200, http.Header{"Content-Length": {"-1"}}},
-		{"an empty length", 200, http.Header{"Content-Length": {""}}},
-		{"status 0", 0, http.Header{}},
-		{"status 99", 99, http.Header{}},
-		{"status 100", 100, http.Header{}},
-		{"status 1000", 1000, http.Header{}},
-		{"status -200", -200, http.Header{}},
-		{"101 unasked", 101, http.Header{}},
-		{"101 unasked, to something", 101, http.Header{"Connection": {"upgrade"}, "Upgrade": {"x"}}},
-	} {
-		body := &closable{Reader: strings.NewReader("x")}
-		rec := httptest.NewRecorder()
-		gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
-			res := answered(r, tt.status, body)
-			res.Header = tt.header
-			return res, nil
-		}), nil).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
-		if rec.Code != 502 || !body.closed {
-			t.Errorf("%s: %d, closed %v", tt.name, rec.Code, body.closed)
-		}
-	}
-}

@@ -18,11 +18,7 @@ import (
 // upgrade answers a 101: it takes the client's connection over and joins it with the target's, until both
 // directions have ended.
 func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
-	protocol, err := agreedProtocol(out, res)
-	if err != nil {
-		WriteError(f.w, f.in, err)
-		return
-	}
+	protocol := httpfield.UpgradeProtocols(res.Header) // one that was offered: see checkResponse
 	httpfield.RemoveHopByHop(res.Header)
 	res.Header["Connection"], res.Header["Upgrade"] = []string{"Upgrade"}, []string{protocol}
 	if !f.modify(out, res) {
@@ -109,15 +105,6 @@ func goAway(client, target *wsframe.Writer) {
 }
 
 const goAwayPatience = 100 * time.Millisecond
-
-// agreedProtocol returns the protocol of a 101, which must be one that the request offered.
-func agreedProtocol(out *http.Request, res *http.Response) (string, error) {
-	offered, agreed := out.Header["Upgrade"], httpfield.UpgradeProtocols(res.Header)
-	if agreed == "" || !httpfield.HasToken(offered, agreed) {
-		return "", fmt.Errorf("%w: switched to protocol %q, but the request offered %q", ErrBadGateway, agreed, offered)
-	}
-	return agreed, nil
-}
 
 // sendSwitch sends the 101 to the client, whose connection was taken over.
 func (f *forwarding) sendSwitch(w *bufio.Writer, res *http.Response) error {

@@ -323,12 +323,9 @@ func (w wire) Close() error {
 // TestForwardUpgradeFails: whatever goes wrong after the target agreed, its connection is closed.
 func TestForwardUpgradeFails(t *testing.T) {
 	ask := func(modify func(*http.Response) error, body io.ReadCloser, w http.ResponseWriter) {
-		r := httptest.NewRequest("GET", "/", nil)
-		r.Header = http.Header{"Connection": {"upgrade"}, "Upgrade": {"x"}}
+		r := offersUpgrade(httptest.NewRequest("GET", "/", nil))
 		gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
-			res := answered(r, 101, body)
-			res.Header = http.Header{"Connection": {"upgrade"}, "Upgrade": {"x"}}
-			return res, nil
+			return upgraded(r, body), nil
 		}), &gateway.ProxyOptions{ModifyResponse: modify}).ServeHTTP(w, r)
 	}
 	pipe := func() wire { return wire{struct{ io.ReadWriter }{}, make(chan bool, 1)} }
