@@ -19,7 +19,6 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/seed-96248d0c/gateway/internal/h1"
-	"github.com/seed-96248d0c/gateway/internal/neterror"
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
@@ -122,7 +121,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 		}
 	}
 	if err != nil {
-		err = a.blame(fmt.Errorf("target %s: %w", a.member.URL.Redacted(), attemptError(out, err)))
+		err = a.roundTripError(out, err)
 		a.end(result{err: err, gone: leftEarly(a.client) || l.hasLost() || a.hurried()})
 		return nil, a.member, err
 	}
@@ -133,47 +132,6 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	}
 	a.answer(res, body)
 	return res, a.member, nil
-}
-
-// failedByClient returns the error that takes the place of a 5xx for which the client may be the reason: the target waited
-// for its body, in vain, until a limit of its own. A target that fails at once is to blame, whatever its client has still
-// to send. A status of gRPC stays: its streams are often open and quiet.
-func (a *attempt) failedByClient(res *http.Response) error {
-	if res.StatusCode < 500 || isGRPC(res.Header) || !a.clock.keptWaiting() {
-		return nil
-	}
-	return slowClient(fmt.Errorf("the target answered %d while it waited for the rest of the body", res.StatusCode))
-}
-
-// blame returns the error of an attempt without a response: err, or another one if the client was the cause.
-func (a *attempt) blame(err error) error {
-	if cause := a.body.cause(); cause != nil && (errors.Is(cause, errSlowClient) || !leftEarly(a.client)) {
-		return cause
-	}
-	switch {
-	case errors.Is(err, errSlowClient), leftEarly(a.client):
-		return err
-	case a.client.Err() == context.DeadlineExceeded:
-		if a.clock.late() || a.clock.clientTime() > time.Since(a.start)/2 {
-			return slowClient(err)
-		}
-	case errors.Is(err, ErrBadGateway) && a.clock.stalled() && !neterror.Unsent(err):
-		return slowClient(fmt.Errorf("%w: the target broke off while it waited for the rest of the body", err))
-	}
-	if a.pastOwnDeadline() {
-		return clientDeadline(err)
-	}
-	return err
-}
-
-// hurried reports whether the caller's time ran out before the target had a fair share of it, which is a half: the time went
-// to what came before, such as another part of an aggregate. To this attempt, its caller then just left.
-func (a *attempt) hurried() bool {
-	if a.client.Err() != context.DeadlineExceeded {
-		return false
-	}
-	limit, _ := a.client.Value(allowanceKey{}).(time.Duration)
-	return time.Since(a.start) < limit/2
 }
 
 // limitedContext is a context with a limit of time that this package has set. Its Value tells attempts how much that was in all.
@@ -490,13 +448,7 @@ func (a *attempt) bodyEnd(err error) error {
 		}
 	default:
 		stalled := a.clock.stalled()
-		if cause := a.body.cause(); cause != nil && !leftEarly(a.client) {
-			err = cause
-		} else if a.pastOwnDeadline() {
-			err = clientDeadline(err)
-		} else if neterror.EnhanceYourCalm(err) {
-			err = fmt.Errorf("%w: %w", ErrOverloaded, err)
-		}
+		err = a.bodyError(err)
 		res := result{err: err, began: true, gone: leftEarly(a.client)}
 		// Only an abort replaces the success that was counted for the header. A timeout does not: a stream
 		// that exceeds the caller's own deadline is not a failure of the target, which answered in time. Nor

@@ -347,16 +347,13 @@ func ClientCert(identify func(cs *tls.ConnectionState) (*Identity, error)) Authe
 // lookedUp turns the results of a user's function into those of an Authenticator. The function was called, so
 // there were credentials; an error that is neither a refusal nor an *Error means that it could not decide.
 func lookedUp(r *http.Request, id *Identity, err error) (*Identity, error) {
-	var e *Error
 	switch {
 	case err == nil && id != nil:
 		return id, nil
 	case err == nil, errors.Is(err, ErrNoCredentials):
 		return nil, badCredentials("unknown credentials")
-	case errors.Is(err, ErrUnauthenticated), errors.As(err, &e), r.Context().Err() != nil:
-		return nil, err
 	}
-	return nil, &Error{Status: http.StatusServiceUnavailable, Err: err}
+	return nil, lookupError(r.Context(), err)
 }
 
 // IdentityFrom returns the Identity that Auth or WithIdentity stored, and whether there is one.

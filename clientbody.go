@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"os"
 	"sync"
 	"time"
 )
@@ -140,12 +139,8 @@ func (b *clientBody) end(n int, err error) error {
 	if b.eof && b.limits.timer != nil {
 		b.limits.timer.Stop()
 	}
-	switch {
-	case b.reason != nil:
-	case errors.Is(err, errSlowClient): // src is a clientBody, too
-		b.reason = err
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		b.reason = slowClient(errors.New("the server's read deadline has passed"))
+	if b.reason == nil {
+		b.reason = slowRead(err)
 	}
 	b.cond.Broadcast()
 	if b.reason != nil && !(b.eof && !b.limits.interrupted) {

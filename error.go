@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math"
 	"net/http"
@@ -191,7 +190,7 @@ func logPanic(message string, p any, name slog.Attr) error {
 func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	gone := leftEarly(r.Context())
 	if gone && servingFrom(r.Context()).hasCut() {
-		gone, err = false, &Error{Status: http.StatusServiceUnavailable, Err: fmt.Errorf("%w: %w", errServerStopped, err)}
+		gone, err = false, serverStopped(err)
 	}
 	e := finish(err)
 	answerError(w, r, e, result{err: e, gone: gone})

@@ -325,7 +325,7 @@ func (ex *exchange) tunneled(sent, received int64) {
 func (ex *exchange) rejected() bool {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
-	return ex.noted && (ex.outcome == OutcomeRejected || ex.outcome == OutcomeUnavailable)
+	return ex.noted && isRefused(ex.outcome)
 }
 
 // end decides how the exchange ended, and with which status, for the outermost middleware, whose writer is w.

@@ -228,17 +228,6 @@ func (t *handlerTrip) failure(panicked any) error {
 	return io.ErrUnexpectedEOF
 }
 
-// panicError is a panic that became an error. No upstream is to blame for it.
-type panicError struct{ value any }
-
-func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
-
-// isPanic reports whether err began as a panic in this process.
-func isPanic(err error) bool {
-	var p *panicError
-	return errors.As(err, &p)
-}
-
 // Header returns the fields that the handler sets.
 func (t *handlerTrip) Header() http.Header { return t.head.header }
 

@@ -102,11 +102,11 @@ func (in *introspection) ask(ctx context.Context, token string) (*flightcache.En
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, introspectionAway(err)
+		return nil, undecidedBy("introspection", err)
 	}
 	answer, err := rawjson.DecodeObject(body, len(body))
 	if err != nil {
-		return nil, introspectionAway(err)
+		return nil, undecidedBy("introspection", err)
 	}
 	id, err := in.judge(answer, now)
 	if err != nil {
@@ -142,7 +142,7 @@ func (in *introspection) judge(answer map[string]any, now time.Time) (*Identity,
 	active, ok := answer["active"].(bool)
 	switch {
 	case !ok:
-		return nil, introspectionAway(errors.New("an answer without active"))
+		return nil, undecidedBy("introspection", errors.New("an answer without active"))
 	case !active:
 		return nil, badCredentials("the token is not active")
 	}
@@ -154,7 +154,7 @@ func (in *introspection) judge(answer map[string]any, now time.Time) (*Identity,
 		audErr = nil
 	}
 	if err := errors.Join(err, nbfErr, audErr); err != nil {
-		return nil, introspectionAway(err)
+		return nil, undecidedBy("introspection", err)
 	}
 	switch {
 	case exp != nil && !now.Before(exp.Time):
@@ -165,9 +165,4 @@ func (in *introspection) judge(answer map[string]any, now time.Time) (*Identity,
 		return nil, badCredentials(fmt.Sprintf("the token is for the audience %q, not for %q", aud, in.opts.Audience))
 	}
 	return c.identity(), nil
-}
-
-// introspectionAway is the error when the endpoint gave no usable answer.
-func introspectionAway(err error) error {
-	return &Error{Status: http.StatusServiceUnavailable, Err: fmt.Errorf("gateway: introspection: %w", err)}
 }

@@ -47,11 +47,7 @@ func keyFrom(ctx context.Context, keys KeySource, kid, alg string) (any, error) 
 	if err == nil {
 		return key, nil
 	}
-	var e *Error
-	if errors.Is(err, ErrUnauthenticated) || errors.As(err, &e) || ctx.Err() != nil {
-		return nil, err
-	}
-	return nil, &Error{Status: http.StatusServiceUnavailable, Err: err}
+	return nil, lookupError(ctx, err)
 }
 
 // staticKeys is a KeySource whose keys never change.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/seed-96248d0c/gateway/internal/neterror"
 )
@@ -140,8 +141,16 @@ func blameServer(ctx context.Context, o Outcome, err error) (Outcome, error) {
 	if o != OutcomeClientCanceled || !servingFrom(ctx).hasCut() {
 		return o, err
 	}
-	err = &Error{Status: http.StatusServiceUnavailable, Err: errServerStopped}
-	return result{refused: true}.outcome(), err
+	return result{refused: true}.outcome(), serverStopped(nil)
+}
+
+// serverStopped returns the 503 for a request that Serve cut off. err is the error that this caused, or nil.
+func serverStopped(err error) error {
+	stopped := errServerStopped
+	if err != nil {
+		stopped = fmt.Errorf("%w: %w", errServerStopped, err)
+	}
+	return &Error{Status: http.StatusServiceUnavailable, Err: stopped}
 }
 
 // isRefusal reports whether err is a refusal by the gateway, for which no upstream is to blame.
@@ -157,6 +166,25 @@ func isRefusal(err error) bool {
 // couldNotDecide reports whether e, the error of an Authenticator, a Limiter or a KeyFunc, means that it
 // could not decide. Every 5xx does; any other status is a refusal.
 func couldNotDecide(e *Error) bool { return e.Status >= 500 }
+
+// lookupError returns the error of an Authenticator for err, which a KeySource or a user's function returned. A
+// refusal, an *Error and the error of a request that has ended stay as they are. Any other error means that it
+// could not be decided who is calling.
+func lookupError(ctx context.Context, err error) error {
+	var own *Error
+	if errors.Is(err, ErrUnauthenticated) || errors.As(err, &own) || ctx.Err() != nil {
+		return err
+	}
+	return &Error{Status: http.StatusServiceUnavailable, Err: err}
+}
+
+// undecidedBy returns the 503 for a request about which a policy could not decide. name is the policy's, for the log.
+func undecidedBy(name string, err error) error {
+	return &Error{Status: http.StatusServiceUnavailable, Err: fmt.Errorf("gateway: %s: %w", name, err)}
+}
+
+// isRefused reports whether o means that the gateway refused the request, or could not decide whether to.
+func isRefused(o Outcome) bool { return o == OutcomeRejected || o == OutcomeUnavailable }
 
 // isFailure reports whether o counts as an error in the RED method.
 func isFailure(o Outcome) bool {
@@ -334,7 +362,7 @@ func attemptError(r *http.Request, err error) error {
 	case mayBeTooLarge(r, err):
 		return &Error{Status: http.StatusRequestHeaderFieldsTooLarge, Err: err}
 	case context.Cause(ctx) == ErrTimeout, ctx.Err() == context.DeadlineExceeded:
-		return fmt.Errorf("%w: %w", ErrTimeout, hideCanceled{err})
+		return timedOut(err)
 	case leftEarly(ctx):
 		if errors.Is(err, context.Canceled) {
 			return err
@@ -372,3 +400,164 @@ func mayBeTooLarge(r *http.Request, err error) bool {
 type hideCanceled struct{ err error }
 
 func (h hideCanceled) Error() string { return h.err.Error() }
+
+// timedOut wraps the error with which a round trip failed because its time was over.
+func timedOut(err error) error { return fmt.Errorf("%w: %w", ErrTimeout, hideCanceled{err}) }
+
+// panicError is a panic that became an error. No upstream is to blame for it.
+type panicError struct{ value any }
+
+func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
+
+// isPanic reports whether err began as a panic in this process.
+func isPanic(err error) bool {
+	var p *panicError
+	return errors.As(err, &p)
+}
+
+// roundTripError returns the error of an attempt that got no response. err is the transport's for out. If the client
+// was the cause, the error is the client's.
+func (a *attempt) roundTripError(out *http.Request, err error) error {
+	err = fmt.Errorf("target %s: %w", a.member.URL.Redacted(), attemptError(out, err))
+	if cause := a.body.cause(); bodyIsCause(cause, leftEarly(a.client)) {
+		return cause
+	}
+	switch {
+	case errors.Is(err, errSlowClient), leftEarly(a.client):
+		return err
+	case a.client.Err() == context.DeadlineExceeded:
+		if a.clock.late() || a.clock.clientTime() > time.Since(a.start)/2 {
+			return slowClient(err)
+		}
+	case errors.Is(err, ErrBadGateway) && a.clock.stalled() && !neterror.Unsent(err):
+		return slowClient(fmt.Errorf("%w: the target broke off while it waited for the rest of the body", err))
+	}
+	if a.pastOwnDeadline() {
+		return clientDeadline(err)
+	}
+	return err
+}
+
+// failedByClient returns the error that takes the place of a 5xx for which the client may be the reason: the target waited
+// for its body, in vain, until a limit of its own. A target that fails at once is to blame, whatever its client has still
+// to send. A status of gRPC stays: its streams are often open and quiet.
+func (a *attempt) failedByClient(res *http.Response) error {
+	if res.StatusCode < 500 || isGRPC(res.Header) || !a.clock.keptWaiting() {
+		return nil
+	}
+	return slowClient(fmt.Errorf("the target answered %d while it waited for the rest of the body", res.StatusCode))
+}
+
+// bodyError returns the error of an attempt whose response was cut off. err is the error of the read.
+func (a *attempt) bodyError(err error) error {
+	if cause := a.body.cause(); cause != nil && !leftEarly(a.client) {
+		return cause
+	}
+	switch {
+	case a.pastOwnDeadline():
+		return clientDeadline(err)
+	case neterror.EnhanceYourCalm(err):
+		return fmt.Errorf("%w: %w", ErrOverloaded, err)
+	}
+	return err
+}
+
+// hurried reports whether the caller's time ran out before the target had a fair share of it, which is a half: the time went
+// to what came before, such as another part of an aggregate. To this attempt, its caller then just left.
+func (a *attempt) hurried() bool {
+	if a.client.Err() != context.DeadlineExceeded {
+		return false
+	}
+	limit, _ := a.client.Value(allowanceKey{}).(time.Duration)
+	return time.Since(a.start) < limit/2
+}
+
+// mayBeTargets reports whether an attempt may have failed with err because of its target, so that another target may
+// answer. A target that broke off while the client was slow may also just have died.
+func mayBeTargets(err error) bool {
+	switch (result{err: err}).outcome() {
+	case OutcomeTimeout, OutcomeUpstreamError:
+		return true
+	}
+	return errors.Is(err, errSlowClient) && errors.Is(err, ErrBadGateway)
+}
+
+// bodyIsCause reports whether a request failed because of cause, the error of a read of its body. left is whether the
+// client seems to have left. The failed read of a slow client cancels the context, as a client that leaves does.
+func bodyIsCause(cause error, left bool) bool {
+	return cause != nil && (errors.Is(cause, errSlowClient) || !left)
+}
+
+// forwardError returns the error of a request for which Proxy has no response. cause is the error of a read of its
+// body, for which the transport may have returned err, an error of its own. slow is whether the client sent its body
+// too slowly, and left whether it left.
+func forwardError(err, cause error, slow, left bool) error {
+	if cause != nil && (slow || !left) {
+		err = cause
+	}
+	if left && !errors.Is(err, errSlowClient) {
+		return errClientLeft
+	}
+	return err
+}
+
+// cutOff returns the outcome of a request whose response had begun and was cut off by err, and the error for the log.
+func (f *forwarding) cutOff(err error) (Outcome, error) {
+	gone := leftEarly(f.in.Context())
+	if f.body != nil {
+		if cause := f.body.cause(); bodyIsCause(cause, gone) {
+			err, gone = cause, false
+		}
+	}
+	o := result{err: err, began: true, gone: gone}.outcome()
+	switch {
+	case o == OutcomeClientCanceled && gone:
+		err = errClientLeft
+	case o != OutcomeClientCanceled && o != OutcomeRejected:
+		err = fmt.Errorf("%w: body of the response: %w", ErrBadGateway, err)
+	}
+	return o, err
+}
+
+// slowRead returns the 408 for a read of a client's body that failed with err, and nil if err does not show that the
+// client was slow.
+func slowRead(err error) error {
+	switch {
+	case errors.Is(err, errSlowClient): // the body that was read is a clientBody, too
+		return err
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return slowClient(errors.New("the server's read deadline has passed"))
+	}
+	return nil
+}
+
+// partError is attemptError for any RoundTripper. A context.Canceled that the part's own context did not cause is
+// a failure of the RoundTripper.
+func partError(req *http.Request, err error) error {
+	if errors.Is(err, context.Canceled) && req.Context().Err() == nil {
+		err = hideCanceled{err}
+	}
+	return attemptError(req, err)
+}
+
+// partOutcome returns the outcome of a part whose response is a failure. A gateway inside a HandlerTransport has
+// recorded more than a 5xx shows, such as a refusal or a timeout.
+func partOutcome(res *http.Response) Outcome {
+	if body, ok := res.Body.(handlerBody); ok && res.StatusCode >= 500 {
+		if o, noted := body.noted(); noted && o != OutcomeOK {
+			return o
+		}
+	}
+	return result{err: ErrBadGateway}.outcome()
+}
+
+// partStatus returns the status of the answer when a required part ended with o.
+func partStatus(o Outcome) int {
+	switch o {
+	case OutcomeRejected, OutcomeUnavailable:
+		return http.StatusServiceUnavailable
+	case OutcomeTimeout:
+		return http.StatusGatewayTimeout
+	}
+	return http.StatusBadGateway
+}

@@ -399,15 +399,6 @@ func (f *fanout) read(res *http.Response) ([]byte, error) {
 	}
 }
 
-// partError is attemptError for any RoundTripper. A context.Canceled that the part's own context did not cause is
-// a failure of the RoundTripper.
-func partError(req *http.Request, err error) error {
-	if errors.Is(err, context.Canceled) && req.Context().Err() == nil {
-		err = hideCanceled{err}
-	}
-	return attemptError(req, err)
-}
-
 // fail returns the failure of a part that ended with r.
 func (p *part) fail(r result) *partFailure {
 	f := &partFailure{outcome: r.outcome(), err: &Error{Header: make(http.Header)}}
@@ -433,20 +424,13 @@ func (p *part) fail(r result) *partFailure {
 // failStatus returns the failure of a part that was answered with a status other than 2xx.
 func (p *part) failStatus(res *http.Response) *partFailure {
 	code := res.StatusCode
-	cause := fmt.Errorf("answered %d", code)
-	f := &partFailure{err: &Error{Header: make(http.Header), Err: fmt.Errorf("gateway: part %q: %w", p.Name, cause)}}
+	f := &partFailure{err: &Error{Header: make(http.Header), Err: fmt.Errorf("gateway: part %q: answered %d", p.Name, code)}}
 	switch code {
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusGone, http.StatusTooManyRequests:
 		f.outcome = result{status: code}.outcome()
 		f.err.Status = code
 	default:
-		f.outcome = result{err: fmt.Errorf("%w: %w", ErrBadGateway, cause)}.outcome()
-		// A gateway inside the handler has recorded more than the status tells: a refusal, a timeout.
-		if body, ok := res.Body.(handlerBody); ok && code >= 500 {
-			if o, noted := body.noted(); noted && o != OutcomeOK {
-				f.outcome = o
-			}
-		}
+		f.outcome = partOutcome(res)
 		f.err.Status = partStatus(f.outcome)
 	}
 	switch f.err.Status {
@@ -460,15 +444,4 @@ func (p *part) failStatus(res *http.Response) *partFailure {
 		}
 	}
 	return f
-}
-
-// partStatus returns the status of the answer when a required part ended with o.
-func partStatus(o Outcome) int {
-	switch o {
-	case OutcomeRejected, OutcomeUnavailable:
-		return http.StatusServiceUnavailable
-	case OutcomeTimeout:
-		return http.StatusGatewayTimeout
-	}
-	return http.StatusBadGateway
 }

@@ -569,19 +569,17 @@ func (f *forwarding) rewrite(out *http.Request) (rewritten *http.Request, releas
 
 // fail answers a request that got no response that can be passed on.
 func (f *forwarding) fail(err error) {
+	var cause error
+	slow := false
 	if f.body != nil {
-		slow := f.body.client.settle()
-		if cause := f.body.cause(); cause != nil && (slow != nil || !leftEarly(f.in.Context())) {
-			err = cause // the transport may have replaced it by an error of its own
-		}
+		slow = f.body.client.settle() != nil
+		cause = f.body.cause()
 		f.body.prepareRefusal()
 	}
-	switch {
-	case errors.Is(err, errSlowClient):
+	err = forwardError(err, cause, slow, leftEarly(f.in.Context()))
+	if errors.Is(err, errSlowClient) {
 		refuse(f.w, f.in, err) // the client did not leave, though the failed read has canceled its context
 		return
-	case leftEarly(f.in.Context()):
-		err = errClientLeft
 	}
 	WriteError(f.w, f.in, err)
 }
@@ -684,29 +682,11 @@ func (f *forwarding) answerBody(body io.Reader, length int64) error {
 		f.ex.note(result{gone: true}.outcome(), writeErr)
 		return writeErr
 	case readErr != nil:
-		f.noteCut(readErr)
+		f.ex.note(f.cutOff(readErr))
 		_ = f.w.FlushError() // the client gets what was read before the error
 		return readErr
 	}
 	return nil
-}
-
-// noteCut records why a response that had begun was not complete.
-func (f *forwarding) noteCut(err error) {
-	gone := leftEarly(f.in.Context())
-	if f.body != nil {
-		if cause := f.body.cause(); cause != nil && (errors.Is(cause, errSlowClient) || !gone) {
-			err, gone = cause, false
-		}
-	}
-	o := result{err: err, began: true, gone: gone}.outcome()
-	switch {
-	case o == OutcomeClientCanceled && gone:
-		err = errClientLeft
-	case o != OutcomeClientCanceled && o != OutcomeRejected:
-		err = fmt.Errorf("%w: body of the response: %w", ErrBadGateway, err)
-	}
-	f.ex.note(o, err)
 }
 
 // answerTrailer sets the trailers of the response, of which announced many were announced before its body.

@@ -418,11 +418,11 @@ func (h *rateLimit) refused(name string, wait time.Duration) *Error {
 
 // undecided answers a request about which the limiter returned err instead of a decision.
 func (h *rateLimit) undecided(ex *exchange, w http.ResponseWriter, r *http.Request, err error) {
-	if r.Context().Err() == context.Canceled {
+	if leftEarly(r.Context()) {
 		WriteError(w, r, context.Canceled)
 		return
 	}
-	err = &Error{Status: http.StatusServiceUnavailable, Err: fmt.Errorf("gateway: rate limiter: %w", err)}
+	err = undecidedBy("rate limiter", err)
 	if h.opened == nil {
 		h.deny(ex, w, r, err)
 		return

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -128,13 +127,8 @@ func (u *Upstream) mayRetry(r *http.Request, body *replay, n, status int, err er
 	}
 	unsent := false
 	if err != nil {
-		switch (result{err: err}).outcome() {
-		case OutcomeTimeout, OutcomeUpstreamError:
-		default:
-			// A target that broke off while the client was slow may also just have died.
-			if !errors.Is(err, errSlowClient) || !errors.Is(err, ErrBadGateway) {
-				return false
-			}
+		if !mayBeTargets(err) {
+			return false
 		}
 		unsent = neterror.Unsent(err)
 	} else if !slices.Contains(o.Statuses, status) {

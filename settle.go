@@ -77,7 +77,7 @@ func (s *settlement) end() {
 	}
 	used := s.used(panicked)
 	actual := max(0, s.h.opts.Settle(s.r, used))
-	if s.h.opts.Refund && !s.noted && (used.Outcome == OutcomeRejected || used.Outcome == OutcomeUnavailable) {
+	if s.h.opts.Refund && !s.noted && isRefused(used.Outcome) {
 		actual = 0
 	}
 	ctx := context.WithoutCancel(s.r.Context()) // the client may have left

@@ -317,7 +317,7 @@ func (c directCall) sendStandard(t *http.Transport, r *http.Request) (*http.Resp
 	}
 	if err != nil {
 		if context.Cause(ctx) == ErrTimeout {
-			err = fmt.Errorf("%w: %w", ErrTimeout, hideCanceled{err})
+			err = timedOut(err)
 		}
 		cancel(nil)
 	}
