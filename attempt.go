@@ -472,7 +472,12 @@ func (a *attempt) Buffered() int {
 
 // whole returns the result of an attempt that has a response.
 func (a *attempt) whole() result {
-	return result{status: a.status, grpc: grpcCall{a.grpc, a.within > 0}}
+	call := grpcCall{a.grpc, a.within > 0}
+	if a.grpc == grpcDeadlineExceeded && a.clock.keptWaiting() {
+		call.excused = true
+		exchangeFrom(a.client).excuse()
+	}
+	return result{status: a.status, grpc: call}
 }
 
 // correct records that a response which began well ended as res.

@@ -82,6 +82,7 @@ func TestBlameSlowBody(t *testing.T) {
 		{name: "Timeout", mw: func(*gateway.Circuit) gateway.Middleware { return gateway.Timeout(800 * time.Millisecond) },
 			takes: 200 * time.Millisecond, pause: 700 * time.Millisecond, status: 408},
 		{name: "the target's own limit, 500", limit: 1100 * time.Millisecond, fails: 500, pause: -1, status: 408},
+		{name: "the target's own short limit, 500", limit: 300 * time.Millisecond, fails: 500, pause: -1, status: 408},
 		{name: "the target's own limit, 503", limit: 1100 * time.Millisecond, fails: 503, pause: -1, status: 408},
 	} {
 		for _, behind := range []string{http1, h2c} {
@@ -126,6 +127,55 @@ func TestBlameSlowBody(t *testing.T) {
 				checkBlameless(t, c, up)
 			})
 		}
+	}
+}
+
+// TestBlameSlowMessages: a gRPC server's own deadline for a stream passes while its client sends no message.
+func TestBlameSlowMessages(t *testing.T) {
+	for _, alone := range []bool{true, false} {
+		t.Run(fmt.Sprintf("alone %v", alone), func(t *testing.T) {
+			t.Parallel()
+			c, outer := gateway.NewCircuit("c", nil), gateway.NewCircuit("outer", nil)
+			up := lateTarget(t, h2c, gateway.UpstreamOptions{Circuit: c}, 300*time.Millisecond, func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "application/grpc")
+				name := "Grpc-Status"
+				if !alone {
+					w.(http.Flusher).Flush()
+					name = http.TrailerPrefix + name
+				}
+				io.Copy(io.Discard, r.Body)
+				w.Header().Set(name, "4")
+			})
+			j, observe := observed()
+			front := serveProtocol(t, http2, observe(gateway.Breaker(outer, nil)(gateway.Proxy(up, nil))))
+			var clients sync.WaitGroup
+			for range 6 {
+				clients.Go(func() {
+					body, unsent := io.Pipe()
+					defer unsent.Close()
+					req, _ := http.NewRequestWithContext(t.Context(), "POST", front.URL+"/svc/M", body)
+					req.Header.Set("Content-Type", "application/grpc")
+					res, err := front.Client().Do(req)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					io.Copy(io.Discard, res.Body)
+					res.Body.Close()
+					if res.Header.Get("Grpc-Status")+res.Trailer.Get("Grpc-Status") != "4" {
+						t.Errorf("header %v, trailer %v", res.Header, res.Trailer)
+					}
+				})
+			}
+			clients.Wait()
+			for range 6 {
+				if line := j.next(t); line["outcome"] != "client_canceled" {
+					t.Errorf("logged %v", line)
+				}
+			}
+			checkBlameless(t, c, up)
+			checkBlameless(t, outer, up)
+		})
 	}
 }
 

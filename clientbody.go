@@ -367,6 +367,8 @@ const (
 	stuckFor = time.Second
 	// stalledFor is how long a client has to send nothing before it is the reason why a target breaks off.
 	stalledFor = 25 * time.Millisecond
+	// unsentFor is how long a client has to send nothing before it is the reason why a target answers with an error.
+	unsentFor = 100 * time.Millisecond
 )
 
 // clients reports whether the request, whose time ran out, was late because of its client: the body is not complete,
@@ -392,5 +394,12 @@ func (t *turn) stalled() bool {
 	return t.clients() && t.reading && time.Since(t.since) >= stalledFor || t.keptWaiting()
 }
 
-// keptWaiting reports whether the body has been late for so long that a limit of the target's own may have passed.
-func (t *turn) keptWaiting() bool { return t.clients() && time.Since(t.began) >= stuckFor }
+// keptWaiting reports whether the body has been late for so long that a limit of the target's own may have passed: the
+// body has taken long, or the client has sent nothing for most of the time.
+func (t *turn) keptWaiting() bool {
+	if !t.clients() {
+		return false
+	}
+	whole, pause := time.Since(t.began), time.Since(t.since)
+	return whole >= stuckFor || t.reading && pause >= unsentFor && pause >= whole/2
+}

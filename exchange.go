@@ -122,6 +122,7 @@ type ended struct {
 	err     error    // why; for the log and the span
 	remarks []string // what went wrong without changing the answer; for the log
 	tunnel  *tunnel  // nil unless Proxy has taken over the connection
+	excused bool     // a gRPC status DEADLINE_EXCEEDED is the client's doing: it kept the target waiting for messages
 }
 
 // spending is what the handlers inside have reported by AddUnits. No other record inherits it.
@@ -321,6 +322,15 @@ func (ex *exchange) tunneled(sent, received int64) {
 	}
 }
 
+// excuse records that the client's own messages came so late that the target's deadline for a gRPC call passed.
+func (ex *exchange) excuse() {
+	for ; ex != nil; ex = ex.whole {
+		ex.mu.Lock()
+		ex.excused = true
+		ex.mu.Unlock()
+	}
+}
+
 // rejected reports whether the gateway is known to have refused the request.
 func (ex *exchange) rejected() bool {
 	ex.mu.Lock()
@@ -386,7 +396,7 @@ func (w *responseWriter) grpc() (call grpcCall) {
 		call.status = grpcStatusIn(h, http.TrailerPrefix)
 	}
 	if call.status != 0 {
-		call.hasDeadline = hasGRPCTimeout(w.ex.req)
+		call.excused = w.ex.excused || hasGRPCTimeout(w.ex.req)
 	}
 	return call
 }

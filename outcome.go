@@ -21,7 +21,7 @@ import (
 // UNIMPLEMENTED as 501, and UNKNOWN, INTERNAL and DATA_LOSS as 500. The others are OutcomeOK, as a 4xx is.
 // To a circuit INTERNAL is a 501 too: servers answer it to every malformed message and field of metadata.
 // DEADLINE_EXCEEDED is OutcomeClientCanceled if the client itself chose the deadline, in the field
-// Grpc-Timeout. When a status of failure arrives in the trailers, circuits and health checks have already
+// Grpc-Timeout, or if the client has still messages to send and has kept the target waiting for them. When a status of failure arrives in the trailers, circuits and health checks have already
 // counted the header as a success. They then replace that success by a failure, as for a response that is cut
 // off.
 type Outcome int
@@ -74,13 +74,14 @@ type result struct {
 
 // grpcCall is what is known of a call of gRPC.
 type grpcCall struct {
-	status      grpcStatus
-	hasDeadline bool // the client chose one
+	status  grpcStatus
+	excused bool // the client chose the deadline, or kept the target waiting for its messages
 }
 
-// expired reports whether the client's own deadline ended the call. Any client can choose a deadline that no server
-// meets, so this is like a client that leaves.
-func (c grpcCall) expired() bool { return c.status == grpcDeadlineExceeded && c.hasDeadline }
+// expired reports whether a deadline ended the call for which the client is the reason. Any client can choose a
+// deadline that no server meets, or leave its messages unsent until the server's own has passed. So this is like a
+// client that leaves.
+func (c grpcCall) expired() bool { return c.status == grpcDeadlineExceeded && c.excused }
 
 // answered returns the status that decides the outcome: that of HTTP, or the 5xx that corresponds to the
 // status of gRPC. For example, UNAVAILABLE is a 503.
