@@ -109,6 +109,9 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	}
 	out := &a.out
 	out.URL = &a.url
+	if out.Host == "" && a.url.Scheme == schemeUnix {
+		out.Host = unixHost
+	}
 	res, err := u.send(out, body, &a.clock, call)
 	if expired := a.clock.stop(); expired && err == nil {
 		// The headers arrived just as the time ran out. The body is canceled already.
@@ -572,16 +575,19 @@ func (l clientLabels) AttributeSet() attribute.Set {
 		attribute.String("http.request.method", l.method),
 		attribute.String("gateway.upstream.name", l.upstream),
 		attribute.String("gateway.outcome", l.outcome.String()),
-		attribute.String("server.address", l.target.Hostname()),
 	)
-	port, err := strconv.Atoi(l.target.Port())
-	if err != nil {
-		port = 80
-		if l.target.Scheme == "https" {
-			port = 443
+	if l.target.Scheme == schemeUnix {
+		attrs = append(attrs, attribute.String("server.address", l.target.Path))
+	} else {
+		port, err := strconv.Atoi(l.target.Port())
+		if err != nil {
+			port = 80
+			if l.target.Scheme == "https" {
+				port = 443
+			}
 		}
+		attrs = append(attrs, attribute.String("server.address", l.target.Hostname()), attribute.Int("server.port", port))
 	}
-	attrs = append(attrs, attribute.Int("server.port", port))
 	if l.status != 0 {
 		attrs = append(attrs, attribute.Int("http.response.status_code", l.status))
 	}

@@ -418,7 +418,11 @@ func (u *Upstream) probeTarget(ctx context.Context, m *member) error {
 	defer cancel()
 	link := *u.probe
 	aim(&link, m.URL)
-	r := (&http.Request{Method: http.MethodGet, URL: &link, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	host := ""
+	if link.Scheme == schemeUnix {
+		host = unixHost
+	}
+	r := (&http.Request{Method: http.MethodGet, URL: &link, Host: host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: http.Header{"User-Agent": {"gateway-health"}}}).WithContext(ctx)
 	res, err := u.opts.Transport.RoundTrip(r)
 	if err != nil {

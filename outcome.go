@@ -391,7 +391,7 @@ func mayBeTooLarge(r *http.Request, err error) bool {
 	case cause == nil:
 		return true
 	case errors.Is(cause, ErrTimeout):
-		return r.URL.Scheme != "http" // HTTP/1.1 is not tried again
+		return r.URL.Scheme != "http" && r.URL.Scheme != schemeUnix // HTTP/1.1 is not tried again
 	}
 	return false
 }

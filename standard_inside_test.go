@@ -1,10 +1,13 @@
 package gateway
 
 import (
+	"context"
 	"crypto/tls"
+	"encoding/hex"
 	"flag"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 )
@@ -51,13 +54,31 @@ func standardHTTP(opts *TransportOptions, other *http.Transport) *http.Transport
 	t := other.Clone()
 	t.Protocols = new(http.Protocols)
 	t.Protocols.SetHTTP1(true)
-	t.DialContext = (&net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second}).DialContext
+	t.DialContext = dialStandard(&net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second})
 	t.TLSHandshakeTimeout = timeout
 	t.TLSClientConfig = o.TLS.Clone()
 	if t.TLSClientConfig == nil {
 		t.TLSClientConfig = new(tls.Config)
 	}
 	return t
+}
+
+// socketSuffix marks a host that is the path of a Unix socket in hexadecimal, which net/http does not take as it is.
+const socketSuffix = ".socket.test"
+
+// dialStandard dials for net/http's transport.
+func dialStandard(dialer *net.Dialer) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	dial := dialPatiently(dialer)
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if name, ok := strings.CutSuffix(addr, socketSuffix+":80"); ok {
+			path, err := hex.DecodeString(name)
+			if err != nil {
+				return nil, err
+			}
+			network, addr = schemeUnix, string(path)
+		}
+		return dial(ctx, network, addr)
+	}
 }
 
 type standardTransport struct{ http, h2c, upgrades *http.Transport }
@@ -69,6 +90,9 @@ func (t *standardTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return t.h2c.RoundTrip(asHTTP(r, upgrade))
 	case upgrade && r.URL.Scheme == "https":
 		return t.upgrades.RoundTrip(r)
+	case r.URL.Scheme == schemeUnix:
+		r = asHTTP(r, false)
+		r.URL.Host = hex.EncodeToString([]byte(r.URL.Host)) + socketSuffix
 	}
 	return t.http.RoundTrip(r)
 }

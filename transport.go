@@ -19,6 +19,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/seed-96248d0c/gateway/internal/h1"
+	"github.com/seed-96248d0c/gateway/internal/neterror"
 )
 
 // TransportOptions configures the connections of a transport. The zero value selects the defaults.
@@ -47,9 +48,10 @@ const maxResponseHeaderBytes = 1 << 20
 
 // NewTransport returns a transport for UpstreamOptions.Transport. With nil options it is like the one that
 // upstreams use by default. It speaks HTTP/1.1 and, over TLS, HTTP/2. For URLs with the scheme h2c it speaks
-// HTTP/2 without TLS. It ignores the environment's proxy settings, does not decompress responses, and accepts
-// at most 1 MiB of response header. It is safe for concurrent use. NewTransport panics on a negative option
-// other than Ping.
+// HTTP/2 without TLS. For URLs with the scheme unix it speaks HTTP/1.1 to the socket whose path is the URL's Host; to
+// teach the scheme to a transport of net/http, call its RegisterProtocol("unix", NewTransport(nil)). It ignores the
+// environment's proxy settings, does not decompress responses, and accepts at most 1 MiB of response header. It is
+// safe for concurrent use. NewTransport panics on a negative option other than Ping.
 //
 // An upgrade, such as to WebSocket, needs HTTP/1.1. For https targets, upgrades use separate connections that
 // offer only HTTP/1.1. For h2c targets, the field Upgrade is removed, as if the target had ignored it (RFC
@@ -94,7 +96,7 @@ func NewTransport(opts *TransportOptions) http.RoundTripper {
 // http1 returns a transport that speaks HTTP/1.1, and offers these protocols over TLS.
 func (o *TransportOptions) http1(dialer *net.Dialer, offer ...string) *h1.Transport {
 	return h1.New(&h1.Options{
-		Dial:                dialer.DialContext,
+		Dial:                dialPatiently(dialer),
 		TLS:                 o.TLS,
 		Offer:               offer,
 		DialTimeout:         o.DialTimeout,
@@ -105,6 +107,25 @@ func (o *TransportOptions) http1(dialer *net.Dialer, offer ...string) *h1.Transp
 		MaxPerHost:          o.MaxPerHost,
 		MaxHeaderBytes:      maxResponseHeaderBytes,
 	})
+}
+
+// dialPatiently is dialer.DialContext, but it dials a Unix socket again that has no room for another connection now. The
+// kernel refuses such a dial at once (EAGAIN), where with TCP it would let it wait.
+func dialPatiently(dialer *net.Dialer) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		const longest = 20 * time.Millisecond
+		for pause := time.Millisecond; ; pause = min(2*pause, longest) {
+			conn, err := dialer.DialContext(ctx, network, addr)
+			if network != schemeUnix || !neterror.BacklogFull(err) {
+				return conn, err
+			}
+			select {
+			case <-ctx.Done():
+				return nil, err
+			case <-time.After(pause):
+			}
+		}
+	}
 }
 
 // http2 returns a transport of net/http for which the protocols are to be set.
@@ -167,7 +188,13 @@ type directCall struct {
 
 // speaksHTTP1 reports whether a request to u is sent by HTTP/1.1, as far as is known.
 func (t *transport) speaksHTTP1(u *url.URL, upgrade bool) bool {
-	return (u.Scheme == "http" || u.Scheme == "https" && (upgrade || t.chooses(u.Host))) && isASCII(u.Host)
+	switch u.Scheme {
+	case schemeUnix:
+		return true
+	case "http":
+		return isASCII(u.Host)
+	}
+	return u.Scheme == "https" && (upgrade || t.chooses(u.Host)) && isASCII(u.Host)
 }
 
 // chooses reports whether it is known that a target of scheme https chose HTTP/1.1 last.
@@ -201,6 +228,8 @@ func (t *transport) do(r *http.Request, call directCall) (*http.Response, error)
 	switch {
 	case r.URL.Scheme == "h2c":
 		return call.sendStandard(t.h2c, asHTTP(r, upgrade))
+	case r.URL.Scheme == schemeUnix:
+		return call.send(t.h1, r)
 	case !isASCII(r.URL.Host):
 		return call.sendStandard(t.idn, r)
 	case r.URL.Scheme != "https":

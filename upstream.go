@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
@@ -21,7 +22,7 @@ import (
 
 // Target is one server of an Upstream.
 type Target struct {
-	URL    *url.URL // scheme http, https or h2c; its path, if any, is put before the request's
+	URL    *url.URL // scheme http, https or h2c, and its path, if any, is put before the request's; or unix, with the socket's path
 	Weight int      // share of the requests relative to other targets, at most 1,000,000; 0 means 1
 }
 
@@ -29,7 +30,11 @@ type Target struct {
 const maxWeight = 1_000_000
 
 // ParseTargets returns one target for each URL, such as "http://10.0.0.1:8080". It returns an error for a URL
-// that has no host, has a scheme other than http, https and h2c, or has a user, a query or a fragment.
+// that has no host, has a scheme other than http, https, h2c and unix, or has a user, a query or a fragment.
+//
+// "unix:///run/app.sock" is a server that speaks HTTP/1.1 on the Unix socket /run/app.sock. Such a URL has no host.
+// The Host that is sent is localhost unless ProxyOptions.PreserveHost keeps the client's. In metrics,
+// server.address is the socket's path.
 func ParseTargets(rawURLs ...string) ([]Target, error) {
 	targets := make([]Target, 0, len(rawURLs))
 	for _, raw := range rawURLs {
@@ -62,14 +67,40 @@ func checkTarget(u *url.URL) error {
 	switch {
 	case u == nil:
 		return errors.New("target without a URL")
+	case u.Scheme == schemeUnix:
+		return checkSocket(u)
 	case u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "h2c":
-		return fmt.Errorf("target %q: scheme must be http, https or h2c", u.Redacted())
+		return fmt.Errorf("target %q: scheme must be http, https, h2c or unix", u.Redacted())
 	case u.Hostname() == "" || u.Opaque != "":
 		return fmt.Errorf("target %q: no host", u.Redacted())
 	case u.Port() != "" && !validPort(u.Port()):
 		return fmt.Errorf("target %q: port must be between 1 and 65535", u.Redacted())
 	case u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
 		return fmt.Errorf("target %q: must not have a user, a query or a fragment", u.Redacted())
+	}
+	return nil
+}
+
+// schemeUnix is the scheme of a target on a Unix socket. A transport gets the socket's path as the URL's Host.
+const (
+	schemeUnix = "unix"
+	unixHost   = "localhost" // the Host that is sent to such a target, as by nginx
+)
+
+// maxSocketPath is the longest path of a socket that Linux accepts, in bytes. Other systems accept less.
+const maxSocketPath = 107
+
+// checkSocket returns an error for a URL of the scheme unix that names no socket.
+func checkSocket(u *url.URL) error {
+	switch {
+	case u.Host != "" || u.Opaque != "" || u.User != nil || u.Path == "" || u.Path[0] != '/':
+		return fmt.Errorf("target %q: must have the form unix:///path/of/socket", u.Redacted())
+	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
+		return fmt.Errorf("target %q: must not have a query or a fragment", u.Redacted())
+	case strings.HasSuffix(u.Path, "/") || strings.ContainsFunc(u.Path, unicode.IsControl):
+		return fmt.Errorf("target %q: not the path of a socket", u.Redacted())
+	case len(u.Path) > maxSocketPath:
+		return fmt.Errorf("target %q: longer than the %d bytes that the path of a socket may have", u.Redacted(), maxSocketPath)
 	}
 	return nil
 }
@@ -83,7 +114,7 @@ func validPort(port string) bool {
 // The zero value selects the defaults.
 type UpstreamOptions struct {
 	Balancer  Balancer             // nil means LeastPending()
-	Transport http.RoundTripper    // nil means NewTransport(nil), which all such Upstreams share
+	Transport http.RoundTripper    // nil means NewTransport(nil), which all such Upstreams share; another one must know the schemes h2c and unix where targets have them
 	Timeout   time.Duration        // limit of each attempt up to the response header; stops while waiting for the client to send its body, and starts again when the target has accepted a part of it; 0 means 30s, negative none
 	Idle      time.Duration        // longest pause of the target within a response body, or silence of an upgraded connection; 0 means no limit
 	Circuit   *Circuit             // nil means no circuit
@@ -287,8 +318,12 @@ func readRest(res *http.Response) {
 }
 
 // aim points u, which has a path and a query, at target. It puts the target's path before u's, with one slash
-// between them. Both keep their escaping.
+// between them. Both keep their escaping. A Unix socket's path becomes the host.
 func aim(u, target *url.URL) {
+	if target.Scheme == schemeUnix {
+		u.Scheme, u.Host = schemeUnix, target.Path
+		return
+	}
 	u.Scheme, u.Host = target.Scheme, target.Host
 	if target.Path == "" || target.Path == "/" {
 		return

@@ -23,6 +23,10 @@ func TestParseTargets(t *testing.T) {
 		"http://10.0.0.1:80": true, "https://a.example/base": true, "h2c://[::1]:50051": true,
 		"10.0.0.1:80": false, "ftp://x": false, "http://": false, "http://u:p@x": false, "http://x?q": false, "http://x#f": false,
 		"http:x": false, "": false, "http://x/%zz": false, "//x": false,
+		"unix:///run/app.sock": true, "unix:///run/my%20app.sock": true, "unix:///run/%C3%A4": true,
+		"unix://run/app.sock": false, "unix://": false, "unix:///": false, "unix:///run/": false, "unix://@abstract": false,
+		"unix://localhost/run/app.sock": false, "unix:run/app.sock": false, "unix:///run/app.sock?q": false, "unix:///run/app.sock#f": false,
+		"unix:///run/a%00b": false, "unix:///" + strings.Repeat("a", 106): true, "unix:///" + strings.Repeat("a", 107): false,
 	} {
 		targets, err := gateway.ParseTargets(raw)
 		if (err == nil) != ok {

@@ -66,7 +66,7 @@ func (t *Transport) dial(ctx context.Context, h *host, hooks *Hooks, arg any) (*
 		dialCtx, cancel = context.WithTimeout(ctx, t.opts.DialTimeout)
 		defer cancel()
 	}
-	nc, err := t.opts.Dial(dialCtx, "tcp", h.key.addr)
+	nc, err := t.opts.Dial(dialCtx, h.key.network(), h.key.addr)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)

@@ -39,8 +39,8 @@ import (
 
 // Options configures a Transport. The zero value of each field is its default.
 type Options struct {
-	// Dial opens a connection to addr, which is host:port. It must return soon after its context is done. If
-	// the connection is a syscall.Conn, it is probed without a system call that could block.
+	// Dial opens a connection to addr, which is host:port, or, if network is "unix", the path of a socket. It
+	// must return soon after its context is done. If the connection is a syscall.Conn, it is probed without a system call that could block.
 	// The default is a net.Dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
@@ -169,8 +169,9 @@ func traceHooks(trace *httptrace.ClientTrace) *Hooks {
 	return h
 }
 
-// Transport, made by New, is an http.RoundTripper for the schemes http and https that speaks HTTP/1.1. It is
-// safe for concurrent use. It holds its idle connections until they time out or CloseIdleConnections is
+// Transport, made by New, is an http.RoundTripper for the schemes http and https that speaks HTTP/1.1. For the
+// scheme unix, it speaks HTTP/1.1 to a Unix socket whose path is URL.Host; without Request.Host it sends the Host
+// localhost. It is safe for concurrent use. It holds its idle connections until they time out or CloseIdleConnections is
 // called.
 type Transport struct {
 	opts Options

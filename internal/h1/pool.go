@@ -8,7 +8,15 @@ import (
 // hostKey names the target of a connection.
 type hostKey struct {
 	tls  bool
-	addr string // host:port in lower case
+	addr string // host:port in lower case, or the path of a Unix socket, which begins with a slash
+}
+
+// network is the network of addr.
+func (k hostKey) network() string {
+	if k.addr[0] == '/' {
+		return "unix"
+	}
+	return "tcp"
 }
 
 // host is the connections to a target. A host without connections and waiters is not in Transport.hosts.

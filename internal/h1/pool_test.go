@@ -95,8 +95,14 @@ func TestTargetOfURL(t *testing.T) {
 		{"http", "[::1]:8080", hostKey{false, "[::1]:8080"}, true},
 		{"http", "a:b", hostKey{}, false},
 		{"http", "a\n", hostKey{}, false},
+		{"http", "/run/a.sock", hostKey{}, false},
+		{"unix", "/run/A.sock", hostKey{false, "/run/A.sock"}, true},
+		{"unix", "/run/a b:c", hostKey{false, "/run/a b:c"}, true},
+		{"unix", "run/a.sock", hostKey{}, false},
+		{"unix", "", hostKey{}, false},
+		{"unix", "/run/a\x00b", hostKey{}, false},
 	} {
-		if got, ok := keyOf(tt.scheme, tt.host); got != tt.want || ok != tt.ok {
+		if got, ok := keyOf(tt.scheme, tt.host); ok != tt.ok || ok && got != tt.want {
 			t.Errorf("%s %s: %v, %v", tt.scheme, tt.host, got, ok)
 		}
 	}

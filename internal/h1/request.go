@@ -55,7 +55,7 @@ func (c *call) prepare() error {
 		return invalid("no Header")
 	}
 	switch req.URL.Scheme {
-	case "http", "https":
+	case "http", "https", "unix":
 	default:
 		return invalid("scheme %q", req.URL.Scheme)
 	}
@@ -81,8 +81,11 @@ func (c *call) prepare() error {
 	return nil
 }
 
-// keyOf returns the target of a URL.
+// keyOf returns the target of a URL. That of a Unix socket has the socket's path as its host.
 func keyOf(scheme, host string) (hostKey, bool) {
+	if scheme == "unix" {
+		return hostKey{false, host}, host != "" && host[0] == '/' && strings.IndexByte(host, 0) < 0
+	}
 	if !isHost(host) {
 		return hostKey{}, false
 	}
@@ -178,7 +181,11 @@ func (c *call) appendRequestLine(b []byte) ([]byte, error) {
 		}
 	}
 	host := req.Host
-	if host == "" {
+	switch {
+	case host != "":
+	case u.Scheme == "unix":
+		host = "localhost" // the path of a socket is no host
+	default:
 		host = u.Host
 	}
 	if !isHost(host) {

@@ -19,3 +19,6 @@ func LocalShortage(err error) bool {
 	}
 	return false
 }
+
+// BacklogFull reports whether err, of a dial, means that a Unix socket has no room for another connection at this moment.
+func BacklogFull(err error) bool { return errors.Is(err, syscall.EAGAIN) }

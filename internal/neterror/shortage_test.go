@@ -32,3 +32,12 @@ func TestLocalShortage(t *testing.T) {
 		}
 	}
 }
+
+func TestBacklogFull(t *testing.T) {
+	dial := func(e syscall.Errno) error {
+		return &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", e)}
+	}
+	if !BacklogFull(dial(syscall.EAGAIN)) || BacklogFull(dial(syscall.ECONNREFUSED)) || BacklogFull(errors.New("again")) {
+		t.Error("BacklogFull is not about EAGAIN alone")
+	}
+}
