@@ -25,6 +25,10 @@ type BreakerOptions struct {
 // request that the gateway cannot decide on (503 while the key set cannot be fetched), a client that leaves,
 // and a panic. The panic is passed on.
 //
+// A failure is neutral as well if the request's time was over (Timeout, Part.Timeout) and the handler is not the reason:
+// the request reached Breaker when more than half of the time had passed, or the client spent more than half of the rest
+// on sending its body, or was still sending it.
+//
 // The status of a gRPC call arrives in the trailers, after Breaker has reported the header. It corrects that
 // report; see Outcome.
 //
@@ -68,10 +72,12 @@ type guard struct {
 	ticket  ticket
 	ctx     context.Context
 	w       *responseWriter
-	record  *exchange // in which failures inside are noted
-	ex      *exchange // of the request that Breaker got
-	admits  admission // in ex, while the handler runs
-	outside startHook // of the writer, before this guard's
+	record  *exchange  // in which failures inside are noted
+	ex      *exchange  // of the request that Breaker got
+	admits  admission  // in ex, while the handler runs
+	outside startHook  // of the writer, before this guard's
+	began   time.Time  // zero unless the request's time is limited
+	body    *timedBody // nil unless it matters how long the client sends its body
 }
 
 // watch registers the guard with the record and the writer, and returns the request for the handler.
@@ -93,12 +99,16 @@ func (g *guard) watch(ex *exchange, r *http.Request) *http.Request {
 		g.record = ex.variant(r.Context())
 		r = r.WithContext(g.record)
 	}
-	if hasContent(r) && g.ticket.needsClient() {
-		body := &timedBody{ReadCloser: r.Body, turn: newTurn()}
+	_, limited := r.Context().Deadline()
+	if limited {
+		g.began = time.Now()
+	}
+	if hasContent(r) && (limited || g.ticket.needsClient()) {
+		g.body = &timedBody{ReadCloser: r.Body, turn: newTurn()}
 		r = r.WithContext(r.Context())
-		r.Body = body
+		r.Body = g.body
 		ex.derived(r)
-		g.ticket.watch(body)
+		g.ticket.watch(g.body)
 	}
 	g.ctx = r.Context()
 
@@ -144,6 +154,7 @@ func (g *guard) report(res result) {
 	if !noted {
 		o = res.outcome()
 	}
+	o = g.judge(o)
 	if res.grpc.status != 0 {
 		g.ticket.correct(o, res.forCircuit())
 	} else {
@@ -173,6 +184,16 @@ func (b *timedBody) clientTime() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.turn.clientTime()
+}
+
+// tookTime reports whether the time since began, which is over, went to the client. A nil timedBody has none.
+func (b *timedBody) tookTime(began time.Time) bool {
+	if b == nil {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.turn.clients() || b.turn.clientTime() > time.Since(began)/2
 }
 
 func (b *timedBody) stalled() bool {

@@ -151,6 +151,94 @@ func TestBreakerCounts(t *testing.T) {
 	}
 }
 
+// sleepyBody is a body that its client sends by and by.
+type sleepyBody struct {
+	pause time.Duration
+	err   error
+}
+
+func (b *sleepyBody) Read([]byte) (int, error) { time.Sleep(b.pause); return 0, b.err }
+func (b *sleepyBody) Close() error             { return nil }
+
+// When the time that Timeout gives is over, Breaker judges a handler by its share of it, and as an Upstream judges a target.
+func TestBreakerInsideTimeout(t *testing.T) {
+	const limit = time.Second
+	waits := func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		<-r.Context().Done()
+	}
+	for _, tt := range []struct {
+		name   string
+		before time.Duration // spent between Timeout and Breaker
+		body   *sleepyBody   // nil: none
+		h      http.HandlerFunc
+		want   string
+	}{
+		{"it had all of the time", 0, nil, waits, "failure"},
+		{"it had half", limit / 2, nil, waits, "failure"},
+		{"it had less than half", limit/2 + 1, nil, waits, "neutral"},
+		{"less than half, then 500", limit/2 + 1, nil, func(w http.ResponseWriter, r *http.Request) { waits(w, r); w.WriteHeader(500) }, "neutral"},
+		{"less than half, then an error", limit/2 + 1, nil, func(w http.ResponseWriter, r *http.Request) {
+			waits(w, r)
+			gateway.WriteError(w, r, gateway.ErrBadGateway)
+		}, "neutral"},
+		{"less than half, and a panic", limit/2 + 1, nil, func(w http.ResponseWriter, r *http.Request) { waits(w, r); panic(http.ErrAbortHandler) }, "neutral"},
+		{"less than half, and 500 in time", limit/2 + 1, nil, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(500) }, "failure"},
+		{"less than half, and 200 in time", limit/2 + 1, nil, func(w http.ResponseWriter, r *http.Request) {}, "success"},
+		{"cut off, begun in time", 0, nil, func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(200)
+			waits(w, r)
+			panic(http.ErrAbortHandler)
+		}, "success"},
+		{"cut off in time", 0, nil, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(200); panic(http.ErrAbortHandler) }, "failure"},
+		{"the client sent for less than half", 0, &sleepyBody{limit / 2, io.EOF}, waits, "failure"},
+		{"the client sent for more than half", 0, &sleepyBody{limit/2 + 1, io.EOF}, waits, "neutral"},
+		{"the client sent for half of the rest", limit / 2, &sleepyBody{limit/4 + 1, io.EOF}, waits, "neutral"},
+		{"the client has not sent all", 0, &sleepyBody{limit + 1, io.ErrUnexpectedEOF}, waits, "neutral"},
+		{"the client may have sent all", 0, &sleepyBody{limit + 1, io.EOF}, func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "failure"},
+	} {
+		for _, by := range []string{"Timeout", "a foreign deadline"} {
+			t.Run(tt.name+"/"+by, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					c := gateway.NewCircuit("c", nil)
+					playCircuit(t, c, "f")
+					slow := func(next http.Handler) http.Handler {
+						return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+							time.Sleep(tt.before)
+							next.ServeHTTP(w, r)
+						})
+					}
+					want, mw := tt.want, gateway.Timeout(limit)
+					if by != "Timeout" {
+						// It does not say how long it was, so the handler's share is not known. The client's is.
+						mw = func(next http.Handler) http.Handler {
+							return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+								ctx, cancel := context.WithTimeout(r.Context(), limit)
+								defer cancel()
+								next.ServeHTTP(w, r.WithContext(ctx))
+							})
+						}
+						if tt.body == nil && want == "neutral" {
+							want = "failure"
+						}
+					}
+					r := httptest.NewRequest("GET", "/", nil)
+					if tt.body != nil {
+						r = httptest.NewRequest("POST", "/", tt.body)
+					}
+					func() {
+						defer func() { _ = recover() }()
+						gateway.Chain(mw, slow, gateway.Breaker(c, nil))(tt.h).ServeHTTP(httptest.NewRecorder(), r)
+					}()
+					if got := verdictOf(t, c); got != want {
+						t.Errorf("counted as %s, want %s", got, want)
+					}
+				})
+			})
+		}
+	}
+}
+
 // A stream must not hold a probe's place, and its success can be taken back while it lasts.
 func TestBreakerReportsAtTheHeaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -80,7 +80,8 @@ func Chain(mw ...Middleware) Middleware {
 // once, and the client gets 408 instead of 504. Over HTTP/1.1 its connection is then closed.
 //
 // The client gets 408 too when an Upstream inside spent more than half of the time waiting for the body. No target counts
-// as failed for that, nor for a request that reached it when more than half of the time was over.
+// as failed for that, nor for a request that reached it when more than half of the time was over. A Breaker inside counts
+// neither as a failure of its handler.
 //
 // Timeout buffers nothing and starts no goroutine, so it waits for a handler that ignores its context. It panics if d
 // is not positive.

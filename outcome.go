@@ -465,12 +465,28 @@ func (a *attempt) bodyError(err error) error {
 
 // hurried reports whether the caller's time ran out before the target had a fair share of it, which is a half: the time went
 // to what came before, such as another part of an aggregate. To this attempt, its caller then just left.
-func (a *attempt) hurried() bool {
-	if a.client.Err() != context.DeadlineExceeded {
+func (a *attempt) hurried() bool { return hurried(a.client, a.start) }
+
+// hurried reports whether the time of ctx ran out, and what began at start had less than half of it.
+func hurried(ctx context.Context, start time.Time) bool {
+	if ctx.Err() != context.DeadlineExceeded {
 		return false
 	}
-	limit, _ := a.client.Value(allowanceKey{}).(time.Duration)
-	return time.Since(a.start) < limit/2
+	limit, _ := ctx.Value(allowanceKey{}).(time.Duration)
+	return time.Since(start) < limit/2
+}
+
+// judge returns the outcome of the handler behind a Breaker for its circuit, where o is that of the exchange. If the
+// request's time ran out, the handler is judged by its share of it, as an attempt is.
+func (g *guard) judge(o Outcome) Outcome {
+	switch {
+	case g.began.IsZero() || g.ctx.Err() != context.DeadlineExceeded:
+	case isUpstreamFailure(o) && (hurried(g.ctx, g.began) || g.body.tookTime(g.began)):
+		return OutcomeClientCanceled
+	case o == OutcomeAborted:
+		return OutcomeTimeout // takes back no success: the response began in time
+	}
+	return o
 }
 
 // mayBeTargets reports whether an attempt may have failed with err because of its target, so that another target may

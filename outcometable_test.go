@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -38,6 +39,10 @@ func (b *endedBackend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	way := strings.TrimPrefix(r.URL.Path, "/")
 	if status, err := strconv.Atoi(way); err == nil {
 		w.WriteHeader(status)
+		return
+	}
+	if status, ok := strings.CutPrefix(way, "grpc-"); ok {
+		answerGRPC(w, r, status)
 		return
 	}
 	switch way {
@@ -69,11 +74,25 @@ func (b *endedBackend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		_, _ = conn.Write([]byte{0x88, 0x02, 0x03, 0xe8}) // close, 1000
-		_, _ = io.Copy(io.Discard, rw)
+		_, _ = rw.ReadByte()                              // the client's close
 	default:
 		_, _ = io.Copy(io.Discard, r.Body)
 		_, _ = io.WriteString(w, "ok")
 	}
+}
+
+// answerGRPC ends a call with a status, after a message or, with the suffix "-alone", without one.
+func answerGRPC(w http.ResponseWriter, r *http.Request, status string) {
+	_, _ = io.Copy(io.Discard, r.Body)
+	w.Header().Set("Content-Type", "application/grpc")
+	status, alone := strings.CutSuffix(status, "-alone")
+	if alone {
+		w.Header().Set("Grpc-Status", status)
+		return
+	}
+	_, _ = io.WriteString(w, "\x00\x00\x00\x00\x00")
+	_ = http.NewResponseController(w).Flush()
+	w.Header().Set(http.TrailerPrefix+"Grpc-Status", status)
 }
 
 // verdictOf finds out what c, which opens after five failures and had one, has counted since: it is failed until it
@@ -99,6 +118,25 @@ func asks(method, body string) endedClient {
 			_, _ = io.Copy(io.Discard, res.Body)
 			res.Body.Close()
 		}
+	}
+}
+
+// calls makes a call of gRPC, with a deadline unless that is "".
+func calls(deadline string) endedClient {
+	return func(t *testing.T, url string, _ *endedBackend) {
+		req, _ := http.NewRequest("POST", url, http.NoBody)
+		req.Header.Set("Content-Type", "application/grpc")
+		req.Header.Set("Te", "trailers")
+		if deadline != "" {
+			req.Header.Set("Grpc-Timeout", deadline)
+		}
+		res, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
+		res.Body.Close()
 	}
 }
 
@@ -154,6 +192,10 @@ func dials(head, rest string, reset bool) endedClient {
 			_ = conn.(*net.TCPConn).SetLinger(0)
 			return
 		}
+		if rest != "" {
+			_, _ = io.ReadFull(br, make([]byte, 4))                    // the target's close
+			_, _ = conn.Write([]byte{0x88, 0x82, 0, 0, 0, 0, 3, 0xe8}) // ours
+		}
 		_, _ = io.Copy(io.Discard, br)
 	}
 }
@@ -199,6 +241,7 @@ func TestOutcomeTable(t *testing.T) {
 	spent := gateway.NewTokenBucket(1e-9, 1, nil)
 	_, _ = spent.Take(t.Context(), "", 1)
 	oneKey := func(*http.Request) (string, error) { return "", nil }
+	failures := []gateway.Outcome{gateway.OutcomeTimeout, gateway.OutcomeAborted, gateway.OutcomeUpstreamError}
 	for _, tt := range []struct {
 		name   string
 		path   string // of the backend: how it answers
@@ -207,6 +250,8 @@ func TestOutcomeTable(t *testing.T) {
 		local  http.Handler // instead of the Upstream
 		target string       // instead of the backend; "none"
 		opts   gateway.UpstreamOptions
+
+		retryGRPC bool
 
 		outcome  gateway.Outcome
 		status   string // in the log
@@ -230,10 +275,26 @@ func TestOutcomeTable(t *testing.T) {
 		{name: "client leaves after the headers", path: "stream", client: leaves, outcome: gateway.OutcomeClientCanceled, status: "499", circuit: "success", attempts: "1", attempt: "ok"},
 		{name: "deadline of the client", path: "hang", client: hasDeadline, outcome: gateway.OutcomeClientCanceled, status: "499", attempts: "1", attempt: "client_canceled"},
 		{name: "client too slow", path: "ok", client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", false), outcome: gateway.OutcomeRejected, status: "408", attempts: "1", attempt: "rejected"},
+		{name: "client too slow for Timeout", path: "ok", mw: gateway.Timeout(50 * time.Millisecond), client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", false), outcome: gateway.OutcomeRejected, status: "408", attempts: "1", attempt: "rejected"},
+		{name: "client too slow for a handler", mw: gateway.Timeout(50 * time.Millisecond), client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", false), local: local(func(w http.ResponseWriter, r *http.Request) {
+			if _, err := io.Copy(io.Discard, r.Body); err != nil {
+				w.WriteHeader(500)
+			}
+		}), outcome: gateway.OutcomeClientCanceled, status: "499"},
 		{name: "client resets in its body", path: "ok", client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", true), outcome: gateway.OutcomeClientCanceled, status: "499", attempts: "1", attempt: "client_canceled"},
 		{name: "WebSocket closed normally", path: "echo", client: dials(upgradeHead, "x", false), outcome: gateway.OutcomeOK, status: "101", circuit: "success", attempts: "1", attempt: "ok"},
 		{name: "WebSocket reset by the client", path: "echo", client: dials(upgradeHead, "x", true), outcome: gateway.OutcomeOK, status: "101", circuit: "success", attempts: "1", attempt: "ok"},
 		{name: "WebSocket reset by the target", path: "dies", client: dials(upgradeHead, "x", false), outcome: gateway.OutcomeAborted, status: "101", circuit: "failure", attempts: "1", ejected: true, attempt: "ok"},
+		{name: "gRPC OK", path: "grpc-0", client: calls(""), outcome: gateway.OutcomeOK, status: "200", circuit: "success", attempts: "1", attempt: "ok"},
+		{name: "gRPC NOT_FOUND", path: "grpc-5", client: calls(""), outcome: gateway.OutcomeOK, status: "200", circuit: "success", attempts: "1", attempt: "ok"},
+		{name: "gRPC UNAVAILABLE", path: "grpc-14", client: calls(""), outcome: gateway.OutcomeUpstreamError, status: "200", circuit: "failure", attempts: "1", ejected: true, attempt: "ok"},
+		{name: "gRPC UNAVAILABLE, without a message", path: "grpc-14-alone", client: calls(""), outcome: gateway.OutcomeUpstreamError, status: "200", circuit: "failure", attempts: "1", ejected: true, attempt: "upstream_error"},
+		{name: "gRPC UNAVAILABLE, which may be repeated", path: "grpc-14-alone", client: calls(""), retryGRPC: true, outcome: gateway.OutcomeUpstreamError, status: "200", circuit: "2 failures", attempts: "2", ejected: true, attempt: "upstream_error"},
+		{name: "gRPC INTERNAL", path: "grpc-13", client: calls(""), outcome: gateway.OutcomeUpstreamError, status: "200", circuit: "success", attempts: "1", attempt: "ok"},
+		{name: "gRPC INTERNAL, without a message", path: "grpc-13-alone", client: calls(""), outcome: gateway.OutcomeUpstreamError, status: "200", circuit: "success", attempts: "1", attempt: "upstream_error"},
+		{name: "gRPC DEADLINE_EXCEEDED", path: "grpc-4", client: calls(""), outcome: gateway.OutcomeUpstreamError, status: "200", circuit: "failure", attempts: "1", ejected: true, attempt: "ok"},
+		{name: "gRPC deadline of the client", path: "grpc-4", client: calls("1S"), outcome: gateway.OutcomeClientCanceled, status: "499", circuit: "success", attempts: "1", attempt: "ok"},
+		{name: "gRPC deadline of the client, without a message", path: "grpc-4-alone", client: calls("1S"), outcome: gateway.OutcomeClientCanceled, status: "499", attempts: "1", attempt: "client_canceled"},
 		{name: "no target", target: "none", client: get, outcome: gateway.OutcomeRejected, status: "503"},
 		{name: "circuit of the Upstream", path: "200", client: get, opts: gateway.UpstreamOptions{Circuit: tripped}, outcome: gateway.OutcomeRejected, status: "503"},
 		{name: "Breaker", path: "200", client: get, mw: gateway.Breaker(tripped, nil), outcome: gateway.OutcomeRejected, status: "503"},
@@ -274,7 +335,7 @@ func TestOutcomeTable(t *testing.T) {
 				tt.opts.Circuit = upstream
 			}
 			tt.opts.Meter = tel
-			tt.opts.Retry = gateway.RetryOptions{Attempts: 2, Backoff: -1}
+			tt.opts.Retry = gateway.RetryOptions{Attempts: 2, Backoff: -1, GRPC: tt.retryGRPC}
 			tt.opts.Health = gateway.HealthOptions{Unhealthy: 1, MaxEjected: 1, EjectFor: time.Hour}
 			var targets []gateway.Target
 			if target != "none" {
@@ -316,6 +377,9 @@ func TestOutcomeTable(t *testing.T) {
 				level, errorType = slog.LevelError, outcome
 			case gateway.OutcomeUpstreamError, gateway.OutcomeUnavailable:
 				level, errorType = slog.LevelError, tt.status
+				if status < 500 { // of gRPC
+					errorType = outcome
+				}
 			case gateway.OutcomeRejected:
 				if status >= 500 {
 					level, errorType = slog.LevelWarn, tt.status
@@ -334,6 +398,9 @@ func TestOutcomeTable(t *testing.T) {
 				want = "success"
 			case gateway.OutcomeTimeout, gateway.OutcomeAborted, gateway.OutcomeUpstreamError:
 				want = "failure"
+				if strings.HasPrefix(tt.path, "grpc-13") {
+					want = "success"
+				}
 			case gateway.OutcomeClientCanceled:
 				if tt.attempt == "ok" {
 					want = "success" // told at the headers
@@ -349,7 +416,7 @@ func TestOutcomeTable(t *testing.T) {
 			}
 
 			routes := stats.Routes()
-			if len(routes) != 1 || routes[0].Requests != 1 || routes[0].Outcomes[tt.outcome] != 1 || (routes[0].ErrorRate == 1) != (want == "failure") {
+			if len(routes) != 1 || routes[0].Requests != 1 || routes[0].Outcomes[tt.outcome] != 1 || (routes[0].ErrorRate == 1) != slices.Contains(failures, tt.outcome) {
 				t.Errorf("Stats has %+v", routes)
 			}
 			checkSeries := func(instrument, outcome string, count int) {
