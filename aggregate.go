@@ -271,7 +271,7 @@ func (f *fanout) run(cancel context.CancelFunc) (failure *partFailure) {
 			failure = answer.failure
 		}
 		f.stopped = true
-		if answer.panicked != nil || !isProbing(answer.failure.err) {
+		if answer.panicked != nil || !isProbesInFlight(answer.failure.err) {
 			cancel()
 		}
 	}
@@ -283,9 +283,9 @@ func (f *fanout) run(cancel context.CancelFunc) (failure *partFailure) {
 	return failure
 }
 
-// isProbing reports whether err is the refusal of a half-open circuit that has all of its probes in flight. One of
+// isProbesInFlight reports whether err is the refusal of a half-open circuit that has all of its probes in flight. One of
 // them may be another part of the same aggregate. If it were canceled, the circuit could never close.
-func isProbing(err error) bool {
+func isProbesInFlight(err error) bool {
 	var no *refusal
 	return errors.As(err, &no) && no.until.IsZero()
 }

@@ -94,7 +94,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	a.member.pending.Add(1)
 
 	a.url = *r.URL
-	aim(&a.url, a.member.URL)
+	setTarget(&a.url, a.member.URL)
 	limit := u.opts.Timeout
 	if body == nil && limit > 0 && u.direct != nil && u.direct.speaksHTTP1(&a.url, len(r.Header["Upgrade"]) > 0) {
 		call.by, limit = a.start.Add(limit), 0 // costs less than a timer and a context
@@ -125,7 +125,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	}
 	if err != nil {
 		err = a.roundTripError(out, err)
-		a.end(result{err: err, gone: leftEarly(a.client) || l.hasLost() || a.hurried()})
+		a.end(result{err: err, gone: leftEarly(a.client) || l.hasLost() || a.hadTooLittleTime()})
 		return nil, a.member, err
 	}
 	if err := a.failedByClient(res); err != nil {
@@ -143,10 +143,10 @@ type limitedContext struct {
 	limit time.Duration
 }
 
-type allowanceKey struct{}
+type limitKey struct{}
 
 func (l *limitedContext) Value(key any) any {
-	if _, ok := key.(allowanceKey); ok {
+	if _, ok := key.(limitKey); ok {
 		return l.limit
 	}
 	return l.Context.Value(key)
@@ -293,11 +293,11 @@ func (c *attemptClock) release() {
 	}
 }
 
-// late reports whether a request whose time ran out was late because of its client.
-func (c *attemptClock) late() bool {
+// clientIsLate reports whether a request whose time ran out was clientIsLate because of its client.
+func (c *attemptClock) clientIsLate() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.turn.clients()
+	return c.turn.clientIsLate()
 }
 
 // clientTime returns how long the attempt has waited for the client's body.

@@ -312,7 +312,7 @@ func APIKeys(header string, lookup func(ctx context.Context, sha256 [32]byte) (*
 			return nil, badCredentials("API key too long")
 		}
 		id, err := lookup(r.Context(), sha256.Sum256([]byte(values[0])))
-		return lookedUp(r, id, err)
+		return lookupResult(r, id, err)
 	})
 }
 
@@ -340,13 +340,13 @@ func ClientCert(identify func(cs *tls.ConnectionState) (*Identity, error)) Authe
 			return nil, badCredentials("the certificate has expired")
 		}
 		id, err := identify(r.TLS)
-		return lookedUp(r, id, err)
+		return lookupResult(r, id, err)
 	})
 }
 
-// lookedUp turns the results of a user's function into those of an Authenticator. The function was called, so
+// lookupResult turns the results of a user's function into those of an Authenticator. The function was called, so
 // there were credentials; an error that is neither a refusal nor an *Error means that it could not decide.
-func lookedUp(r *http.Request, id *Identity, err error) (*Identity, error) {
+func lookupResult(r *http.Request, id *Identity, err error) (*Identity, error) {
 	switch {
 	case err == nil && id != nil:
 		return id, nil

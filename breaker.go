@@ -193,7 +193,7 @@ func (b *timedBody) tookTime(began time.Time) bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.turn.clients() || b.turn.clientTime() > time.Since(began)/2
+	return b.turn.clientIsLate() || b.turn.clientTime() > time.Since(began)/2
 }
 
 func (b *timedBody) stalled() bool {

@@ -183,7 +183,7 @@ func NewCircuit(name string, opts *CircuitOptions) *Circuit {
 		Timeout:       1,
 		ReadyToTrip:   func(gobreaker.Counts) bool { return true },
 		IsExcluded:    func(err error) bool { return err == errProbeNeutral },
-		OnStateChange: c.moved,
+		OnStateChange: c.stateChanged,
 	})
 	c.period.Store(c.closedPeriod(time.Now()))
 	c.metrics = newCircuitMetrics(c.o.Meter.Meter(scope), name)
@@ -196,11 +196,11 @@ func (c *Circuit) Name() string { return c.name }
 // State returns the state. An open circuit whose time is over becomes half-open.
 func (c *Circuit) State() CircuitState {
 	p := c.period.Load()
-	if !p.ripe() {
+	if !p.isDue() {
 		return p.state
 	}
 	c.mu.Lock()
-	p = c.ripen()
+	p = c.halfOpenIfDue()
 	c.mu.Unlock()
 	c.news.deliver(&c.metrics)
 	return p.state
@@ -277,14 +277,14 @@ func (c *Circuit) allow() (ticket, error) {
 	if p.state == CircuitClosed {
 		return c.pass(p), nil
 	}
-	if p.state == CircuitOpen && !p.ripe() {
+	if p.state == CircuitOpen && !p.isDue() {
 		c.metrics.refusal()
 		return ticket{}, p.refusal
 	}
 
 	c.mu.Lock()
 	before := p
-	p = c.ripen()
+	p = c.halfOpenIfDue()
 	var t ticket
 	switch p.state {
 	case CircuitClosed:
@@ -330,10 +330,10 @@ func (c *Circuit) probe(p *period) ticket {
 	return ticket{circuit: c, period: p, start: now, probe: pr}
 }
 
-// ripen turns an open circuit half-open if its time is over, and returns the present period. The caller holds
+// halfOpenIfDue turns an open circuit half-open if its time is over, and returns the present period. The caller holds
 // mu.
-func (c *Circuit) ripen() *period {
-	if c.period.Load().ripe() {
+func (c *Circuit) halfOpenIfDue() *period {
+	if c.period.Load().isDue() {
 		c.machine.State() // notices that its own open time is over, and calls moved
 	}
 	return c.period.Load()
@@ -372,9 +372,9 @@ func (c *Circuit) open(p *period) {
 	report(errProbeFailed)
 }
 
-// moved is called by gobreaker when its state has changed. Every use of the machine is under mu, and so is
-// moved.
-func (c *Circuit) moved(_ string, from, to gobreaker.State) {
+// stateChanged is called by gobreaker when its state has changed. Every use of the machine is under mu, and so is
+// stateChanged.
+func (c *Circuit) stateChanged(_ string, from, to gobreaker.State) {
 	now := time.Now()
 	change := CircuitChange{Circuit: c.name, At: now, From: circuitState(from), To: circuitState(to)}
 	switch change.To {
@@ -413,7 +413,7 @@ func (c *Circuit) count(t *ticket, v verdict, late bool, now time.Time) {
 	cut := false
 	switch {
 	case t.stage == stagePending:
-		if v == verdictSuccess && c.o.SlowCall > 0 && t.took(now) > c.o.SlowCall {
+		if v == verdictSuccess && c.o.SlowCall > 0 && t.upstreamTime(now) > c.o.SlowCall {
 			v = verdictFailure
 		}
 		t.stage = stageOver
@@ -448,7 +448,7 @@ func (c *Circuit) countClosed(t *ticket, v verdict, cut bool, now time.Time) {
 	default:
 		n.failure()
 	}
-	if c.o.Failures > 0 && n.row >= c.o.Failures {
+	if c.o.Failures > 0 && n.consecutive >= c.o.Failures {
 		c.open(t.period)
 		return
 	}

@@ -23,8 +23,8 @@ type period struct {
 	report func(error) // half-open: of some probe; gobreaker accepts more than one report from each
 }
 
-// ripe reports whether p is an opening whose time is over.
-func (p *period) ripe() bool {
+// isDue reports whether p is an opening whose time is over.
+func (p *period) isDue() bool {
 	return p.state == CircuitOpen && !time.Now().Before(p.until)
 }
 
@@ -87,11 +87,11 @@ const keptCut = 256
 
 // closedCounts counts the results of one closed period.
 type closedCounts struct {
-	row       int           // failures since the last success that stands
-	failures  uint64        // since the period began
-	successes uint64        // since the period began; its value after a success is that success's number
-	cut       [keptCut]bool // whether a success was taken back, for the last ones, at number%keptCut
-	window    rolling.Window[callCounts]
+	consecutive int           // failures since the last success that stands
+	failures    uint64        // since the period began
+	successes   uint64        // since the period began; its value after a success is that success's number
+	cut         [keptCut]bool // whether a success was taken back, for the last ones, at number%keptCut
+	window      rolling.Window[callCounts]
 }
 
 // callCounts is what one slot of the window holds.
@@ -107,21 +107,21 @@ func (n callCounts) Minus(m callCounts) callCounts {
 
 // countedSuccess is what closedCounts must know of a success in order to take it back.
 type countedSuccess struct {
-	number   uint64 // among the successes of the period
-	row      int    // before it
-	failures uint64 // of the period, before it
-	slot     int64  // of the window
+	number      uint64 // among the successes of the period
+	consecutive int    // before it
+	failures    uint64 // of the period, before it
+	slot        int64  // of the window
 }
 
 func (n *closedCounts) failure() {
-	n.row++
+	n.consecutive++
 	n.failures++
 }
 
 // success counts a success, which ends the row, and fills in s.
 func (n *closedCounts) success(s *countedSuccess) {
-	s.row, s.failures = n.row, n.failures
-	n.row = 0
+	s.consecutive, s.failures = n.consecutive, n.failures
+	n.consecutive = 0
 	n.successes++
 	s.number = n.successes
 	n.cut[s.number%keptCut] = false
@@ -135,7 +135,7 @@ func (n *closedCounts) success(s *countedSuccess) {
 // second ok still stands, so the row remains 1, and failure makes it 2.
 func (n *closedCounts) takeBack(s *countedSuccess) {
 	if !n.laterStands(s.number) {
-		n.row = s.row + int(n.failures-s.failures)
+		n.consecutive = s.consecutive + int(n.failures-s.failures)
 	}
 	if n.successes-s.number < keptCut {
 		n.cut[s.number%keptCut] = true
@@ -219,8 +219,8 @@ func (t *ticket) needsClient() bool {
 	return t.circuit != nil && (t.probe != nil || t.circuit.o.SlowCall > 0)
 }
 
-// took returns how long the upstream had the call.
-func (t *ticket) took(now time.Time) time.Duration {
+// upstreamTime returns how long the upstream had the call.
+func (t *ticket) upstreamTime(now time.Time) time.Duration {
 	d := now.Sub(t.start)
 	if t.client != nil {
 		d -= t.client.clientTime()

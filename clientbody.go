@@ -41,12 +41,12 @@ type bodyProgress struct {
 
 // readLimits are what can end a read.
 type readLimits struct {
-	timer       *time.Timer // for pause; nil before the first read
-	armed       bool        // timer runs
-	forget      func() bool // stops watching the context
-	interrupted bool        // the read deadline was set
-	deaf        bool        // it could not be set
-	released    bool        // the handler returns: the connection must be left alone
+	timer           *time.Timer // for pause; nil before the first read
+	armed           bool        // timer runs
+	unwatch         func() bool // stops watching the context
+	interrupted     bool        // the read deadline was set
+	uninterruptible bool        // it could not be set
+	released        bool        // the handler returns: the connection must be left alone
 }
 
 // errBodyClosed is what a read of a body returns that is not to be read any more.
@@ -93,9 +93,9 @@ func (b *clientBody) watch(ctx context.Context) {
 	if ctx.Done() == nil {
 		return
 	}
-	forget := context.AfterFunc(ctx, b.expire)
+	unwatch := context.AfterFunc(ctx, b.expire)
 	b.mu.Lock()
-	b.limits.forget = forget
+	b.limits.unwatch = unwatch
 	b.mu.Unlock()
 }
 
@@ -172,7 +172,7 @@ func (b *clientBody) expire() {
 	switch err := b.ctx.Err(); {
 	case b.limits.released || err == nil:
 	case errors.Is(err, context.DeadlineExceeded):
-		if b.turn.clients() {
+		if b.turn.clientIsLate() {
 			err = slowClient(errors.New("the request's time ran out"))
 		}
 		b.interrupt(err)
@@ -203,17 +203,17 @@ func (b *clientBody) interrupt(reason error) {
 		return
 	}
 	b.limits.interrupted = http.NewResponseController(b.w).SetReadDeadline(past) == nil
-	b.limits.deaf = !b.limits.interrupted
+	b.limits.uninterruptible = !b.limits.interrupted
 	b.cond.Broadcast()
 }
 
-// settle waits for the end of a read that is being interrupted, and returns the reason if the client was slow. It is
+// awaitInterrupted waits for the end of a read that is being interrupted, and returns the reason if the client was slow. It is
 // called when the request has failed.
-func (b *clientBody) settle() error {
+func (b *clientBody) awaitInterrupted() error {
 	if b.ctx != nil && b.ctx.Err() != nil {
 		b.expire()
 		b.mu.Lock()
-		for b.turn.reading && !b.limits.deaf {
+		for b.turn.reading && !b.limits.uninterruptible {
 			b.cond.Wait()
 		}
 		b.mu.Unlock()
@@ -237,7 +237,7 @@ func (b *clientBody) refuseSlow(w *responseWriter, r *http.Request) bool {
 	if b == nil {
 		return false
 	}
-	err := b.settle()
+	err := b.awaitInterrupted()
 	if err == nil {
 		return false
 	}
@@ -312,12 +312,12 @@ func (b *clientBody) release() {
 	if b.limits.timer != nil {
 		b.limits.timer.Stop()
 	}
-	if b.limits.forget != nil {
-		b.limits.forget()
+	if b.limits.unwatch != nil {
+		b.limits.unwatch()
 	}
 	if b.http1 && b.turn.reading {
 		b.interrupt(errBodyClosed)
-		for b.turn.reading && !b.limits.deaf {
+		for b.turn.reading && !b.limits.uninterruptible {
 			b.cond.Wait()
 		}
 		if b.limits.interrupted && !b.limits.released {
@@ -371,9 +371,9 @@ const (
 	unsentFor = 100 * time.Millisecond
 )
 
-// clients reports whether the request, whose time ran out, was late because of its client: the body is not complete,
+// clientIsLate reports whether the request, whose time ran out, was late because of its client: the body is not complete,
 // and the target went on taking it.
-func (t *turn) clients() bool {
+func (t *turn) clientIsLate() bool {
 	if t.complete {
 		return false
 	}
@@ -391,13 +391,13 @@ func (t *turn) clientTime() time.Duration {
 
 // stalled reports whether a target that breaks off may do so because of a client that does not send its body.
 func (t *turn) stalled() bool {
-	return t.clients() && t.reading && time.Since(t.since) >= stalledFor || t.keptWaiting()
+	return t.clientIsLate() && t.reading && time.Since(t.since) >= stalledFor || t.keptWaiting()
 }
 
 // keptWaiting reports whether the body has been late for so long that a limit of the target's own may have passed: the
 // body has taken long, or the client has sent nothing for most of the time.
 func (t *turn) keptWaiting() bool {
-	if !t.clients() {
+	if !t.clientIsLate() {
 		return false
 	}
 	whole, pause := time.Since(t.began), time.Since(t.since)

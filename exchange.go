@@ -178,7 +178,7 @@ func enter(w http.ResponseWriter, r *http.Request) (*exchange, *responseWriter, 
 	if rw, ok := w.(*responseWriter); ok && (rw.ex == ex || rw.ex == ex.whole) {
 		return ex, rw, r
 	}
-	if !ex.below(w) {
+	if !ex.isWrappedBy(w) {
 		for e := ex; e != nil; e = e.whole {
 			e.mu.Lock()
 			e.detached = true
@@ -188,9 +188,9 @@ func enter(w http.ResponseWriter, r *http.Request) (*exchange, *responseWriter, 
 	return ex, &responseWriter{ResponseWriter: w, ex: ex}, r
 }
 
-// below reports whether the record's wrapper is found by unwrapping w. Where it is not, as under
+// isWrappedBy reports whether the record's wrapper is found by unwrapping w. Where it is not, as under
 // http.TimeoutHandler, the handler that has w may still run when the request has been answered.
-func (ex *exchange) below(w http.ResponseWriter) bool {
+func (ex *exchange) isWrappedBy(w http.ResponseWriter) bool {
 	for {
 		switch v := w.(type) {
 		case *responseWriter:

@@ -545,8 +545,8 @@ func (b handlerBody) Close() error {
 	return nil
 }
 
-// noted returns the outcome that a gateway inside the handler has recorded, and whether it has recorded one.
-func (b handlerBody) noted() (Outcome, bool) {
+// recordedOutcome returns the outcome that a gateway inside the handler has recorded, and whether it has recorded one.
+func (b handlerBody) recordedOutcome() (Outcome, bool) {
 	ex := b.trip.inner
 	ex.mu.Lock()
 	defer ex.mu.Unlock()

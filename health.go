@@ -262,7 +262,7 @@ func (p *pool) recordTraffic(m *member, res result) (s success) {
 		p.countFailure(m, res)
 	case res.outcome() == OutcomeOK:
 		s.number = m.successes.Add(1)
-		if s.row = m.failures.Load(); s.row != 0 {
+		if s.consecutive = m.failures.Load(); s.consecutive != 0 {
 			m.failures.Store(0)
 		}
 		if m.ejections.Load() != 0 {
@@ -274,8 +274,8 @@ func (p *pool) recordTraffic(m *member, res result) (s success) {
 
 // success is a success that recordTraffic counted.
 type success struct {
-	number int64 // among those of the target
-	row    int32 // consecutive failures before it
+	number      int64 // among those of the target
+	consecutive int32 // consecutive failures before it
 }
 
 // correctTraffic updates m by the result of an attempt that was counted as a success at the response headers.
@@ -285,8 +285,8 @@ func (p *pool) correctTraffic(m *member, res result, s success) {
 	if p.health.Unhealthy < 0 || res.severity() == severityNone {
 		return
 	}
-	if s.row != 0 && m.successes.Load() == s.number {
-		m.failures.Add(s.row)
+	if s.consecutive != 0 && m.successes.Load() == s.number {
+		m.failures.Add(s.consecutive)
 	}
 	p.countFailure(m, res)
 }
@@ -417,7 +417,7 @@ func (u *Upstream) probeTarget(ctx context.Context, m *member) error {
 	ctx, cancel := context.WithTimeout(ctx, u.opts.Health.Timeout)
 	defer cancel()
 	link := *u.probe
-	aim(&link, m.URL)
+	setTarget(&link, m.URL)
 	host := ""
 	if link.Scheme == schemeUnix {
 		host = unixHost

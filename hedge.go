@@ -33,12 +33,12 @@ func (u *Upstream) ask(r *http.Request, body *replay, tried []*member, n int, ca
 // hedges reports whether r may be sent to two targets at once.
 func (u *Upstream) hedges(r *http.Request) bool {
 	o := &u.opts.Retry
-	return o.HedgeAfter > 0 && len(r.Header["Upgrade"]) == 0 && o.mayRepeat(r) && !u.sick()
+	return o.HedgeAfter > 0 && len(r.Header["Upgrade"]) == 0 && o.mayRepeat(r) && !u.isImpaired()
 }
 
-// sick reports whether something is wrong with the pool, so that it should get no request twice: a target is out, or
+// isImpaired reports whether something is wrong with the pool, so that it should get no request twice: a target is out, or
 // the circuit is not closed. A pool of one target has no second one to ask.
-func (u *Upstream) sick() bool {
+func (u *Upstream) isImpaired() bool {
 	if c := u.pool.choice(); len(c.members) < 2 || !c.all {
 		return true
 	}
@@ -127,7 +127,7 @@ func (x *race) hedge() {
 
 	u := x.upstream
 	asked := x.first.target()
-	if asked == nil || x.request.Context().Err() != nil || u.sick() {
+	if asked == nil || x.request.Context().Err() != nil || u.isImpaired() {
 		return
 	}
 	body, ok := x.body.whole()

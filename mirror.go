@@ -68,7 +68,7 @@ func Mirror(shadow http.Handler, opts *MirrorOptions) Middleware {
 	}
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if !m.wants(r) {
+			if !m.selects(r) {
 				next.ServeHTTP(w, r)
 				return
 			}
@@ -99,8 +99,8 @@ type mirror struct {
 	inFlight atomic.Int64
 }
 
-// wants reports whether r is to be mirrored. If so, r counts as in flight until letGo.
-func (m *mirror) wants(r *http.Request) bool {
+// selects reports whether r is to be mirrored. If so, r counts as in flight until release.
+func (m *mirror) selects(r *http.Request) bool {
 	switch {
 	case r.Method == http.MethodConnect || len(r.Header["Upgrade"]) > 0,
 		r.Body != nil && r.Body != http.NoBody && r.ContentLength > max(m.MaxBodyBytes, 0),
@@ -115,7 +115,7 @@ func (m *mirror) wants(r *http.Request) bool {
 	return true
 }
 
-// mirrorCopy is a request for the shadow. It counts as in flight until it has run or letGo is called.
+// mirrorCopy is a request for the shadow. It counts as in flight until it has run or release is called.
 type mirrorCopy struct {
 	m   *mirror
 	req *http.Request
@@ -133,9 +133,9 @@ func (m *mirror) copy(r *http.Request) *mirrorCopy {
 	return &mirrorCopy{m: m, req: req, ex: ex}
 }
 
-// run sends the copy to the shadow. Either run or letGo must be called, once; run on a goroutine of its own.
+// run sends the copy to the shadow. Either run or release must be called, once; run on a goroutine of its own.
 func (c *mirrorCopy) run(body []byte) {
-	defer c.letGo()
+	defer c.release()
 	defer func() { // a panic of shadow must not end the process
 		if p := recover(); p != nil && p != http.ErrAbortHandler {
 			_ = logPanic("a shadow of Mirror panicked", p, slog.Attr{})
@@ -151,8 +151,8 @@ func (c *mirrorCopy) run(body []byte) {
 	c.m.shadow.ServeHTTP(&c.ex.w, c.req)
 }
 
-// letGo ends the copy's count as in flight.
-func (c *mirrorCopy) letGo() { c.m.inFlight.Add(-1) }
+// release ends the copy's count as in flight.
+func (c *mirrorCopy) release() { c.m.inFlight.Add(-1) }
 
 // mirrorBody copies a body as it is read. It may be read on another goroutine than the handler's: a transport
 // does so.
@@ -205,7 +205,7 @@ func (b *mirrorBody) abandon() {
 
 // drop gives the copy up. The caller holds b.mu.
 func (b *mirrorBody) drop() {
-	b.copy.letGo()
+	b.copy.release()
 	b.copy, b.data = nil, nil
 	b.unlimited() // what is not mirrored holds nothing that a slow client could use up
 }

@@ -427,7 +427,7 @@ func (a *attempt) roundTripError(out *http.Request, err error) error {
 	case errors.Is(err, errSlowClient), leftEarly(a.client):
 		return err
 	case a.client.Err() == context.DeadlineExceeded:
-		if a.clock.late() || a.clock.clientTime() > time.Since(a.start)/2 {
+		if a.clock.clientIsLate() || a.clock.clientTime() > time.Since(a.start)/2 {
 			return slowClient(err)
 		}
 	case errors.Is(err, ErrBadGateway) && a.clock.stalled() && !neterror.Unsent(err):
@@ -463,16 +463,16 @@ func (a *attempt) bodyError(err error) error {
 	return err
 }
 
-// hurried reports whether the caller's time ran out before the target had a fair share of it, which is a half: the time went
-// to what came before, such as another part of an aggregate. To this attempt, its caller then just left.
-func (a *attempt) hurried() bool { return hurried(a.client, a.start) }
+// hadTooLittleTime reports whether the caller's time ran out before the target had half of it. The time was spent
+// before, for example on another part of an aggregate. The attempt is then treated as one whose client left.
+func (a *attempt) hadTooLittleTime() bool { return endedBeforeHalf(a.client, a.start) }
 
-// hurried reports whether the time of ctx ran out, and what began at start had less than half of it.
-func hurried(ctx context.Context, start time.Time) bool {
+// endedBeforeHalf reports whether the time of ctx is over, and work that began at start had less than half of it.
+func endedBeforeHalf(ctx context.Context, start time.Time) bool {
 	if ctx.Err() != context.DeadlineExceeded {
 		return false
 	}
-	limit, _ := ctx.Value(allowanceKey{}).(time.Duration)
+	limit, _ := ctx.Value(limitKey{}).(time.Duration)
 	return time.Since(start) < limit/2
 }
 
@@ -481,7 +481,7 @@ func hurried(ctx context.Context, start time.Time) bool {
 func (g *guard) judge(o Outcome) Outcome {
 	switch {
 	case g.began.IsZero() || g.ctx.Err() != context.DeadlineExceeded:
-	case isUpstreamFailure(o) && (hurried(g.ctx, g.began) || g.body.tookTime(g.began)):
+	case isUpstreamFailure(o) && (endedBeforeHalf(g.ctx, g.began) || g.body.tookTime(g.began)):
 		return OutcomeClientCanceled
 	case o == OutcomeAborted:
 		return OutcomeTimeout // takes back no success: the response began in time
@@ -561,7 +561,7 @@ func partError(req *http.Request, err error) error {
 // recorded more than a 5xx shows, such as a refusal or a timeout.
 func partOutcome(res *http.Response) Outcome {
 	if body, ok := res.Body.(handlerBody); ok && res.StatusCode >= 500 {
-		if o, noted := body.noted(); noted && o != OutcomeOK {
+		if o, noted := body.recordedOutcome(); noted && o != OutcomeOK {
 			return o
 		}
 	}

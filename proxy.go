@@ -572,7 +572,7 @@ func (f *forwarding) fail(err error) {
 	var cause error
 	slow := false
 	if f.body != nil {
-		slow = f.body.client.settle() != nil
+		slow = f.body.client.awaitInterrupted() != nil
 		cause = f.body.cause()
 		f.body.prepareRefusal()
 	}

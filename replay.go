@@ -192,7 +192,7 @@ func (b *replay) settle() {
 	b.mu.Lock()
 	b.done = true
 	if b.current == nil || b.current.at == b.kept.size {
-		b.lose()
+		b.discard()
 	}
 	unused := b.current == nil || b.current.ended
 	b.mu.Unlock()
@@ -201,8 +201,8 @@ func (b *replay) settle() {
 	}
 }
 
-// lose frees the buffer. The current view has read all of it. The caller holds mu.
-func (b *replay) lose() {
+// discard frees the buffer. The current view has read all of it. The caller holds mu.
+func (b *replay) discard() {
 	b.lost = true
 	b.kept.free()
 	if b.current != nil {
@@ -247,7 +247,7 @@ func (v *replayView) readKept(p []byte) (n int, err error, ok bool) {
 	case v.at < b.kept.size:
 		n = b.kept.copy(p, v.at)
 		if v.at += n; v.at == b.kept.size && b.done {
-			b.lose() // there will be no other view
+			b.discard() // there will be no other view
 		}
 		return n, nil, true
 	case b.err != nil:
@@ -294,7 +294,7 @@ func (v *replayView) Read(p []byte) (int, error) {
 		b.kept.append(p[:n])
 		v.at = b.kept.size
 	default:
-		b.lose()
+		b.discard()
 	}
 	if !stale {
 		v.fillTrailer()

@@ -182,7 +182,7 @@ func (rt *Router) register(caller string, r Route) {
 	if slices.ContainsFunc(r.Match, func(m Match) bool { return m.Name == "" || m.Func == nil }) {
 		refuse("has a predicate without name or function")
 	}
-	if name := rt.twoOfOneName(r.Match); name != "" {
+	if name := rt.conflictingMatch(r.Match); name != "" {
 		refuse("has a predicate named " + strconv.Quote(name) + ", as has another predicate with a different function")
 	}
 	r.Match = uniqueMatches(r.Match)
@@ -194,11 +194,11 @@ func (rt *Router) register(caller string, r Route) {
 	rt.routes = append(rt.routes, &registered{Route: r, handler: handler})
 }
 
-// twoOfOneName returns the name of a predicate that an earlier one of this Router has, with another function, and ""
+// conflictingMatch returns the name of a predicate that an earlier one of this Router has, with another function, and ""
 // when there is none. Functions are compared by their place in the source: a function that returns Matches, such as
 // MatchHeader, makes the same one each time that it gives the same name. (Its code will not do: where the compiler
 // inlines the outer function, the inner one has several copies.)
-func (rt *Router) twoOfOneName(matches []Match) string {
+func (rt *Router) conflictingMatch(matches []Match) string {
 	for _, m := range matches {
 		if named, ok := rt.named[m.Name]; ok && !sameSource(named, m.Func) {
 			return m.Name

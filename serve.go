@@ -167,11 +167,11 @@ type serving struct {
 	mu       sync.Mutex
 	conns    map[*trackedConn]bool
 	done     chan struct{}    // closed when draining and no connection and no handler is left
-	goodbyes map[*func()]bool // called to ask connections to end; nil once they have been called
+	upgraded map[*func()]bool // called to ask connections to end; nil once they have been called
 }
 
 func newServing() *serving {
-	return &serving{conns: make(map[*trackedConn]bool), done: make(chan struct{}), goodbyes: make(map[*func()]bool)}
+	return &serving{conns: make(map[*trackedConn]bool), done: make(chan struct{}), upgraded: make(map[*func()]bool)}
 }
 
 // servingKey is the context key of a server's serving.
@@ -258,34 +258,34 @@ func (s *serving) checkDone() {
 	}
 }
 
-// atGoodbye calls f, on a goroutine of its own, when upgraded connections should end, unless forget is called before.
+// trackUpgraded calls f, on a goroutine of its own, when upgraded connections should end, unless untrack is called before.
 // A nil s never calls it.
-func (s *serving) atGoodbye(f func()) (forget func()) {
+func (s *serving) trackUpgraded(f func()) (untrack func()) {
 	if s == nil {
 		return func() {}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.goodbyes == nil {
+	if s.upgraded == nil {
 		go f()
 		return func() {}
 	}
-	s.goodbyes[&f] = true
+	s.upgraded[&f] = true
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.goodbyes, &f)
+		delete(s.upgraded, &f)
 	}
 }
 
-// sayGoodbye asks the upgraded connections to end.
-func (s *serving) sayGoodbye() {
+// endUpgraded asks the upgraded connections to end.
+func (s *serving) endUpgraded() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for f := range s.goodbyes {
+	for f := range s.upgraded {
 		go (*f)()
 	}
-	s.goodbyes = nil
+	s.upgraded = nil
 }
 
 // cutPatience is how long the handlers of connections that were closed have to write their log lines.
@@ -296,13 +296,13 @@ const cutPatience = time.Second
 func (s *serving) stop(srv *http.Server, drain time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
-	early := time.AfterFunc(drain/4*3, s.sayGoodbye)
+	early := time.AfterFunc(drain/4*3, s.endUpgraded)
 	if srv.Shutdown(ctx) != nil {
 		s.cut.Store(true)
 		_ = srv.Close()
 	}
 	early.Stop()
-	s.sayGoodbye()
+	s.endUpgraded()
 
 	s.mu.Lock()
 	done := s.done

@@ -97,7 +97,7 @@ func (s *settlement) end() {
 // used returns what the exchange has used.
 func (s *settlement) used(panicked any) Usage {
 	u := Usage{Took: time.Since(s.start)}
-	u.Outcome, u.Status = s.ex.inside(s.w, s.r.Context(), panicked, s.noted)
+	u.Outcome, u.Status = s.ex.handlerOutcome(s.w, s.r.Context(), panicked, s.noted)
 	s.w.ex.mu.Lock()
 	u.Bytes = s.w.written
 	s.w.ex.mu.Unlock()
@@ -110,9 +110,9 @@ func (s *settlement) used(panicked any) Usage {
 	return u
 }
 
-// inside returns how a handler ended that had w and ctx, for the middleware around it. panicked is what recover
+// handlerOutcome returns how a handler ended that had w and ctx, for the middleware around it. panicked is what recover
 // returned. before is whether an outcome had been noted before the handler was called.
-func (ex *exchange) inside(w *responseWriter, ctx context.Context, panicked any, before bool) (Outcome, int) {
+func (ex *exchange) handlerOutcome(w *responseWriter, ctx context.Context, panicked any, before bool) (Outcome, int) {
 	left := ctx.Err()
 	w.ex.mu.Lock()
 	res := w.result(left, panicked)

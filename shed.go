@@ -111,7 +111,7 @@ func (s *shed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(rw, r, shedRefusal)
 		return
 	}
-	served := placed{shed: s, ex: ex, w: rw, ctx: r.Context(), epoch: epoch, start: time.Now()}
+	served := shedSlot{shed: s, ex: ex, w: rw, ctx: r.Context(), epoch: epoch, start: time.Now()}
 	served.begin()
 	defer served.end()
 	s.next.ServeHTTP(rw, r)
@@ -172,8 +172,8 @@ func (s *shed) release() {
 	}
 }
 
-// placed is a request that has a place.
-type placed struct {
+// shedSlot is a request that has a place.
+type shedSlot struct {
 	*shed
 	ex    *exchange
 	w     *responseWriter
@@ -187,7 +187,7 @@ type placed struct {
 	released bool
 }
 
-func (s *placed) begin() {
+func (s *shedSlot) begin() {
 	s.ex.mu.Lock()
 	s.noted = s.ex.noted
 	s.ex.mu.Unlock()
@@ -197,7 +197,7 @@ func (s *placed) begin() {
 }
 
 // starting is called when the final status is sent.
-func (s *placed) starting(status int) {
+func (s *shedSlot) starting(status int) {
 	if status < 400 && (s.noted || !s.ex.rejected()) {
 		s.mu.Lock()
 		s.measured = true
@@ -214,7 +214,7 @@ func (s *placed) starting(status int) {
 }
 
 // end is deferred around the handler.
-func (s *placed) end() {
+func (s *shedSlot) end() {
 	panicked := recover()
 	if panicked != nil {
 		defer panic(panicked)
@@ -223,7 +223,7 @@ func (s *placed) end() {
 	s.w.starts = s.outside
 	s.w.ex.mu.Unlock()
 	took := time.Since(s.start)
-	outcome, status := s.ex.inside(s.w, s.ctx, panicked, s.noted)
+	outcome, status := s.ex.handlerOutcome(s.w, s.ctx, panicked, s.noted)
 
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -70,7 +70,7 @@ func (s *split) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for i := range s.branches {
 		if b := &s.branches[i]; point < b.below {
 			if b.Name != "" {
-				exchangeFrom(r.Context()).branched(b.Name)
+				exchangeFrom(r.Context()).addBranch(b.Name)
 			}
 			b.Handler.ServeHTTP(w, r)
 			return
@@ -78,8 +78,8 @@ func (s *split) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// branched adds the name of the chosen branch to the route's name.
-func (ex *exchange) branched(name string) {
+// addBranch adds the name of the chosen branch to the route's name.
+func (ex *exchange) addBranch(name string) {
 	for ; ex != nil; ex = ex.whole {
 		ex.mu.Lock()
 		if ex.route == "" && ex.req != nil {

@@ -194,20 +194,20 @@ func (t *transport) speaksHTTP1(u *url.URL, upgrade bool) bool {
 	case "http":
 		return isASCII(u.Host)
 	}
-	return u.Scheme == "https" && (upgrade || t.chooses(u.Host)) && isASCII(u.Host)
+	return u.Scheme == "https" && (upgrade || t.choseHTTP1(u.Host)) && isASCII(u.Host)
 }
 
-// chooses reports whether it is known that a target of scheme https chose HTTP/1.1 last.
-func (t *transport) chooses(host string) bool {
+// choseHTTP1 reports whether it is known that a target of scheme https chose HTTP/1.1 last.
+func (t *transport) choseHTTP1(host string) bool {
 	hosts := t.known.Load()
 	return hosts != nil && (*hosts)[host]
 }
 
-// chose records whether a target of scheme https has chosen HTTP/1.1.
-func (t *transport) chose(host string, http1 bool) {
+// recordHTTP1 records whether a target of scheme https has chosen HTTP/1.1.
+func (t *transport) recordHTTP1(host string, http1 bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.chooses(host) == http1 {
+	if t.choseHTTP1(host) == http1 {
 		return
 	}
 	hosts := make(map[string]bool)
@@ -237,14 +237,14 @@ func (t *transport) do(r *http.Request, call directCall) (*http.Response, error)
 	case upgrade:
 		return call.send(t.upgrades, r)
 	}
-	if !t.chooses(r.URL.Host) {
+	if !t.choseHTTP1(r.URL.Host) {
 		out, body := keepBody(r)
 		res, err := call.sendStandard(t.h2, out)
 		if !errors.Is(err, errHTTP1) {
 			body.release()
 			return res, err
 		}
-		t.chose(r.URL.Host, true)
+		t.recordHTTP1(r.URL.Host, true)
 	}
 	res, err := call.send(t.h1, r)
 	var other *h1.OtherProtocol
@@ -310,7 +310,7 @@ func (t *transport) sendOn(other *h1.OtherProtocol, call directCall) (*http.Resp
 		}
 		return nil, other
 	}
-	t.chose(r.URL.Host, false)
+	t.recordHTTP1(r.URL.Host, false)
 	port := r.URL.Port()
 	if port == "" {
 		port = "443"

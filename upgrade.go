@@ -52,7 +52,7 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 		c, t := wsframe.NewWriter(client, false), wsframe.NewWriter(target, true)
 
 		serving := servingFrom(f.in.Context())
-		defer serving.atGoodbye(func() { goAway(c, t) })()
+		defer serving.trackUpgraded(func() { goAway(c, t) })()
 		toClient, toTarget = c, t
 	}
 	// The server's reader would take a connection that the client half-closed for one that it left. So only

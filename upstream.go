@@ -317,9 +317,9 @@ func readRest(res *http.Response) {
 	res.Body.Close()
 }
 
-// aim points u, which has a path and a query, at target. It puts the target's path before u's, with one slash
+// setTarget points u, which has a path and a query, at target. It puts the target's path before u's, with one slash
 // between them. Both keep their escaping. A Unix socket's path becomes the host.
-func aim(u, target *url.URL) {
+func setTarget(u, target *url.URL) {
 	if target.Scheme == schemeUnix {
 		u.Scheme, u.Host = schemeUnix, target.Path
 		return

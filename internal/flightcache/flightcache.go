@@ -121,7 +121,7 @@ func (c *Cache[V]) Load(ctx context.Context, key string) (e *Entry[V], hit bool,
 			f = &flight[V]{done: make(chan struct{}), abandoned: true}
 			s.flights[key] = f
 			s.mu.Unlock()
-			c.fly(ctx, s, f, hash, key)
+			c.loadFlight(ctx, s, f, hash, key)
 			return f.entry, false, f.err
 		}
 		s.mu.Unlock()
@@ -136,8 +136,8 @@ func (c *Cache[V]) Load(ctx context.Context, key string) (e *Entry[V], hit bool,
 	}
 }
 
-// fly loads key for all who wait for f.
-func (c *Cache[V]) fly(ctx context.Context, s *shard[V], f *flight[V], hash uint64, key string) {
+// loadFlight loads key for all who wait for f.
+func (c *Cache[V]) loadFlight(ctx context.Context, s *shard[V], f *flight[V], hash uint64, key string) {
 	defer func() {
 		s.mu.Lock()
 		delete(s.flights, key)

@@ -152,10 +152,10 @@ func (c *conn) close() { c.rw.Close() }
 // abort closes the connection at once.
 func (c *conn) abort() { c.wire.Conn.Close() }
 
-// heed takes what a target has sent on a new connection before it was asked anything. That serves as an
+// readUnasked takes what a target has sent on a new connection before it was asked anything. That serves as an
 // answer, as a target may say in this way that it is overloaded. But its answer to the request may follow, so
 // the connection is not used again.
-func (c *conn) heed() {
+func (c *conn) readUnasked() {
 	if !c.takesTurns() {
 		return
 	}

@@ -282,7 +282,7 @@ func (t *Transport) Negotiate(ctx context.Context, target string) (string, *tls.
 		return "", nil, err
 	}
 	if proto := c.otherProtocol(); proto != "" {
-		t.forgo(c.host)
+		t.releasePlace(c.host)
 		return proto, c.rw.(*tls.Conn), nil
 	}
 	t.put(c)

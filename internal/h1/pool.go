@@ -36,7 +36,7 @@ type waiter struct {
 // grant is a connection, or without one the right to dial.
 type grant struct{ c *conn }
 
-// get returns an idle connection that is alive, or a new one. The caller owes a call of put, drop or forgo.
+// get returns an idle connection that is alive, or a new one. The caller owes a call of put, drop or releasePlace.
 //
 // Where unprobed is set, the caller itself finds out whether a connection whose wire can take a turn is
 // alive.
@@ -55,7 +55,7 @@ func (t *Transport) get(ctx context.Context, key hostKey, unprobed bool, d Deadl
 	}
 	c, err := t.dial(ctx, h, hooks, arg)
 	if err != nil {
-		t.forgo(h)
+		t.releasePlace(h)
 	}
 	return c, err
 }
@@ -129,7 +129,7 @@ func (t *Transport) await(ctx context.Context, h *host, w *waiter) (*conn, error
 		if g.c != nil {
 			t.put(g.c)
 		} else {
-			t.forgo(h)
+			t.releasePlace(h)
 		}
 	default:
 		// The host still has the open connections that this request has waited for.
@@ -193,7 +193,7 @@ func (t *Transport) put(c *conn) {
 	if t.closeIdle || len(h.idle) >= t.opts.MaxIdlePerHost {
 		t.mu.Unlock()
 		c.close()
-		t.forgo(h)
+		t.releasePlace(h)
 		return
 	}
 	h.idle = append(h.idle, c)
@@ -204,11 +204,11 @@ func (t *Transport) put(c *conn) {
 // drop closes a connection that was acquired or dialed.
 func (t *Transport) drop(c *conn) {
 	c.abort()
-	t.forgo(c.host)
+	t.releasePlace(c.host)
 }
 
-// forgo gives up a place among the open connections of a host.
-func (t *Transport) forgo(h *host) {
+// releasePlace gives up a place among the open connections of a host.
+func (t *Transport) releasePlace(h *host) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if w := h.nextWaiter(); w != nil {
@@ -292,6 +292,6 @@ func (t *Transport) CloseIdleConnections() {
 func (t *Transport) discard(conns []*conn) {
 	for _, c := range conns {
 		c.close()
-		t.forgo(c.host)
+		t.releasePlace(c.host)
 	}
 }

@@ -46,7 +46,7 @@ func (c *call) do() (*http.Response, error) {
 	for {
 		conn, err := c.connect(ctx)
 		if other, ok := err.(*OtherProtocol); ok {
-			other.Request = c.untouched()
+			other.Request = c.rewound()
 			return nil, err
 		}
 		if err != nil {
@@ -87,7 +87,7 @@ func (c *call) connect(ctx context.Context) (*conn, error) {
 		return nil, err
 	}
 	if proto := conn.otherProtocol(); proto != "" {
-		c.t.forgo(conn.host)
+		c.t.releasePlace(conn.host)
 		return nil, &OtherProtocol{Protocol: proto, Conn: conn.rw.(*tls.Conn)}
 	}
 	if c.hooks.GotConn != nil {
@@ -142,8 +142,8 @@ func (c *call) rewind() error {
 	return nil
 }
 
-// untouched returns the request with its body from the beginning. The body is the caller's again.
-func (c *call) untouched() *http.Request {
+// rewound returns the request with its body from the beginning. The body is the caller's again.
+func (c *call) rewound() *http.Request {
 	c.owned = false
 	if !c.inline {
 		return c.req
@@ -163,7 +163,7 @@ func (c *call) exchange(ctx context.Context, conn *conn) (*response, *failure) {
 	conn.odd = c.close
 	request := c.buf.b
 	if !conn.reused {
-		conn.heed()
+		conn.readUnasked()
 	}
 	if conn.reused && c.takesTurn() && conn.takesTurns() {
 		written, f := c.takeTurn(conn)
@@ -383,7 +383,7 @@ func (c *call) switchProtocols(conn *conn, res *response) error {
 	conn.input = input{}
 	conn.send = nil
 	t, h := conn.t, conn.host
-	u.give = func() { t.forgo(h) }
+	u.give = func() { t.releasePlace(h) }
 	res.Body = u
 	return nil
 }

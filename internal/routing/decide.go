@@ -91,7 +91,7 @@ func (t *Tree) decide(r *http.Request, method string, s *Search) Decision {
 	}
 	if !p.Escaped && !s.survey {
 		// A path that a pattern spells out is known to be clean: patterns are.
-		if end := first.fixed[p.Text]; end != nil && s.try(*end, true) {
+		if end := first.fixed[p.Text]; end != nil && s.match(*end, true) {
 			return Decision{Status: http.StatusOK, Route: s.route.number}
 		}
 	}

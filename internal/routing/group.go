@@ -186,7 +186,7 @@ func appendLists(lists [][]*route, values map[string][]*route, lines []string) [
 // maxMerge is the number of lists up to which the search for the lowest number is faster than sorting.
 const maxMerge = 8
 
-// tryIndexed is Search.try for a group with an index.
+// tryIndexed is Search.match for a group with an index.
 func (s *Search) tryIndexed(g *group, covers, exact bool) bool {
 	var space [4][]*route
 	lists := g.index.candidates(space[:0], s.req.Header)

@@ -25,11 +25,11 @@ type Search struct {
 
 	// survey goes on after the first match, to the last route whose path matches.
 	survey bool
-	surveyed
+	surveyResult
 }
 
-// surveyed is what a survey finds.
-type surveyed struct {
+// surveyResult is what a survey finds.
+type surveyResult struct {
 	allow []string  // methods of the routes that match but for their method
 	trace bool      // fill tried
 	tried []attempt // in order
@@ -86,10 +86,10 @@ func (s *Search) in(t *hosts, first *hostTree) {
 // walk searches n for what is left of the path from segment i on, and reports whether the search ends there.
 func (s *Search) walk(n *node, i int) bool {
 	if i == s.path.Len && !s.slash && !s.path.TrailingSlash {
-		return s.try(n.end, true)
+		return s.match(n.end, true)
 	}
 	if i >= s.path.Len { // only a slash is left
-		return s.try(n.slash, true) || s.try(n.rest, true)
+		return s.match(n.slash, true) || s.match(n.rest, true)
 	}
 	if len(n.literals) > 0 {
 		if c := n.literal(s.path.Segment(i)); c != nil && s.walk(c, i+1) {
@@ -99,12 +99,12 @@ func (s *Search) walk(n *node, i int) bool {
 	if n.wild != nil && !(s.raw && s.path.Segment(i) == "") && s.walk(n.wild, i+1) {
 		return true
 	}
-	return s.try(n.rest, false)
+	return s.match(n.rest, false)
 }
 
-// try compares the methods and predicates of routes whose path matches, and reports whether the search ends
+// match compares the methods and predicates of routes whose path matches, and reports whether the search ends
 // there.
-func (s *Search) try(routes pathRoutes, exact bool) bool {
+func (s *Search) match(routes pathRoutes, exact bool) bool {
 	for i := range routes {
 		g := &routes[i]
 		covers := coversMethod(g.method, s.method)

@@ -91,7 +91,7 @@ func ParseTemplate(text string, allow Syntax) (*Template, error) {
 			rest = after
 		}
 	}
-	return t, t.try()
+	return t, t.check()
 }
 
 // parseOrigin adds the origin of a URL to t, where there is one. It returns the rest of the template, which
@@ -160,9 +160,9 @@ func (allow Syntax) holes() string {
 	return forms
 }
 
-// try fills every hole with a letter, to find out at setup what no value could mend: a dot segment or a
+// check fills every hole with a letter, to find out at setup what no value could mend: a dot segment or a
 // malformed URL.
-func (t *Template) try() error {
+func (t *Template) check() error {
 	sample, err := t.Expand(func(*Hole) (string, error) { return "x", nil })
 	if err == nil {
 		_, err = url.ParseRequestURI(sample)
