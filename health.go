@@ -30,6 +30,10 @@ import (
 // complete response; the status 502, 503 or 504. For example, in a pool of two, A is ejected because one URL
 // answers 503. Then B stops. B is ejected instead, and A gets requests again.
 //
+// An attempt that a hedge has overtaken (RetryOptions.HedgeAfter) is no failure, with one exception: a target that hangs
+// would otherwise be saved by the others for ever. When a target has answered nothing for UpstreamOptions.Timeout, while
+// others overtook it more than ten times, each further time is a failure, as the timeout would have been.
+//
 // A retry goes to a target that the request has not been sent to, even if that target is out, before it goes
 // to the same one again.
 type HealthOptions struct {
@@ -102,10 +106,12 @@ type member struct {
 	mildest   atomic.Int32 // the least severity among them
 	successes atomic.Int64
 	ejections atomic.Int32 // ejections since the last success
+	overtaken atomic.Int32 // hedged attempts that another target overtook, since the last answer
 
 	// Guarded by pool.mu.
-	passed, failed int    // consecutive probes that passed or failed
-	sick           string // why it is out because of its probes; "" when it is not
+	silent         time.Time // when the first of them ended
+	passed, failed int       // consecutive probes that passed or failed
+	sick           string    // why it is out because of its probes; "" when it is not
 	ejected        ejection
 }
 
@@ -257,6 +263,9 @@ func (p *pool) recordTraffic(m *member, res result) (s success) {
 	if p.health.Unhealthy < 0 {
 		return s
 	}
+	if res.status != 0 && m.overtaken.Load() != 0 {
+		m.overtaken.Store(0)
+	}
 	switch {
 	case res.severity() != severityNone:
 		p.countFailure(m, res)
@@ -289,6 +298,29 @@ func (p *pool) correctTraffic(m *member, res result, s success) {
 		m.failures.Add(s.consecutive)
 	}
 	p.countFailure(m, res)
+}
+
+// minOvertaken is how often in a row another target must have overtaken one that is suspected to be silent.
+const minOvertaken = 10
+
+// recordOvertaken updates m after an attempt that another target has overtaken. That is no failure. But when m has
+// answered nothing for as long as an attempt may take, it is one: without hedging, the attempts would have timed out. A
+// timeout that is not positive is none.
+func (p *pool) recordOvertaken(m *member, timeout time.Duration) {
+	if p.health.Unhealthy < 0 || timeout <= 0 {
+		return
+	}
+	now := time.Now()
+	p.mu.Lock()
+	row := m.overtaken.Add(1)
+	if row == 1 {
+		m.silent = now
+	}
+	failed := row > minOvertaken && now.Sub(m.silent) >= timeout
+	p.mu.Unlock()
+	if failed {
+		p.countFailure(m, result{err: ErrTimeout})
+	}
 }
 
 func (p *pool) countFailure(m *member, res result) {

@@ -83,6 +83,9 @@ func (x *race) run() (won answer, other *member) {
 	x.finish(x.usable(a))
 	switch {
 	case x.secondWon:
+		if errors.Is(a.err, context.Canceled) {
+			x.upstream.pool.recordOvertaken(a.member, x.upstream.opts.Timeout)
+		}
 		discard(a.res)
 		return x.answer, a.member
 	default:
@@ -134,6 +137,7 @@ func (x *race) hedge() {
 	if !ok || !u.budget.spend() {
 		return
 	}
+	defer body.settle()
 	a := x.attemptSafely(body, asked)
 	wins := x.usable(a)
 	x.mu.Lock()

@@ -255,6 +255,75 @@ func TestHedgeLoserCountsAgainstNobody(t *testing.T) {
 	})
 }
 
+// A target that hangs is ejected although a hedge saves each of its requests, and one that answers now and then is not.
+func TestHedgeEjectsTheSilent(t *testing.T) {
+	const timeout = 2 * time.Second
+	always := func(time.Duration) bool { return true }
+	for _, tt := range []struct {
+		name      string
+		timeout   time.Duration
+		unhealthy int
+		every     time.Duration                  // between two requests
+		hangs     func(since time.Duration) bool // whether a attempt at a hangs that begins then
+		after     time.Duration                  // when it is ejected, at the earliest; 0 for never
+		before    time.Duration
+	}{
+		{"it hangs", timeout, 0, 10 * time.Millisecond, always, timeout, timeout + 500*time.Millisecond},
+		{"it hangs, with little traffic", timeout, 0, 250 * time.Millisecond, always, 9 * time.Second, 11 * time.Second},
+		{"it stops for a while", timeout, 0, 10 * time.Millisecond, func(d time.Duration) bool { return d > 2*time.Second && d < 3900*time.Millisecond }, 0, 0},
+		{"it answers now and then", timeout, 0, 10 * time.Millisecond, func(d time.Duration) bool { return d%(1900*time.Millisecond) > 100*time.Millisecond }, 0, 0},
+		{"there is no timeout", -1, 0, 10 * time.Millisecond, always, 0, 0},
+		{"there is no ejection", timeout, -1, 10 * time.Millisecond, always, 0, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				u := gateway.NewUpstream("u", gateway.MustTargets("http://a", "http://b", "http://c"), &gateway.UpstreamOptions{
+					Timeout: tt.timeout, Balancer: gateway.RoundRobin(),
+					Circuit: gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 1, IsFailure: func(o gateway.Outcome, _ int) bool { return o == gateway.OutcomeTimeout }}),
+					Retry:   gateway.RetryOptions{Attempts: 2, HedgeAfter: 50 * time.Millisecond, Budget: 1},
+					Health:  gateway.HealthOptions{Unhealthy: tt.unhealthy},
+					Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+						if r.URL.Host == "a" && tt.hangs(time.Since(start)) {
+							<-r.Context().Done()
+							return nil, r.Context().Err()
+						}
+						time.Sleep(time.Millisecond)
+						return answered(r, 500, http.NoBody), nil // an answer all the same
+					}),
+				})
+				var wg sync.WaitGroup
+				var ejected time.Duration
+				for time.Since(start) < 12*time.Second && ejected == 0 {
+					wg.Go(func() {
+						began := time.Now()
+						res, err := u.RoundTrip(httptest.NewRequest("GET", "/", nil))
+						if err == nil {
+							res.Body.Close()
+						}
+						// Those under way when the target is ejected get no hedge: then the pool is sick.
+						if took := time.Since(began); (err != nil || took > 60*time.Millisecond) && (tt.after == 0 || began.Sub(start) < tt.after) {
+							t.Errorf("took %v: %v", took, err)
+						}
+					})
+					time.Sleep(tt.every)
+					for i, s := range u.Status() {
+						if !s.Healthy {
+							if ejected = time.Since(start); i != 0 || !strings.Contains(s.Reason, "timeout") {
+								t.Errorf("%+v", s)
+							}
+						}
+					}
+				}
+				wg.Wait()
+				if ejected < tt.after || ejected > tt.before {
+					t.Errorf("ejected after %v, want between %v and %v", ejected, tt.after, tt.before)
+				}
+			})
+		})
+	}
+}
+
 func TestHedgeIsInTheLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j, observe := observed()

@@ -38,12 +38,13 @@ type RetryOptions struct {
 
 	// HedgeAfter sends the request to a second target if the first has not begun to answer after this time. The first
 	// response that is not to be retried is used, and the other attempt is canceled. Its outcome is
-	// OutcomeClientCanceled, which counts against no target. Informational responses of both are passed on. 0 means
+	// OutcomeClientCanceled, which counts against no target, unless the target answers nothing at all (see
+	// HealthOptions). When one of the two fails, the other is waited for, as a retry would be. Informational responses of both are passed on. 0 means
 	// never. Choose about the 95th percentile of the time to the response header: then one request in twenty is sent
 	// twice, and very slow answers are rare (Dean and Barroso, The Tail at Scale, 2013).
 	//
 	// The second attempt counts as one of Attempts, which must be at least 2, and is charged to Budget as a retry
-	// is. It is not made for a request that may not be sent twice, nor if its body has not been sent completely by
+	// is. Retries are not hedged. It is not made for a request that may not be sent twice, nor if its body has not been sent completely by
 	// then, nor while a target is out or the circuit is not closed. It runs on a goroutine that ends before
 	// RoundTrip returns, so Transport must return when the context of a request ends.
 	HedgeAfter time.Duration

@@ -16,7 +16,7 @@ import (
 // Stats.
 //
 // A Stats is safe for concurrent use. Counting a request takes no lock, except for the first request of a
-// route. A route needs at most 22 KB. At most 1,024 routes are counted separately; the requests of all others
+// route. A route needs at most 24 KB. At most 1,024 routes are counted separately; the requests of all others
 // are counted together, under the name "(other)". A Stats must not be copied after first use.
 type Stats struct {
 	routes atomic.Pointer[map[string]*routeCounts] // replaced as a whole, never changed
@@ -73,22 +73,12 @@ func (s *Stats) record(route string, o Outcome, now time.Time, took time.Duratio
 
 // find returns the counts of a route.
 func (s *Stats) find(route string, now time.Time) *routeCounts {
-	if routes := s.routes.Load(); routes != nil {
-		if counts := (*routes)[route]; counts != nil {
-			return counts
-		}
+	if counts, _, _ := s.lookup(route); counts != nil {
+		return counts
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var routes map[string]*routeCounts
-	if p := s.routes.Load(); p != nil {
-		routes = *p
-	}
-	counts := routes[route]
-	if counts == nil && len(routes) >= maxStats {
-		route = statsOthers
-		counts = routes[route]
-	}
+	counts, route, routes := s.lookup(route)
 	if counts != nil {
 		return counts
 	}
@@ -98,6 +88,20 @@ func (s *Stats) find(route string, now time.Time) *routeCounts {
 	grown[route] = counts
 	s.routes.Store(&grown)
 	return counts
+}
+
+// lookup returns the counts of a route, or nil if there are none yet, and the name under which they are kept.
+func (s *Stats) lookup(route string) (counts *routeCounts, name string, routes map[string]*routeCounts) {
+	p := s.routes.Load()
+	if p == nil {
+		return nil, route, nil
+	}
+	counts = (*p)[route]
+	if counts == nil && len(*p) >= maxStats {
+		route = statsOthers
+		counts = (*p)[route]
+	}
+	return counts, route, *p
 }
 
 func (c *routeCounts) stats(route string, now time.Time) RouteStats {

@@ -141,8 +141,8 @@ type UpstreamOptions struct {
 // gateway.upstream.name, gateway.outcome, error.type, and the target as server.address and server.port. If a
 // request was sent more than once, the span in its context gets the attribute http.request.resend_count.
 //
-// An Upstream needs about 300 bytes for each target. For each request in flight, it also buffers the body, up
-// to RetryOptions.MaxBodyBytes, until the response header arrives.
+// An Upstream needs about 350 bytes for each target. For each request in flight, it also buffers the body, up
+// to RetryOptions.MaxBodyBytes, until the response header arrives. A hedged request has a copy of its own.
 type Upstream struct {
 	name     string
 	opts     UpstreamOptions
