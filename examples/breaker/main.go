@@ -5,7 +5,6 @@
 package main
 
 import (
-	"context"
 	"flag"
 	"fmt"
 	"io"
@@ -29,7 +28,7 @@ func main() {
 		if guarded {
 			title = "with a circuit"
 		}
-		rows := play(*unit, guarded)
+		rows := play(*unit, guarded, overTheWire)
 		fmt.Printf("%s; the backend hangs in rows 3 to 8\n\n", title)
 		chart(os.Stdout, rows, *unit/4)
 		fmt.Printf("\np99 of all callers in rows 4 to 8: %v\n\n", outage(rows))
@@ -50,28 +49,24 @@ const (
 	callers    = 300 // requests in a unit
 )
 
-// play runs the load and returns the timeline. Requests to the sick backend time out after a quarter of a unit.
-func play(unit time.Duration, guarded bool) []row {
+// play runs the load and returns the timeline. Requests to the sick backend time out after a quarter of a unit. connect
+// returns a function with which a caller sends a request through the gateway, and one that ends all connections.
+func play(unit time.Duration, guarded bool, connect func(*gateway.UpstreamOptions, http.Handler) (ask func() int, stop func())) []row {
 	var sick atomic.Bool
-	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	backend := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if sick.Load() {
 			<-r.Context().Done()
 			return
 		}
 		_, _ = io.WriteString(w, "ok")
-	}))
-	defer backend.Close()
-
+	})
 	circuit := gateway.NewCircuit("backend", &gateway.CircuitOptions{Failures: 5, OpenFor: unit})
 	opts := &gateway.UpstreamOptions{Timeout: unit / 4}
 	if guarded {
 		opts.Circuit = circuit
 	}
-	upstream := gateway.NewUpstream("backend", gateway.MustTargets(backend.URL), opts)
-	front := httptest.NewServer(gateway.Proxy(upstream, nil))
-	defer front.Close()
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}
-	defer client.CloseIdleConnections()
+	ask, stop := connect(opts, backend)
+	defer stop()
 
 	rows := make([]row, rowsInAll)
 	var mu sync.Mutex
@@ -83,7 +78,7 @@ func play(unit time.Duration, guarded bool) []row {
 			<-tick.C
 			wg.Go(func() {
 				start := time.Now()
-				status := ask(client, front.URL)
+				status := ask()
 				mu.Lock()
 				defer mu.Unlock()
 				r := &rows[i]
@@ -109,19 +104,26 @@ func play(unit time.Duration, guarded bool) []row {
 	return rows
 }
 
-// ask returns the status of the answer, and 0 without one.
-func ask(client *http.Client, url string) int {
-	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, url, nil)
-	if err != nil {
-		return 0
+// overTheWire puts caller, gateway and backend on real connections.
+func overTheWire(opts *gateway.UpstreamOptions, h http.Handler) (ask func() int, stop func()) {
+	backend := httptest.NewServer(h)
+	upstream := gateway.NewUpstream("backend", gateway.MustTargets(backend.URL), opts)
+	front := httptest.NewServer(gateway.Proxy(upstream, nil))
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}
+	ask = func() int {
+		res, err := client.Get(front.URL)
+		if err != nil {
+			return 0
+		}
+		defer res.Body.Close()
+		_, _ = io.Copy(io.Discard, res.Body)
+		return res.StatusCode
 	}
-	res, err := client.Do(req)
-	if err != nil {
-		return 0
+	return ask, func() {
+		client.CloseIdleConnections()
+		front.Close()
+		backend.Close()
 	}
-	defer res.Body.Close()
-	_, _ = io.Copy(io.Discard, res.Body)
-	return res.StatusCode
 }
 
 // chart writes a line for each row. The bar is the p99, on a scale on which longest fills it.
