@@ -1,0 +1,2 @@
+// Package gatewayredis provides limits that many gateways share through Redis or Valkey.
+package gatewayredis

@@ -1,0 +1,259 @@
+// Package redistest runs real Redis servers for tests, and breaks them.
+package redistest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Required is the environment variable that makes a missing redis-server a failure instead of a skip.
+const Required = "GATEWAY_REQUIRE_REDIS"
+
+// program is the path of redis-server, which is searched once.
+var program = sync.OnceValues(func() (string, error) {
+	path, err := exec.LookPath("redis-server")
+	if err != nil {
+		path, err = exec.LookPath("valkey-server")
+	}
+	return path, err
+})
+
+// Need skips t, with the reason, where there is no redis-server. It fails t if Required is set.
+func Need(t testing.TB) string {
+	t.Helper()
+	path, err := program()
+	switch {
+	case err == nil:
+	case os.Getenv(Required) != "":
+		t.Fatalf("redis-server is not in the PATH, and %s is set: apt-get install redis-server", Required)
+	default:
+		t.Skip("redis-server is not in the PATH: apt-get install redis-server")
+	}
+	return path
+}
+
+// Server is a redis-server process on loopback.
+type Server struct {
+	Addr string
+
+	t    testing.TB
+	args []string
+	mu   sync.Mutex
+	cmd  *exec.Cmd
+	dead chan struct{} // is closed when cmd has ended
+	out  *bytes.Buffer // of cmd
+}
+
+// Start starts a server on a free port, which ends with the test. It saves nothing. args are added to its command line.
+func Start(t testing.TB, args ...string) *Server {
+	t.Helper()
+	path := Need(t)
+	dir := t.TempDir()
+	for try := 0; ; try++ {
+		port := freePort(t)
+		s := &Server{Addr: "127.0.0.1:" + port, t: t}
+		s.args = append([]string{
+			path, "--bind", "127.0.0.1", "--port", port, "--dir", dir, "--save", "", "--appendonly", "no", "--daemonize", "no",
+		}, args...)
+		err := s.start()
+		if err == nil {
+			t.Cleanup(s.Kill)
+			return s
+		}
+		if try == 4 { // the port may have been taken by another process meanwhile
+			t.Fatal(err)
+		}
+	}
+}
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+}
+
+// start starts the process and waits until it answers.
+func (s *Server) start() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.out = new(bytes.Buffer)
+	s.cmd = exec.Command(s.args[0], s.args[1:]...)
+	s.cmd.Stdout, s.cmd.Stderr = s.out, s.out
+	s.cmd.SysProcAttr = attributes()
+	if err := s.cmd.Start(); err != nil {
+		return err
+	}
+	dead := make(chan struct{})
+	s.dead = dead
+	go func(cmd *exec.Cmd) {
+		_ = cmd.Wait()
+		close(dead)
+	}(s.cmd)
+	client := redis.NewClient(&redis.Options{Addr: s.Addr, DialTimeout: time.Second, MaxRetries: -1, DialerRetries: 1})
+	defer client.Close()
+	give := time.After(10 * time.Second)
+	for !listens(s.Addr) || client.Ping(context.Background()).Err() != nil {
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-dead:
+			return fmt.Errorf("redis-server ended: %s", s.out)
+		case <-give:
+			_ = s.cmd.Process.Kill()
+			return fmt.Errorf("redis-server does not answer")
+		}
+	}
+	return nil
+}
+
+// listens reports whether something accepts connections on addr. It spares the log what go-redis writes of failures.
+func listens(addr string) bool {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return false
+	}
+	_ = c.Close()
+	return true
+}
+
+// Client returns a client with go-redis' defaults, which is closed with the test.
+func (s *Server) Client() *redis.Client { return s.ClientWith(redis.Options{}) }
+
+// ClientWith returns a client of this server.
+func (s *Server) ClientWith(opts redis.Options) *redis.Client {
+	opts.Addr = s.Addr
+	c := redis.NewClient(&opts)
+	s.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// Kill kills the process with SIGKILL and waits for its end. It does nothing when that has ended.
+func (s *Server) Kill() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_ = s.cmd.Process.Kill()
+	<-s.dead
+}
+
+// Pause stops the process by SIGSTOP: it accepts connections and does not answer.
+func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
+
+// Resume lets a paused process go on.
+func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
+
+func (s *Server) signal(sig syscall.Signal) {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		s.t.Error(err)
+	}
+}
+
+// Restart starts a killed server again, on the same port and without its data.
+func (s *Server) Restart() {
+	s.t.Helper()
+	if err := s.start(); err != nil {
+		s.t.Error(err)
+	}
+}
+
+// Do runs a command, which must succeed.
+func (s *Server) Do(args ...any) {
+	s.t.Helper()
+	c := redis.NewClient(&redis.Options{Addr: s.Addr})
+	defer c.Close()
+	if err := c.Do(context.Background(), args...).Err(); err != nil {
+		s.t.Errorf("%v: %v", args, err)
+	}
+}
+
+// ReadOnly makes the server a replica of nothing, which refuses to write, until ReadWrite.
+func (s *Server) ReadOnly() { s.Do("replicaof", "127.0.0.1", "1") }
+
+// ReadWrite ends ReadOnly.
+func (s *Server) ReadWrite() { s.Do("replicaof", "no", "one") }
+
+// FillMemory sets the limit of memory below what is used, so that the server refuses to write, until FreeMemory.
+func (s *Server) FillMemory() { s.Do("config", "set", "maxmemory", "1") }
+
+// FreeMemory ends FillMemory.
+func (s *Server) FreeMemory() { s.Do("config", "set", "maxmemory", "0") }
+
+// Cluster is a Redis Cluster of three masters.
+type Cluster struct {
+	Nodes []*Server
+	t     testing.TB
+}
+
+// StartCluster starts a Cluster. Its nodes take each other for failed after two seconds.
+func StartCluster(t testing.TB) *Cluster {
+	t.Helper()
+	Need(t)
+	c := &Cluster{t: t}
+	for range 3 {
+		bus := freePort(t)
+		c.Nodes = append(c.Nodes, Start(t, "--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "2000",
+			"--cluster-require-full-coverage", "no"))
+	}
+	ctx := context.Background()
+	const slots = 16384
+	for i, n := range c.Nodes {
+		client := n.Client()
+		n.Do("cluster", "addslotsrange", i*slots/3, (i+1)*slots/3-1)
+		n.Do("cluster", "set-config-epoch", i+1)
+		for _, other := range c.Nodes[:i] {
+			host, port, _ := net.SplitHostPort(other.Addr)
+			bus, err := other.Client().ConfigGet(ctx, "cluster-port").Result()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := client.Do(ctx, "cluster", "meet", host, port, bus["cluster-port"]).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	give := time.After(20 * time.Second)
+	for _, n := range c.Nodes {
+		client := n.Client()
+		for {
+			info, err := client.ClusterInfo(ctx).Result()
+			if err == nil && bytes.Contains([]byte(info), []byte("cluster_state:ok")) &&
+				bytes.Contains([]byte(info), []byte("cluster_known_nodes:3")) &&
+				bytes.Contains([]byte(info), []byte("cluster_slots_ok:16384")) {
+				break
+			}
+			select {
+			case <-time.After(20 * time.Millisecond):
+			case <-give:
+				t.Fatalf("the cluster does not come up: %s %v", info, err)
+			}
+		}
+	}
+	return c
+}
+
+// Client returns a client of the Cluster, which is closed with the test.
+func (c *Cluster) Client() *redis.ClusterClient {
+	var addrs []string
+	for _, n := range c.Nodes {
+		addrs = append(addrs, n.Addr)
+	}
+	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs})
+	c.t.Cleanup(func() { _ = client.Close() })
+	return client
+}

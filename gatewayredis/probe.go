@@ -1,0 +1,92 @@
+package gatewayredis
+
+import (
+	"context"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	probeEvery = 100 * time.Millisecond
+	probeIdle  = time.Second // after the last refused call, probes end
+)
+
+// probeScript writes, since a replica or a full memory refuse only that.
+const probeScript = `redis.call('SET', KEYS[1], redis.call('TIME')[1], 'PX', 1000) return 'ok'`
+
+// processStart is the origin of sinceStart.
+var processStart = time.Now()
+
+// sinceStart reads the monotonic clock, in nanoseconds.
+func sinceStart() int64 { return int64(time.Since(processStart)) }
+
+// ask notes that Redis is wanted, and starts the probe of o if it does not run. It is called for each refused call.
+func (l *link) ask(o *outage) {
+	l.used.Store(sinceStart())
+	if !o.probing.Load() && o.probing.CompareAndSwap(false, true) {
+		go l.probe(o)
+	}
+}
+
+// probe asks Redis until it answers, or until nobody has wanted it for a time. It ends by itself, so a limiter needs no
+// Close; the next refused call starts it again.
+func (l *link) probe(o *outage) {
+	tick := time.NewTicker(probeEvery)
+	defer tick.Stop()
+	for {
+		if l.answers(o) && l.back(o) {
+			return
+		}
+		<-tick.C
+		if sinceStart()-l.used.Load() > int64(probeIdle) {
+			o.probing.Store(false)
+			return
+		}
+	}
+}
+
+// answers reports whether Redis runs a script that writes, in time.
+func (l *link) answers(o *outage) bool {
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), max(l.timeout, probeEvery))
+	defer cancel()
+	client := l.client
+	if c, ok := client.(*redis.Client); ok {
+		if !dials(ctx, c) {
+			return false
+		}
+		client = c.WithTimeout(l.timeout)
+	}
+	// The key has the hash tag of the key that failed, so that in a Cluster the same node answers.
+	answer, err := client.Eval(ctx, probeScript, []string{o.key + ":probe"}).Result()
+	return err == nil && answer == "ok" && time.Since(start) <= 2*l.timeout
+}
+
+// dials reports whether the server can be reached at all. It keeps failures to connect from the client's pool: after
+// many of them, a pool tries only once in a second.
+func dials(ctx context.Context, c *redis.Client) bool {
+	opts := c.Options()
+	if opts.Dialer == nil {
+		return true
+	}
+	conn, err := opts.Dialer(ctx, opts.Network, opts.Addr)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
+
+// back ends the outage o, unless too many workers still hang.
+func (l *link) back(o *outage) bool {
+	l.mu.Lock()
+	if l.orphans > maxOrphans-maxWorkers {
+		l.mu.Unlock()
+		return false
+	}
+	l.away.Store(nil)
+	l.mu.Unlock()
+	l.changed(nil, time.Since(o.since))
+	return true
+}
