@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,10 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 	"github.com/seed-96248d0c/gateway/internal/rawjson"
@@ -56,14 +59,24 @@ type AggregateOptions struct {
 // that Headers lists, and Accept: application/json. Three kinds of the client's fields are never passed on,
 // even when Headers lists them: those that the gateway itself sets, in any spelling; hop-by-hop fields; and
 // Accept-Encoding, Range, If-*, Expect, Host and Content-*, which describe the client's request and not the
-// part's. The fields of the parts' answers are not passed to the client.
+// part's.
+//
+// Cache-Control of the answer is at least as strict as that of every part. It has the shortest lifetime, which is 0
+// once one part states a lifetime and another states none. It is private for a caller with an Identity or Authorization,
+// unless every part permits shared caches. It is absent when no part has Cache-Control, Expires or Pragma. Vary names
+// what the parts' Vary name. It is "*" when a part varies by a field that the gateway itself sets, since caches do not
+// see that field. A Cache-Control or Vary that a middleware outside has set counts like a part's. No other field of the
+// parts' answers is passed to the client: no Set-Cookie, no ETag.
 //
 // By default the client's Authorization goes only to parts whose From is an *Upstream or a HandlerTransport. Any other
 // RoundTripper may lead to a third party, and one that wraps an *Upstream counts as such. When Headers names
 // Authorization, every part gets it. A Part.Request that copies the fields of in copies its Authorization, too.
 //
+// When the span of the request is recorded, each part has a client span, whose id is in the part's traceparent. It has
+// the attribute gateway.part, the part's Name.
+//
 // The parts' bodies are in memory until the answer has been written: at most MaxTotalBytes and about a
-// quarter more for each incoming request. Each part in flight has a goroutine, which ends before the handler
+// quarter more for each incoming request. What a Part.Shape makes of a body comes in addition, at most MaxBytes. Each part in flight has a goroutine, which ends before the handler
 // returns. A panic in Request or in a RoundTripper is raised again in the handler's goroutine, with its
 // original stack in the message; HandlerTransport turns a panic into an error.
 //
@@ -178,6 +191,7 @@ type fanout struct {
 	ownedHere ownedHere
 	header    http.Header  // the fields that every part's request has, but for private
 	private   bool         // header has the client's Authorization, which only the gateway's own parts get
+	tracer    trace.Tracer // starts the parts' spans; nil when the request's is not recorded
 	total     atomic.Int64 // bytes of bodies so far
 	finished  chan int     // the numbers of parts that have finished
 	answers   []partAnswer
@@ -187,6 +201,10 @@ type fanout struct {
 // partAnswer is the result of one part.
 type partAnswer struct {
 	value    rawjson.Value // the member of the answer
+	source   rawjson.Value // value before its Shape, from which other parts' paths are filled
+	status   int           // of the response; 0 for none
+	caching  httpfield.Caching
+	vary     []string
 	failure  *partFailure
 	took     time.Duration
 	panicked any
@@ -238,6 +256,9 @@ func (f *fanout) setHeader() error {
 		}
 	}
 	f.private = f.aggregate.private && !f.owns("Authorization") // else it is the gateway's own
+	if span := trace.SpanFromContext(f.in.Context()); span.IsRecording() {
+		f.tracer = span.TracerProvider().Tracer(scope)
+	}
 	return f.own.write(f.header, f.in, make([]string, 0, 9+len(f.own.identity)))
 }
 
@@ -342,12 +363,42 @@ func (f *fanout) runPart(i int) {
 		defer cancel()
 	}
 	began := time.Now()
-	answer.value, answer.failure = p.ask(ctx, f)
+	ctx, span := f.startSpan(ctx, p)
+	answer.failure = p.ask(ctx, f, answer)
 	answer.took = time.Since(began)
 	if answer.failure != nil {
-		answer.value = p.fallback
+		answer.value, answer.source = p.fallback, p.fallback
 	}
+	answer.endSpan(span)
 	returned = true
+}
+
+// startSpan starts the client span of a part. It returns nil if there is none.
+func (f *fanout) startSpan(ctx context.Context, p *part) (context.Context, trace.Span) {
+	if f.tracer == nil {
+		return ctx, nil
+	}
+	return f.tracer.Start(ctx, http.MethodGet, trace.WithSpanKind(trace.SpanKindClient),
+		trace.WithAttributes(attribute.String("gateway.part", p.Name)))
+}
+
+// endSpan ends the client span of a part, with what the part's answer was.
+func (a *partAnswer) endSpan(span trace.Span) {
+	if span == nil {
+		return
+	}
+	if a.status != 0 {
+		span.SetAttributes(attribute.Int("http.response.status_code", a.status))
+	}
+	if a.failure != nil {
+		kind := a.failure.outcome.String()
+		if a.status >= 400 {
+			kind = strconv.Itoa(a.status)
+		}
+		span.SetAttributes(attribute.String("error.type", kind), attribute.String("gateway.outcome", a.failure.outcome.String()))
+		span.SetStatus(codes.Error, "")
+	}
+	span.End()
 }
 
 // reportTimes writes the time of each part that has finished (W3C Server Timing).
@@ -368,139 +419,4 @@ func (f *fanout) reportTimes(h http.Header) {
 	if len(b) > 0 {
 		h.Add("Server-Timing", string(b))
 	}
-}
-
-// stitch writes the answer, which is made of pieces of the parts' bodies.
-func (f *fanout) stitch(w http.ResponseWriter) {
-	object := jsonObject{pieces: make([][]byte, 0, 4*len(f.parts)+3)}
-	object.add(openBrace)
-	if f.opts.Merge {
-		f.merge(&object)
-	} else {
-		for i := range f.parts {
-			object.member(f.parts[i].member, f.answers[i].value)
-		}
-	}
-	h := w.Header()
-	if list := f.failures(); list != nil {
-		object.member(errorsMember, list)
-		h["Cache-Control"] = []string{"no-store"}
-	}
-	object.add(closeBrace)
-	h["Content-Type"] = []string{"application/json"}
-	h["Content-Length"] = []string{strconv.Itoa(object.size)}
-	w.WriteHeader(http.StatusOK)
-	out := bufio.NewWriterSize(w, min(object.size, 32<<10))
-	for _, piece := range object.pieces {
-		_, _ = out.Write(piece)
-	}
-	_ = out.Flush()
-}
-
-// failures returns the array of the parts that failed, or nil when none has.
-func (f *fanout) failures() []byte {
-	var b []byte
-	for i := range f.answers {
-		failure := f.answers[i].failure
-		if failure == nil {
-			continue
-		}
-		if b == nil {
-			b = append(b, '[')
-		} else {
-			b = append(b, ',')
-		}
-		b = append(b, `{"name":`...)
-		b = append(b, f.parts[i].member...)
-		b = append(b, `,"status":`...)
-		b = strconv.AppendInt(b, int64(failure.err.Status), 10)
-		b = append(b, `,"outcome":"`...)
-		b = append(b, failure.outcome.String()...)
-		b = append(b, `"}`...)
-	}
-	if b != nil {
-		b = append(b, ']')
-	}
-	return b
-}
-
-// merge adds the members of all parts side by side.
-func (f *fanout) merge(object *jsonObject) {
-	taken := map[string]struct{}{"errors": {}} // the names of earlier parts' members
-	var buf [64]byte
-	for i := range f.parts {
-		value := f.answers[i].value
-		if !value.IsObject() {
-			if _, ok := taken[f.parts[i].Name]; !ok {
-				taken[f.parts[i].Name] = struct{}{}
-				object.member(f.parts[i].member, value)
-			}
-			continue
-		}
-		items := value.Items()
-		for item, ok := items.Next(); ok; item, ok = items.Next() {
-			if _, ok := taken[string(item.Name(buf[:]))]; !ok {
-				object.item(item.Text)
-			}
-		}
-		if i == len(f.parts)-1 {
-			break
-		}
-		// Only now: two members of one name in one part are both kept.
-		items = value.Items()
-		for item, ok := items.Next(); ok; item, ok = items.Next() {
-			taken[string(item.Name(buf[:]))] = struct{}{}
-		}
-	}
-}
-
-// maxMergedMembers bounds the names of one part that Merge keeps.
-const maxMergedMembers = 10_000
-
-// fewMembers reports whether an object has at most maxMergedMembers members.
-func fewMembers(object rawjson.Value) bool {
-	items := object.Items()
-	for range maxMergedMembers {
-		if _, ok := items.Next(); !ok {
-			return true
-		}
-	}
-	_, more := items.Next()
-	return !more
-}
-
-var (
-	errorsMember = []byte(`"errors"`)
-	openBrace    = []byte("{")
-	closeBrace   = []byte("}\n")
-	colon        = []byte(":")
-	comma        = []byte(",")
-)
-
-// jsonObject is an object in pieces.
-type jsonObject struct {
-	pieces [][]byte
-	size   int
-	begun  bool // it has a member
-}
-
-func (o *jsonObject) add(piece []byte) {
-	o.pieces = append(o.pieces, piece)
-	o.size += len(piece)
-}
-
-// item adds a member as it stands.
-func (o *jsonObject) item(item []byte) {
-	if o.begun {
-		o.add(comma)
-	}
-	o.begun = true
-	o.add(item)
-}
-
-// member adds a member. name is quoted.
-func (o *jsonObject) member(name, value []byte) {
-	o.item(name)
-	o.add(colon)
-	o.add(value)
 }

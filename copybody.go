@@ -79,7 +79,7 @@ type splicer interface {
 // splice has the kernel copy the rest of src, if it can. Bytes that have arrived are not kept back.
 func splice(w *responseWriter, src io.Reader) (done bool, readErr, writeErr error) {
 	body, ok := src.(splicer)
-	if !ok {
+	if !ok || w.filter != nil {
 		return false, nil, nil
 	}
 	if _, ok := w.ResponseWriter.(io.ReaderFrom); !ok {

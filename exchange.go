@@ -415,6 +415,16 @@ type responseWriter struct {
 	begun    atomic.Bool // status is set, so that start has nothing to do; read without ex.mu
 	switched time.Time   // when the connection was hijacked
 	starts   startHook   // called with the final status before it is sent; nil for none
+
+	filter bodyFilter // changes what the handler writes; nil for none. Only the handler's goroutine uses it
+}
+
+// bodyFilter changes a response between the handler and the client. The writer has recorded the final status before it
+// calls the filter. The filter passes on what it makes of the response by headerTo, writeTo and flushTo.
+type bodyFilter interface {
+	header(status int) // the handler has set the final status
+	write(p []byte) (int, error)
+	flush() error
 }
 
 // startHook is called once, with the final status of a response, before it is sent. Code that replaces a hook
@@ -469,22 +479,60 @@ func (w *responseWriter) complete() bool {
 
 // WriteHeader passes on informational statuses without recording them. 101 is recorded: it is final.
 func (w *responseWriter) WriteHeader(code int) {
-	if code >= 200 || code == http.StatusSwitchingProtocols {
-		w.start(code)
+	if code < 200 && code != http.StatusSwitchingProtocols {
+		w.ResponseWriter.WriteHeader(code)
+		return
 	}
-	w.ResponseWriter.WriteHeader(code)
+	w.start(code)
+	w.headerTo(w.filter, code)
 }
 
 func (w *responseWriter) Write(p []byte) (int, error) {
 	w.start(http.StatusOK)
+	return w.writeTo(w.filter, p)
+}
+
+// headerTo sends the final status through f, the filter outside the one that calls it, or to the client if f is nil.
+func (w *responseWriter) headerTo(f bodyFilter, code int) {
+	if f != nil {
+		f.header(code)
+		return
+	}
+	w.ResponseWriter.WriteHeader(code)
+}
+
+// writeTo is headerTo for a part of the body.
+func (w *responseWriter) writeTo(f bodyFilter, p []byte) (int, error) {
+	if f != nil {
+		return f.write(p)
+	}
 	n, err := w.ResponseWriter.Write(p)
 	w.wrote(int64(n), err)
 	return n, err
 }
 
+// flushTo is headerTo for what is buffered.
+func (w *responseWriter) flushTo(f bodyFilter) error {
+	if f != nil {
+		return f.flush()
+	}
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// restart lets another response take the place of one whose header a filter has held back.
+func (w *responseWriter) restart() {
+	w.ex.mu.Lock()
+	w.status = 0
+	w.begun.Store(false)
+	w.ex.mu.Unlock()
+}
+
 // ReadFrom lets the server copy from a file or a connection by the kernel's means, such as sendfile.
 func (w *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	w.start(http.StatusOK)
+	if w.filter != nil {
+		return io.Copy(struct{ io.Writer }{w}, src)
+	}
 	rf, ok := w.ResponseWriter.(io.ReaderFrom)
 	if !ok {
 		n, err := io.Copy(struct{ io.Writer }{w.ResponseWriter}, src)
@@ -505,7 +553,7 @@ func (w *responseWriter) FlushError() error {
 		return http.ErrNotSupported // nothing is sent, so the response has not begun
 	}
 	w.start(http.StatusOK)
-	return http.NewResponseController(w.ResponseWriter).Flush()
+	return w.flushTo(w.filter)
 }
 
 // flushes reports whether http.ResponseController can flush w.

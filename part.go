@@ -1,27 +1,34 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
 	"time"
 	"unicode/utf8"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 	"github.com/seed-96248d0c/gateway/internal/rawjson"
+	"github.com/seed-96248d0c/gateway/internal/telemetry"
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
 // Part is one request of an aggregate, and one member of its answer.
 //
 // A part succeeds when its answer is 204 No Content, which becomes null, or another 2xx with one JSON value
-// in UTF-8. Anything else is a failure: another status, including a redirect; a body that is not JSON, is cut
-// off or is larger than MaxBytes; and a Pick that finds no value.
+// in UTF-8 that nests at most 10,000 deep. Its Content-Type does not matter. Anything else is a failure: another
+// status, including a redirect and 206 Partial Content; a body that is not JSON, begins with a byte order mark, is cut
+// off or is larger than MaxBytes; a Content-Encoding, since none is asked for; and a Pick that finds no value.
 type Part struct {
 	// Name is the name of the part's member in the answer. It must be valid UTF-8 and unique among the parts,
 	// and must not be "" or "errors".
@@ -33,8 +40,8 @@ type Part struct {
 	From http.RoundTripper
 
 	// Path is the path and query of a GET request: "/users/{id}/list?n=10&after={user.last}". {id} is a path
-	// value of the route. {user.last} is the field last of the value of the part named user (after its Pick)
-	// or, when that part failed, of its Default. A field may be nested: {user.address.city}, {user.emails.0}.
+	// value of the route. {user.last} is the field last of the value of the part named user (after its Pick,
+	// before its Shape) or, when that part failed, of its Default. A field may be nested: {user.address.city}, {user.emails.0}.
 	// Each value is percent-encoded as one path segment or one query value.
 	//
 	// The part fails when a value is empty, null, ".", "..", an object or an array. It also fails when the
@@ -74,6 +81,10 @@ type Part struct {
 	// Pick is a JSON Pointer (RFC 6901) to the part's value in the body. "" means the whole body. It finds no
 	// value if an object on the way has two members of the name.
 	Pick string
+
+	// Shape selects and renames parts of the value, after Pick. It does not apply to Default. If the value with
+	// its new names is larger than MaxBytes, the part fails.
+	Shape Shape
 }
 
 // part is a Part after setup.
@@ -83,6 +94,7 @@ type part struct {
 	metric   string        // Name as a token, for Server-Timing
 	fallback rawjson.Value // Default
 	pointer  rawjson.Pointer
+	shape    *rawjson.Projection // nil if the value is not changed
 
 	upstream *Upstream // From, when it is one
 	local    bool      // From is a HandlerTransport
@@ -123,6 +135,9 @@ func (p *part) set(from Part, index map[string]int) error {
 	}
 	var err error
 	if p.pointer, err = rawjson.ParsePointer(p.Pick); err != nil {
+		return err
+	}
+	if p.shape, err = p.Shape.compile(); err != nil {
 		return err
 	}
 	p.upstream, _ = p.From.(*Upstream)
@@ -175,58 +190,98 @@ type partFailure struct {
 	err     *Error // the answer when the part is required
 }
 
-// ask sends the part's request and returns the value that the answer shows.
-func (p *part) ask(ctx context.Context, f *fanout) (rawjson.Value, *partFailure) {
+// ask sends the part's request and stores the value that the answer shows.
+func (p *part) ask(ctx context.Context, f *fanout, answer *partAnswer) *partFailure {
 	if err := ctx.Err(); err != nil {
-		return nil, p.fail(result{err: err})
+		return p.fail(result{err: err})
 	}
 	req, failure := p.request(ctx, f)
 	if failure != nil {
-		return nil, failure
+		return failure
+	}
+	if f.tracer != nil {
+		span := trace.SpanFromContext(ctx)
+		method := cmp.Or(req.Method, http.MethodGet)
+		span.SetName(telemetry.SpanMethod(method))
+		span.SetAttributes(attribute.String("http.request.method", telemetry.Method(method)))
 	}
 	res, err := p.From.RoundTrip(req)
 	if err == nil && res == nil {
 		err = errors.New("neither a response nor an error")
 	}
 	if err != nil {
-		return nil, p.fail(result{err: partError(req, err), gone: leftEarly(ctx)})
+		return p.fail(result{err: partError(req, err), gone: leftEarly(ctx)})
 	}
 	if res.Body == nil {
 		res.Body = http.NoBody
 	}
+	answer.status = res.StatusCode
+	answer.caching, answer.vary = httpfield.CachingOf(res.Header, time.Now()), res.Header["Vary"]
 
 	switch code := res.StatusCode; {
 	case code == http.StatusNoContent, code == http.StatusNotFound && p.NotFoundNull:
 		readRest(res)
-		return jsonNull, nil
-	case code < 200 || code > 299:
+		answer.value, answer.source = jsonNull, jsonNull
+		return nil
+	case code < 200 || code > 299, code == http.StatusPartialContent:
 		readRest(res)
-		return nil, p.failStatus(res)
+		return p.failStatus(res)
+	case isEncoded(res.Header):
+		res.Body.Close()
+		return p.fail(result{status: code, err: fmt.Errorf("%w: a body in the coding %s, which was not asked for",
+			ErrBadGateway, truncate(res.Header.Get("Content-Encoding")))})
 	}
 	body, err := f.read(res)
 	res.Body.Close() // also a body that is too large and may be endless
 	if err != nil {
 		tooLarge := errors.Is(err, errPartTooLarge)
-		return nil, p.fail(result{err: partError(req, err), began: !tooLarge, gone: leftEarly(ctx)})
+		return p.fail(result{err: partError(req, err), began: !tooLarge, gone: leftEarly(ctx)})
 	}
-	return p.value(f, body, res.StatusCode)
+	if err := p.setValue(f, body, answer); err != nil {
+		f.total.Add(-int64(len(body)))
+		return p.fail(result{status: res.StatusCode, err: fmt.Errorf("%w: %w", ErrBadGateway, err)})
+	}
+	return nil
 }
 
-// value returns the part of a body that the answer shows.
-func (p *part) value(f *fanout, body []byte, status int) (rawjson.Value, *partFailure) {
-	value, ok := rawjson.Parse(body)
+// setValue stores what the answer shows of a body.
+func (p *part) setValue(f *fanout, body []byte, answer *partAnswer) error {
 	var err error
-	if !ok {
-		err = errors.New("the body is not JSON")
-	} else if len(p.pointer) > 0 {
-		value, err = value.At(p.pointer)
+	if p.shape != nil && len(p.pointer) == 0 && len(p.neededBy) == 0 {
+		if answer.value, err = p.project(f, body); err != nil { // in one pass
+			return err
+		}
+	} else {
+		value, ok := rawjson.Parse(body)
+		if !ok {
+			return errors.New("the body is not JSON")
+		}
+		if len(p.pointer) > 0 {
+			if value, err = value.At(p.pointer); err != nil {
+				return err
+			}
+		}
+		answer.value, answer.source = value, value
+		if p.shape != nil {
+			if answer.value, err = p.project(f, value); err != nil {
+				return err
+			}
+		}
 	}
+	if f.opts.Merge && answer.value.IsObject() && !fewMembers(answer.value) {
+		return fmt.Errorf("more than %d members", maxMergedMembers)
+	}
+	return nil
+}
+
+// project applies the part's Shape to a text.
+func (p *part) project(f *fanout, text []byte) (rawjson.Value, error) {
+	value, err := p.shape.Start().Append(make([]byte, 0, len(text)/4+64), text, true)
 	if err != nil {
-		f.total.Add(-int64(len(body)))
-		return nil, p.fail(result{status: status, err: fmt.Errorf("%w: %w", ErrBadGateway, err)})
+		return nil, fmt.Errorf("the body is not JSON: %w", err)
 	}
-	if f.opts.Merge && value.IsObject() && !fewMembers(value) {
-		return nil, p.fail(result{err: fmt.Errorf("%w: more than %d members", ErrBadGateway, maxMergedMembers)})
+	if int64(len(value)) > f.opts.MaxBytes {
+		return nil, fmt.Errorf("more than %d bytes after Shape", f.opts.MaxBytes)
 	}
 	return value, nil
 }
@@ -236,9 +291,15 @@ func (p *part) request(ctx context.Context, f *fanout) (*http.Request, *partFail
 	header := f.header
 	if !p.local { // HandlerTransport itself makes a record and copies the fields
 		ctx = f.ex.part(ctx)
-		header = header.Clone()
-		if f.private && p.upstream == nil {
+	}
+	third := !p.local && p.upstream == nil // another's code, which may change what it gets
+	if third || f.tracer != nil {
+		header = maps.Clone(header)
+		if third && f.private {
 			delete(header, "Authorization")
+		}
+		if f.tracer != nil {
+			header[fieldTraceparent] = []string{telemetry.FormatTraceparent(trace.SpanContextFromContext(ctx))}
 		}
 	}
 	if p.Request != nil {
@@ -332,7 +393,7 @@ func (p *part) target(f *fanout) (*url.URL, *partFailure) {
 			return f.in.PathValue(hole.Name), nil
 		}
 		from := &f.answers[hole.Ref]
-		text, err := fieldText(from.value, hole.Field)
+		text, err := fieldText(from.source, hole.Field)
 		if from.failure != nil && text == "" {
 			cause = from.failure
 		}

@@ -163,6 +163,8 @@ func (s *span) update(change func()) {
 
 func (s *span) SpanContext() trace.SpanContext { return s.span.Context }
 
+func (s *span) TracerProvider() trace.TracerProvider { return s.to }
+
 func (s *span) IsRecording() (yes bool) {
 	s.update(func() { yes = true })
 	return yes

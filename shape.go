@@ -1,0 +1,387 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/seed-96248d0c/gateway/internal/rawjson"
+)
+
+// Shape selects and renames parts of a JSON text, for a client that needs less. The zero value changes nothing.
+//
+// A path is a list of names with dots between them, from the outside in: "user.address.city". A name is that of an
+// object's member or the index of an array's element. A star stands for every member or element: "items.*.title". A
+// backslash makes the dot, the star or the backslash behind it a part of the name: `a\.b`. All paths are those of the
+// text before it is changed.
+//
+//	Shape{Only: []string{"items.*.title", "next"}, Rename: map[string]string{"items": "rows"}}
+//	{"items":[{"title":"A","plot":"…"},{"title":"B"}],"next":2,"debug":{}}   becomes
+//	{"rows":[{"title":"A"},{"title":"B"}],"next":2}
+//
+// A value to which a path leads is kept or dropped as a whole, with everything in it. Kept values are copied byte for
+// byte: large numbers, escapes and the order of members stay as they were. Objects and arrays on the way to something
+// in Only are kept, even if nothing is left in them. Every other value on the way is dropped. A text that is no object
+// and no array becomes null if Only or Drop would leave nothing of it.
+//
+// When an object has two members of one name, both are treated alike. In a name, an escape that encoding/json would
+// replace by U+FFFD (a lone surrogate) is matched by U+FFFD. A name of more than 64 KiB, in an object of which a part is
+// kept, is an error. So is a text that nests deeper than 10,000.
+type Shape struct {
+	Only []string // paths of the values that are kept, and nothing else; nil keeps all
+	Drop []string // paths of the values that are dropped, also out of what Only keeps
+
+	// Rename gives the last name of a path another one. In the output, that name always means the renamed member: a
+	// member of the same object that has the name already is dropped, even where the renamed one is absent.
+	Rename map[string]string
+}
+
+// compile returns nil if s changes nothing.
+func (s Shape) compile() (*rawjson.Projection, error) {
+	p, err := rawjson.NewProjection(s.Only, s.Drop, s.Rename)
+	if err != nil {
+		return nil, fmt.Errorf("Shape: %w", err)
+	}
+	if p.KeepsAll() {
+		return nil, nil
+	}
+	return p, nil
+}
+
+// Reshape applies s to the JSON in the answers of the handler inside. It changes answers with a status of 2xx and a
+// Content-Type of application/json or a type that ends in +json. Others pass unchanged: errors, redirects, 204, other
+// media types such as application/x-ndjson and text/event-stream, and an empty body.
+//
+// The body is changed as it is written: of a body of any size, at most about 100 KiB are in memory, plus what Rename
+// adds to 8 KiB of it. The output is buffered, up to 24 KiB, until the handler flushes or ends.
+//
+// An answer that is not one whole JSON text in UTF-8 is never passed on as if it were: a body that is malformed, is cut
+// off, or is shorter than its Content-Length. If nothing has been sent yet, the client gets 502. Otherwise the
+// connection is aborted with http.ErrAbortHandler. The outcome is OutcomeAborted. Text that follows the JSON and that
+// the Content-Type hides, such as a second JSON text, is malformed as well.
+//
+// The request inside has no Range and no If-Range, since ranges would be those of the unchanged body, and its
+// Accept-Encoding becomes identity. An answer that has a Content-Encoding or the status 206 all the same cannot be
+// changed: the client gets 502. To compress answers, put the compressing middleware outside Reshape.
+//
+// In a changed answer, and in a 304, ETag becomes a weak validator. It does not depend on s: a client that revalidates
+// its copy after a deployment with another Shape keeps the old one. Content-Length is that of the new body if it fits in
+// the buffer, and is removed otherwise, as for HEAD. Accept-Ranges and the digests of the body (Content-Digest,
+// Repr-Digest, Digest, Content-MD5) are removed, from the trailers as well. Cache-Control: no-transform does not prevent
+// the change.
+//
+// Reshape panics on a path that is empty or malformed, on a Rename whose path ends in a star, on Renames that give two
+// members one name or one member two, and on paths with stars that together need more than 10,000 states.
+func Reshape(s Shape) Middleware {
+	projection, err := s.compile()
+	if err != nil {
+		panic("gateway: Reshape: " + err.Error())
+	}
+	return func(next http.Handler) http.Handler {
+		if projection == nil {
+			return next
+		}
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			ex, rw, r := enter(w, r)
+			if plain := withoutCodings(r); plain != r {
+				r = plain
+				ex.derived(r)
+			}
+			f := &reshaping{projection: projection, ex: ex, w: rw, r: r, declared: -1}
+			f.outer, rw.filter = rw.filter, f
+			defer f.end()
+			next.ServeHTTP(rw, r)
+		})
+	}
+}
+
+// withoutCodings returns r without the fields that ask for a part of a body, or for one in a content coding. It does not
+// change r.
+func withoutCodings(r *http.Request) *http.Request {
+	_, ranged := r.Header["Range"]
+	_, conditional := r.Header["If-Range"]
+	codings := r.Header["Accept-Encoding"]
+	if !ranged && !conditional && (codings == nil || slices.Equal(codings, identityCoding)) {
+		return r
+	}
+	plain := r.WithContext(r.Context())
+	plain.Header = maps.Clone(r.Header)
+	delete(plain.Header, "Range")
+	delete(plain.Header, "If-Range")
+	if codings != nil {
+		plain.Header["Accept-Encoding"] = slices.Clone(identityCoding)
+	}
+	return plain
+}
+
+var identityCoding = []string{"identity"}
+
+// reshaping applies a projection to one answer. It is the filter of the handler's writer.
+type reshaping struct {
+	projection *rawjson.Projection
+	ex         *exchange
+	w          *responseWriter
+	r          *http.Request
+	outer      bodyFilter // of the writer, before this one
+
+	stage    reshapeStage
+	held     int   // the status that has not been sent; 0 for none
+	declared int64 // Content-Length of the handler's body; -1 when unknown
+	received int64
+	err      error // why the answer cannot be passed on
+
+	projector *rawjson.Projector
+	buffer    *[32 << 10]byte
+	out       []byte // what has not been sent
+}
+
+// reshapeStage is what a reshaping does with what the handler writes.
+type reshapeStage uint8
+
+const (
+	undecided reshapeStage = iota // there is no status yet
+	passing                       // nothing is changed
+	changing
+	refused // the answer cannot be passed on: err is set
+	broken  // the client or its connection is gone
+)
+
+const (
+	reshapePiece = 8 << 10  // of the body, at once
+	reshapeHeld  = 24 << 10 // of the output, after which it is sent
+)
+
+// header decides what becomes of the answer.
+func (f *reshaping) header(status int) {
+	first := f.stage == undecided
+	if first {
+		f.decide(status)
+	}
+	switch {
+	case f.stage == passing:
+		f.w.headerTo(f.outer, status)
+	case first:
+		f.held = status
+	}
+}
+
+func (f *reshaping) decide(status int) {
+	h := f.w.Header()
+	f.stage = passing
+	switch {
+	case status == http.StatusNotModified:
+		if _, typed := h["Content-Type"]; isJSON(h) || !typed {
+			f.editFields()
+		}
+	case status < 200, status > 299, status == http.StatusNoContent, status == http.StatusResetContent, !isJSON(h):
+	case status == http.StatusPartialContent:
+		f.refuse(errors.New("a part of a JSON body, which was not asked for"))
+	case isEncoded(h):
+		f.refuse(fmt.Errorf("a JSON body in the coding %s, which was not asked for", truncate(h.Get("Content-Encoding"))))
+	case f.r.Method == http.MethodHead:
+		f.editFields()
+	default:
+		f.stage = changing
+		if length := h["Content-Length"]; len(length) > 0 {
+			if n, err := strconv.ParseInt(length[0], 10, 64); err == nil && n >= 0 {
+				f.declared = n
+			}
+		}
+		f.editFields()
+		f.projector = f.projection.Start()
+		f.buffer = buffers.Get().(*[32 << 10]byte)
+		f.out = f.buffer[:0]
+	}
+}
+
+// isJSON reports whether a body is JSON, by its Content-Type. Parameters do not matter, even malformed ones: a client may
+// ignore them.
+func isJSON(h http.Header) bool {
+	for _, contentType := range h["Content-Type"] {
+		media, _, _ := strings.Cut(contentType, ";")
+		media = strings.ToLower(strings.TrimSpace(media))
+		if media == "application/json" || strings.HasSuffix(media, "+json") {
+			return true
+		}
+	}
+	return false
+}
+
+// isEncoded reports whether a body has a content coding.
+func isEncoded(h http.Header) bool {
+	for _, line := range h["Content-Encoding"] {
+		for coding := range strings.SplitSeq(line, ",") {
+			if coding = strings.TrimSpace(coding); coding != "" && !strings.EqualFold(coding, "identity") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// bodyDigests are the fields that hold a digest of the body.
+var bodyDigests = []string{"Content-Digest", "Repr-Digest", "Digest", "Content-Md5"}
+
+// editFields edits the fields that describe the body.
+func (f *reshaping) editFields() {
+	h := f.w.Header()
+	if tag := h["Etag"]; len(tag) > 0 && tag[0] != "" && !strings.HasPrefix(tag[0], "W/") {
+		h["Etag"] = []string{"W/" + tag[0]}
+	}
+	delete(h, "Content-Length")
+	delete(h, "Accept-Ranges")
+	for _, name := range bodyDigests {
+		delete(h, name)
+	}
+}
+
+// write takes a part of the handler's body.
+func (f *reshaping) write(p []byte) (int, error) {
+	f.implicit()
+	switch f.stage {
+	case passing:
+		return f.w.writeTo(f.outer, p)
+	case refused, broken:
+		return 0, f.err
+	}
+	if f.declared >= 0 && f.received+int64(len(p)) > f.declared {
+		return 0, http.ErrContentLength
+	}
+	f.received += int64(len(p))
+	for piece := range slices.Chunk(p, reshapePiece) {
+		var err error
+		if f.out, err = f.projector.Append(f.out, piece, false); err != nil {
+			f.refuse(fmt.Errorf("body of the answer: %w", err))
+			return 0, f.err
+		}
+		if len(f.out) >= reshapeHeld {
+			if err := f.send(); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return len(p), nil
+}
+
+// implicit sets the status of a handler that writes without one.
+func (f *reshaping) implicit() {
+	if f.stage != undecided {
+		return
+	}
+	if f.decide(http.StatusOK); f.stage != passing {
+		f.held = http.StatusOK
+	}
+}
+
+// flush sends what is buffered.
+func (f *reshaping) flush() error {
+	f.implicit()
+	switch f.stage {
+	case refused, broken:
+		return f.err
+	case changing:
+		if err := f.send(); err != nil {
+			return err
+		}
+	}
+	return f.w.flushTo(f.outer)
+}
+
+// send sends the status, if it has not been sent, and what is buffered.
+func (f *reshaping) send() error {
+	if f.held != 0 {
+		status := f.held
+		f.held = 0
+		f.w.headerTo(f.outer, status)
+	}
+	if len(f.out) == 0 {
+		return nil
+	}
+	_, err := f.w.writeTo(f.outer, f.out)
+	f.out = f.out[:0]
+	if err != nil {
+		f.stage, f.err = broken, err
+	}
+	return err
+}
+
+// refuse records why the answer cannot be passed on. It is called before the handler learns of it from a write, so
+// that what the handler makes of the error is not taken for the cause.
+func (f *reshaping) refuse(err error) {
+	cause := attemptError(f.r, fmt.Errorf("gateway: Reshape: %w", err))
+	f.stage, f.err = refused, cause
+	f.ex.note(result{err: cause, began: true, gone: leftEarly(f.r.Context())}.outcome(), cause)
+}
+
+// end is deferred around the handler.
+func (f *reshaping) end() {
+	panicked := recover()
+	f.w.filter = f.outer
+	if panicked == nil {
+		f.finish()
+	}
+	if f.buffer != nil {
+		buffers.Put(f.buffer)
+		f.buffer, f.out = nil, nil
+	}
+	unsent := f.held != 0
+	if unsent {
+		f.w.restart()
+	}
+	switch {
+	case f.stage == refused && unsent && (panicked == nil || panicked == http.ErrAbortHandler): // it aborts when a write fails
+		WriteError(f.w, f.r, f.err)
+	case f.stage == refused && panicked == nil:
+		panic(http.ErrAbortHandler)
+	case panicked != nil:
+		panic(panicked)
+	}
+}
+
+// finish sends the rest of the answer, when the handler has returned.
+func (f *reshaping) finish() {
+	h := f.w.Header()
+	switch {
+	case f.stage == undecided && !f.w.started() && isJSON(h) && len(h["Content-Length"]) == 0:
+		f.editFields() // the server sends 200 without a body
+		return
+	case f.stage != changing:
+		return
+	}
+	for _, name := range bodyDigests {
+		delete(h, name)
+		delete(h, http.TrailerPrefix+name)
+	}
+	if f.declared >= 0 && f.received < f.declared {
+		f.refuse(fmt.Errorf("%d bytes of a body of %d", f.received, f.declared))
+		return
+	}
+	if f.received > 0 {
+		var err error
+		if f.out, err = f.projector.Append(f.out, nil, true); err != nil {
+			f.refuse(fmt.Errorf("body of the answer: %w", err))
+			return
+		}
+	}
+	if f.held != 0 && !hasTrailers(h) {
+		h["Content-Length"] = []string{strconv.Itoa(len(f.out))}
+	}
+	_ = f.send() // when the client is gone, its connection is too
+}
+
+// hasTrailers reports whether a handler has announced or set trailers.
+func hasTrailers(h http.Header) bool {
+	if len(h["Trailer"]) > 0 {
+		return true
+	}
+	for name := range h {
+		if strings.HasPrefix(name, http.TrailerPrefix) {
+			return true
+		}
+	}
+	return false
+}

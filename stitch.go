@@ -1,0 +1,209 @@
+package gateway
+
+import (
+	"bufio"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
+	"github.com/seed-96248d0c/gateway/internal/rawjson"
+)
+
+// stitch writes the answer, which is made of pieces of the parts' bodies.
+func (f *fanout) stitch(w http.ResponseWriter) {
+	object := jsonObject{pieces: make([][]byte, 0, 4*len(f.parts)+3)}
+	object.add(openBrace)
+	if f.opts.Merge {
+		f.merge(&object)
+	} else {
+		for i := range f.parts {
+			object.member(f.parts[i].member, f.answers[i].value)
+		}
+	}
+	h := w.Header()
+	list := f.failures()
+	if list != nil {
+		object.member(errorsMember, list)
+	}
+	f.setCaching(h, list == nil)
+	object.add(closeBrace)
+	h["Content-Type"] = []string{"application/json"}
+	h["Content-Length"] = []string{strconv.Itoa(object.size)}
+	w.WriteHeader(http.StatusOK)
+	out := bufio.NewWriterSize(w, min(object.size, 32<<10))
+	for _, piece := range object.pieces {
+		_, _ = out.Write(piece)
+	}
+	_ = out.Flush()
+}
+
+// setCaching sets Cache-Control and Vary. complete is whether no part has failed.
+func (f *fanout) setCaching(h http.Header, complete bool) {
+	var strictest httpfield.Strictest
+	if own := httpfield.CachingOf(http.Header{"Cache-Control": h["Cache-Control"]}, time.Time{}); own != (httpfield.Caching{}) {
+		strictest.Add(own)
+	}
+	vary := varying{lines: h["Vary"]}
+	for i := range f.answers {
+		a := &f.answers[i]
+		strictest.Add(a.caching)
+		vary.add(f, a.vary)
+	}
+	control := "no-store"
+	if complete {
+		control = strictest.Format(f.personal())
+	}
+	if control != "" {
+		h["Cache-Control"] = []string{control}
+	}
+	vary.set(h)
+}
+
+// personal reports whether the request says who is calling.
+func (f *fanout) personal() bool {
+	f.ex.mu.Lock()
+	defer f.ex.mu.Unlock()
+	return f.ex.identity != nil || len(f.in.Header["Authorization"]) > 0
+}
+
+// varying is the names in Vary.
+type varying struct {
+	lines []string // as a middleware outside has set them
+	more  []string // of the parts
+	all   bool     // the answer varies by what no cache can see
+}
+
+// add adds the names in a part's Vary.
+func (v *varying) add(f *fanout, lines []string) {
+	for _, line := range lines {
+		for name := range strings.SplitSeq(line, ",") {
+			name = strings.TrimSpace(name)
+			switch {
+			case name == "":
+			case name == "*", !httpfield.IsToken(name), f.owns(http.CanonicalHeaderKey(name)):
+				v.all = true
+			case !httpfield.HasToken(v.lines, name) && !httpfield.HasToken(v.more, name):
+				v.more = append(v.more, name)
+			}
+		}
+	}
+}
+
+func (v *varying) set(h http.Header) {
+	switch {
+	case v.all:
+		h["Vary"] = []string{"*"}
+	case len(v.more) > 0:
+		h["Vary"] = append(v.lines[:len(v.lines):len(v.lines)], strings.Join(v.more, ", "))
+	}
+}
+
+// failures returns the array of the parts that failed, or nil when none has.
+func (f *fanout) failures() []byte {
+	var b []byte
+	for i := range f.answers {
+		failure := f.answers[i].failure
+		if failure == nil {
+			continue
+		}
+		if b == nil {
+			b = append(b, '[')
+		} else {
+			b = append(b, ',')
+		}
+		b = append(b, `{"name":`...)
+		b = append(b, f.parts[i].member...)
+		b = append(b, `,"status":`...)
+		b = strconv.AppendInt(b, int64(failure.err.Status), 10)
+		b = append(b, `,"outcome":"`...)
+		b = append(b, failure.outcome.String()...)
+		b = append(b, `"}`...)
+	}
+	if b != nil {
+		b = append(b, ']')
+	}
+	return b
+}
+
+// merge adds the members of all parts side by side.
+func (f *fanout) merge(object *jsonObject) {
+	taken := map[string]struct{}{"errors": {}} // the names of earlier parts' members
+	var buf [64]byte
+	for i := range f.parts {
+		value := f.answers[i].value
+		if !value.IsObject() {
+			if _, ok := taken[f.parts[i].Name]; !ok {
+				taken[f.parts[i].Name] = struct{}{}
+				object.member(f.parts[i].member, value)
+			}
+			continue
+		}
+		items := value.Items()
+		for item, ok := items.Next(); ok; item, ok = items.Next() {
+			if _, ok := taken[string(item.Name(buf[:]))]; !ok {
+				object.item(item.Text)
+			}
+		}
+		if i == len(f.parts)-1 {
+			break
+		}
+		// Only now: two members of one name in one part are both kept.
+		items = value.Items()
+		for item, ok := items.Next(); ok; item, ok = items.Next() {
+			taken[string(item.Name(buf[:]))] = struct{}{}
+		}
+	}
+}
+
+// maxMergedMembers bounds the names of one part that Merge keeps.
+const maxMergedMembers = 10_000
+
+// fewMembers reports whether an object has at most maxMergedMembers members.
+func fewMembers(object rawjson.Value) bool {
+	items := object.Items()
+	for range maxMergedMembers {
+		if _, ok := items.Next(); !ok {
+			return true
+		}
+	}
+	_, more := items.Next()
+	return !more
+}
+
+var (
+	errorsMember = []byte(`"errors"`)
+	openBrace    = []byte("{")
+	closeBrace   = []byte("}\n")
+	colon        = []byte(":")
+	comma        = []byte(",")
+)
+
+// jsonObject is an object in pieces.
+type jsonObject struct {
+	pieces [][]byte
+	size   int
+	begun  bool // it has a member
+}
+
+func (o *jsonObject) add(piece []byte) {
+	o.pieces = append(o.pieces, piece)
+	o.size += len(piece)
+}
+
+// item adds a member as it stands.
+func (o *jsonObject) item(item []byte) {
+	if o.begun {
+		o.add(comma)
+	}
+	o.begun = true
+	o.add(item)
+}
+
+// member adds a member. name is quoted.
+func (o *jsonObject) member(name, value []byte) {
+	o.item(name)
+	o.add(colon)
+	o.add(value)
+}
