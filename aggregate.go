@@ -46,8 +46,9 @@ type AggregateOptions struct {
 // When a required part fails, the answer is a problem. The part's 401 (with WWW-Authenticate), 403, 404, 410
 // or 429 (with Retry-After) becomes the answer's status. Any other failure becomes 502, 503 or 504, depending
 // on its outcome. The other parts are canceled, which counts against no target and no circuit. There is one
-// exception: after a refusal by a half-open circuit, the parts in flight are not canceled, since one of them
-// may be the circuit's probe; the answer waits for them. When the client leaves, all parts are canceled.
+// exception: after a refusal by a half-open circuit, the parts in flight are not canceled and the answer
+// waits for them, because one of them may be the circuit's probe. When the client leaves, all parts are
+// canceled.
 //
 // With Merge, the members of a part that is an object become members of the answer. A value that is not an
 // object stays under the part's Name. When two parts have a member of the same name, that of the earlier part
@@ -68,9 +69,10 @@ type AggregateOptions struct {
 // see that field. A Cache-Control or Vary that a middleware outside has set counts like a part's. No other field of the
 // parts' answers is passed to the client: no Set-Cookie, no ETag.
 //
-// By default the client's Authorization goes only to parts whose From is an *Upstream or a HandlerTransport. Any other
-// RoundTripper may lead to a third party, and one that wraps an *Upstream counts as such. When Headers names
-// Authorization, every part gets it. A Part.Request that copies the fields of in copies its Authorization, too.
+// By default the client's Authorization goes only to parts whose From is an *Upstream or a HandlerTransport.
+// Any other RoundTripper may lead to a third party. A RoundTripper that wraps an *Upstream is such another
+// one. When Headers names Authorization, every part gets it. A Part.Request that copies all fields of the
+// incoming request copies Authorization, too.
 //
 // When the span of the request is recorded, each part has a client span, whose id is in the part's traceparent. It has
 // the attribute gateway.part, the part's Name.
@@ -181,8 +183,8 @@ func (a *aggregate) refuseCycles() {
 	}
 }
 
-// fanout is the requests of one aggregate, for one incoming request. A part's goroutine writes its answer; other
-// goroutines read the answer only after the part's number has been received from finished.
+// fanout is the requests of one aggregate, for one incoming request. A part's goroutine writes its answer;
+// other goroutines read the answer only after the part's number has been received from finished.
 type fanout struct {
 	*aggregate
 	ex        *exchange
@@ -304,15 +306,16 @@ func (f *fanout) run(cancel context.CancelFunc) (failure *partFailure) {
 	return failure
 }
 
-// isProbesInFlight reports whether err is the refusal of a half-open circuit that has all of its probes in flight. One of
-// them may be another part of the same aggregate. If it were canceled, the circuit could never close.
+// isProbesInFlight reports whether err is the refusal of a half-open circuit that has all of its probes in
+// flight. One of them may be another part of the same aggregate. If it were canceled, the circuit could never
+// close.
 func isProbesInFlight(err error) bool {
 	var no *refusal
 	return errors.As(err, &no) && no.until.IsZero()
 }
 
-// start starts the parts that can be asked now, in their order, and returns how many run. When the client has left
-// or a required part has failed, it starts none.
+// start starts the parts that can be asked now, in their order, and returns how many run. When the client has
+// left or a required part has failed, it starts none.
 func (f *fanout) start(running int) int {
 	if f.stopped || leftEarly(f.ctx) {
 		return running

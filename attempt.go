@@ -137,7 +137,8 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	return res, a.member, nil
 }
 
-// limitedContext is a context with a limit of time that this package has set. Its Value tells attempts how much that was in all.
+// limitedContext is a context with a limit of time that this package has set. Its Value tells attempts how
+// much that was in all.
 type limitedContext struct {
 	context.Context
 	limit time.Duration
@@ -157,12 +158,12 @@ func withLimit(ctx context.Context, d time.Duration) (context.Context, context.C
 	return context.WithTimeout(&limitedContext{ctx, d}, d)
 }
 
-// pastOwnDeadline reports whether the deadline that the client itself chose has passed. The target had the same one,
-// and began to count it later.
+// pastOwnDeadline reports whether the deadline that the client itself chose has passed. The target had the
+// same one, and began to count it later.
 func (a *attempt) pastOwnDeadline() bool { return a.within > 0 && time.Since(a.start) >= a.within }
 
-// grpcTimeout returns the deadline of a gRPC call ("PROTOCOL-HTTP2", field grpc-timeout), from its beginning. It
-// returns 0 for none.
+// grpcTimeout returns the deadline of a gRPC call ("PROTOCOL-HTTP2", field grpc-timeout), from its beginning.
+// It returns 0 for none.
 func grpcTimeout(h http.Header) time.Duration {
 	values := h["Grpc-Timeout"]
 	if len(values) == 0 || len(h["Content-Type"]) == 0 || !strings.HasPrefix(h["Content-Type"][0], "application/grpc") {
@@ -202,9 +203,9 @@ type attemptClock struct {
 	stopped bool
 }
 
-// start returns the context for the attempt. It is canceled with ErrTimeout when the target has made the attempt wait
-// for d, if d is positive and stop is not called before. It is a context of its own if d is positive or own is set.
-// body is nil if the client has nothing to send.
+// start returns the context for the attempt. It is canceled with ErrTimeout when the target has made the
+// attempt wait for d, if d is positive and stop is not called before. It is a context of its own if d is
+// positive or own is set. body is nil if the client has nothing to send.
 func (c *attemptClock) start(ctx context.Context, d time.Duration, body *replay, own bool) context.Context {
 	c.turn = newTurn()
 	c.turn.complete = body == nil
@@ -251,8 +252,8 @@ func (c *attemptClock) hasExpired() bool {
 	return c.expired
 }
 
-// begin begins a read of the request's body, and reports whether there is time for it. None begins once the attempt
-// has timed out: a transport may wait for its end.
+// begin begins a read of the request's body, and reports whether there is time for it. None begins once the
+// attempt has timed out: a transport may wait for its end.
 func (c *attemptClock) begin() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -321,10 +322,10 @@ func (c *attemptClock) stalled() bool {
 	return c.turn.stalled()
 }
 
-// send makes the round trip of one attempt. NewTransport's transport gets the call as it is where it speaks HTTP/1.1:
-// it sends a request again by itself that met a dead connection from the pool. Other transports get hooks in a context.
-// net/http's sends safe methods without a body again; send does it for the other idempotent ones, if their body can be
-// replayed.
+// send makes the round trip of one attempt. NewTransport's transport gets the call as it is where it speaks
+// HTTP/1.1: it sends a request again by itself that met a dead connection from the pool. Other transports get
+// hooks in a context. net/http's sends safe methods without a body again; send does it for the other
+// idempotent ones, if their body can be replayed.
 func (u *Upstream) send(out *http.Request, body *replay, clock *attemptClock, call directCall) (*http.Response, error) {
 	if t := u.direct; t != nil && t.speaksHTTP1(out.URL, len(out.Header["Upgrade"]) > 0) {
 		if body != nil {
@@ -417,8 +418,8 @@ func (a *attempt) Read(p []byte) (int, error) {
 	return n, a.bodyEnd(err)
 }
 
-// Splice copies the rest of the body to w by the kernel's means, as h1.Body does, and ends the attempt. It does
-// nothing and returns false where that is not possible, and with Idle, which measures each read.
+// Splice copies the rest of the body to w by the kernel's means, as h1.Body does, and ends the attempt. It
+// does nothing and returns false where that is not possible, and with Idle, which measures each read.
 func (a *attempt) Splice(w io.ReaderFrom) (n int64, done bool, err error) {
 	body, ok := a.ReadCloser.(h1.Body)
 	if !ok || a.idle != nil {

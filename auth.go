@@ -129,10 +129,10 @@ func identify(a Authenticator, r *http.Request) (*Identity, error) {
 	return id, nil
 }
 
-// authenticated stores id in the record, and returns the request for the handlers inside Auth: with the subject in
-// X-User-ID, and without the client's fields and trailers that could be taken for it. When id is nil, the Identity
-// that an outer Auth stored stays. r itself is not changed, since the Authenticator and the handlers outside may hold
-// it.
+// authenticated stores id in the record, and returns the request for the handlers inside Auth: with the
+// subject in X-User-ID, and without the client's fields and trailers that could be taken for it. When id is
+// nil, the Identity that an outer Auth stored stays. r itself is not changed, since the Authenticator and the
+// handlers outside may hold it.
 func (f *ownedFields) authenticated(ex *exchange, r *http.Request, id *Identity) *http.Request {
 	ex.mu.Lock()
 	if id != nil {
@@ -175,8 +175,8 @@ func (f *ownedFields) authenticated(ex *exchange, r *http.Request, id *Identity)
 	return r
 }
 
-// userValue returns the value of X-User-ID in a header. A value that was given out stays as it is, since others may hold
-// it.
+// userValue returns the value of X-User-ID in a header. A value that was given out stays as it is, since
+// others may hold it.
 func (ex *exchange) userValue(subject string) []string {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
@@ -344,8 +344,9 @@ func ClientCert(identify func(cs *tls.ConnectionState) (*Identity, error)) Authe
 	})
 }
 
-// lookupResult turns the results of a user's function into those of an Authenticator. The function was called, so
-// there were credentials; an error that is neither a refusal nor an *Error means that it could not decide.
+// lookupResult turns the results of a user's function into those of an Authenticator. The function was
+// called, so there were credentials; an error that is neither a refusal nor an *Error means that it could not
+// decide.
 func lookupResult(r *http.Request, id *Identity, err error) (*Identity, error) {
 	switch {
 	case err == nil && id != nil:

@@ -11,9 +11,10 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/strhash"
 )
 
-// // Pick returns the index of one of targets, of which there is at least one. targets are the healthy
-// targets or, when none is healthy, all of them. The Upstream calls done once, when the attempt has ended.
-// done may be nil. Pick and done must be safe for concurrent use.
+// Balancer picks the target of each attempt. Pick returns the index of one of targets, of which there is at
+// least one. They are the healthy targets or, when none is healthy, all of them. The Upstream calls done
+// once, with the outcome of the attempt, when the attempt has ended. done may be nil. Pick and done must be
+// safe for concurrent use.
 type Balancer interface {
 	Pick(r *http.Request, targets []Target) (index int, done func(Outcome))
 }

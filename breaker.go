@@ -22,12 +22,13 @@ type BreakerOptions struct {
 // Breaker reports the handler's result to the circuit when the final status is sent, so that a long stream
 // does not hold a probe's place. If the response is then cut off, it reports that as well. A 5xx is a
 // failure, except for 501 and 505. Four results are neutral: a refusal by the gateway itself (401, 429), a
-// request that the gateway cannot decide on (503 while the key set cannot be fetched), a client that leaves,
-// and a panic. The panic is passed on.
+// request about which the gateway could not decide (503 while the key set cannot be fetched), a client that
+// leaves, and a panic, which is passed on.
 //
-// A failure is neutral as well if the request's time was over (Timeout, Part.Timeout) and the handler is not the reason:
-// the request reached Breaker when more than half of the time had passed, or the client spent more than half of the rest
-// on sending its body, or was still sending it.
+// When the time of a request is over (Timeout, Part.Timeout), its failure is neutral in three cases: more
+// than half of the time had passed when the request reached Breaker; the client spent more than half of the
+// rest on sending its body; or the client was still sending it. For example, with Timeout(2s), a request that
+// reaches Breaker after 1.2s and then times out is neutral.
 //
 // The status of a gRPC call arrives in the trailers, after Breaker has reported the header. It corrects that
 // report; see Outcome.

@@ -64,9 +64,10 @@ type CircuitOptions struct {
 	IsFailure func(o Outcome, status int) bool
 
 	// Meter provides two counters: gateway.circuit.changes, with the attributes gateway.circuit.name and
-	// gateway.circuit.state (the state that was entered), and gateway.circuit.refusals, with the name. The gauge
-	// gateway.circuit.state, with the name, is 0 while the circuit is closed, 1 half-open and 2 open; it follows changes,
-	// and an open circuit turns half-open at the first request after its time. Nil means otel.GetMeterProvider().
+	// gateway.circuit.state (the state that was entered), and gateway.circuit.refusals, with the name. The
+	// gauge gateway.circuit.state, with the name, is 0 while the circuit is closed, 1 half-open and 2 open;
+	// it follows changes, and an open circuit turns half-open at the first request after its time. Nil means
+	// otel.GetMeterProvider().
 	Meter metric.MeterProvider
 }
 
@@ -127,11 +128,12 @@ func (o *CircuitOptions) withDefaults() CircuitOptions {
 // time is over. A probe that has not ended after OpenFor no longer counts as in flight, and another may
 // start. Its result still counts if the circuit is still half-open.
 //
-// Where to put it: UpstreamOptions.Circuit protects a pool. It is inside retries: each attempt asks it and reports to
-// it, so it opens as fast as the pool fails, and an open circuit ends the retries of a request, which then fails as its
-// last attempt did. Breaker protects a route or a handler of this process. It is outside retries: it counts one result
-// for each request, after the last attempt, so a request that a retry saved is a success. A single sick target of a pool
-// needs no circuit: HealthOptions ejects it, and the others serve.
+// Where to put it: UpstreamOptions.Circuit protects a pool. It is inside retries: each attempt calls Allow
+// and reports its result, so the circuit opens as fast as the pool fails. When it opens, a request is not
+// retried any more and fails with the error of its last attempt. Breaker protects a route or a handler of
+// this process. It is outside retries: it counts one result for each request, that of the last attempt. A
+// request whose second attempt succeeds is a success. A pool with a single failing target needs no circuit:
+// passive health checks eject that target (see HealthOptions).
 //
 // Make a Circuit with NewCircuit; the zero value is not usable. A Circuit is safe for concurrent use and
 // starts no goroutine. It needs about 5 KB, and more while changes wait for a slow function given to Watch.
@@ -234,9 +236,9 @@ func (c *Circuit) Watch(f func(CircuitChange)) (stop func()) {
 // call done a second time, with OutcomeAborted: this replaces the success by a failure.
 //
 // The count of consecutive failures is then computed as if the call had never succeeded. For example, after
-// ok, fail, fail, the first call is cut off: the count is 3. A later success that still counts limits this:
-// after ok, fail, ok, fail, the first call is cut off: the count is 2. The circuit tracks this for the last
-// 256 successes; older ones always count.
+// ok, fail, fail, the first call is cut off: the count is 3. Failures before a later success that still
+// counts are not counted again. For example, after ok, fail, ok, fail, the first call is cut off: the count
+// is 2. The circuit tracks this for the last 256 successes; older ones always count.
 //
 // A call of done is ignored when the circuit has changed its state since Allow. Any call of done beyond these
 // two is ignored too.
@@ -250,8 +252,8 @@ func (c *Circuit) Allow() (done func(o Outcome, status int), err error) {
 	return held.done, nil
 }
 
-// newTicket returns a ticket to be held by the function that Allow returns. Tickets are made sixteen at a time, and
-// never used again: the function may be called late.
+// newTicket returns a ticket to be held by the function that Allow returns. Tickets are made sixteen at a
+// time, and never used again: the function may be called late.
 func (c *Circuit) newTicket() *ticket {
 	for {
 		s := c.tickets.Load()
@@ -330,8 +332,8 @@ func (c *Circuit) probe(p *period) ticket {
 	return ticket{circuit: c, period: p, start: now, probe: pr}
 }
 
-// halfOpenIfDue turns an open circuit half-open if its time is over, and returns the present period. The caller holds
-// mu.
+// halfOpenIfDue turns an open circuit half-open if its time is over, and returns the present period. The
+// caller holds mu.
 func (c *Circuit) halfOpenIfDue() *period {
 	if c.period.Load().isDue() {
 		c.machine.State() // notices that its own open time is over, and calls moved
@@ -372,8 +374,8 @@ func (c *Circuit) open(p *period) {
 	report(errProbeFailed)
 }
 
-// stateChanged is called by gobreaker when its state has changed. Every use of the machine is under mu, and so is
-// stateChanged.
+// stateChanged is called by gobreaker when its state has changed. Every use of the machine is under mu, and
+// so is stateChanged.
 func (c *Circuit) stateChanged(_ string, from, to gobreaker.State) {
 	now := time.Now()
 	change := CircuitChange{Circuit: c.name, At: now, From: circuitState(from), To: circuitState(to)}
@@ -481,8 +483,8 @@ type refusal struct {
 func (r *refusal) Error() string { return ErrCircuitOpen.Error() + ": " + r.circuit }
 func (r *refusal) Unwrap() error { return ErrCircuitOpen }
 
-// finished is finish for a refusal, without the search through the chain of errors: an open circuit may write a flood
-// of them.
+// finished is finish for a refusal, without the search through the chain of errors: an open circuit may write
+// a flood of them.
 func (r *refusal) finished() *Error {
 	const status = http.StatusServiceUnavailable
 	return &Error{
@@ -491,8 +493,8 @@ func (r *refusal) finished() *Error {
 	}
 }
 
-// retryAfter returns the time until the circuit is half-open, in whole seconds as Retry-After has them, and up to a
-// tenth more: clients that were refused at the same moment shall not all return at the same moment.
+// retryAfter returns the time until the circuit is half-open, in whole seconds as Retry-After has them, and
+// up to a tenth more: clients that were refused at the same moment shall not all return at the same moment.
 func (r *refusal) retryAfter() time.Duration {
 	if r.until.IsZero() {
 		return r.wait

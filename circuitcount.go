@@ -36,7 +36,8 @@ type probe struct {
 	freed  bool       // it no longer counts as in flight
 }
 
-// clientWait measures how long a call waits for the rest of its client's body. That time is not the upstream's.
+// clientWait measures how long a call waits for the rest of its client's body. That time is not the
+// upstream's.
 type clientWait interface {
 	clientTime() time.Duration
 	stalled() bool
@@ -51,8 +52,8 @@ func (p *period) freeHung(now time.Time, longest time.Duration) {
 	}
 }
 
-// freeStalled stops counting as in flight a probe that waits for its client, if there is one. Otherwise one client that
-// stalls would keep everybody else out. It reports whether there was one.
+// freeStalled stops counting as in flight a probe that waits for its client, if there is one. Otherwise one
+// client that stalls would keep everybody else out. It reports whether there was one.
 func (p *period) freeStalled() bool {
 	for i, pr := range p.probes {
 		if pr.client != nil && pr.client.stalled() {
@@ -184,7 +185,8 @@ const (
 	verdictFailure
 )
 
-// verdict judges an outcome. It asks IsFailure, whose panic must not keep a probe's place or a request pending.
+// verdict judges an outcome. It asks IsFailure, whose panic must not keep a probe's place or a request
+// pending.
 func (c *Circuit) verdict(o Outcome, status int) (v verdict) {
 	if isNeutral(o) {
 		return verdictNeutral
@@ -231,8 +233,9 @@ func (t *ticket) upstreamTime(now time.Time) time.Duration {
 // done is the function that Allow returns.
 func (t *ticket) done(o Outcome, status int) { t.report(o, status, o == OutcomeAborted) }
 
-// correct takes back a success that was reported at the response headers, and counts a failure instead, if the outcome
-// is one. The outcome need not be OutcomeAborted, as it must in done: the status of a gRPC call comes last.
+// correct takes back a success that was reported at the response headers, and counts a failure instead, if
+// the outcome is one. The outcome need not be OutcomeAborted, as it must in done: the status of a gRPC call
+// comes last.
 func (t *ticket) correct(o Outcome, status int) { t.report(o, status, true) }
 
 // report counts a result. late permits to take back the success that was reported before.

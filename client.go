@@ -106,8 +106,8 @@ func onUnixSocket(r *http.Request) bool {
 	return ok
 }
 
-// walkBack returns the first address that is not trusted, searching from peer back through the lines in which each
-// proxy recorded the address before it, and the element that holds it.
+// walkBack returns the first address that is not trusted, searching from peer back through the lines in which
+// each proxy recorded the address before it, and the element that holds it.
 func (t *trustedProxies) walkBack(lines []string, peer netip.Addr, parse func(string) (netip.Addr, bool)) (netip.Addr, string) {
 	found := ""
 	for i := len(lines) - 1; i >= 0; i-- {
@@ -148,8 +148,8 @@ func parseForwarded(element string) (netip.Addr, bool) {
 	return parseNode(forwardedPair(element, "for"))
 }
 
-// forwardedPair returns the value of the first pair with that name in one element of Forwarded, without its quotes, and
-// "" if there is none. The quoted values of other pairs can hold anything that the client sent.
+// forwardedPair returns the value of the first pair with that name in one element of Forwarded, without its
+// quotes, and "" if there is none. The quoted values of other pairs can hold anything that the client sent.
 func forwardedPair(element, name string) string {
 	for more := true; more; {
 		var pair string
@@ -166,7 +166,8 @@ func forwardedPair(element, name string) string {
 	return ""
 }
 
-// cutPair cuts the first pair from an element of Forwarded. A semicolon within a quoted string does not separate.
+// cutPair cuts the first pair from an element of Forwarded. A semicolon within a quoted string does not
+// separate.
 func cutPair(element string) (pair, rest string, more bool) {
 	for i, quoted := 0, false; i < len(element); i++ {
 		switch c := element[i]; {
@@ -227,8 +228,8 @@ func (ex *exchange) clientAddr(r *http.Request) netip.Addr {
 	return ex.client
 }
 
-// clientText returns ClientAddr, and the same as text, which is "" for the zero Addr. The record keeps the text: limits,
-// forwarding and the access log all need it.
+// clientText returns ClientAddr, and the same as text, which is "" for the zero Addr. The record keeps the
+// text: limits, forwarding and the access log all need it.
 func clientText(r *http.Request) (netip.Addr, string) {
 	ex := exchangeFrom(r.Context())
 	if ex == nil {
@@ -251,25 +252,27 @@ func clientText(r *http.Request) (netip.Addr, string) {
 // prefixes it refuses every request. It searches the prefixes one by one: for thousands of them, write a
 // middleware of your own.
 //
-// Behind a proxy or a load balancer, put AllowAddrs inside TrustProxies. Outside it, ClientAddr is the proxy's
-// own address, and all clients are treated as one.
+// Behind a proxy or a load balancer, put AllowAddrs inside TrustProxies. Outside it, ClientAddr is the
+// proxy's own address, and all clients are treated as one.
 //
 // A prefix of IPv4 matches an IPv4-mapped IPv6 address as well. A prefix such as ::ffff:10.0.0.0/104 means
-// 10.0.0.0/8; one with fewer than 96 bits is invalid. ::/0 matches every IPv6 address and no IPv4 address. A request without an address, such as one that arrives on a Unix socket without TrustProxies, is
-// refused. AllowAddrs panics on an invalid prefix.
+// 10.0.0.0/8; one with fewer than 96 bits is invalid. ::/0 matches every IPv6 address and no IPv4 address. A
+// request without an address, such as one that arrives on a Unix socket without TrustProxies, is refused.
+// AllowAddrs panics on an invalid prefix.
 func AllowAddrs(prefixes ...netip.Prefix) Middleware {
 	allowed := newAddrSet("AllowAddrs", prefixes)
 	return filterAddrs("AllowAddrs", func(a netip.Addr) bool { return allowed.has(a) })
 }
 
-// DenyAddrs answers 403 when ClientAddr is in one of prefixes, and to a request without an address. Otherwise it
-// calls the next handler. In all other respects it is like AllowAddrs.
+// DenyAddrs answers 403 when ClientAddr is in one of prefixes, and to a request without an address. Otherwise
+// it calls the next handler. In all other respects it is like AllowAddrs.
 func DenyAddrs(prefixes ...netip.Prefix) Middleware {
 	denied := newAddrSet("DenyAddrs", prefixes)
 	return filterAddrs("DenyAddrs", func(a netip.Addr) bool { return !denied.has(a) })
 }
 
-// filterAddrs calls the next handler when pass returns true for ClientAddr, and refuses a request without an address.
+// filterAddrs calls the next handler when pass returns true for ClientAddr, and refuses a request without an
+// address.
 func filterAddrs(caller string, pass func(netip.Addr) bool) Middleware {
 	refused := &Error{Status: http.StatusForbidden, Err: fmt.Errorf("%w: %s refuses the client's address", ErrForbidden, caller)}
 	unknown := &Error{Status: http.StatusForbidden, Err: fmt.Errorf("%w: %s: the client has no address", ErrForbidden, caller)}

@@ -10,11 +10,11 @@ import (
 )
 
 // clientBody is the body of a client's request, whose reads can be ended from outside. It ends them when the
-// request's time is over, and when the client pauses for too long. A read that is under way is interrupted by the
-// read deadline of the client's connection.
+// request's time is over, and when the client pauses for too long. A read that is under way is interrupted by
+// the read deadline of the client's connection.
 //
-// Once it has set that deadline on an HTTP/1.1 connection, the connection is not used for another request. So the
-// server's own deadlines never need to be restored.
+// Once it has set that deadline on an HTTP/1.1 connection, the connection is not used for another request. So
+// the server's own deadlines never need to be restored.
 type clientBody struct {
 	src      io.ReadCloser
 	w        http.ResponseWriter // of the request; its controller sets the deadline
@@ -63,8 +63,8 @@ const (
 	// failed returns by itself within this time, with a more specific error than the context's.
 	cancelGrace = 20 * time.Millisecond
 
-	// lingerTime is how long the server may take to read the rest of a body after the answer, so that the client sees
-	// the answer and not a reset connection.
+	// lingerTime is how long the server may take to read the rest of a body after the answer, so that the
+	// client sees the answer and not a reset connection.
 	lingerTime = 500 * time.Millisecond
 )
 
@@ -189,8 +189,9 @@ func (b *clientBody) expire() {
 	}
 }
 
-// interrupt ends reading for a reason. It interrupts a read that is under way, and, on an HTTP/1.1 connection, keeps
-// the server from waiting for the rest of the body before it answers. The caller holds b.mu.
+// interrupt ends reading for a reason. It interrupts a read that is under way, and, on an HTTP/1.1
+// connection, keeps the server from waiting for the rest of the body before it answers. The caller holds
+// b.mu.
 func (b *clientBody) interrupt(reason error) {
 	if b.reason != nil || b.limits.released {
 		return
@@ -207,8 +208,8 @@ func (b *clientBody) interrupt(reason error) {
 	b.cond.Broadcast()
 }
 
-// awaitInterrupted waits for the end of a read that is being interrupted, and returns the reason if the client was slow. It is
-// called when the request has failed.
+// awaitInterrupted waits for the end of a read that is being interrupted, and returns the reason if the
+// client was slow. It is called when the request has failed.
 func (b *clientBody) awaitInterrupted() error {
 	if b.ctx != nil && b.ctx.Err() != nil {
 		b.expire()
@@ -274,8 +275,8 @@ func (b *clientBody) stopped() bool {
 	return b.limits.interrupted
 }
 
-// limitRest bounds the time in which the server reads the rest of the body before it sends an answer. A deadline of
-// the server's own is left as it is. The server clears the deadline when it has read the rest.
+// limitRest bounds the time in which the server reads the rest of the body before it sends an answer. A
+// deadline of the server's own is left as it is. The server clears the deadline when it has read the rest.
 func (b *clientBody) limitRest() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -287,9 +288,9 @@ func (b *clientBody) limitRest() {
 	}
 }
 
-// answerNow lets the answer begin before the body has ended. Without it, the server would first read the body to its
-// end. The rest of the body is then sent in front of the next request, and net/http cannot always tell the two apart
-// (golang/go#68560), so the connection is closed after the answer.
+// answerNow lets the answer begin before the body has ended. Without it, the server would first read the body
+// to its end. The rest of the body is then sent in front of the next request, and net/http cannot always tell
+// the two apart (golang/go#68560), so the connection is closed after the answer.
 func (b *clientBody) answerNow() {
 	if b.unread() && http.NewResponseController(b.w).EnableFullDuplex() == nil {
 		b.w.Header()["Connection"] = []string{"close"}
@@ -330,8 +331,8 @@ func (b *clientBody) release() {
 	b.limits.released = true
 }
 
-// turn tracks for whom a request waits while its body is sent: for the client, during a read of the body, or for the
-// target, between two reads.
+// turn tracks for whom a request waits while its body is sent: for the client, during a read of the body, or
+// for the target, between two reads.
 type turn struct {
 	began    time.Time     // of the whole
 	since    time.Time     // when the present turn began
@@ -367,12 +368,13 @@ const (
 	stuckFor = time.Second
 	// stalledFor is how long a client has to send nothing before it is the reason why a target breaks off.
 	stalledFor = 25 * time.Millisecond
-	// unsentFor is how long a client has to send nothing before it is the reason why a target answers with an error.
+	// unsentFor is how long a client has to send nothing before it is the reason why a target answers with an
+	// error.
 	unsentFor = 100 * time.Millisecond
 )
 
-// clientIsLate reports whether the request, whose time ran out, was late because of its client: the body is not complete,
-// and the target went on taking it.
+// clientIsLate reports whether the request, whose time ran out, was late because of its client: the body is
+// not complete, and the target went on taking it.
 func (t *turn) clientIsLate() bool {
 	if t.complete {
 		return false
@@ -394,8 +396,8 @@ func (t *turn) stalled() bool {
 	return t.clientIsLate() && t.reading && time.Since(t.since) >= stalledFor || t.keptWaiting()
 }
 
-// keptWaiting reports whether the body has been late for so long that a limit of the target's own may have passed: the
-// body has taken long, or the client has sent nothing for most of the time.
+// keptWaiting reports whether the body has been late for so long that a limit of the target's own may have
+// passed: the body has taken long, or the client has sent nothing for most of the time.
 func (t *turn) keptWaiting() bool {
 	if !t.clientIsLate() {
 		return false

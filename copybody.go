@@ -17,13 +17,13 @@ var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
 // copyBody copies src to the client. It returns an error of src apart from an error of w.
 //
-// Bytes that have arrived do not wait for those that have not. A body of unknown length, which is -1, is flushed after
-// each read. A body of length bytes is flushed when it is not complete and a read did not fill the buffer, since then no
-// more had arrived. A body that is complete is not flushed, so that a small response leaves in one write with its
-// header.
+// Bytes that have arrived do not wait for those that have not. A body of unknown length, which is -1, is
+// flushed after each read. A body of length bytes is flushed when it is not complete and a read did not fill
+// the buffer, since then no more had arrived. A body that is complete is not flushed, so that a small
+// response leaves in one write with its header.
 //
-// bareTCP is true when nothing is between the server and the client's TCP connection, such as TLS. Then the kernel copies
-// the rest of a long body of known length from one connection to the other, where src can.
+// bareTCP is true when nothing is between the server and the client's TCP connection, such as TLS. Then the
+// kernel copies the rest of a long body of known length from one connection to the other, where src can.
 func copyBody(w *responseWriter, src io.Reader, length int64, bareTCP bool) (readErr, writeErr error) {
 	if src == http.NoBody {
 		return nil, nil
@@ -110,8 +110,8 @@ func isLate(body io.Reader) bool {
 // moment, but not in one packet.
 const headerWait = 2 * time.Millisecond
 
-// readLate is src.Read for the first bytes of a body that is late. When they do not arrive within headerWait, the
-// header is sent without them.
+// readLate is src.Read for the first bytes of a body that is late. When they do not arrive within headerWait,
+// the header is sent without them.
 func readLate(w *responseWriter, src io.Reader, p []byte) (int, error) {
 	var mu sync.Mutex // w is used by one goroutine at a time
 	var arrived bool

@@ -16,7 +16,8 @@ import (
 // Error is an error that is answered with an HTTP status. Status, Type, Title, Detail and Header are sent to
 // the client. Err, the cause, is only logged.
 //
-// The zero value is a 500 without detail. An Error must not be modified once it has been passed to WriteError.
+// The zero value is a 500 without detail. An Error must not be modified once it has been passed to
+// WriteError.
 type Error struct {
 	Status int         // HTTP status; 0 means 500, as does a value below 200 or above 999
 	Type   string      // URI of the problem type (RFC 9457 section 3.1.1); "" means about:blank
@@ -170,8 +171,8 @@ func causeText(err error) string {
 	return err.Error()
 }
 
-// logPanic logs a panic that is not passed on, in a function that was given to this package, and returns it as an
-// error. It is called while the panic's stack is still there. An empty name is left out.
+// logPanic logs a panic that is not passed on, in a function that was given to this package, and returns it
+// as an error. It is called while the panic's stack is still there. An empty name is left out.
 func logPanic(message string, p any, name slog.Attr) error {
 	slog.Default().LogAttrs(context.Background(), slog.LevelError, "gateway: "+message,
 		name, slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
@@ -184,7 +185,8 @@ func logPanic(message string, p any, name slog.Attr) error {
 // The answer has the Status, Type, Title, Detail and Header of an *Error. The errors of this package, such as
 // ErrRateLimited, have the status in their comment. An *http.MaxBytesError is answered with 413,
 // context.DeadlineExceeded with 504, and any other error with 500. err.Error() is never sent; it goes to the
-// log and the span. context.Canceled, from a client that left, is logged as 499; one that is still there gets 400.
+// log and the span. context.Canceled, from a client that left, is logged as 499. A client that is still
+// connected then gets 400.
 //
 // If the response has already begun, WriteError writes nothing and only records err.
 func WriteError(w http.ResponseWriter, r *http.Request, err error) {
@@ -216,8 +218,8 @@ func answerError(w http.ResponseWriter, r *http.Request, e *Error, end result) {
 		return
 	}
 	if e.Status == statusClientClosed {
-		// A client that has closed only its half, or whose request was canceled by another, still reads. To it an
-		// unknown 4xx is a 400 (RFC 9110 section 15).
+		// A client that has closed only its half, or whose request was canceled by another, still reads. To
+		// it an unknown 4xx is a 400 (RFC 9110 section 15).
 		sent := *e
 		sent.Status, sent.Title = http.StatusBadRequest, http.StatusText(http.StatusBadRequest)
 		e = &sent
@@ -307,8 +309,8 @@ func (ex *exchange) began(w http.ResponseWriter) bool {
 	}
 }
 
-// handleError calls the function of the innermost HandleErrors, and reports whether there is one. An error that
-// the function itself writes is not passed to it again.
+// handleError calls the function of the innermost HandleErrors, and reports whether there is one. An error
+// that the function itself writes is not passed to it again.
 func (ex *exchange) handleError(w http.ResponseWriter, r *http.Request, e *Error) bool {
 	if ex == nil {
 		return false

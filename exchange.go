@@ -23,8 +23,8 @@ import (
 // has the decisions of everything inside it.
 //
 // The record is itself a context, so that one allocation holds the record, the context value and the writer
-// wrapper. It is never pooled: a context can outlive its request, and a reused record would hold another user's
-// identity.
+// wrapper. It is never pooled: a context can outlive its request, and a reused record would hold another
+// user's identity.
 type exchange struct {
 	context.Context // the context that the request arrived with
 
@@ -57,7 +57,8 @@ type exchange struct {
 type incoming struct {
 	req *http.Request // this package's copy of the request
 
-	// Values of fields, here to save an allocation each. They are set once and not changed after, since headers hold them.
+	// Values of fields, here to save an allocation each. They are set once and not changed after, since
+	// headers hold them.
 	user  [1]string // X-User-ID, as the first Auth wrote it
 	trace [1]string // the trace id in the answer
 }
@@ -76,8 +77,8 @@ type tracing struct {
 	traceState  string            // tracestate of a trusted caller, unchanged
 }
 
-// observing is set by Observe. Only a variant inherits it: a part is a request of its own, which an Observe around
-// the part's handler may measure.
+// observing is set by Observe. Only a variant inherits it: a part is a request of its own, which an Observe
+// around the part's handler may measure.
 type observing struct {
 	observed bool // an Observe stands outside
 	logged   bool // and it writes an access log
@@ -97,8 +98,8 @@ type answering struct {
 	answered *Error                                           // the error that onError or a fallback is answering
 }
 
-// forwarded is where the request was sent last. An Upstream writes it, on its caller's goroutine. No other record
-// inherits it.
+// forwarded is where the request was sent last. An Upstream writes it, on its caller's goroutine. No other
+// record inherits it.
 type forwarded struct {
 	upstream string   // its name
 	target   *url.URL // nil when no target was asked
@@ -158,8 +159,8 @@ type arrival struct {
 	request http.Request
 }
 
-// enter returns the request's record, which it creates if there is none, a writer that reports to the record, and
-// a request whose context holds it.
+// enter returns the request's record, which it creates if there is none, a writer that reports to the record,
+// and a request whose context holds it.
 //
 // When enter has created the record, the request is a new one, which is not r. The caller may modify it and
 // its context until it passes them on. The request that a middleware was given is never modified, since other
@@ -219,8 +220,8 @@ func (ex *exchange) child(ctx context.Context) *exchange {
 	return c
 }
 
-// part is child for work that the answer waits for. Its outcome reaches ex's circuits through the answer, so it
-// does not ask them again.
+// part is child for work that the answer waits for. Its outcome reaches ex's circuits through the answer, so
+// it does not ask them again.
 func (ex *exchange) part(ctx context.Context) *exchange {
 	c := ex.child(ctx)
 	if ex != nil {
@@ -232,9 +233,9 @@ func (ex *exchange) part(ctx context.Context) *exchange {
 	return c
 }
 
-// variant returns a record of the same request for some of its handlers, in which something may differ, such as
-// the identity. It starts as a copy of ex, uses the same writer, and reports outcomes to the record of the whole
-// request.
+// variant returns a record of the same request for some of its handlers, in which something may differ, such
+// as the identity. It starts as a copy of ex, uses the same writer, and reports outcomes to the record of the
+// whole request.
 func (ex *exchange) variant(ctx context.Context) *exchange {
 	v := ex.part(ctx)
 	if ex == nil {
@@ -272,8 +273,8 @@ func (ex *exchange) admits(c *Circuit) bool {
 	return false
 }
 
-// derived records that r, a copy of the request, is passed on in its place. So the record sees what inner handlers
-// set on the request, such as its pattern.
+// derived records that r, a copy of the request, is passed on in its place. So the record sees what inner
+// handlers set on the request, such as its pattern.
 func (ex *exchange) derived(r *http.Request) {
 	if ex == nil {
 		return
@@ -322,7 +323,8 @@ func (ex *exchange) tunneled(sent, received int64) {
 	}
 }
 
-// excuse records that the client's own messages came so late that the target's deadline for a gRPC call passed.
+// excuse records that the client's own messages came so late that the target's deadline for a gRPC call
+// passed.
 func (ex *exchange) excuse() {
 	for ; ex != nil; ex = ex.whole {
 		ex.mu.Lock()
@@ -401,8 +403,8 @@ func (w *responseWriter) grpc() (call grpcCall) {
 	return call
 }
 
-// responseWriter is the one wrapper around a ResponseWriter. It records the final status, the bytes written and
-// whether a write failed.
+// responseWriter is the one wrapper around a ResponseWriter. It records the final status, the bytes written
+// and whether a write failed.
 type responseWriter struct {
 	http.ResponseWriter
 	ex *exchange
@@ -465,7 +467,8 @@ func (w *responseWriter) started() bool {
 }
 
 // complete reports whether the whole answer was written before the handler returned. An answer without a
-// Content-Length is never complete then: net/http sends its end after the handler returns. The caller holds ex.mu.
+// Content-Length is never complete then: net/http sends its end after the handler returns. The caller holds
+// ex.mu.
 func (w *responseWriter) complete() bool {
 	if w.status == 0 || w.failed {
 		return false

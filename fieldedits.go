@@ -30,8 +30,8 @@ type fieldEdits struct {
 
 type editedField struct{ name, value string }
 
-// newFieldEdits checks edits. owned reports whether the gateway writes a field itself. A panic names option, the field of
-// ProxyOptions.
+// newFieldEdits checks edits. owned reports whether the gateway writes a field itself. A panic names option,
+// the field of ProxyOptions.
 func newFieldEdits(option string, edits FieldEdits, owned func(name string) bool) fieldEdits {
 	check := func(name string) string {
 		reason := ""
@@ -86,8 +86,8 @@ func (e *fieldEdits) remove(h http.Header) {
 // removes reports whether name is one of the fields of Drop and Set.
 func (e *fieldEdits) removes(name string) bool { return slices.Contains(e.removed, name) }
 
-// write writes the fields of Set and Add to h, from which those of Set were removed. It never writes to a slice that h
-// holds already.
+// write writes the fields of Set and Add to h, from which those of Set were removed. It never writes to a
+// slice that h holds already.
 func (e *fieldEdits) write(h http.Header) {
 	for _, f := range e.set {
 		h[f.name] = []string{f.value}

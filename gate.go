@@ -14,8 +14,9 @@ import (
 // accepts some such requests: over HTTP/2 it does not check the method, and in no version does it check the
 // names in Trailer.
 
-// gate returns r as it may be sent. It returns an error with a status below 500 if a transport of net/http would
-// refuse r before it sends anything. r itself is not changed: without its framing fields, the request is a copy.
+// gate returns r as it may be sent. It returns an error with a status below 500 if a transport of net/http
+// would refuse r before it sends anything. r itself is not changed: without its framing fields, the request
+// is a copy.
 func gate(r *http.Request) (*http.Request, error) {
 	reason, framed := unsendable(r)
 	if reason != "" {
@@ -32,8 +33,8 @@ func cannotSend(reason string) error {
 	return &Error{Status: http.StatusBadRequest, Err: errors.New("gateway: the request cannot be sent: " + reason)}
 }
 
-// unsendable returns what is wrong with r, and "" when a transport accepts it. framed is whether the header has
-// framing fields.
+// unsendable returns what is wrong with r, and "" when a transport accepts it. framed is whether the header
+// has framing fields.
 func unsendable(r *http.Request) (reason string, framed bool) {
 	switch {
 	case r.Method != "" && !httpfield.IsToken(r.Method):
@@ -64,8 +65,8 @@ func unsendable(r *http.Request) (reason string, framed bool) {
 	return "", framed
 }
 
-// isMalformed reports whether a field cannot be sent: its name is no token, or a value has a control character other
-// than a tab.
+// isMalformed reports whether a field cannot be sent: its name is no token, or a value has a control
+// character other than a tab.
 func isMalformed(name string, values []string) bool {
 	if !httpfield.IsToken(name) {
 		return true
@@ -104,8 +105,8 @@ func withoutFraming(r *http.Request) *http.Request {
 	return &out
 }
 
-// fieldBytes returns the size of a request's fields: names and values, and 4 bytes for each field, which are the colon,
-// the blank and the line end of HTTP/1.1.
+// fieldBytes returns the size of a request's fields: names and values, and 4 bytes for each field, which are
+// the colon, the blank and the line end of HTTP/1.1.
 func fieldBytes(r *http.Request) int {
 	size := len("Host") + len(r.Host) + 4
 	for name, values := range r.Header {

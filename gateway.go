@@ -79,12 +79,13 @@ func Chain(mw ...Middleware) Middleware {
 // If the handler is reading the request's body when d has passed, the client was too slow: the read fails at
 // once, and the client gets 408 instead of 504. Over HTTP/1.1 its connection is then closed.
 //
-// The client gets 408 too when an Upstream inside spent more than half of the time waiting for the body. No target counts
-// as failed for that, nor for a request that reached it when more than half of the time was over. A Breaker inside counts
-// neither as a failure of its handler.
+// The client also gets 408 when an Upstream inside spent more than half of the time waiting for the body.
+// Neither a target nor a Breaker inside counts that as a failure. Nor do they count a timeout as a failure if
+// the request reached them when more than half of the time was over. For example, with d = 2s, a request that
+// waits 1.2s for its authentication and then times out counts against no target.
 //
-// Timeout buffers nothing and starts no goroutine, so it waits for a handler that ignores its context. It panics if d
-// is not positive.
+// Timeout buffers nothing and starts no goroutine, so it waits for a handler that ignores its context. It
+// panics if d is not positive.
 func Timeout(d time.Duration) Middleware {
 	if d <= 0 {
 		panic("gateway: Timeout: duration is not positive")

@@ -42,8 +42,8 @@ import (
 // log. A panic with http.ErrAbortHandler has the effect of a closed connection.
 //
 // When the caller's context ends, RoundTrip and reads of the body return at once, and the handler's writes
-// fail. They do not wait for a handler that ignores its context and its write errors: its goroutine runs
-// until it returns, as under a server.
+// fail. A handler that ignores its context and its write errors does not delay them. Its goroutine runs until
+// it returns, as under a server.
 //
 // The RoundTripper is safe for concurrent use if h is. HandlerTransport panics when h is nil.
 func HandlerTransport(h http.Handler) http.RoundTripper {
@@ -174,8 +174,8 @@ type tripWriter struct {
 	unwatch func() bool // stops the watch of the caller's context
 }
 
-// tripReader is the caller's side of the body. It is set before answered is closed, and only the caller uses it
-// afterwards. It has either a pipe or data and end.
+// tripReader is the caller's side of the body. It is set before answered is closed, and only the caller uses
+// it afterwards. It has either a pipe or data and end.
 type tripReader struct {
 	data   []byte // all of a short body
 	end    error  // what a read returns after data
@@ -276,8 +276,8 @@ func (t *handlerTrip) setStatus(code int) {
 	}
 }
 
-// announceTrailers turns the field Trailer into the keys of the response's Trailer. Their values follow at the end of
-// the body. The caller holds mu.
+// announceTrailers turns the field Trailer into the keys of the response's Trailer. Their values follow at
+// the end of the body. The caller holds mu.
 func (t *handlerTrip) announceTrailers() {
 	for _, line := range t.head.sent["Trailer"] {
 		for name := range strings.SplitSeq(line, ",") {
@@ -345,8 +345,8 @@ func (t *handlerTrip) FlushError() error {
 // EnableFullDuplex is for http.ResponseController. Here, reads and writes never wait for each other.
 func (t *handlerTrip) EnableFullDuplex() error { return nil }
 
-// send gives the caller its response, unless it has it, and writes what is held back and then p to the reader. The
-// caller holds mu. send unlocks it before it waits.
+// send gives the caller its response, unless it has it, and writes what is held back and then p to the
+// reader. The caller holds mu. send unlocks it before it waits.
 func (t *handlerTrip) send(p []byte) error {
 	held := t.writer.held
 	t.writer.held = nil // two goroutines may write; each has its own bytes
@@ -545,7 +545,8 @@ func (b handlerBody) Close() error {
 	return nil
 }
 
-// recordedOutcome returns the outcome that a gateway inside the handler has recorded, and whether it has recorded one.
+// recordedOutcome returns the outcome that a gateway inside the handler has recorded, and whether it has
+// recorded one.
 func (b handlerBody) recordedOutcome() (Outcome, bool) {
 	ex := b.trip.inner
 	ex.mu.Lock()

@@ -30,12 +30,12 @@ import (
 // complete response; the status 502, 503 or 504. For example, in a pool of two, A is ejected because one URL
 // answers 503. Then B stops. B is ejected instead, and A gets requests again.
 //
-// An attempt that a hedge has overtaken (RetryOptions.HedgeAfter) is no failure, with one exception: a target that hangs
-// would otherwise be saved by the others for ever. When a target has answered nothing for UpstreamOptions.Timeout, while
-// others overtook it more than ten times, each further time is a failure, as the timeout would have been.
+// An attempt that a hedge has overtaken (RetryOptions.HedgeAfter) is no failure, with one exception, for a
+// target that hangs: hedges would hide its timeouts. When a target has answered nothing for
+// UpstreamOptions.Timeout, and others have overtaken it more than ten times, each further attempt that is
+// overtaken is a failure.
 //
-// A retry goes to a target that the request has not been sent to, even if that target is out, before it goes
-// to the same one again.
+// A retry prefers a target that the request has not been sent to, even one that is out.
 type HealthOptions struct {
 	Path      string        // path of CheckHealth's probe, a GET that passes with 2xx or 3xx; "" means no probes
 	Interval  time.Duration // pause between the probes of a target; 0 means 5s
@@ -216,8 +216,8 @@ func (c *choice) setTargets() {
 	}
 }
 
-// untried returns what a retry may choose from: the members of c that were not tried. If there are none, it returns
-// those that are ejected, then those whose probes fail, and c itself when every member was tried.
+// untried returns what a retry may choose from: the members of c that were not tried. If there are none, it
+// returns those that are ejected, then those whose probes fail, and c itself when every member was tried.
 func (p *pool) untried(c *choice, tried []*member) *choice {
 	rest := &choice{}
 	for _, m := range c.members {
@@ -235,7 +235,8 @@ func (p *pool) untried(c *choice, tried []*member) *choice {
 	return rest
 }
 
-// untriedOut returns the members outside the present choice that were not tried, those that are only ejected first.
+// untriedOut returns the members outside the present choice that were not tried, those that are only ejected
+// first.
 func (p *pool) untriedOut(tried []*member) (ejected []*member) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -255,8 +256,8 @@ func (p *pool) untriedOut(tried []*member) (ejected []*member) {
 	return sick
 }
 
-// recordTraffic updates m by the result of an attempt. A result that is neither a success nor shows that the target
-// cannot serve, such as a client that left or a 500, changes nothing.
+// recordTraffic updates m by the result of an attempt. A result that is neither a success nor shows that the
+// target cannot serve, such as a client that left or a 500, changes nothing.
 //
 // It returns what correctTraffic needs in order to take a success back.
 func (p *pool) recordTraffic(m *member, res result) (s success) {
@@ -303,9 +304,9 @@ func (p *pool) correctTraffic(m *member, res result, s success) {
 // minOvertaken is how often in a row another target must have overtaken one that is suspected to be silent.
 const minOvertaken = 10
 
-// recordOvertaken updates m after an attempt that another target has overtaken. That is no failure. But when m has
-// answered nothing for as long as an attempt may take, it is one: without hedging, the attempts would have timed out. A
-// timeout that is not positive is none.
+// recordOvertaken updates m after an attempt that another target has overtaken. That is no failure. But when
+// m has answered nothing for as long as an attempt may take, it is one: without hedging, the attempts would
+// have timed out. A timeout that is not positive is none.
 func (p *pool) recordOvertaken(m *member, timeout time.Duration) {
 	if p.health.Unhealthy < 0 || timeout <= 0 {
 		return
@@ -434,7 +435,8 @@ func (u *Upstream) CheckHealth(ctx context.Context) error {
 	}
 }
 
-// probeSafely is probeTarget, with a panic of the transport as an error: on this goroutine, it would end the process.
+// probeSafely is probeTarget, with a panic of the transport as an error: on this goroutine, it would end the
+// process.
 func (u *Upstream) probeSafely(ctx context.Context, m *member) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

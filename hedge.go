@@ -36,8 +36,8 @@ func (u *Upstream) hedges(r *http.Request) bool {
 	return o.HedgeAfter > 0 && len(r.Header["Upgrade"]) == 0 && o.mayRepeat(r) && !u.isImpaired()
 }
 
-// isImpaired reports whether something is wrong with the pool, so that it should get no request twice: a target is out, or
-// the circuit is not closed. A pool of one target has no second one to ask.
+// isImpaired reports whether something is wrong with the pool, so that it should get no request twice: a
+// target is out, or the circuit is not closed. A pool of one target has no second one to ask.
 func (u *Upstream) isImpaired() bool {
 	if c := u.pool.choice(); len(c.members) < 2 || !c.all {
 		return true
@@ -48,8 +48,9 @@ func (u *Upstream) isImpaired() bool {
 
 // race is one attempt to send a request and, if that is not answered in time, a second one at the same time.
 //
-// The first runs on the caller's goroutine, so that a request which is answered in time costs a timer and no goroutine.
-// The second runs on the timer's. run returns when both have ended: no goroutine outlives the round trip.
+// The first runs on the caller's goroutine, so that a request which is answered in time costs a timer and no
+// goroutine. The second runs on the timer's. run returns when both have ended: no goroutine outlives the
+// round trip.
 type race struct {
 	upstream *Upstream
 	request  *http.Request
@@ -94,8 +95,8 @@ func (x *race) run() (won answer, other *member) {
 	}
 }
 
-// finish ends the race after the first attempt has ended, and waits for the second. When the first has won, the second
-// is canceled.
+// finish ends the race after the first attempt has ended, and waits for the second. When the first has won,
+// the second is canceled.
 func (x *race) finish(firstWins bool) {
 	x.mu.Lock()
 	begun, over := x.begun, x.over
@@ -152,8 +153,8 @@ func (x *race) hedge() {
 	}
 }
 
-// attemptSafely makes the second attempt. A panic in a balancer or a transport becomes an error: on this goroutine, it
-// would end the process.
+// attemptSafely makes the second attempt. A panic in a balancer or a transport becomes an error: on this
+// goroutine, it would end the process.
 func (x *race) attemptSafely(body *replay, asked *member) (a answer) {
 	a.err = ErrBadGateway // stays when the transport calls runtime.Goexit
 	defer func() {

@@ -10,9 +10,10 @@ import (
 // errIdle is why a response ended whose target sent nothing for UpstreamOptions.Idle.
 var errIdle = errors.New("gateway: the target paused for too long")
 
-// idleTimer ends a response whose target pauses for too long. Its clock runs only while a read from the target is
-// under way. So a client that does not read is not taken for a pause of the target. Neither is one that has still to send a
-// part of its body, for which the target may be waiting. A nil idleTimer never ends one.
+// idleTimer ends a response whose target pauses for too long. Its clock runs only while a read from the
+// target is under way. So a client that does not read is not taken for a pause of the target. Neither is one
+// that has still to send a part of its body, for which the target may be waiting. A nil idleTimer never ends
+// one.
 type idleTimer struct {
 	after time.Duration
 	close func() error // interrupts the read

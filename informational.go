@@ -31,8 +31,8 @@ func (i *interim) gotConn(info httptrace.GotConnInfo) {
 	i.mu.Unlock()
 }
 
-// maxInterim bounds the informational responses to one attempt: one target must not use up what another may send.
-// net/http has no bound of its own once Got1xxResponse is set.
+// maxInterim bounds the informational responses to one attempt: one target must not use up what another may
+// send. net/http has no bound of its own once Got1xxResponse is set.
 const maxInterim = 100
 
 // pass is called for each informational response.

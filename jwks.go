@@ -32,8 +32,8 @@ import (
 //
 // A key is an *rsa.PublicKey, an *ecdsa.PublicKey, an ed25519.PublicKey or a []byte for a secret. It must not
 // be modified once it has been returned. An error that wraps ErrUnauthenticated means that there is no such
-// key. An *Error is answered with its own status. Any other error means that the key cannot be had now, and
-// is answered with 503.
+// key. An *Error is answered with its own status. Any other error means that the key is not available now,
+// and is answered with 503.
 type KeySource interface {
 	Key(ctx context.Context, kid, alg string) (any, error)
 }
@@ -173,8 +173,8 @@ type fetchedKeys struct {
 	refresh time.Time
 }
 
-// NewJWKS returns the key set at rawURL. It does not fetch it: the first Key does. NewJWKS returns an error
-// for a negative option, and for a URL that is not https, unless its host is on loopback.
+// NewJWKS returns the key set at rawURL. The first call of Key fetches it. NewJWKS returns an error for a
+// negative option, and for a URL that is not https, unless its host is on loopback.
 func NewJWKS(rawURL string, opts *JWKSOptions) (*JWKS, error) {
 	u, err := fetch.ParseURL(rawURL)
 	if err != nil {
@@ -318,8 +318,8 @@ func (k *JWKS) runRefresh(ctx context.Context, now time.Time, done chan struct{}
 	close(done)
 }
 
-// fetchSafely is fetch, with a panic of the client's transport as an error: on this goroutine, it would end the process,
-// and requests would wait for ever.
+// fetchSafely is fetch, with a panic of the client's transport as an error: on this goroutine, it would end
+// the process, and requests would wait for ever.
 func (k *JWKS) fetchSafely(ctx context.Context, now time.Time) (set *fetchedKeys, err error) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -40,13 +40,13 @@ type JWTOptions struct {
 //   - It has three parts of base64url without padding, whose unused bits are zero.
 //   - Header and claims are JSON objects. No object has two members of the same name, since parsers differ on
 //     which one counts.
-//   - The header's alg is one of Algorithms, and the key fits it: RSA of at least 2048 bits, the curve of ES256,
-//     ES384 or ES512, Ed25519, or a secret that is as long as the hash.
+//   - The header's alg is one of Algorithms, and the key fits it: RSA of at least 2048 bits, the curve of
+//     ES256, ES384 or ES512, Ed25519, or a secret that is as long as the hash.
 //   - The header has no crit.
 //   - The signature is valid.
 //   - The claim iss equals Issuer, and aud is or contains Audience.
-//   - The claim exp is present and in the future. nbf and iat, where present, are not in the future. All three
-//     are numbers.
+//   - The claim exp is present and in the future. nbf and iat, where present, are not in the future. All
+//     three are numbers.
 //
 // The Identity's Scopes come from the claim scope, or from scp where there is no scope. Both may be a string
 // of scopes separated by spaces, or a list. The header's jwk, jku, x5c and x5u are never read.
@@ -270,8 +270,8 @@ func (j *JWT) verify(ctx context.Context, token string) (*tokenEntry, error) {
 	}, nil
 }
 
-// mismatch returns the values of the claim that err is about, and what was expected, for the log. It returns "" for
-// other errors.
+// mismatch returns the values of the claim that err is about, and what was expected, for the log. It returns
+// "" for other errors.
 func (j *JWT) mismatch(c claims, err error) string {
 	switch {
 	case errors.Is(err, jwt.ErrTokenInvalidIssuer):

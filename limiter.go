@@ -28,9 +28,9 @@ type LimiterOptions struct {
 
 const defaultMaxKeys = 1 << 20
 
-// MemoryLimiter is a Limiter, a Returner and a Debtor in the memory of this process. Make it with NewTokenBucket,
-// NewLeakyBucket, NewFixedWindow or NewSlidingWindow; the zero value is not usable. It is safe for concurrent
-// use. Its keys are spread over 256 locks.
+// MemoryLimiter is a Limiter, a Returner and a Debtor in the memory of this process. Make it with
+// NewTokenBucket, NewLeakyBucket, NewFixedWindow or NewSlidingWindow; the zero value is not usable. It is
+// safe for concurrent use. Its keys are spread over 256 locks.
 //
 // It starts no goroutine. Instead, once in a millisecond, a call of Take checks the next 64 keys and drops
 // those that are idle. So does a Take for a new key when the table is full: if a tenth of the keys are idle,
@@ -172,8 +172,8 @@ type keyUsage struct {
 	spent float64
 }
 
-// busiest returns the n largest usages that all reports, the largest first. Of equal ones, the smaller key comes
-// first.
+// busiest returns the n largest usages that all reports, the largest first. Of equal ones, the smaller key
+// comes first.
 func busiest(n int, all func(f func(key string, spent float64))) []keyUsage {
 	order := func(a, b keyUsage) int {
 		return cmp.Or(cmp.Compare(b.spent, a.spent), cmp.Compare(a.key, b.key))
@@ -195,8 +195,8 @@ func busiest(n int, all func(f func(key string, spent float64))) []keyUsage {
 	return top[:min(n, len(top))]
 }
 
-// now returns the time of the limiter's clock: nanoseconds of Unix time for a window, and of the time since the
-// process began for a bucket.
+// now returns the time of the limiter's clock: nanoseconds of Unix time for a window, and of the time since
+// the process began for a bucket.
 func (l *MemoryLimiter) now() int64 {
 	if l.wall != nil {
 		return l.wall.now()
@@ -207,12 +207,13 @@ func (l *MemoryLimiter) now() int64 {
 // processStart is the origin of the times of buckets.
 var processStart = time.Now()
 
-// sinceStart reads the monotonic clock, at half the cost of time.Now. It counts from 36 years before the start, so that
-// it is not negative in a bubble of testing/synctest either, whose clock begins in the year 2000.
+// sinceStart reads the monotonic clock, at half the cost of time.Now. It counts from 36 years before the
+// start, so that it is not negative in a bubble of testing/synctest either, whose clock begins in the year
+// 2000.
 func sinceStart() int64 { return int64(time.Since(processStart)) + 1<<60 }
 
-// wallClock is the Unix time, read from the monotonic clock. Once in a second it is set by time.Now, because the wall
-// clock may be set, and the monotonic clock stands still while a machine is suspended.
+// wallClock is the Unix time, read from the monotonic clock. Once in a second it is set by time.Now, because
+// the wall clock may be set, and the monotonic clock stands still while a machine is suspended.
 type wallClock struct {
 	setAt  atomic.Int64 // by sinceStart
 	offset atomic.Int64 // Unix time minus sinceStart

@@ -133,7 +133,8 @@ func (m *mirror) copy(r *http.Request) *mirrorCopy {
 	return &mirrorCopy{m: m, req: req, ex: ex}
 }
 
-// run sends the copy to the shadow. Either run or release must be called, once; run on a goroutine of its own.
+// run sends the copy to the shadow. Either run or release must be called, once; run on a goroutine of its
+// own.
 func (c *mirrorCopy) run(body []byte) {
 	defer c.release()
 	defer func() { // a panic of shadow must not end the process

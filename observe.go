@@ -66,8 +66,8 @@ type ObserveOptions struct {
 //
 // The log line has the message "request". Its attributes are:
 //
-//   - method, host, path (without the query), route (its name), status (499 when the client left first), outcome,
-//     duration, bytes (of the answer's body), client (its address) and trace_id, always
+//   - method, host, path (without the query), route (its name), status (499 when the client left first),
+//     outcome, duration, bytes (of the answer's body), client (its address) and trace_id, always
 //   - bytes_in, when Proxy forwards an upgraded connection: the bytes that the client sent over it. bytes are
 //     then those that it received over it, and duration is that of the whole session
 //   - subject, when the caller was authenticated
@@ -165,13 +165,13 @@ func (o *observer) serve(next http.Handler, w http.ResponseWriter, r *http.Reque
 	next.ServeHTTP(rw, r)
 }
 
-// startSpan starts the server span and writes the trace's ids into the record. The request that it returns has the
-// span in its context. enter has made r of in, the request that Observe was given.
+// startSpan starts the server span and writes the trace's ids into the record. The request that it returns
+// has the span in its context. enter has made r of in, the request that Observe was given.
 func (o *observer) startSpan(ex *exchange, in, r *http.Request) (*http.Request, trace.Span) {
 	ctx, opts := in.Context(), telemetry.ServerSpan(r.Method)
 	state := ""
-	// A span in the context has been started outside for this same request. It is the parent, and has dealt with
-	// the caller's.
+	// A span in the context has been started outside for this same request. It is the parent, and has dealt
+	// with the caller's.
 	if !trace.SpanContextFromContext(ctx).IsValid() {
 		ctx, state, opts = o.continueCaller(ctx, in, opts)
 	}
@@ -182,8 +182,8 @@ func (o *observer) startSpan(ex *exchange, in, r *http.Request) (*http.Request, 
 	case !sc.IsValid():
 		sc = telemetry.NewSpanContext()
 	case r != in:
-		// Record and request are new, so nobody has this context yet: the span can go below the record, and no
-		// other request is needed.
+		// Record and request are new, so nobody has this context yet: the span can go below the record, and
+		// no other request is needed.
 		ex.Context = ctx
 	default:
 		r = r.WithContext(ctx)
@@ -206,9 +206,9 @@ func (o *observer) startSpan(ex *exchange, in, r *http.Request) (*http.Request, 
 	return r, span
 }
 
-// continueCaller reads the caller's trace from in. When it is trusted, the context that is returned continues it, and
-// state is its tracestate. When it is not, the options link to it. TrustTrace may keep the request that it is given,
-// so it gets in.
+// continueCaller reads the caller's trace from in. When it is trusted, the context that is returned continues
+// it, and state is its tracestate. When it is not, the options link to it. TrustTrace may keep the request
+// that it is given, so it gets in.
 func (o *observer) continueCaller(ctx context.Context, in *http.Request, opts []trace.SpanStartOption) (context.Context, string, []trace.SpanStartOption) {
 	caller, state := telemetry.Extract(in.Header, o.traceHeader)
 	switch {
@@ -232,9 +232,9 @@ const (
 	fieldTracestate  = "Tracestate"
 )
 
-// parent returns the traceparent and tracestate for a request that is sent within ctx. It continues the current span of
-// ctx, such as that of otelhttp, unless an Observe outside has started another trace. Without Observe, t is empty. An
-// empty traceparent means that there is no span to continue.
+// parent returns the traceparent and tracestate for a request that is sent within ctx. It continues the
+// current span of ctx, such as that of otelhttp, unless an Observe outside has started another trace. Without
+// Observe, t is empty. An empty traceparent means that there is no span to continue.
 func (t *tracing) parent(ctx context.Context) (traceparent, tracestate string) {
 	sc := trace.SpanContextFromContext(ctx)
 	if !sc.IsValid() || t.span.IsValid() && (sc.TraceID() != t.span.TraceID() || sc.SpanID() == t.span.SpanID()) {
@@ -243,7 +243,8 @@ func (t *tracing) parent(ctx context.Context) (traceparent, tracestate string) {
 	return telemetry.FormatTraceparent(sc), sc.TraceState().String()
 }
 
-// continueTrace returns r with traceparent, when it has none and there is a span to continue. It does not change r.
+// continueTrace returns r with traceparent, when it has none and there is a span to continue. It does not
+// change r.
 func continueTrace(r *http.Request) *http.Request {
 	if _, ok := r.Header[fieldTraceparent]; ok {
 		return r
@@ -301,8 +302,8 @@ func (s *summary) route() string {
 	return s.pattern[max(0, strings.IndexByte(s.pattern, '/')):]
 }
 
-// finish ends the exchange and reports it to the histogram, Stats, the span and the log. panicked is what recover
-// returned.
+// finish ends the exchange and reports it to the histogram, Stats, the span and the log. panicked is what
+// recover returned.
 func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, span trace.Span, start time.Time, panicked any) {
 	s := summary{duration: time.Since(start)}
 	s.outcome, s.status, s.err = ex.end(rw, panicked)

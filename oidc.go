@@ -15,7 +15,7 @@ import (
 // Connect Discovery 1.0 section 4). opts.Issuer must be "".
 //
 // It returns an error in these cases: issuer is not https, unless its host is on loopback; the document
-// cannot be fetched or parsed; the document's issuer is another one; jwks_uri is not a URL that NewJWKS
+// cannot be fetched or parsed; the document's issuer is not issuer; jwks_uri is not a URL that NewJWKS
 // accepts; or jwks_uri is not https although issuer is.
 //
 // opts.Algorithms is required. It is not read from the document, which lists every algorithm that the

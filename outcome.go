@@ -18,10 +18,11 @@ import (
 // Circuits, retries, passive health checks, metrics and the access log all use it, so they never disagree.
 //
 // A gRPC status counts as the corresponding HTTP status: UNAVAILABLE as 503, DEADLINE_EXCEEDED as 504,
-// UNIMPLEMENTED as 501, and UNKNOWN, INTERNAL and DATA_LOSS as 500. The others are OutcomeOK, as a 4xx is.
-// To a circuit INTERNAL is a 501 too: servers answer it to every malformed message and field of metadata.
-// DEADLINE_EXCEEDED is OutcomeClientCanceled if the client itself chose the deadline, in the field
-// Grpc-Timeout, or if the client has still messages to send and has kept the target waiting for them. When a status of failure arrives in the trailers, circuits and health checks have already
+// UNIMPLEMENTED as 501, and UNKNOWN, INTERNAL and DATA_LOSS as 500. The others are OutcomeOK, as a 4xx is. A
+// circuit treats INTERNAL as a 501, because servers answer every malformed message or metadata field with it:
+// clients could open the circuit. DEADLINE_EXCEEDED is OutcomeClientCanceled if the client itself chose the
+// deadline, in the field Grpc-Timeout, or if the client has still messages to send and has kept the target
+// waiting for them. When a status of failure arrives in the trailers, circuits and health checks have already
 // counted the header as a success. They then replace that success by a failure, as for a response that is cut
 // off.
 type Outcome int
@@ -78,9 +79,9 @@ type grpcCall struct {
 	excused bool // the client chose the deadline, or kept the target waiting for its messages
 }
 
-// expired reports whether a deadline ended the call for which the client is the reason. Any client can choose a
-// deadline that no server meets, or leave its messages unsent until the server's own has passed. So this is like a
-// client that leaves.
+// expired reports whether a deadline ended the call for which the client is the reason. Any client can choose
+// a deadline that no server meets, or leave its messages unsent until the server's own has passed. So this is
+// like a client that leaves.
 func (c grpcCall) expired() bool { return c.status == grpcDeadlineExceeded && c.excused }
 
 // answered returns the status that decides the outcome: that of HTTP, or the 5xx that corresponds to the
@@ -92,8 +93,9 @@ func (e result) answered() int {
 	return e.status
 }
 
-// forCircuit returns the status by which a circuit judges the answer. INTERNAL is a 501 there: any client can have it from
-// a server of gRPC, by a malformed message, too many or too few messages, or a malformed field of metadata.
+// forCircuit returns the status by which a circuit judges the answer. INTERNAL is a 501 there: any client can
+// have it from a server of gRPC, by a malformed message, too many or too few messages, or a malformed field
+// of metadata.
 func (e result) forCircuit() int {
 	if e.grpc.status == grpcInternal {
 		return http.StatusNotImplemented
@@ -137,7 +139,8 @@ func (e result) outcome() Outcome {
 // errServerStopped is the error of a request that Serve cut off.
 var errServerStopped = errors.New("gateway: the server stopped before the answer was complete")
 
-// blameServer corrects the outcome of a request that Serve cut off. To the handler it looks like one whose client left.
+// blameServer corrects the outcome of a request that Serve cut off. To the handler it looks like one whose
+// client left.
 func blameServer(ctx context.Context, o Outcome, err error) (Outcome, error) {
 	if o != OutcomeClientCanceled || !servingFrom(ctx).hasCut() {
 		return o, err
@@ -168,9 +171,9 @@ func isRefusal(err error) bool {
 // could not decide. Every 5xx does; any other status is a refusal.
 func couldNotDecide(e *Error) bool { return e.Status >= 500 }
 
-// lookupError returns the error of an Authenticator for err, which a KeySource or a user's function returned. A
-// refusal, an *Error and the error of a request that has ended stay as they are. Any other error means that it
-// could not be decided who is calling.
+// lookupError returns the error of an Authenticator for err, which a KeySource or a user's function returned.
+// A refusal, an *Error and the error of a request that has ended stay as they are. Any other error means that
+// it could not be decided who is calling.
 func lookupError(ctx context.Context, err error) error {
 	var own *Error
 	if errors.Is(err, ErrUnauthenticated) || errors.As(err, &own) || ctx.Err() != nil {
@@ -179,7 +182,8 @@ func lookupError(ctx context.Context, err error) error {
 	return &Error{Status: http.StatusServiceUnavailable, Err: err}
 }
 
-// undecidedBy returns the 503 for a request about which a policy could not decide. name is the policy's, for the log.
+// undecidedBy returns the 503 for a request about which a policy could not decide. name is the policy's, for
+// the log.
 func undecidedBy(name string, err error) error {
 	return &Error{Status: http.StatusServiceUnavailable, Err: fmt.Errorf("gateway: %s: %w", name, err)}
 }
@@ -214,8 +218,8 @@ func isNeutral(o Outcome) bool {
 	return false
 }
 
-// isCircuitFailure is the default of CircuitOptions.IsFailure. A 501 or a 505 is about the request: any client can
-// ask for a method or a version that the upstream does not have.
+// isCircuitFailure is the default of CircuitOptions.IsFailure. A 501 or a 505 is about the request: any
+// client can ask for a method or a version that the upstream does not have.
 func isCircuitFailure(o Outcome, status int) bool {
 	switch o {
 	case OutcomeTimeout, OutcomeAborted:
@@ -271,8 +275,8 @@ func (e result) describe() string {
 	return text
 }
 
-// errorType returns the attribute error.type of OpenTelemetry's conventions: the status for an error answer, the
-// outcome for another failure, and "" for a success.
+// errorType returns the attribute error.type of OpenTelemetry's conventions: the status for an error answer,
+// the outcome for another failure, and "" for a success.
 func errorType(o Outcome, status int) string {
 	switch {
 	case status >= 500 && (o == OutcomeUpstreamError || o == OutcomeRejected || o == OutcomeUnavailable):
@@ -292,7 +296,8 @@ var (
 	// errSlowClient is the cause of the 408 for a client that did not send its body in time.
 	errSlowClient = errors.New("gateway: the client did not send its body in time")
 
-	// errClientDeadline means that an attempt failed when the deadline that the client itself chose had passed.
+	// errClientDeadline means that an attempt failed when the deadline that the client itself chose had
+	// passed.
 	errClientDeadline = errors.New("gateway: the deadline that the client chose (grpc-timeout) has passed")
 )
 
@@ -396,8 +401,8 @@ func mayBeTooLarge(r *http.Request, err error) bool {
 	return false
 }
 
-// hideCanceled has the text of an error but does not wrap it. A transport reports an expired timeout as a canceled
-// context, which must not be taken for a client that left.
+// hideCanceled has the text of an error but does not wrap it. A transport reports an expired timeout as a
+// canceled context, which must not be taken for a client that left.
 type hideCanceled struct{ err error }
 
 func (h hideCanceled) Error() string { return h.err.Error() }
@@ -416,8 +421,8 @@ func isPanic(err error) bool {
 	return errors.As(err, &p)
 }
 
-// roundTripError returns the error of an attempt that got no response. err is the transport's for out. If the client
-// was the cause, the error is the client's.
+// roundTripError returns the error of an attempt that got no response. err is the transport's for out. If the
+// client was the cause, the error is the client's.
 func (a *attempt) roundTripError(out *http.Request, err error) error {
 	err = fmt.Errorf("target %s: %w", a.member.URL.Redacted(), attemptError(out, err))
 	if cause := a.body.cause(); bodyIsCause(cause, leftEarly(a.client)) {
@@ -439,9 +444,10 @@ func (a *attempt) roundTripError(out *http.Request, err error) error {
 	return err
 }
 
-// failedByClient returns the error that takes the place of a 5xx for which the client may be the reason: the target waited
-// for its body, in vain, until a limit of its own. A target that fails at once is to blame, whatever its client has still
-// to send. A status of gRPC stays: its streams are often open and quiet.
+// failedByClient returns the error that replaces a 5xx for which the client may be the reason: the target
+// waited in vain for the client's body, until a limit of the target's own was over. A 5xx that comes at once
+// counts against the target, even if the client has not sent its whole body. A status of gRPC stays: its
+// streams are often open and quiet.
 func (a *attempt) failedByClient(res *http.Response) error {
 	if res.StatusCode < 500 || isGRPC(res.Header) || !a.clock.keptWaiting() {
 		return nil
@@ -463,11 +469,13 @@ func (a *attempt) bodyError(err error) error {
 	return err
 }
 
-// hadTooLittleTime reports whether the caller's time ran out before the target had half of it. The time was spent
-// before, for example on another part of an aggregate. The attempt is then treated as one whose client left.
+// hadTooLittleTime reports whether the caller's time ran out before the target had half of it. The time was
+// spent earlier, for example on another part of an aggregate. The attempt is then treated as one whose client
+// left.
 func (a *attempt) hadTooLittleTime() bool { return endedBeforeHalf(a.client, a.start) }
 
-// endedBeforeHalf reports whether the time of ctx is over, and work that began at start had less than half of it.
+// endedBeforeHalf reports whether the time of ctx is over, and work that began at start had less than half of
+// it.
 func endedBeforeHalf(ctx context.Context, start time.Time) bool {
 	if ctx.Err() != context.DeadlineExceeded {
 		return false
@@ -476,8 +484,8 @@ func endedBeforeHalf(ctx context.Context, start time.Time) bool {
 	return time.Since(start) < limit/2
 }
 
-// judge returns the outcome of the handler behind a Breaker for its circuit, where o is that of the exchange. If the
-// request's time ran out, the handler is judged by its share of it, as an attempt is.
+// judge returns the outcome of the handler behind a Breaker for its circuit, where o is that of the exchange.
+// If the request's time ran out, the handler is judged by its share of it, as an attempt is.
 func (g *guard) judge(o Outcome) Outcome {
 	switch {
 	case g.began.IsZero() || g.ctx.Err() != context.DeadlineExceeded:
@@ -489,8 +497,8 @@ func (g *guard) judge(o Outcome) Outcome {
 	return o
 }
 
-// mayBeTargets reports whether an attempt may have failed with err because of its target, so that another target may
-// answer. A target that broke off while the client was slow may also just have died.
+// mayBeTargets reports whether an attempt may have failed with err because of its target, so that another
+// target may answer. A target that broke off while the client was slow may also just have died.
 func mayBeTargets(err error) bool {
 	switch (result{err: err}).outcome() {
 	case OutcomeTimeout, OutcomeUpstreamError:
@@ -499,15 +507,16 @@ func mayBeTargets(err error) bool {
 	return errors.Is(err, errSlowClient) && errors.Is(err, ErrBadGateway)
 }
 
-// bodyIsCause reports whether a request failed because of cause, the error of a read of its body. left is whether the
-// client seems to have left. The failed read of a slow client cancels the context, as a client that leaves does.
+// bodyIsCause reports whether a request failed because of cause, the error of a read of its body. left is
+// whether the client seems to have left. The failed read of a slow client cancels the context, as a client
+// that leaves does.
 func bodyIsCause(cause error, left bool) bool {
 	return cause != nil && (errors.Is(cause, errSlowClient) || !left)
 }
 
-// forwardError returns the error of a request for which Proxy has no response. cause is the error of a read of its
-// body, for which the transport may have returned err, an error of its own. slow is whether the client sent its body
-// too slowly, and left whether it left.
+// forwardError returns the error of a request for which Proxy has no response. cause is the error of a read
+// of its body, for which the transport may have returned err, an error of its own. slow is whether the client
+// sent its body too slowly, and left whether it left.
 func forwardError(err, cause error, slow, left bool) error {
 	if cause != nil && (slow || !left) {
 		err = cause
@@ -518,7 +527,8 @@ func forwardError(err, cause error, slow, left bool) error {
 	return err
 }
 
-// cutOff returns the outcome of a request whose response had begun and was cut off by err, and the error for the log.
+// cutOff returns the outcome of a request whose response had begun and was cut off by err, and the error for
+// the log.
 func (f *forwarding) cutOff(err error) (Outcome, error) {
 	gone := leftEarly(f.in.Context())
 	if f.body != nil {
@@ -536,8 +546,8 @@ func (f *forwarding) cutOff(err error) (Outcome, error) {
 	return o, err
 }
 
-// slowRead returns the 408 for a read of a client's body that failed with err, and nil if err does not show that the
-// client was slow.
+// slowRead returns the 408 for a read of a client's body that failed with err, and nil if err does not show
+// that the client was slow.
 func slowRead(err error) error {
 	switch {
 	case errors.Is(err, errSlowClient): // the body that was read is a clientBody, too
@@ -548,8 +558,8 @@ func slowRead(err error) error {
 	return nil
 }
 
-// partError is attemptError for any RoundTripper. A context.Canceled that the part's own context did not cause is
-// a failure of the RoundTripper.
+// partError is attemptError for any RoundTripper. A context.Canceled that the part's own context did not
+// cause is a failure of the RoundTripper.
 func partError(req *http.Request, err error) error {
 	if errors.Is(err, context.Canceled) && req.Context().Err() == nil {
 		err = hideCanceled{err}
@@ -557,8 +567,8 @@ func partError(req *http.Request, err error) error {
 	return attemptError(req, err)
 }
 
-// partOutcome returns the outcome of a part whose response is a failure. A gateway inside a HandlerTransport has
-// recorded more than a 5xx shows, such as a refusal or a timeout.
+// partOutcome returns the outcome of a part whose response is a failure. A gateway inside a HandlerTransport
+// has recorded more than a 5xx shows, such as a refusal or a timeout.
 func partOutcome(res *http.Response) Outcome {
 	if body, ok := res.Body.(handlerBody); ok && res.StatusCode >= 500 {
 		if o, noted := body.recordedOutcome(); noted && o != OutcomeOK {

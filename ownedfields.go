@@ -84,8 +84,8 @@ func newOwnedFields(caller string, identity map[string]string) *ownedFields {
 	return f
 }
 
-// has reports whether name is one of the fields, or of those that the gateway owns on this request, or an alias of
-// one.
+// has reports whether name is one of the fields, or of those that the gateway owns on this request, or an
+// alias of one.
 func (f *ownedFields) has(name string, here ownedHere) bool {
 	return f.names.Has(name) || here.isTrace(name) || here.addr != "" && httpfield.SameName(name, here.addr)
 }
@@ -95,15 +95,15 @@ func (f *ownedFields) allowTrailer(name string, here ownedHere) bool {
 	return httpfield.AllowedInTrailer(name) && !f.has(name, here)
 }
 
-// mayHaveTrailers reports whether trailers may be set on r: there are some, or the server could still add some that
-// were not announced. It adds those to its own request, which r is unless somebody has copied it.
+// mayHaveTrailers reports whether trailers may be set on r: there are some, or the server could still add
+// some that were not announced. It adds those to its own request, which r is unless somebody has copied it.
 func mayHaveTrailers(r *http.Request) bool {
 	return r.Trailer != nil || r.ContentLength < 0 && r.Body != nil && r.Body != http.NoBody
 }
 
-// guardTrailers keeps trailers that the gateway owns from handlers of this process. The server sets the trailers'
-// values when the body has been read, in a map that r shares with the server's request. So r, which must be the
-// gateway's own copy, gets a map of its own, and a body that fills it.
+// guardTrailers keeps trailers that the gateway owns from handlers of this process. The server sets the
+// trailers' values when the body has been read, in a map that r shares with the server's request. So r, which
+// must be the gateway's own copy, gets a map of its own, and a body that fills it.
 func (f *ownedFields) guardTrailers(r *http.Request, here ownedHere) {
 	if r.Trailer == nil {
 		return // the server's request alone gets what was not announced
@@ -140,7 +140,8 @@ func (t *trailerGuard) pass() {
 	}
 }
 
-// ownedHere are the fields that the gateway owns on one request, by the middleware that the request has passed.
+// ownedHere are the fields that the gateway owns on one request, by the middleware that the request has
+// passed.
 type ownedHere struct {
 	trace string // the field that carries the trace id; "" for none
 	addr  string // the field in which trusted proxies name the client; "" for none
@@ -159,8 +160,8 @@ func (h ownedHere) isTrace(name string) bool {
 }
 
 // write sets the fields on h for a request that is sent on behalf of in. The caller has removed from h
-// everything that f owns. The values are appended to values, which is empty and from now on the header's. The error is a
-// 401: the identity has a claim that cannot be a field value.
+// everything that f owns. The values are appended to values, which is empty and from now on the header's. The
+// error is a 401: the identity has a claim that cannot be a field value.
 func (f *ownedFields) write(h http.Header, in *http.Request, values []string) error {
 	w := fieldWriter{header: h, in: in, peer: remoteAddr(in), values: values}
 	var trace tracing
@@ -190,7 +191,8 @@ type fieldWriter struct {
 	peer   netip.Addr
 	hops   hops
 
-	// values holds the values of all fields, so that they cost no allocation each: each field gets a slice of one.
+	// values holds the values of all fields, so that they cost no allocation each: each field gets a slice of
+	// one.
 	values []string
 }
 
@@ -200,8 +202,8 @@ func (w *fieldWriter) set(name, value string) {
 	w.header[name] = w.values[n-1 : n : n]
 }
 
-// clientAddr sets X-Real-IP to the client's address, and X-Forwarded-For to the addresses from the client to the
-// peer: the list of a trusted proxy that writes it, or else the client's address, and then the peer's.
+// clientAddr sets X-Real-IP to the client's address, and X-Forwarded-For to the addresses from the client to
+// the peer: the list of a trusted proxy that writes it, or else the client's address, and then the peer's.
 func (w *fieldWriter) clientAddr() {
 	client, before := clientText(w.in)
 	peer := ""
@@ -302,8 +304,8 @@ func (w *fieldWriter) clientCert() {
 	}
 }
 
-// identity sets the fields that name the user. A claim that is absent or empty sets none. A claim that is there
-// and cannot be a field value is an error.
+// identity sets the fields that name the user. A claim that is absent or empty sets none. A claim that is
+// there and cannot be a field value is an error.
 func (w *fieldWriter) identity(id *Identity, fields []identityField) error {
 	for _, field := range fields {
 		value, ok := claimText(id, field.claim)

@@ -321,7 +321,8 @@ func (p *part) request(ctx context.Context, f *fanout) (*http.Request, *partFail
 	return req, nil
 }
 
-// customRequest makes the part's request with Part.Request. header has the fields that every part's request has.
+// customRequest makes the part's request with Part.Request. header has the fields that every part's request
+// has.
 func (p *part) customRequest(ctx context.Context, f *fanout, header http.Header) (*http.Request, *partFailure) {
 	req, err := p.Request(f.in.WithContext(ctx))
 	if err == nil && (req == nil || req.URL == nil) {
@@ -355,8 +356,8 @@ func (p *part) customRequest(ctx context.Context, f *fanout, header http.Header)
 	return req, nil
 }
 
-// trailer returns the trailers of a part's request that are sent. It is a copy of those that have values now: in the
-// map of the client's request, the server still sets what the client sends.
+// trailer returns the trailers of a part's request that are sent. It is a copy of those that have values now:
+// in the map of the client's request, the server still sets what the client sends.
 func (f *fanout) trailer(given http.Header) http.Header {
 	var sent http.Header
 	for name, values := range given {

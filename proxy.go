@@ -67,8 +67,8 @@ type ProxyOptions struct {
 // for the user. With several issuers, a subject is unique only together with its issuer, so send both:
 // {"X-User-ID": "sub", "X-User-Issuer": "iss"}.
 //
-// The field traceparent has the span of the request's context: that of Observe, or of another middleware such
-// as otelhttp. Without a span, no traceparent is sent.
+// The field traceparent carries the span of the request's context. Observe starts that span, or another
+// middleware such as otelhttp. Without a span, no traceparent is sent.
 //
 // Proxy itself refuses a request that a transport could not send, with a status below 500. So a client cannot
 // cause a failure that counts against a healthy target. A malformed method, which HTTP/2 permits, is answered
@@ -84,8 +84,9 @@ type ProxyOptions struct {
 //     gateway could not check; the request is HTTP/1.0; or the request has a body.
 //
 // A field that RequestFields or ResponseFields drops or sets is removed from the trailers as well. A client
-// cannot send a field that RequestFields drops or sets, in any other spelling either. ResponseFields applies
-// to the target's responses, including informational ones, and not to answers of the gateway itself.
+// cannot send a field that RequestFields drops or sets. That holds for every spelling that a backend could
+// take for the same field. ResponseFields applies to the target's responses, including informational ones,
+// and not to answers of the gateway itself.
 //
 // Otherwise the response reaches the client unchanged; Proxy adds no Content-Type. Every part of it is sent
 // as soon as it has arrived. If the length of the body is known, the header is sent together with the first
@@ -97,7 +98,7 @@ type ProxyOptions struct {
 // connection with http.ErrAbortHandler, so that the client can tell that its response is incomplete.
 //
 // A client that sends Expect: 100-continue over HTTP/1.1 gets 100 Continue only when the target requests the
-// body, or when the transport stops waiting for that (after one second with NewTransport).
+// body, or when the transport no longer waits for that request (after one second with NewTransport).
 //
 // Rewrite may modify Out or replace it. Either way, the outgoing request is canceled when In is.
 // ModifyResponse must leave a consistent response: a new body needs its own Content-Length. A panic in either
@@ -176,8 +177,8 @@ type forwarding struct {
 
 	interim interim
 
-	// What is sent, unless Rewrite replaces it. out's URL is url, and values holds the values of the gateway's own
-	// fields.
+	// What is sent, unless Rewrite replaces it. out's URL is url, and values holds the values of the
+	// gateway's own fields.
 	out    http.Request
 	url    url.URL
 	values [10]string
@@ -408,9 +409,9 @@ func fillPath(template *urlpath.Template, r *http.Request, ambiguity func(string
 	return "", fmt.Errorf("gateway: Proxy: Path: %w", err)
 }
 
-// isRest reports whether the path value of that name is one of a {name...}. Where Routers nest, the innermost pattern
-// that has the name decides. For example, in "/a/{id}/show" inside "/a/{id...}" the value is one segment, and its
-// encoded slashes stay encoded.
+// isRest reports whether the path value of that name is one of a {name...}. Where Routers nest, the innermost
+// pattern that has the name decides. For example, in "/a/{id}/show" inside "/a/{id...}" the value is one
+// segment, and its encoded slashes stay encoded.
 func isRest(r *http.Request, name string) bool {
 	for _, pattern := range [2]string{r.Pattern, RoutePattern(r.Context())} {
 		switch {
@@ -591,8 +592,8 @@ func (f *forwarding) answerEarly() {
 	}
 }
 
-// modify edits the response to out by the options, and calls ModifyResponse. When that returns an error, modify answers
-// with it and returns false.
+// modify edits the response to out by the options, and calls ModifyResponse. When that returns an error,
+// modify answers with it and returns false.
 func (f *forwarding) modify(out *http.Request, res *http.Response) bool {
 	if f.opts.RewriteLocation {
 		f.relocate(out, res)
@@ -668,8 +669,8 @@ func (f *forwarding) answerHeader(res *http.Response) {
 	}
 }
 
-// answerBody copies the body to the client, as copyBody does. When that fails it records the outcome and returns the
-// cause.
+// answerBody copies the body to the client, as copyBody does. When that fails it records the outcome and
+// returns the cause.
 func (f *forwarding) answerBody(body io.Reader, length int64) error {
 	readErr, writeErr := copyBody(f.w, body, length, f.in.ProtoMajor == 1 && f.in.TLS == nil)
 	switch {

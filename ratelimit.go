@@ -122,8 +122,8 @@ func KeyByHeader(name string) KeyFunc {
 	}
 }
 
-// KeyByCookie returns a KeyFunc for the value of one cookie, such as a session's. If the cookie is absent, empty or
-// sent more than once, the request is answered with 400.
+// KeyByCookie returns a KeyFunc for the value of one cookie, such as a session's. If the cookie is absent,
+// empty or sent more than once, the request is answered with 400.
 //
 // If nothing verifies the cookie, a client can send any value in it, and a new one each time. So limit by
 // address as well. KeyByCookie panics when name is not a token.
@@ -208,18 +208,17 @@ type RateLimitOptions struct {
 	Cost func(*http.Request) int
 
 	// Settle returns the number of units that the request turned out to cost. It is called once, when the
-	// handler inside has ended, in whatever way: with an answer, with a client that left, with an upstream
-	// that failed, or with a panic. If Cost took more, the difference is returned to the key's allowance. If
-	// Cost took less, the key owes the difference (see Debtor). A result below 0 counts as 0.
+	// handler inside has ended: with an answer, because the client left, because an upstream failed, or with
+	// a panic. If Cost took more, the difference is returned to the key's allowance. If Cost took less, the
+	// key owes the difference (see Debtor). A result below 0 counts as 0.
 	//
-	// So Cost should return an estimate that is rarely exceeded, such as a request's max_tokens. Then
-	// concurrent requests cannot all pass before the first one is settled: together they exceed the limit
-	// only by as much as their estimates were too low.
+	// So Cost should return an estimate that is rarely exceeded, such as a request's max_tokens. Concurrent
+	// requests then exceed the limit together only by the sum of what their estimates lacked.
 	//
 	// The limiter must be a Returner and a Debtor; otherwise RateLimit panics. A request for which Limiter
 	// returns another kind of limiter is answered with 500. Settle is not called for a refused request, nor
-	// for one that FailOpen admitted. If Refund applies, all units are returned, whatever Settle returns. Nil
-	// means that a request costs what Cost took.
+	// for one that FailOpen admitted. If Refund applies, all units are returned, and the result of Settle is
+	// not used. Nil means that a request costs what Cost took.
 	Settle func(*http.Request, Usage) int
 
 	// Limiter returns the limiter for a request, for example by plan or tenant. If Limiter is nil or returns
@@ -228,8 +227,8 @@ type RateLimitOptions struct {
 
 	// Refund returns the units of a request that is refused inside: one with OutcomeRejected or
 	// OutcomeUnavailable. The limiter must be a Returner; RateLimit panics if it is not and Limiter is nil. A
-	// RateLimit in the fallback of a Breaker returns nothing, because the request was refused before it got
-	// there. False means that refused requests spend their units.
+	// RateLimit in the fallback of a Breaker returns nothing, because the request was refused before it
+	// reached that RateLimit. False means that refused requests spend their units.
 	Refund bool
 
 	// FailOpen admits a request when the limiter returns an error. The request is reported as with
@@ -401,8 +400,8 @@ func quotaExceeded(name string) *Error {
 	}
 }
 
-// refused returns the refusal by the policy, which the response's fields call name. A wait of 0 means that the cost can
-// never pass.
+// refused returns the refusal by the policy, which the response's fields call name. A wait of 0 means that
+// the cost can never pass.
 func (h *rateLimit) refused(name string, wait time.Duration) *Error {
 	e := h.refusal
 	if name != h.opts.Name {
@@ -441,8 +440,8 @@ func (h *rateLimit) deny(ex *exchange, w http.ResponseWriter, r *http.Request, e
 	h.next.ServeHTTP(w, r)
 }
 
-// wait waits for c.Wait, and returns the decision of c. If that is too long, or the request's context ends before, it
-// gives the slot back and returns a refusal.
+// wait waits for c.Wait, and returns the decision of c. If that is too long, or the request's context ends
+// before, it gives the slot back and returns a refusal.
 func (h *rateLimit) wait(ctx context.Context, c *charge) Decision {
 	longest := max(h.opts.MaxWait, 0)
 	if deadline, ok := ctx.Deadline(); ok {
@@ -547,7 +546,8 @@ func (h *rateLimit) writeIETF(to http.Header, d *Decision) (name string) {
 	return name
 }
 
-// distinctName returns a name that no policy in the field's lists has: Name, or Name with "-2", "-3" and so on.
+// distinctName returns a name that no policy in the field's lists has: Name, or Name with "-2", "-3" and so
+// on.
 func (h *rateLimit) distinctName(policies []string) (name, quoted string) {
 	name, quoted = h.opts.Name, h.quoted
 	for n := 2; hasPolicy(policies, quoted); n++ {

@@ -9,7 +9,8 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
-// relocation translates references from the target's address space to the client's. See ProxyOptions.RewriteLocation.
+// relocation translates references from the target's address space to the client's. See
+// ProxyOptions.RewriteLocation.
 type relocation struct {
 	prefix string   // what was stripped from the path, escaped; "" for nothing
 	bare   bool     // the client asked for the prefix itself, without a slash behind it
@@ -60,7 +61,8 @@ func firstElement(lines []string) string {
 	return strings.TrimSpace(first)
 }
 
-// mapValues replaces the values of a field. The slice that h holds stays as it is: a RoundTripper may keep it.
+// mapValues replaces the values of a field. The slice that h holds stays as it is: a RoundTripper may keep
+// it.
 func mapValues(h http.Header, name string, f func(string) string) {
 	values := h[name]
 	if len(values) == 0 {
@@ -73,8 +75,8 @@ func mapValues(h http.Header, name string, f func(string) string) {
 	h[name] = mapped
 }
 
-// reference translates a URI reference (RFC 3986 section 4.1). It changes the scheme, the host and the beginning of the
-// path, and no other byte.
+// reference translates a URI reference (RFC 3986 section 4.1). It changes the scheme, the host and the
+// beginning of the path, and no other byte.
 func (l *relocation) reference(ref string) string {
 	scheme, rest := cutScheme(ref)
 	after, ok := strings.CutPrefix(rest, "//")
@@ -130,8 +132,8 @@ func (l *relocation) absolute(ref, scheme, authority, path string) string {
 	return scheme + "//" + host + path
 }
 
-// sameHost reports whether two authorities are the same host and port. A port that some scheme has by default is as
-// good as none.
+// sameHost reports whether two authorities are the same host and port. A port that some scheme has by default
+// is as good as none.
 func sameHost(a, b string) bool {
 	if a == "" || b == "" || strings.IndexByte(a, '@') >= 0 {
 		return false
@@ -146,7 +148,8 @@ func sameHost(a, b string) bool {
 	return strings.EqualFold(x.Hostname(), y.Hostname()) && port(x) == port(y)
 }
 
-// cutScheme cuts the scheme and its colon off a reference (RFC 3986 section 3.1). The scheme is "" when there is none.
+// cutScheme cuts the scheme and its colon off a reference (RFC 3986 section 3.1). The scheme is "" when there
+// is none.
 func cutScheme(ref string) (scheme, rest string) {
 	for i := range len(ref) {
 		switch c := ref[i]; {
@@ -161,8 +164,9 @@ func cutScheme(ref string) (scheme, rest string) {
 	return "", ref
 }
 
-// cookie puts the Path of a Set-Cookie line behind the prefix. No other byte changes. A cookie whose name begins with
-// __Host- stays as it is, since a browser takes it with Path=/ alone (RFC 6265bis section 4.1.3.2).
+// cookie puts the Path of a Set-Cookie line behind the prefix. No other byte changes. A cookie whose name
+// begins with __Host- stays as it is, since a browser takes it with Path=/ alone (RFC 6265bis section
+// 4.1.3.2).
 func (l *relocation) cookie(line string) string {
 	const host = "__Host-"
 	if name := strings.TrimLeft(line, " \t"); len(name) >= len(host) && strings.EqualFold(name[:len(host)], host) {

@@ -8,7 +8,8 @@ import (
 	"sync"
 )
 
-// replayChunk is the unit in which a replay buffers a body. A stalled upload holds at most one more than it has sent.
+// replayChunk is the unit in which a replay buffers a body. A stalled upload holds at most one more than it
+// has sent.
 type replayChunk [8 << 10]byte
 
 var replayChunks = sync.Pool{New: func() any { return new(replayChunk) }}
@@ -44,8 +45,8 @@ type replayViews struct {
 	done    bool        // there will be no further view
 }
 
-// replayBuffer holds the bytes of a body in chunks, which come from a pool: keeping a body for a moment leaves no
-// garbage, and it never holds much more than what was read.
+// replayBuffer holds the bytes of a body in chunks, which come from a pool: keeping a body for a moment
+// leaves no garbage, and it never holds much more than what was read.
 type replayBuffer struct {
 	chunks []*replayChunk
 	first  [8]*replayChunk // the first elements of chunks: as many as the default limit needs
@@ -165,7 +166,8 @@ func (b *replay) view(trailer http.Header, clock *attemptClock) (io.ReadCloser, 
 	return b.current, nil
 }
 
-// whole returns a replay of its own, if all of the body has been read and kept. A body with trailers is never whole.
+// whole returns a replay of its own, if all of the body has been read and kept. A body with trailers is never
+// whole.
 func (b *replay) whole() (*replay, bool) {
 	if b == nil {
 		return nil, true

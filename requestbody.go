@@ -10,8 +10,8 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// requestBody is the body that the transport reads: at most limit bytes of the client's body, and nothing once
-// the handler has returned.
+// requestBody is the body that the transport reads: at most limit bytes of the client's body, and nothing
+// once the handler has returned.
 type requestBody struct {
 	client  clientBody
 	from    *http.Request
@@ -101,8 +101,8 @@ func (b *requestBody) cause() error {
 	return nil
 }
 
-// Close ends reading. The transport calls it when it needs no more of the body. It does not close the client's body:
-// that would wait for bytes which a client that expects 100-continue has not sent.
+// Close ends reading. The transport calls it when it needs no more of the body. It does not close the
+// client's body: that would wait for bytes which a client that expects 100-continue has not sent.
 func (b *requestBody) Close() error {
 	b.closed.Store(true)
 	if b.expectation != nil {
@@ -111,8 +111,9 @@ func (b *requestBody) Close() error {
 	return nil
 }
 
-// prepareRefusal is called before an answer to a request that failed. If no read is under way, the server treats the
-// rest of the body like any that a handler leaves unread: it reads a short one, and keeps the connection.
+// prepareRefusal is called before an answer to a request that failed. If no read is under way, the server
+// treats the rest of the body like any that a handler leaves unread: it reads a short one, and keeps the
+// connection.
 func (b *requestBody) prepareRefusal() {
 	b.Close()
 	switch {

@@ -8,9 +8,9 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// checkResponse returns why a response to out cannot be passed on, and nil when it can. An Upstream counts such a
-// response as a failure of the target. checkResponse repairs what a strict client would reject and what has only one
-// meaning.
+// checkResponse returns why a response to out cannot be passed on, and nil when it can. An Upstream counts
+// such a response as a failure of the target. checkResponse repairs what a strict client would reject and
+// what has only one meaning.
 func checkResponse(out *http.Request, res *http.Response) error {
 	code := res.StatusCode
 	if code == http.StatusSwitchingProtocols {

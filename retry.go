@@ -16,37 +16,39 @@ import (
 //
 // A request is retried only while the client has received nothing of a response, and only if its method is
 // idempotent (RFC 9110 section 9.2.2) or the connection failed before anything was sent. An upgrade is never
-// retried, and neither is a request whose client has left. A retry goes to a target that the request has not
-// been sent to, if there is one, even if that target is ejected.
+// retried, and neither is a request whose client has left. A retry prefers targets that the request has not
+// been sent to, even ejected ones.
 //
-// There is one more reason to send a request again, whatever these options: an idempotent request whose idle
-// connection turns out to be closed is sent again on another connection, if its body is empty or buffered.
-// net/http.Transport does this in part. It treats a request with the field Idempotency-Key or
-// X-Idempotency-Key as idempotent as well.
+// One kind of request is sent again with any options: an idempotent request whose idle connection turns out
+// to be closed is sent again on another connection, if its body is empty or buffered. net/http.Transport does
+// this in part. It treats a request with the field Idempotency-Key or X-Idempotency-Key as idempotent as
+// well.
 type RetryOptions struct {
 	Attempts int           // number of attempts, including the first; 0 or 1 means no retry
 	Backoff  time.Duration // longest pause before the first retry, doubled for each further one up to 10s; the pause is random (full jitter); 0 means 25ms, negative none
 
 	// Budget limits the retries of the Upstream to a share of its requests. 0 means 0.2, negative means 0. In
-	// addition, 3 retries a second are allowed, whatever the number of requests. At most 500 unused retries
-	// of the share are saved for later, and 30 of the others. A request that was never sent, because no
-	// connection could be made, is retried without a charge.
+	// addition, 3 retries a second are allowed, independent of the number of requests. Unused retries are
+	// saved: at most 500 of the share, and 30 of the 3 a second. A retry is not charged if the request was
+	// never sent because no connection could be made.
 	Budget float64
 
 	MaxBodyBytes int64 // longest request body that is buffered, so that it can be sent again; 0 means 64 KiB, negative none
 	Statuses     []int // statuses of responses after which a request is retried; nil means 502, 503 and 504, empty means none
 
-	// HedgeAfter sends the request to a second target if the first has not begun to answer after this time. The first
-	// response that is not to be retried is used, and the other attempt is canceled. Its outcome is
+	// HedgeAfter sends the request to a second target if the first has not begun to answer after this time.
+	// The first response that is not to be retried is used, and the other attempt is canceled. Its outcome is
 	// OutcomeClientCanceled, which counts against no target, unless the target answers nothing at all (see
-	// HealthOptions). When one of the two fails, the other is waited for, as a retry would be. Informational responses of both are passed on. 0 means
-	// never. Choose about the 95th percentile of the time to the response header: then one request in twenty is sent
-	// twice, and very slow answers are rare (Dean and Barroso, The Tail at Scale, 2013).
+	// HealthOptions). When one of the two fails, RoundTrip waits for the other, as for a retry. Informational
+	// responses of both are passed on. 0 means never. Choose about the 95th percentile of the time to the
+	// response header: then one request in twenty is sent twice, and very slow answers are rare (Dean and
+	// Barroso, The Tail at Scale, 2013).
 	//
-	// The second attempt counts as one of Attempts, which must be at least 2, and is charged to Budget as a retry
-	// is. Retries are not hedged. It is not made for a request that may not be sent twice, nor if its body has not been sent completely by
-	// then, nor while a target is out or the circuit is not closed. It runs on a goroutine that ends before
-	// RoundTrip returns, so Transport must return when the context of a request ends.
+	// The second attempt counts as one of Attempts, which must be at least 2, and is charged to Budget as a
+	// retry is. It is made only if all of this holds: the request may be sent twice, its body has been sent
+	// completely, every target is in the pool, and the circuit is closed. Retries are not hedged. The second
+	// attempt runs on a goroutine that ends before RoundTrip returns, so Transport must return when the
+	// context of a request ends.
 	HedgeAfter time.Duration
 
 	// GRPC declares that the gRPC methods of this upstream may be called twice. gRPC calls are POST requests,

@@ -194,10 +194,10 @@ func (rt *Router) register(caller string, r Route) {
 	rt.routes = append(rt.routes, &registered{Route: r, handler: handler})
 }
 
-// conflictingMatch returns the name of a predicate that an earlier one of this Router has, with another function, and ""
-// when there is none. Functions are compared by their place in the source: a function that returns Matches, such as
-// MatchHeader, makes the same one each time that it gives the same name. (Its code will not do: where the compiler
-// inlines the outer function, the inner one has several copies.)
+// conflictingMatch returns the name of a predicate that an earlier one of this Router has, with another
+// function, and "" when there is none. Functions are compared by their place in the source: a function that
+// returns Matches, such as MatchHeader, makes the same one each time that it gives the same name. (Its code
+// will not do: where the compiler inlines the outer function, the inner one has several copies.)
 func (rt *Router) conflictingMatch(matches []Match) string {
 	for _, m := range matches {
 		if named, ok := rt.named[m.Name]; ok && !sameSource(named, m.Func) {
@@ -315,8 +315,8 @@ func (route *registered) takes(w http.ResponseWriter, r *http.Request, s *routin
 	return rw, r
 }
 
-// servePreflight handles r, an OPTIONS request for which the decision is d, if it is a CORS preflight: it hands r
-// to the middleware of the route that the request to come would take. It reports whether it did.
+// servePreflight handles r, an OPTIONS request for which the decision is d, if it is a CORS preflight: it
+// hands r to the middleware of the route that the request to come would take. It reports whether it did.
 func (rt *Router) servePreflight(w http.ResponseWriter, r *http.Request, d routing.Decision, s *routing.Search) bool {
 	methods := r.Header["Access-Control-Request-Method"]
 	if len(methods) != 1 || len(r.Header["Origin"]) == 0 {
@@ -354,8 +354,8 @@ func (route *registered) preflights(rt *Router) *preflightHandlers {
 	return &route.preflight
 }
 
-// serveAnswer hands r to h, which is serveUnrouted inside middleware. What the middleware does not answer, answer
-// does.
+// serveAnswer hands r to h, which is serveUnrouted inside middleware. What the middleware does not answer,
+// answer does.
 func serveAnswer(w http.ResponseWriter, r *http.Request, h, answer http.Handler) {
 	ex, rw, r := enter(w, r)
 	ex.mu.Lock()

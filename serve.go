@@ -30,16 +30,15 @@ type ServeOptions struct {
 // Serve returns an error if it cannot listen or accept, and if Ready does not begin with a slash. It serves
 // TLS if srv.TLSConfig has certificates or a function that returns them.
 //
-// If they are zero in srv, Serve sets ReadHeaderTimeout to 10s, IdleTimeout to 2m and MaxHeaderBytes to 64
-// KiB. It does not limit the time for a request's body or for an answer, since a stream may be long; see
-// ProxyOptions.BodyTimeout, UpstreamOptions.Timeout and Timeout.
+// Serve sets three fields of srv if they are zero: ReadHeaderTimeout to 10s, IdleTimeout to 2m and
+// MaxHeaderBytes to 64 KiB. It does not limit the time for a request's body or for an answer, since a stream
+// may be long; see ProxyOptions.BodyTimeout, UpstreamOptions.Timeout and Timeout.
 //
 // The contexts of requests are not canceled during Drain. When all requests have ended, or after three
 // quarters of Drain, Serve sends a close frame with status 1001, going away (RFC 6455 section 7.4.1), to both
-// ends of each WebSocket that Proxy forwards. Other upgraded connections get no message, and the rest of
-// Drain to finish. After closing connections, Serve waits for their handlers for at most a second, so that
-// their log lines are written. A request that Serve cut off has OutcomeRejected, and not
-// OutcomeClientCanceled.
+// ends of each WebSocket that Proxy forwards. Other upgraded connections get no message. They may finish
+// until Drain is over. After closing connections, Serve waits for their handlers for at most a second, so
+// that their log lines are written. A request that Serve cut off has OutcomeRejected.
 //
 // Serve replaces srv's Handler, BaseContext and ConnState by functions that call them. To let a second signal
 // kill the process, restore the signal's default as soon as the first one arrives:
@@ -258,8 +257,8 @@ func (s *serving) checkDone() {
 	}
 }
 
-// trackUpgraded calls f, on a goroutine of its own, when upgraded connections should end, unless untrack is called before.
-// A nil s never calls it.
+// trackUpgraded calls f, on a goroutine of its own, when upgraded connections should end, unless untrack is
+// called before. A nil s never calls it.
 func (s *serving) trackUpgraded(f func()) (untrack func()) {
 	if s == nil {
 		return func() {}

@@ -17,10 +17,10 @@ type Usage struct {
 	Units   int64         // units reported by AddUnits and UnitsFrom, inside RateLimit
 }
 
-// AddUnits adds n to Usage.Units, for the Settle of every RateLimit outside. Units are, for example, the
-// tokens of an answer. A handler calls AddUnits with the context of its request before it returns, once or
-// several times. Units of a part of an Aggregate count for the whole request. AddUnits does nothing if n is
-// below 1, and outside a request. It is safe for concurrent use.
+// AddUnits adds n to the Usage.Units that every RateLimit around the handler passes to Settle. Units are, for
+// example, the tokens of an answer. A handler calls AddUnits with the context of its request before it
+// returns, once or several times. Units of a part of an Aggregate count for the whole request. AddUnits does
+// nothing if n is below 1 or ctx is not that of a request. It is safe for concurrent use.
 //
 //	gateway.AddUnits(r.Context(), int64(answer.Usage.TotalTokens))
 func AddUnits(ctx context.Context, n int64) {
@@ -110,8 +110,8 @@ func (s *settlement) used(panicked any) Usage {
 	return u
 }
 
-// handlerOutcome returns how a handler ended that had w and ctx, for the middleware around it. panicked is what recover
-// returned. before is whether an outcome had been noted before the handler was called.
+// handlerOutcome returns how a handler ended that had w and ctx, for the middleware around it. panicked is
+// what recover returned. before is whether an outcome had been noted before the handler was called.
 func (ex *exchange) handlerOutcome(w *responseWriter, ctx context.Context, panicked any, before bool) (Outcome, int) {
 	left := ctx.Err()
 	w.ex.mu.Lock()

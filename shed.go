@@ -37,8 +37,8 @@ type ShedOptions struct {
 // The limit follows from the ratio of two latencies: the current one, and the one without a queue in the
 // backend (see Netflix's concurrency-limits and Envoy's adaptive concurrency). The latency is the time to the
 // header of a successful answer, so a client that reads slowly has no effect. Refusals and quick failures
-// have no effect either. About once in 30 round trips, the limit is cut to about half for a moment, to measure the
-// latency without a queue again.
+// have no effect either. About once in 30 round trips, the limit is cut to about half for a moment, to
+// measure the latency without a queue again.
 //
 // Each handler that the Middleware wraps has a limit of its own. Use it for handlers whose requests cost
 // about the same, such as the Proxy of one Upstream, and put it inside Auth and RateLimit. An upgraded

@@ -21,8 +21,8 @@ type Branch struct {
 //
 // Requests with the same key go to the same branch, in every process with the same weights. With two branches
 // in the same order, a change of weights moves as few keys as possible. For example, from 95:5 to 80:20, no
-// key leaves the second branch. When key returns an error, the request is refused with it. With a nil key,
-// each request goes to a random branch.
+// key leaves the second branch. When key returns an error, the request is refused with that error. With a nil
+// key, each request goes to a random branch.
 //
 // The handler is safe for concurrent use if the branches are. Split panics without branches, on a nil
 // Handler, on a Weight out of bounds, and when the sum of weights is 0.

@@ -48,10 +48,10 @@ const maxResponseHeaderBytes = 1 << 20
 
 // NewTransport returns a transport for UpstreamOptions.Transport. With nil options it is like the one that
 // upstreams use by default. It speaks HTTP/1.1 and, over TLS, HTTP/2. For URLs with the scheme h2c it speaks
-// HTTP/2 without TLS. For URLs with the scheme unix it speaks HTTP/1.1 to the socket whose path is the URL's Host; to
-// teach the scheme to a transport of net/http, call its RegisterProtocol("unix", NewTransport(nil)). It ignores the
-// environment's proxy settings, does not decompress responses, and accepts at most 1 MiB of response header. It is
-// safe for concurrent use. NewTransport panics on a negative option other than Ping.
+// HTTP/2 without TLS. For URLs with the scheme unix it speaks HTTP/1.1 to the socket whose path is the URL's
+// Host; to teach the scheme to a transport of net/http, call its RegisterProtocol("unix", NewTransport(nil)).
+// It ignores the environment's proxy settings, does not decompress responses, and accepts at most 1 MiB of
+// response header. It is safe for concurrent use. NewTransport panics on a negative option other than Ping.
 //
 // An upgrade, such as to WebSocket, needs HTTP/1.1. For https targets, upgrades use separate connections that
 // offer only HTTP/1.1. For h2c targets, the field Upgrade is removed, as if the target had ignored it (RFC
@@ -109,8 +109,8 @@ func (o *TransportOptions) http1(dialer *net.Dialer, offer ...string) *h1.Transp
 	})
 }
 
-// dialPatiently is dialer.DialContext, but it dials a Unix socket again that has no room for another connection now. The
-// kernel refuses such a dial at once (EAGAIN), where with TCP it would let it wait.
+// dialPatiently is dialer.DialContext, but it dials a Unix socket again that has no room for another
+// connection now. The kernel refuses such a dial at once (EAGAIN), where with TCP it would let it wait.
 func dialPatiently(dialer *net.Dialer) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		const longest = 20 * time.Millisecond
@@ -153,12 +153,13 @@ var defaultTransport = sync.OnceValue(func() http.RoundTripper { return NewTrans
 
 // transport sends each request by the protocol of its target: HTTP/1.1 by internal/h1, HTTP/2 by net/http.
 //
-// Every new connection to a target of scheme https lets the target choose. transport remembers which targets chose
-// HTTP/1.1, but only to know which pool to look into first. A target that is not known is asked through h2, so that
-// concurrent first requests share the connection that is there first, as with net/http; where the target chooses
-// HTTP/1.1, the connection goes into the pool of h1, and the request follows. For example, a target that spoke HTTP/2
-// restarts and speaks HTTP/1.1: the next request finds no connection of HTTP/2, a new one is opened, the target chooses
-// HTTP/1.1, and the request is sent by that. The other way is as smooth.
+// Every new connection to a target of scheme https lets the target choose. transport remembers which targets
+// chose HTTP/1.1, but only to know which pool to look into first. A target that is not known is asked through
+// h2, so that concurrent first requests share the connection that is there first, as with net/http; where the
+// target chooses HTTP/1.1, the connection goes into the pool of h1, and the request follows. For example, a
+// target that spoke HTTP/2 restarts and speaks HTTP/1.1: the next request finds no connection of HTTP/2, a
+// new one is opened, the target chooses HTTP/1.1, and the request is sent by that. The other way is as
+// smooth.
 type transport struct {
 	h1       *h1.Transport
 	upgrades *h1.Transport // for https; offers HTTP/1.1 alone
@@ -300,7 +301,8 @@ func (c directCall) traced(r *http.Request) *http.Request {
 	return r.WithContext(httptrace.WithClientTrace(r.Context(), &trace))
 }
 
-// sendOn sends a request whose target has just chosen HTTP/2 on that connection, or on one that was there before.
+// sendOn sends a request whose target has just chosen HTTP/2 on that connection, or on one that was there
+// before.
 func (t *transport) sendOn(other *h1.OtherProtocol, call directCall) (*http.Response, error) {
 	r := other.Request
 	if other.Protocol != "h2" {
@@ -353,7 +355,8 @@ func (c directCall) sendStandard(t *http.Transport, r *http.Request) (*http.Resp
 	return res, err
 }
 
-// takeSpare takes a connection to addr from spare: conn, or any if conn is nil. It returns nil when that is not there.
+// takeSpare takes a connection to addr from spare: conn, or any if conn is nil. It returns nil when that is
+// not there.
 func (t *transport) takeSpare(addr string, conn *tls.Conn) *tls.Conn {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -374,7 +377,8 @@ func (t *transport) takeSpare(addr string, conn *tls.Conn) *tls.Conn {
 	return conn
 }
 
-// dialHTTP2 opens the connections of h2 over TLS. A connection whose target chooses HTTP/1.1 is kept for that.
+// dialHTTP2 opens the connections of h2 over TLS. A connection whose target chooses HTTP/1.1 is kept for
+// that.
 func (t *transport) dialHTTP2(ctx context.Context, _, addr string) (net.Conn, error) {
 	if conn := t.takeSpare(addr, nil); conn != nil {
 		return conn, nil
@@ -391,8 +395,8 @@ func (t *transport) dialHTTP2(ctx context.Context, _, addr string) (net.Conn, er
 	return nil, errHTTP1
 }
 
-// keptBody is a request's body whose Close has no effect before release. So a request can be sent in another way when
-// h2 has found no connection for it and has closed its body.
+// keptBody is a request's body whose Close has no effect before release. So a request can be sent in another
+// way when h2 has found no connection for it and has closed its body.
 type keptBody struct {
 	io.ReadCloser
 	mu               sync.Mutex
@@ -435,8 +439,8 @@ func (b *keptBody) release() {
 	}
 }
 
-// asHTTP returns a copy of r, whose scheme is h2c, with the scheme by which http.Transport knows it. Without Upgrade,
-// which HTTP/2 does not have, if dropUpgrade is true.
+// asHTTP returns a copy of r, whose scheme is h2c, with the scheme by which http.Transport knows it. Without
+// Upgrade, which HTTP/2 does not have, if dropUpgrade is true.
 func asHTTP(r *http.Request, dropUpgrade bool) *http.Request {
 	out := *r
 	u := *r.URL

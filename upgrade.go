@@ -87,8 +87,8 @@ func innermost(w http.ResponseWriter) http.ResponseWriter {
 }
 
 // goAway asks the client of a WebSocket to leave, and then the target. A client that does not read has
-// goAwayPatience, so that the target is asked all the same. If the target were asked first, it could close the
-// connection before the client has its close frame.
+// goAwayPatience, so that the target is asked all the same. If the target were asked first, it could close
+// the connection before the client has its close frame.
 func goAway(client, target *wsframe.Writer) {
 	asked := make(chan struct{})
 	go func() {
@@ -122,8 +122,8 @@ func (f *forwarding) sendSwitch(w *bufio.Writer, res *http.Response) error {
 }
 
 // copyDirection copies src to dst until src ends, then closes the writing half of conn, the connection below
-// dst. It stores the number of bytes in copied. It reports whether both succeeded, so that the other direction may
-// go on.
+// dst. It stores the number of bytes in copied. It reports whether both succeeded, so that the other
+// direction may go on.
 func copyDirection(dst io.Writer, src io.Reader, conn net.Conn, copied *int64) (halfClosed bool) {
 	n, err := io.Copy(dst, src)
 	*copied = n

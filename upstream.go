@@ -32,8 +32,8 @@ const maxWeight = 1_000_000
 // ParseTargets returns one target for each URL, such as "http://10.0.0.1:8080". It returns an error for a URL
 // that has no host, has a scheme other than http, https, h2c and unix, or has a user, a query or a fragment.
 //
-// "unix:///run/app.sock" is a server that speaks HTTP/1.1 on the Unix socket /run/app.sock. Such a URL has no host.
-// The Host that is sent is localhost unless ProxyOptions.PreserveHost keeps the client's. In metrics,
+// "unix:///run/app.sock" is a server that speaks HTTP/1.1 on the Unix socket /run/app.sock. Such a URL has no
+// host. The Host that is sent is localhost unless ProxyOptions.PreserveHost keeps the client's. In metrics,
 // server.address is the socket's path.
 func ParseTargets(rawURLs ...string) ([]Target, error) {
 	targets := make([]Target, 0, len(rawURLs))
@@ -81,7 +81,8 @@ func checkTarget(u *url.URL) error {
 	return nil
 }
 
-// schemeUnix is the scheme of a target on a Unix socket. A transport gets the socket's path as the URL's Host.
+// schemeUnix is the scheme of a target on a Unix socket. A transport gets the socket's path as the URL's
+// Host.
 const (
 	schemeUnix = "unix"
 	unixHost   = "localhost" // the Host that is sent to such a target, as by nginx
@@ -114,7 +115,7 @@ func validPort(port string) bool {
 // The zero value selects the defaults.
 type UpstreamOptions struct {
 	Balancer  Balancer             // nil means LeastPending()
-	Transport http.RoundTripper    // nil means NewTransport(nil), which all such Upstreams share; another one must know the schemes h2c and unix where targets have them
+	Transport http.RoundTripper    // nil means NewTransport(nil), which all such Upstreams share; another transport must support the schemes h2c and unix if targets have them
 	Timeout   time.Duration        // limit of each attempt up to the response header; stops while waiting for the client to send its body, and starts again when the target has accepted a part of it; 0 means 30s, negative none
 	Idle      time.Duration        // longest pause of the target within a response body, or silence of an upgraded connection; 0 means no limit
 	Circuit   *Circuit             // nil means no circuit
@@ -127,9 +128,10 @@ type UpstreamOptions struct {
 //
 // An error of RoundTrip wraps one of these, for errors.Is: ErrNoTarget, ErrCircuitOpen, ErrTimeout,
 // ErrBodyTooLarge, context.Canceled, and ErrBadGateway for everything else. An *Error of the request's body,
-// such as the 400 for a malformed one, is returned as it is. A request that no transport would send, such as one with
-// a malformed method or field, is refused with an *Error of status 400. One whose fields exceed what an HTTP/2 target
-// has announced is refused with 431. Neither counts against the target.
+// such as the 400 for a malformed one, is returned as it is. A request that no transport would send, such as
+// one with a malformed method or field, is refused with an *Error of status 400. A request whose fields
+// exceed the limit that an HTTP/2 target has announced is refused with 431. Neither refusal counts against
+// the target.
 //
 // When a target pauses for longer than UpstreamOptions.Idle within a response body, a read of the body
 // returns an error. The outcome is OutcomeAborted, which counts against the target. An upgraded connection on
@@ -317,8 +319,8 @@ func readRest(res *http.Response) {
 	res.Body.Close()
 }
 
-// setTarget points u, which has a path and a query, at target. It puts the target's path before u's, with one slash
-// between them. Both keep their escaping. A Unix socket's path becomes the host.
+// setTarget points u, which has a path and a query, at target. It puts the target's path before u's, with one
+// slash between them. Both keep their escaping. A Unix socket's path becomes the host.
 func setTarget(u, target *url.URL) {
 	if target.Scheme == schemeUnix {
 		u.Scheme, u.Host = schemeUnix, target.Path
