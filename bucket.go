@@ -9,15 +9,15 @@ import (
 // in which a unit waits until those that were taken before it have come back. For example, at 10 a second,
 // the first unit passes at once, the second waits 100 ms and the third 200 ms.
 //
-// The arithmetic is that of rate.Limiter of golang.org/x/time/rate, in plain numbers under the table's lock: a
-// rate.Limiter has a lock of its own, takes five times the memory, and must be asked twice for a whole Decision.
-// TestBucketEqualsRateLimiter holds the two together.
+// The arithmetic is that of rate.Limiter of golang.org/x/time/rate, in plain numbers under the table's lock.
+// TestBucketEqualsRateLimiter compares the two: they admit the same. A rate.Limiter for each key is not used, because
+// it has a lock of its own, takes five times the memory, must be called twice for a whole Decision, and creates units
+// when its clock is set back.
 type rateBucket struct {
-	rate   float64 // units a second
 	perNS  float64 // units a nanosecond
+	nsEach float64 // nanoseconds until one unit comes
 	burst  float64
 	limit  int // burst, as it was given
-	window time.Duration
 	queued bool
 }
 
@@ -32,47 +32,54 @@ func newRateBucket(caller string, perSecond float64, burst int, queued bool) *ra
 		panic("gateway: " + caller + ": perSecond must be positive")
 	}
 	perSecond = min(perSecond, 1e9)
-	b := &rateBucket{
-		rate: perSecond, perNS: perSecond / 1e9,
-		burst: float64(burst), limit: burst, queued: queued,
+	return &rateBucket{
+		perNS: perSecond / 1e9,
+		// Not infinite, or no units would take no number of nanoseconds.
+		nsEach: min(1e9/perSecond, math.MaxFloat64),
+		burst:  float64(burst), limit: burst, queued: queued,
 	}
+}
+
+// window returns the time in which an empty bucket fills, in whole seconds.
+func (b *rateBucket) window() time.Duration {
 	// The subtraction keeps a quotient such as 10.000000000000002 from being rounded up to 11.
 	const most = math.MaxInt64 / int64(time.Second)
-	if s := math.Ceil(b.burst/b.rate - 1e-9); s < float64(most) {
-		b.window = time.Duration(max(s, 1)) * time.Second
-	} else {
-		b.window = time.Duration(most) * time.Second
+	if s := math.Ceil(b.burst*b.nsEach/1e9 - 1e-9); s < float64(most) {
+		return time.Duration(max(s, 1)) * time.Second
 	}
-	return b
+	return time.Duration(most) * time.Second
 }
 
 func (b *rateBucket) Begin(s *bucketState, now int64) { *s = bucketState{tokens: b.burst, at: now} }
 
 // tokens returns how full the bucket is now.
 func (b *rateBucket) tokens(s *bucketState, now int64) float64 {
-	return min(b.burst, s.tokens+float64(now-s.at)*b.perNS)
+	if t := s.tokens + float64(now-s.at)*b.perNS; t < b.burst {
+		return t
+	}
+	return b.burst
 }
 
 // take admits n units when they are there, or come within a nanosecond, the resolution of the clock.
-func (b *rateBucket) take(s *bucketState, now int64, n int) Decision {
+func (b *rateBucket) take(s *bucketState, now int64, n int) (t takeResult, ok bool) {
 	tokens := b.tokens(s, now)
-	d := Decision{Limit: b.limit, Window: b.window}
-	before := b.burst - tokens // spent
-	if left := tokens - float64(n); n <= b.limit && left > -b.perNS {
-		d.OK = true
-		tokens = left
-		*s = bucketState{tokens: tokens, at: now}
+	if n <= b.limit {
+		if left := tokens - float64(n); left > -b.perNS {
+			if b.queued {
+				t.pause = b.timeFor(b.burst - tokens)
+			}
+			ok, tokens = true, left
+			*s = bucketState{tokens: tokens, at: now}
+		} else {
+			t.pause = b.timeFor(-left)
+		}
 	}
-	d.Remaining = b.units(tokens)
-	d.ResetAfter = b.timeFor(b.burst - tokens)
-	switch {
-	case d.OK && b.queued:
-		d.Wait = b.timeFor(before)
-		d.Ref = queueEnd(now, d.ResetAfter)
-	case !d.OK && n <= b.limit:
-		d.RetryAfter = b.timeFor(float64(n) - tokens)
+	t.remaining = b.units(tokens)
+	t.resetAfter = b.timeFor(b.burst - tokens)
+	if b.queued {
+		t.ref = queueEnd(now, t.resetAfter)
 	}
-	return d
+	return t, ok
 }
 
 // give gives back the slot of a leaky bucket only while that is the last in the queue. Those that came later
@@ -81,7 +88,7 @@ func (b *rateBucket) give(s *bucketState, now int64, n int, ref int64) {
 	tokens := b.tokens(s, now)
 	if b.queued {
 		end := queueEnd(now, b.timeFor(b.burst-tokens))
-		if halfSlot := 0.5e9 / b.rate; math.Abs(float64(end-ref)) > halfSlot {
+		if halfSlot := b.nsEach / 2; math.Abs(float64(end-ref)) > halfSlot {
 			return
 		}
 	}
@@ -113,7 +120,7 @@ func (b *rateBucket) units(tokens float64) int {
 // timeFor returns the time in which so many tokens come, in whole nanoseconds. It rounds up, unless the
 // excess is only a rounding error of the quotient.
 func (b *rateBucket) timeFor(tokens float64) time.Duration {
-	switch ns := tokens / b.rate * 1e9; {
+	switch ns := tokens * b.nsEach; {
 	case ns < 1:
 		return 0
 	case ns >= math.MaxInt64:

@@ -26,11 +26,11 @@ func TestLimiterTimeGoesBack(t *testing.T) {
 			passed := 0
 			for i := range 200 {
 				for _, back := range []time.Duration{0, time.Duration(i%50+1) * time.Minute} {
-					d := l.keys.take(now.Add(-back).UnixNano(), "k", 1)
-					if d.OK {
+					v, ok := l.keys.take(now.Add(-back).UnixNano(), "k", 1)
+					if ok {
 						passed++
-					} else if d.RetryAfter <= 0 || d.RetryAfter > time.Minute+time.Second {
-						t.Fatalf("%d: %+v", i, d)
+					} else if v.pause <= 0 || v.pause > time.Minute+time.Second {
+						t.Fatalf("%d: %+v", i, v)
 					}
 				}
 			}
@@ -41,8 +41,8 @@ func TestLimiterTimeGoesBack(t *testing.T) {
 			if name == "sliding window" {
 				later *= 2
 			}
-			if d := l.keys.take(now.Add(later).UnixNano(), "k", 60); !d.OK {
-				t.Fatalf("a minute later: %+v", d)
+			if v, ok := l.keys.take(now.Add(later).UnixNano(), "k", 60); !ok {
+				t.Fatalf("a minute later: %+v", v)
 			}
 		})
 	}
@@ -55,8 +55,8 @@ func TestFixedWindowDoesNotBeginAgain(t *testing.T) {
 	var s windowCount
 	w.Begin(&s, now.UnixNano())
 	w.take(&s, now.UnixNano(), 60)
-	if d := w.take(&s, now.Add(-time.Second).UnixNano(), 1); d.OK || d.RetryAfter != 61*time.Second {
-		t.Errorf("%+v", d)
+	if v, ok := w.take(&s, now.Add(-time.Second).UnixNano(), 1); ok || v.pause != 61*time.Second {
+		t.Errorf("%t, %+v", ok, v)
 	}
 }
 
@@ -73,7 +73,7 @@ func TestSweepTimeGoesBack(t *testing.T) {
 			for i := range 100 {
 				l.keys.take(now.Add(-time.Duration(i)*time.Second).UnixNano(), "other", 1)
 			}
-			if d := l.keys.take(now.UnixNano(), "k", 1); d.OK {
+			if _, ok := l.keys.take(now.UnixNano(), "k", 1); ok {
 				t.Error("forgotten")
 			}
 		})
@@ -95,8 +95,8 @@ func TestBucketEqualsRateLimiter(t *testing.T) {
 			now = now.Add(time.Duration(r.ExpFloat64() * 1e9 / perSecond * float64(1+r.IntN(3))))
 			n := 1 + r.IntN(burst)/(1+r.IntN(burst))
 			ok := want.AllowN(now, n)
-			if d := b.take(&s, now.UnixNano(), n); d.OK != ok {
-				t.Fatalf("seed %d, take %d of %d: OK %t, want %t, with %v tokens", seed, i, n, d.OK, ok, want.TokensAt(now))
+			if _, got := b.take(&s, now.UnixNano(), n); got != ok {
+				t.Fatalf("seed %d, take %d of %d: OK %t, want %t, with %v tokens", seed, i, n, got, ok, want.TokensAt(now))
 			}
 			if got, want := b.tokens(&s, now.UnixNano()), want.TokensAt(now); math.Abs(got-want) > 1e-3+perSecond*2e-9 {
 				t.Fatalf("seed %d, take %d: %v tokens, want %v", seed, i, got, want)

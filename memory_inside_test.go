@@ -1,10 +1,13 @@
 package gateway
 
 import (
+	"context"
+	"encoding/binary"
 	"fmt"
 	"net/url"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
@@ -23,6 +26,18 @@ func held(n int, make func() any) int {
 	after := heap()
 	runtime.KeepAlive(kept)
 	return (after - before) / n
+}
+
+const million = 1_000_000
+
+// filled is l with a million keys of 16 bytes.
+func filled(l *MemoryLimiter) *MemoryLimiter {
+	key := []byte("1000000000000000")
+	for i := range million {
+		binary.BigEndian.PutUint64(key, uint64(i))
+		_, _ = l.Take(context.Background(), string(key), 1)
+	}
+	return l
 }
 
 // TestMemoryIsAsDocumented holds the bytes that the documents name, with a fifth for the allocator's moods.
@@ -66,6 +81,15 @@ func TestMemoryIsAsDocumented(t *testing.T) {
 			}
 			return all
 		}, 5_000},
+		{"a key of 16 bytes in a bucket", million, func() any { return filled(NewTokenBucket(1e-6, 10, nil)) }, 100},
+		{"a key of 16 bytes in a sliding window", million, func() any { return filled(NewSlidingWindow(10, 1000*time.Hour, nil)) }, 100},
+		{"a limiter without keys", 100, func() any {
+			var all []*MemoryLimiter
+			for range 100 {
+				all = append(all, NewTokenBucket(1, 1, nil))
+			}
+			return all
+		}, 41_000},
 	} {
 		if got := held(tt.n, tt.make); got > tt.want*6/5 {
 			t.Errorf("%s takes %d bytes, documented are %d", tt.name, got, tt.want)

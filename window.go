@@ -33,6 +33,11 @@ func after(start, now, n int64, length time.Duration) time.Duration {
 	return time.Duration(lo)
 }
 
+// inWindow reports whether now is in the window that begins at start, or before it.
+func inWindow(start, now int64, length time.Duration) bool {
+	return now < start || uint64(now)-uint64(start) < uint64(length)
+}
+
 // addUnits returns a+b, or the largest int.
 func addUnits(a, b int) int {
 	if a > math.MaxInt-b {
@@ -55,10 +60,10 @@ type windowCount struct {
 
 // roll moves s to the window that now is in. When the clock is set back, the present window goes on.
 func (w *fixedWindow) roll(s *windowCount, now int64) {
-	start := windowStart(now, w.length)
-	if start <= s.start {
-		return
+	if inWindow(s.start, now, w.length) {
+		return // without a division
 	}
+	start := windowStart(now, w.length)
 	if s.used <= w.limit {
 		s.used = 0
 	} else { // each window that has passed has paid for limit units
@@ -74,25 +79,30 @@ func (w *fixedWindow) roll(s *windowCount, now int64) {
 
 func (w *fixedWindow) Begin(s *windowCount, now int64) { s.start = windowStart(now, w.length) }
 
-func (w *fixedWindow) take(s *windowCount, now int64, n int) Decision {
+func (w *fixedWindow) take(s *windowCount, now int64, n int) (t takeResult, ok bool) {
 	w.roll(s, now)
-	d := Decision{OK: n <= w.limit-s.used, Limit: w.limit, Window: w.length, Ref: s.start}
-	if d.OK {
+	t.ref = s.start
+	if n <= w.limit-s.used {
+		ok = true
 		s.used += n
-	}
-	d.Remaining = max(0, w.limit-s.used)
-	if !d.OK && n <= w.limit {
+	} else if n <= w.limit {
 		// In window k from now, used - k*limit is left of the debt.
-		d.RetryAfter = after(s.start, now, ceilDiv(s.used-(w.limit-n), w.limit), w.length)
+		t.pause = after(s.start, now, windows(s.used-(w.limit-n), w.limit), w.length)
 	}
+	t.remaining = max(0, w.limit-s.used)
 	if s.used > 0 {
-		d.ResetAfter = after(s.start, now, ceilDiv(s.used, w.limit), w.length)
+		t.resetAfter = after(s.start, now, windows(s.used, w.limit), w.length)
 	}
-	return d
+	return t, ok
 }
 
-// ceilDiv returns a/b, rounded up. Both are positive.
-func ceilDiv(a, b int) int64 { return int64((a-1)/b) + 1 }
+// windows returns how many windows used units fill, rounded up. Both are positive.
+func windows(used, limit int) int64 {
+	if used <= limit {
+		return 1 // without a division
+	}
+	return int64((used-1)/limit) + 1
+}
 
 func (w *fixedWindow) give(s *windowCount, now int64, n int, ref int64) {
 	w.roll(s, now)
@@ -131,10 +141,12 @@ type slidingCount struct {
 
 // roll moves s to the window that now is in. When the clock is set back, the present window goes on.
 func (w *slidingWindow) roll(s *slidingCount, now int64) {
-	if start := windowStart(now, w.length); start > s.start {
-		w.pass(s, (uint64(start)-uint64(s.start))/uint64(w.length))
-		s.start = start
+	if inWindow(s.start, now, w.length) {
+		return
 	}
+	start := windowStart(now, w.length)
+	w.pass(s, (uint64(start)-uint64(s.start))/uint64(w.length))
+	s.start = start
 }
 
 // pass lets n windows pass.
@@ -175,32 +187,33 @@ func (w *slidingWindow) fits(s *slidingCount, n int) (into int64, ok bool) {
 
 func (w *slidingWindow) Begin(s *slidingCount, now int64) { s.start = windowStart(now, w.length) }
 
-func (w *slidingWindow) take(s *slidingCount, now int64, n int) Decision {
+func (w *slidingWindow) take(s *slidingCount, now int64, n int) (t takeResult, ok bool) {
 	w.roll(s, now)
-	into := max(0, now-s.start) // negative when the clock was set back
-	left := int64(w.length) - into
-	d := Decision{Limit: w.limit, Window: w.length, Ref: s.start}
+	left := int64(w.length) - max(0, now-s.start) // now is before the window when the clock was set back
+	t.ref = s.start
 	if n <= w.limit && s.used <= w.limit-n && w.weighs(s.before, left, w.limit-s.used-n) {
-		d.OK = true
+		ok = true
 		s.used += n
 	} else if n <= w.limit {
-		d.RetryAfter = w.retryAfter(*s, now, n)
+		t.pause = w.retryAfter(*s, now, n)
 	}
 	if s.used < w.limit {
-		d.Remaining = w.limit - s.used - w.weight(s.before, left)
+		t.remaining = max(0, w.limit-s.used-w.weight(s.before, left))
 	}
-	d.Remaining = max(0, d.Remaining)
 	switch {
 	case s.used > 0: // the last window with a count, and the one after it
-		d.ResetAfter = after(s.start, now, ceilDiv(s.used, w.limit)+1, w.length)
+		t.resetAfter = after(s.start, now, windows(s.used, w.limit)+1, w.length)
 	case s.before > 0:
-		d.ResetAfter = after(s.start, now, 1, w.length)
+		t.resetAfter = after(s.start, now, 1, w.length)
 	}
-	return d
+	return t, ok
 }
 
 // weight returns what n units of the window before count for, rounded up.
 func (w *slidingWindow) weight(n int, left int64) int {
+	if n == 0 {
+		return 0 // without a division
+	}
 	hi, lo := bits.Mul64(uint64(n), uint64(left))
 	q, r := bits.Div64(hi, lo, uint64(w.length)) // left <= length, so that q <= n
 	if r > 0 {
@@ -211,17 +224,17 @@ func (w *slidingWindow) weight(n int, left int64) int {
 
 // retryAfter returns how long n units have to wait that do not fit now.
 func (w *slidingWindow) retryAfter(s slidingCount, now int64, n int) time.Duration {
-	windows := int64(0)
+	passed := int64(0)
 	if full := int64(s.used / w.limit); full > 1 {
-		windows = full - 1
-		w.pass(&s, uint64(windows))
+		passed = full - 1
+		w.pass(&s, uint64(passed))
 	}
 	for {
 		if into, ok := w.fits(&s, n); ok {
-			return after(s.start+into, now, windows, w.length)
+			return after(s.start+into, now, passed, w.length)
 		}
 		w.pass(&s, 1)
-		windows++
+		passed++
 	}
 }
 

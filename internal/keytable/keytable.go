@@ -49,9 +49,11 @@ type Table[S any] struct {
 		state S
 	}
 
-	held  atomic.Int64  // keys
-	swept atomic.Int64  // the time of the last sweep
-	next  atomic.Uint32 // the shard before the one that is swept next
+	swept atomic.Int64 // the time of the last sweep; every use of the table reads it
+	_     [64]byte     // so it has a cache line of its own
+
+	held atomic.Int64  // keys
+	next atomic.Uint32 // the shard before the one that is swept next
 }
 
 // forwardClock replaces a time that is earlier than the last one by the last one. Goroutines read the clock
@@ -109,10 +111,11 @@ func (t *Table[S]) Lock(key string, now int64) Locked[S] {
 	hash := maphash.String(t.seed, key)
 	s := t.shardOf(hash)
 	s.mu.Lock()
-	if e := find(s, uint32(hash), key); e != nil {
+	m := newMark(hash, len(key))
+	if e := find(s, m, key); e != nil {
 		return Locked[S]{State: &e.state, Now: s.clock.advance(now), mu: &s.mu}
 	}
-	return t.lockNew(s, uint32(hash), now, key)
+	return t.lockNew(s, m, now, key)
 }
 
 func (t *Table[S]) lockLong(key string, now int64) Locked[S] {
@@ -121,15 +124,16 @@ func (t *Table[S]) lockLong(key string, now int64) Locked[S] {
 	hash := maphash.Bytes(t.seed, name)
 	s := t.shardOf(hash)
 	s.mu.Lock()
-	if e := find(s, uint32(hash), name); e != nil {
+	m := newMark(hash, len(name))
+	if e := find(s, m, name); e != nil {
 		return Locked[S]{State: &e.state, Now: s.clock.advance(now), mu: &s.mu}
 	}
-	return t.lockNew(s, uint32(hash), now, string(name))
+	return t.lockNew(s, m, now, string(name))
 }
 
 // lockNew adds a key that is not held to s, which is locked. Where there is no room, it sweeps and looks once
 // more.
-func (t *Table[S]) lockNew(s *shard[S], tag uint32, now int64, name string) Locked[S] {
+func (t *Table[S]) lockNew(s *shard[S], m mark, now int64, name string) Locked[S] {
 	for attempt := 0; ; attempt++ {
 		if t.held.Add(1) <= t.maxKeys {
 			break
@@ -141,11 +145,11 @@ func (t *Table[S]) lockNew(s *shard[S], tag uint32, now int64, name string) Lock
 		}
 		t.sweep(now)
 		s.mu.Lock()
-		if e := find(s, tag, name); e != nil { // another goroutine was faster
+		if e := find(s, m, name); e != nil { // another goroutine was faster
 			return Locked[S]{State: &e.state, Now: s.clock.advance(now), mu: &s.mu}
 		}
 	}
-	e := s.add(tag, name)
+	e := s.add(m, name)
 	now = s.clock.advance(now)
 	t.states.Begin(&e.state, now)
 	return Locked[S]{State: &e.state, Now: now, mu: &s.mu}
@@ -162,7 +166,7 @@ func (t *Table[S]) LockHeld(key string, now int64) Locked[S] {
 	hash := maphash.Bytes(t.seed, name)
 	s := t.shardOf(hash)
 	s.mu.Lock()
-	if e := find(s, uint32(hash), name); e != nil {
+	if e := find(s, newMark(hash, len(name)), name); e != nil {
 		return Locked[S]{State: &e.state, Now: s.clock.advance(now), mu: &s.mu}
 	}
 	s.mu.Unlock()
@@ -205,9 +209,11 @@ func (s *shard[S]) each(now int64, f func(key string, s *S, now int64)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now = s.clock.advance(now)
-	for i := range s.n {
-		e := s.at(i)
-		f(shownName(e.key), &e.state, now)
+	for i, m := range s.marks {
+		if m != 0 {
+			e := &s.entries[i]
+			f(shownName(e.name(m)), &e.state, now)
+		}
 	}
 }
 
@@ -232,25 +238,34 @@ func (t *Table[S]) sweep(now int64) {
 			continue
 		}
 		if s.n > 0 {
-			at := s.clock.advance(now)
-			for j := min(keys, s.n); j > 0; j-- {
-				keys--
-				if s.pos >= s.n {
-					s.pos = 0
-				}
-				if t.states.AtRest(&s.at(s.pos).state, at) {
-					s.remove(s.pos, t.tag)
-					t.held.Add(-1)
-				} else {
-					s.pos++
-				}
-			}
+			keys -= t.sweepShard(s, keys, now)
 		}
 		s.mu.Unlock()
 	}
 }
 
-// A hash chooses the shard by its upper bits. Its lower bits are the tag, by which the shard finds the key.
-func (t *Table[S]) shardOf(hash uint64) *shard[S] { return &t.shards[hash>>(64-shardBits)] }
+// sweepShard looks at the next keys of s, at most so many, each at most once. It returns how many it has seen.
+func (t *Table[S]) sweepShard(s *shard[S], most int, now int64) (seen int) {
+	now = s.clock.advance(now)
+	most = min(most, s.n)
+	for seen < most && s.n > 0 {
+		if s.pos >= len(s.marks) {
+			s.pos = 0
+		}
+		switch {
+		case s.marks[s.pos] == 0:
+			s.pos++
+		case t.states.AtRest(&s.entries[s.pos].state, now):
+			s.remove(s.pos) // the next key may have moved here
+			t.held.Add(-1)
+			seen++
+		default:
+			s.pos++
+			seen++
+		}
+	}
+	return seen
+}
 
-func (t *Table[S]) tag(name string) uint32 { return uint32(maphash.String(t.seed, name)) }
+// A hash chooses the shard by its upper bits. Its lower bits are in the mark, by which the shard finds the key.
+func (t *Table[S]) shardOf(hash uint64) *shard[S] { return &t.shards[hash>>(64-shardBits)] }

@@ -1,149 +1,163 @@
 package keytable
 
 import (
-	"math/bits"
 	"strings"
 	"sync"
 )
 
 // shard is the part of a table that is under one lock: a hash table with linear probing. It is written by
 // hand because the key has been hashed already, and because a map of the language would cost two more misses
-// of the processor's caches and twice the memory.
+// of the processor's caches and more memory.
+//
+// The marks are apart from the entries, so that a search reads few cache lines: those of some marks, and the one or
+// two of the entry that it finds.
 type shard[S any] struct {
-	mu     sync.Mutex
-	clock  forwardClock
-	slots  []slot // the index; its length is a power of two
-	chunks []*chunk[S]
-	n      int      // keys
-	pos    int      // the entry at which the next sweep begins
-	_      [64]byte // keeps the locks of two shards out of one cache line
+	mu      sync.Mutex
+	clock   forwardClock
+	marks   []mark     // 0: the place is free
+	entries []entry[S] // entry i belongs to mark i
+	n       int        // keys
+	pos     int        // the place at which the next sweep begins
+	_       [48]byte   // keeps the locks of two shards out of one cache line
 }
 
-// slot is 0 when it is free. Otherwise it has a key's tag in the upper half and the number of its entry, plus
-// 1, in the lower half. The key's place is the tag modulo the number of slots, or the next free slot after it.
-type slot uint64
+// mark is 24 bits of a key's hash and, in the lowest 8, the length of its name plus 1.
+type mark uint32
 
-func newSlot(tag uint32, entry int) slot { return slot(tag)<<32 | slot(entry+1) }
-func (s slot) tag() uint32               { return uint32(s >> 32) }
-func (s slot) entry() int                { return int(uint32(s)) - 1 }
+func newMark(hash uint64, length int) mark { return mark(hash)<<8 | mark(length+1) }
+func (m mark) length() int                 { return int(m&0xff) - 1 }
 
+// entry is a key with its state. Most names are short and in the entry itself, which saves a cache miss. 24 bytes are
+// room for any IPv6 prefix of 64 bits.
 type entry[S any] struct {
-	key   string
 	state S
+	short [shortName]byte
+	long  string // a name that is longer
 }
-
-// chunk is a piece of the list of entries. In pieces, the list grows and shrinks without moving an entry.
-type chunk[S any] [chunkLen]entry[S]
 
 const (
-	chunkLen = 16
-	minSlots = 8
+	shortName = 24
+	minPlaces = 8
 )
 
-func (s *shard[S]) at(i int) *entry[S] { return &s.chunks[uint(i)/chunkLen][uint(i)%chunkLen] }
+func (e *entry[S]) setName(name string) {
+	if len(name) <= shortName {
+		copy(e.short[:], name)
+		return
+	}
+	// A copy, so that it does not keep the request in memory that the name was a part of.
+	e.long = strings.Clone(name)
+}
 
-// find returns the entry of name, or nil.
-func find[S any, K string | []byte](s *shard[S], tag uint32, name K) *entry[S] {
-	slots := s.slots
-	if len(slots) == 0 {
+// name returns the name, whose length is in m.
+func (e *entry[S]) name(m mark) string {
+	if n := m.length(); n <= shortName {
+		return string(e.short[:n])
+	}
+	return e.long
+}
+
+// find returns the entry of name, whose mark is m, or nil.
+func find[S any, K string | []byte](s *shard[S], m mark, name K) *entry[S] {
+	marks := s.marks
+	if len(marks) == 0 {
 		return nil
 	}
-	mask := uint32(len(slots) - 1)
-	for i := tag & mask; ; i = (i + 1) & mask {
-		sl := slots[i]
-		if sl == 0 {
-			return nil
-		}
-		if sl.tag() == tag {
-			if e := s.at(sl.entry()); e.key == string(name) {
+	for i := home(m, len(marks)); ; {
+		switch marks[i] {
+		case m:
+			e := &s.entries[i]
+			if len(name) <= shortName {
+				if string(e.short[:len(name)]) == string(name) {
+					return e
+				}
+			} else if e.long == string(name) {
 				return e
 			}
+		case 0:
+			return nil
+		}
+		if i++; i == len(marks) {
+			i = 0
 		}
 	}
 }
 
-// add adds name, which is not held. It keeps a copy, so that it does not keep the request in memory that the
-// name was a part of.
-func (s *shard[S]) add(tag uint32, name string) *entry[S] {
-	if 4*(s.n+1) > 3*len(s.slots) {
-		s.resize(max(minSlots, 2*len(s.slots)))
+// home returns the place of m if it is free, of so many places. Otherwise m is at the next free one after it.
+func home(m mark, places int) int { return int(uint64(m) * uint64(places) >> 32) }
+
+// add adds name, which is not held.
+func (s *shard[S]) add(m mark, name string) *entry[S] {
+	if 8*(s.n+1) > 7*len(s.marks) {
+		s.resize(len(s.marks) + len(s.marks)/4 + minPlaces)
 	}
-	if s.n == chunkLen*len(s.chunks) {
-		s.chunks = append(s.chunks, new(chunk[S]))
-	}
-	e := s.at(s.n)
-	e.key = strings.Clone(name)
-	s.index(newSlot(tag, s.n))
+	i := s.place(m)
+	s.marks[i] = m
 	s.n++
+	e := &s.entries[i]
+	e.setName(name)
 	return e
 }
 
-// index puts sl in the first free slot from its place on.
-func (s *shard[S]) index(sl slot) {
-	mask := uint32(len(s.slots) - 1)
-	i := sl.tag() & mask
-	for s.slots[i] != 0 {
-		i = (i + 1) & mask
-	}
-	s.slots[i] = sl
-}
-
-// resize makes n slots. The tags are all that it needs of the keys.
-func (s *shard[S]) resize(n int) {
-	old := s.slots
-	s.slots = make([]slot, n)
-	for _, sl := range old {
-		if sl != 0 {
-			s.index(sl)
+// place returns the first free place for m.
+func (s *shard[S]) place(m mark) int {
+	i := home(m, len(s.marks))
+	for s.marks[i] != 0 {
+		if i++; i == len(s.marks) {
+			i = 0
 		}
 	}
+	return i
 }
 
-// slotOf returns the slot of entry number i.
-func (s *shard[S]) slotOf(tag uint32, i int) uint32 {
-	mask := uint32(len(s.slots) - 1)
-	at := tag & mask
-	for s.slots[at] != newSlot(tag, i) {
-		at = (at + 1) & mask
+// resize moves the keys to a table of so many places.
+func (s *shard[S]) resize(places int) {
+	marks, entries := s.marks, s.entries
+	s.marks, s.entries = make([]mark, places), make([]entry[S], places)
+	for i, m := range marks {
+		if m != 0 {
+			to := s.place(m)
+			s.marks[to], s.entries[to] = m, entries[i]
+		}
 	}
-	return at
+	if len(marks) > 0 { // the order of the keys stays about the same
+		s.pos = int(uint64(s.pos) * uint64(places) / uint64(len(marks)))
+	}
 }
 
-// remove removes entry number i, and moves the last entry to its place. tagOf returns the tag of a name.
-func (s *shard[S]) remove(i int, tagOf func(name string) uint32) {
-	s.free(s.slotOf(tagOf(s.at(i).key), i))
-	last := s.n - 1
-	end := s.at(last)
-	if i != last {
-		lastTag := tagOf(end.key)
-		s.slots[s.slotOf(lastTag, last)] = newSlot(lastTag, i)
-		*s.at(i) = *end
+// remove frees place i. The keys after it move up, so that no search ends too early at the gap.
+func (s *shard[S]) remove(i int) {
+	places := len(s.marks)
+	for at := i; ; {
+		if at++; at == places {
+			at = 0
+		}
+		m := s.marks[at]
+		if m == 0 {
+			break
+		}
+		// The key may move to the gap unless its home lies between them.
+		if distance(home(m, places), at, places) >= distance(i, at, places) {
+			s.marks[i], s.entries[i] = m, s.entries[at]
+			i = at
+		}
 	}
-	*end = entry[S]{}
+	s.marks[i], s.entries[i] = 0, entry[S]{}
 	s.n--
 
 	// What is not needed any more is given back, with some room left for the next keys.
-	if spare := len(s.chunks) - 1; s.n+chunkLen/2 <= chunkLen*spare {
-		s.chunks[spare] = nil
-		s.chunks = s.chunks[:spare]
-	}
 	switch {
 	case s.n == 0:
-		s.slots, s.chunks = nil, nil
-	case len(s.slots) > minSlots && 8*s.n < len(s.slots):
-		s.resize(max(minSlots, 1<<bits.Len(uint(2*s.n))))
+		s.marks, s.entries, s.pos = nil, nil, 0
+	case places > 2*minPlaces && 3*s.n < places:
+		s.resize(2*s.n + minPlaces)
 	}
 }
 
-// free frees a slot. The slots after it move up, so that no search ends too early at the gap.
-func (s *shard[S]) free(gap uint32) {
-	mask := uint32(len(s.slots) - 1)
-	for i := (gap + 1) & mask; s.slots[i] != 0; i = (i + 1) & mask {
-		// The key at i may move to the gap unless its place lies between them.
-		if place := s.slots[i].tag() & mask; (i-place)&mask >= (i-gap)&mask {
-			s.slots[gap] = s.slots[i]
-			gap = i
-		}
+// distance returns how many places lie from one to another, around the end.
+func distance(from, to, places int) int {
+	if d := to - from; d >= 0 {
+		return d
 	}
-	s.slots[gap] = 0
+	return to - from + places
 }

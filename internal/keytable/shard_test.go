@@ -8,52 +8,69 @@ import (
 	"testing"
 )
 
-// A shard holds what a map would, whatever is added and removed, also when many tags are equal modulo its size.
+// A shard holds what a map would, whatever is added and removed, also when many marks are equal or have their homes
+// at the end of the table.
 func TestShardEqualsMap(t *testing.T) {
-	for _, tagBits := range []int{1, 3, 8, 32} {
-		r := rand.New(rand.NewPCG(uint64(tagBits), 1))
-		tags := make(map[string]uint32)
-		tagOf := func(name string) uint32 { return tags[name] }
+	for _, hashBits := range []int{0, 1, 3, 8, 24} {
+		r := rand.New(rand.NewPCG(uint64(hashBits), 1))
+		hashes := make(map[string]uint64)
+		markOf := func(name string) mark { return newMark(hashes[name], len(name)) }
 		var s shard[int]
 		want := make(map[string]int)
 		for i := range 40_000 {
 			grow := i/5000%2 == 0
-			name := strconv.Itoa(r.IntN(600))
-			if _, ok := tags[name]; !ok {
-				tags[name] = r.Uint32() << (32 - tagBits) >> (r.IntN(2) * (32 - tagBits))
+			number := r.IntN(600)
+			name := strconv.Itoa(number) + strings.Repeat("x", number%48)
+			if _, ok := hashes[name]; !ok { // their homes are at the beginning, all over the table, or at its end
+				low := uint64(r.Uint32() & 0xffffff >> (24 - hashBits))
+				hashes[name] = []uint64{low, r.Uint64(), 0xffffff - low}[r.IntN(3)]
 			}
-			e := find(&s, tagOf(name), name)
+			e := find(&s, markOf(name), name)
 			held, ok := want[name]
-			if (e != nil) != ok || ok && (e.key != name || e.state != held) {
+			if (e != nil) != ok || ok && (e.name(markOf(name)) != name || e.state != held) {
 				t.Fatalf("step %d: %s is %v, want %d, %t", i, name, e, held, ok)
 			}
 			switch {
 			case ok && (!grow || r.IntN(4) == 0):
-				number := -1
-				for j := range s.n {
-					if s.at(j) == e {
-						number = j
+				place := -1
+				for j := range s.entries {
+					if &s.entries[j] == e {
+						place = j
 					}
 				}
-				s.remove(number, tagOf)
+				s.remove(place)
 				delete(want, name)
 			case !ok && (grow || r.IntN(4) == 0):
-				s.add(tagOf(name), name).state = i
+				s.add(markOf(name), name).state = i
 				want[name] = i
 			}
-			if s.n != len(want) || s.n > 0 && (4*s.n > 3*len(s.slots) || len(s.slots) > 64*s.n+minSlots) || len(s.chunks)*chunkLen > s.n+2*chunkLen {
-				t.Fatalf("step %d: %d keys, want %d; %d slots, %d chunks", i, s.n, len(want), len(s.slots), len(s.chunks))
+			if s.n != len(want) || 8*s.n > 7*len(s.marks) || len(s.marks) > 3*s.n+2*minPlaces ||
+				len(s.marks) != len(s.entries) || s.pos < 0 || s.pos > len(s.marks) {
+				t.Fatalf("step %d: %d keys, want %d; %d and %d places, %d", i, s.n, len(want), len(s.marks), len(s.entries), s.pos)
+			}
+			if s.n > 0 {
+				s.pos = r.IntN(len(s.marks))
 			}
 		}
 		for name, held := range want {
-			if e := find(&s, tagOf(name), []byte(name)); e == nil || e.state != held {
+			if e := find(&s, markOf(name), []byte(name)); e == nil || e.state != held {
 				t.Fatalf("%s is lost", name)
 			}
 		}
-		for s.n > 0 {
-			s.remove(s.n/2, tagOf)
+		for j, m := range s.marks { // what is removed is not kept
+			if e := &s.entries[j]; m == 0 && (e.long != "" || e.state != 0 || e.short != [shortName]byte{}) {
+				t.Fatalf("a free place has %+v", e)
+			}
 		}
-		if s.slots != nil || s.chunks != nil {
+		for s.n > 0 {
+			for j, m := range s.marks {
+				if m != 0 {
+					s.remove(j)
+					break
+				}
+			}
+		}
+		if s.marks != nil || s.entries != nil {
 			t.Error("an empty shard keeps memory")
 		}
 	}
