@@ -258,10 +258,23 @@ func (f *fanout) setHeader() error {
 		}
 	}
 	f.private = f.aggregate.private && !f.owns("Authorization") // else it is the gateway's own
-	if span := trace.SpanFromContext(f.in.Context()); span.IsRecording() {
+	f.setTracer()
+	return f.own.write(f.header, f.in, make([]string, 0, 9+len(f.own.identity)))
+}
+
+// setTracer makes the parts have spans if the request's span is recorded. It must be of the trace that the parts'
+// requests continue: see tracing.parent.
+func (f *fanout) setTracer() {
+	span := trace.SpanFromContext(f.in.Context())
+	if !span.IsRecording() {
+		return
+	}
+	f.ex.mu.Lock()
+	own := f.ex.span
+	f.ex.mu.Unlock()
+	if !own.IsValid() || own.TraceID() == span.SpanContext().TraceID() {
 		f.tracer = span.TracerProvider().Tracer(scope)
 	}
-	return f.own.write(f.header, f.in, make([]string, 0, 9+len(f.own.identity)))
 }
 
 // owns reports whether the gateway itself sets the field name on the parts' requests.
