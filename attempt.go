@@ -137,8 +137,8 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	return res, a.member, nil
 }
 
-// limitedContext is a context with a limit of time that this package has set. Its Value tells attempts how
-// much that was in all.
+// limitedContext is a context with a limit of time that this package has set. Its Value returns that limit,
+// which attempts compare with the time that they had.
 type limitedContext struct {
 	context.Context
 	limit time.Duration
@@ -322,10 +322,11 @@ func (c *attemptClock) stalled() bool {
 	return c.turn.stalled()
 }
 
-// send makes the round trip of one attempt. NewTransport's transport gets the call as it is where it speaks
-// HTTP/1.1: it sends a request again by itself that met a dead connection from the pool. Other transports get
-// hooks in a context. net/http's sends safe methods without a body again; send does it for the other
-// idempotent ones, if their body can be replayed.
+// send makes the round trip of one attempt. A transport of NewTransport gets call directly when it speaks
+// HTTP/1.1. When a connection from its pool turns out to be dead, it sends the request again by itself. Any
+// other transport gets the hooks of call in a context. net/http.Transport sends a request again only if it
+// has no body and a safe method. For the other idempotent requests send does so, if their body can be
+// replayed.
 func (u *Upstream) send(out *http.Request, body *replay, clock *attemptClock, call directCall) (*http.Response, error) {
 	if t := u.direct; t != nil && t.speaksHTTP1(out.URL, len(out.Header["Upgrade"]) > 0) {
 		if body != nil {

@@ -11,8 +11,8 @@ import (
 // BreakerOptions configures what Breaker does while its circuit is open.
 type BreakerOptions struct {
 	// Fallback answers the requests that the open circuit refuses. Nil means an answer of 503. In Fallback,
-	// ErrorFrom returns the refusal. The outcome of the exchange is OutcomeRejected, whatever Fallback
-	// answers.
+	// ErrorFrom returns the refusal. The outcome of the exchange is OutcomeRejected, also when Fallback
+	// answers 200.
 	Fallback http.Handler
 }
 

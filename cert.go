@@ -35,19 +35,20 @@ const (
 //	}
 //	srv := &http.Server{Addr: ":443", Handler: &rt, TLSConfig: &tls.Config{GetCertificate: certs}}
 //
-// With several pairs, the client's server name (SNI) decides. A certificate for that very name is used before one
-// for its wildcard, such as *.example.com for a.example.com. The first pair is the default, for a client that
-// sends another name or none. If several pairs match, such as one with an RSA key and one with an ECDSA key, the
-// first that the client supports is used.
+// With several pairs, the client's server name (SNI) decides. A certificate for that very name is used before
+// one for its wildcard, such as *.example.com for a.example.com. The first pair is the default, for a client
+// that sends another name or none. If several pairs match, such as one with an RSA key and one with an ECDSA
+// key, the first that the client supports is used.
 //
 // There is no goroutine. A handshake looks at the files if nobody has within the last second, which costs two
-// system calls for each pair. Replaced files are read when they have rested for a second, and only together: both
-// files must be the same before and after reading. So files that are half-written, or of which only one has been
-// replaced, are not served. Still, prefer replacing them by a rename or a symbolic link, as cert-manager does.
+// system calls for each pair. Replaced files are read when they have rested for a second, and only together:
+// both files must be the same before and after reading. So files that are half-written, or of which only one
+// has been replaced, are not served. Still, prefer replacing them by a rename or a symbolic link, as
+// cert-manager does.
 //
-// If a replacement cannot be used, the last good certificate of that pair is served, and slog.Default gets one
-// error line. The same holds for files that are missing, larger than 1 MiB, not regular, or whose key does not
-// match. A replacement that can be used is logged too. An expired certificate can be used.
+// If a replacement cannot be used, the last good certificate of that pair is served, and slog.Default gets
+// one error line. The same holds for files that are missing, larger than 1 MiB, not regular, or whose key
+// does not match. A replacement that can be used is logged too. An expired certificate can be used.
 //
 // To present such a certificate as a client, for mutual TLS, wrap the function:
 //
@@ -118,7 +119,7 @@ type certFile struct {
 	said   string    // the last error that was logged; "" when the last replacement was good
 }
 
-// stamp is what tells two versions of a pair apart.
+// stamp distinguishes two versions of a pair.
 type stamp struct{ cert, key fileStamp }
 
 type fileStamp struct {
@@ -169,7 +170,8 @@ func (f *certFile) first(now time.Time) error {
 	return err
 }
 
-// look reads the files if they were replaced and have rested. It reports whether there is another certificate.
+// look reads the files if they were replaced and have rested. It reports whether there is another
+// certificate.
 func (f *certFile) look(now time.Time) bool {
 	s := f.stamp()
 	if s.equal(f.loaded) {
@@ -207,7 +209,8 @@ func (f *certFile) log(level slog.Level, message string, attr slog.Attr) {
 	slog.Default().LogAttrs(context.Background(), level, message, slog.String("cert", f.Cert), slog.String("key", f.Key), attr)
 }
 
-// read reads the pair, whose files have the stamp s. If they have another one afterwards, it returns errReplaced.
+// read reads the pair, whose files have the stamp s. If they have another one afterwards, it returns
+// errReplaced.
 func (f *certFile) read(s stamp) (*tls.Certificate, error) {
 	cert, err := readPair(f.CertPair)
 	if !f.stamp().equal(s) {
@@ -282,7 +285,8 @@ func newCertIndex(files []*certFile) *certIndex {
 	return x
 }
 
-// certNames returns the names that a certificate is for. Its common name counts if it has no others, as for old clients.
+// certNames returns the names that a certificate is for. Its common name counts if it has no others, as for
+// old clients.
 func certNames(cert *tls.Certificate) []string {
 	if names := cert.Leaf.DNSNames; len(names) > 0 || cert.Leaf.Subject.CommonName == "" {
 		return names
@@ -304,7 +308,8 @@ func (x *certIndex) find(hello *tls.ClientHelloInfo) *tls.Certificate {
 	return supported(hello, x.all)
 }
 
-// supported returns the first of certs that the client supports, the first if it supports none, and nil without certs.
+// supported returns the first of certs that the client supports, the first if it supports none, and nil
+// without certs.
 func supported(hello *tls.ClientHelloInfo, certs []*tls.Certificate) *tls.Certificate {
 	if len(certs) == 0 {
 		return nil

@@ -341,7 +341,7 @@ func (c *Circuit) halfOpenIfDue() *period {
 	return c.period.Load()
 }
 
-// Trip opens the circuit for d, whatever its counts. Use it for an operator's command, or to follow the
+// Trip opens the circuit for d, independent of its counts. Use it for an operator's command, or to follow the
 // circuit of another gateway. If the circuit is already open, Trip can prolong its time but not shorten it,
 // which is not a change of state. Trip does nothing if d is not positive.
 func (c *Circuit) Trip(d time.Duration) {

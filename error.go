@@ -198,7 +198,7 @@ func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	answerError(w, r, e, result{err: e, gone: gone})
 }
 
-// refuse answers with err, and records that the gateway refused the request, whatever the status.
+// refuse answers with err, and records that the gateway refused the request, for any status.
 func refuse(w http.ResponseWriter, r *http.Request, err error) {
 	answerError(w, r, finish(err), result{refused: true})
 }
@@ -336,8 +336,8 @@ func (ex *exchange) handleError(w http.ResponseWriter, r *http.Request, e *Error
 	return true
 }
 
-// answerInstead calls h to answer a request that was refused with err. The outcome is OutcomeRejected,
-// whatever h answers.
+// answerInstead calls h to answer a request that was refused with err. The outcome is OutcomeRejected, also
+// when h answers 200.
 func (ex *exchange) answerInstead(h http.Handler, w *responseWriter, r *http.Request, err error) {
 	e := finish(err)
 	ex.note(result{refused: true}.outcome(), e)

@@ -43,11 +43,11 @@
 //	)(checkout))
 //
 // A value that keeps state, such as a [MemoryLimiter], a [Circuit] or an [Upstream], is built by the caller
-// and can be shared: requests that pass the same limiter spend the same allowances, on whatever route they
-// come. Every refusal is written by [WriteError] as application/problem+json (RFC 9457). Every exchange ends
-// with one [Outcome], which circuits, metrics and the access log all use. A trailing pointer to options may
-// be nil: that selects the defaults. Options are copied. A setup function panics on an invalid Go value. A
-// function that reads a URL, a file or the network returns an error instead.
+// and can be shared: requests on different routes that pass the same limiter spend the same allowances. Every
+// refusal is written by [WriteError] as application/problem+json (RFC 9457). Every exchange ends with one
+// [Outcome], which circuits, metrics and the access log all use. A trailing pointer to options may be nil:
+// that selects the defaults. Options are copied. A setup function panics on an invalid Go value. A function
+// that reads a URL, a file or the network returns an error instead.
 package gateway
 
 import (

@@ -11,9 +11,9 @@ import (
 var errIdle = errors.New("gateway: the target paused for too long")
 
 // idleTimer ends a response whose target pauses for too long. Its clock runs only while a read from the
-// target is under way. So a client that does not read is not taken for a pause of the target. Neither is one
-// that has still to send a part of its body, for which the target may be waiting. A nil idleTimer never ends
-// one.
+// target is under way. So the time in which a client does not read is not a pause of the target. Nor is the
+// time in which the client has still to send a part of its body, for which the target may be waiting. A nil
+// idleTimer never ends a response.
 type idleTimer struct {
 	after time.Duration
 	close func() error // interrupts the read

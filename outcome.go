@@ -421,8 +421,8 @@ func isPanic(err error) bool {
 	return errors.As(err, &p)
 }
 
-// roundTripError returns the error of an attempt that got no response. err is the transport's for out. If the
-// client was the cause, the error is the client's.
+// roundTripError returns the error of an attempt that got no response. err is the error that the transport
+// returned for out. If the client was the cause, the error is the client's.
 func (a *attempt) roundTripError(out *http.Request, err error) error {
 	err = fmt.Errorf("target %s: %w", a.member.URL.Redacted(), attemptError(out, err))
 	if cause := a.body.cause(); bodyIsCause(cause, leftEarly(a.client)) {

@@ -439,7 +439,7 @@ func (b *keptBody) release() {
 	}
 }
 
-// asHTTP returns a copy of r, whose scheme is h2c, with the scheme by which http.Transport knows it. Without
+// asHTTP returns a copy of r, whose scheme is h2c, with the scheme that http.Transport uses for it. Without
 // Upgrade, which HTTP/2 does not have, if dropUpgrade is true.
 func asHTTP(r *http.Request, dropUpgrade bool) *http.Request {
 	out := *r

@@ -1,6 +1,6 @@
-// Package neterror classifies the errors of HTTP transports: those of net/http and of internal/h1. It tells what
-// happened to a request, such as that no byte of it was sent. What that means for a target or for a client is
-// not decided here.
+// Package neterror classifies the errors of HTTP transports: those of net/http and of internal/h1. A function
+// reports what happened to a request, for example that no byte of it was sent. The caller decides what that
+// means for a target or for a client.
 //
 // net/http has no error values for many of these conditions. They are recognized by their texts, which tests
 // compare with those of the Go version in use.
@@ -21,8 +21,8 @@ func Unsent(err error) bool {
 	return errors.As(err, &op) && op.Op == "dial"
 }
 
-// Refusal returns the HTTP status for an error with which a transport refused to send a request: 400, or 431 if
-// the fields are larger than an HTTP/2 target allows. It returns 0 for any other error.
+// Refusal returns the HTTP status for an error with which a transport refused to send a request: 400, or 431
+// if the fields are larger than an HTTP/2 target allows. It returns 0 for any other error.
 func Refusal(err error) int {
 	if errors.Is(err, h1.ErrInvalidRequest) {
 		return http.StatusBadRequest
