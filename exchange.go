@@ -421,8 +421,9 @@ type responseWriter struct {
 	filter bodyFilter // changes what the handler writes; nil for none. Only the handler's goroutine uses it
 }
 
-// bodyFilter changes a response between the handler and the client. The writer has recorded the final status before it
-// calls the filter. The filter passes on what it makes of the response by headerTo, writeTo and flushTo.
+// bodyFilter changes a response between the handler and the client. The writer has recorded the final status
+// before it calls the filter. The filter passes on what it makes of the response by headerTo, writeTo and
+// flushTo.
 type bodyFilter interface {
 	header(status int) // the handler has set the final status
 	write(p []byte) (int, error)
@@ -495,7 +496,8 @@ func (w *responseWriter) Write(p []byte) (int, error) {
 	return w.writeTo(w.filter, p)
 }
 
-// headerTo sends the final status through f, the filter outside the one that calls it, or to the client if f is nil.
+// headerTo sends the final status through f, the filter outside the one that calls it, or to the client if f
+// is nil.
 func (w *responseWriter) headerTo(f bodyFilter, code int) {
 	if f != nil {
 		f.header(code)

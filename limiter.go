@@ -19,9 +19,9 @@ import (
 // overflow allowance, which is as large as that of one key. So a flood of keys neither grows memory nor
 // resets the state of another key. A key longer than 64 bytes is stored as its SHA-256.
 //
-// With keys of at most 24 bytes, a busy key needs less than 100 bytes in all: a million need 81 MB in a bucket or a
-// fixed window, and 92 MB in a sliding window (BenchmarkMemory measures it). A longer key needs as many bytes more as
-// it is long. A limiter without keys needs 41 KB.
+// With keys of at most 24 bytes, a busy key needs less than 100 bytes in all: a million need 81 MB in a
+// bucket or a fixed window, and 92 MB in a sliding window (BenchmarkMemory measures it). A longer key needs
+// as many bytes more as it is long. A limiter without keys needs 41 KB.
 type LimiterOptions struct {
 	MaxKeys int // number of busy keys that have an allowance of their own; 0 means 1<<20, a negative value panics
 }
@@ -51,8 +51,9 @@ type keyLimiter interface {
 	size() int
 }
 
-// takeResult is the part of a Decision that is not the same for all decisions of a limiter. It is small enough for the
-// compiler to return it in registers: copies of a whole Decision take longer than the arithmetic.
+// takeResult is the part of a Decision that is not the same for all decisions of a limiter. It is small
+// enough for the compiler to return it in registers: copies of a whole Decision take longer than the
+// arithmetic.
 type takeResult struct {
 	remaining  int
 	pause      time.Duration // Wait when the units are granted, RetryAfter otherwise

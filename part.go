@@ -26,9 +26,10 @@ import (
 // Part is one request of an aggregate, and one member of its answer.
 //
 // A part succeeds when its answer is 204 No Content, which becomes null, or another 2xx with one JSON value
-// in UTF-8 that nests at most 10,000 deep. Its Content-Type does not matter. Anything else is a failure: another
-// status, including a redirect and 206 Partial Content; a body that is not JSON, begins with a byte order mark, is cut
-// off or is larger than MaxBytes; a Content-Encoding, since none is asked for; and a Pick that finds no value.
+// in UTF-8 that nests at most 10,000 deep. Its Content-Type does not matter. Anything else is a failure:
+// another status, including a redirect and 206 Partial Content; a body that is not JSON, begins with a byte
+// order mark, is cut off or is larger than MaxBytes; a Content-Encoding, since none is asked for; and a Pick
+// that finds no value.
 type Part struct {
 	// Name is the name of the part's member in the answer. It must be valid UTF-8 and unique among the parts,
 	// and must not be "" or "errors".
@@ -41,8 +42,9 @@ type Part struct {
 
 	// Path is the path and query of a GET request: "/users/{id}/list?n=10&after={user.last}". {id} is a path
 	// value of the route. {user.last} is the field last of the value of the part named user (after its Pick,
-	// before its Shape) or, when that part failed, of its Default. A field may be nested: {user.address.city}, {user.emails.0}.
-	// Each value is percent-encoded as one path segment or one query value.
+	// before its Shape) or, when that part failed, of its Default. A field may be nested:
+	// {user.address.city}, {user.emails.0}. Each value is percent-encoded as one path segment or one query
+	// value.
 	//
 	// The part fails when a value is empty, null, ".", "..", an object or an array. It also fails when the
 	// decoded path would have a dot segment, a backslash or NUL because of the value. When a field is missing
@@ -82,8 +84,8 @@ type Part struct {
 	// value if an object on the way has two members of the name.
 	Pick string
 
-	// Shape selects and renames parts of the value, after Pick. It does not apply to Default. If the value with
-	// its new names is larger than MaxBytes, the part fails.
+	// Shape selects and renames parts of the value, after Pick. It does not apply to Default. If the value
+	// with its new names is larger than MaxBytes, the part fails.
 	Shape Shape
 }
 
