@@ -24,6 +24,9 @@ type algorithm interface {
 	// spend returns r with n units less.
 	spend(r reading, n int64) reading
 
+	// local returns a limiter in memory with the share of one of several gateways.
+	local(of gateways) *local
+
 	// age returns r at a later time. Windows do not roll: ok is false when r's window is over.
 	age(r reading, now int64) (_ reading, ok bool)
 }
@@ -106,6 +109,17 @@ func (b *bucket) age(r reading, now int64) (reading, bool) {
 		r.now = now
 	}
 	return r, true
+}
+
+func (b *bucket) local(of gateways) *local {
+	l := &local{of: of, share: of.part(b.limit), limit: b.limit}
+	rate := b.rate / float64(of.count)
+	if b.queued {
+		l.MemoryLimiter = gateway.NewLeakyBucket(rate, l.share-1, nil)
+	} else {
+		l.MemoryLimiter = gateway.NewTokenBucket(rate, l.share, nil)
+	}
+	return l
 }
 
 // units returns how many units could be taken at once. It ignores a lack of less than a nanosecond's worth.

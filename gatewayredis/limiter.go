@@ -2,30 +2,61 @@ package gatewayredis
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
+	"log/slog"
 	"math"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"go.opentelemetry.io/otel/metric"
+
 	"github.com/seed-96248d0c/gateway"
 )
 
 // Options configures a Limiter. The zero value, and nil, mean the defaults.
 type Options struct {
-	Prefix  string        // of all keys in Redis; "" means "gateway:"
-	Timeout time.Duration // longest time that a decision waits for Redis; 0 means 50ms
+	// Prefix is the beginning of the name of all keys in Redis. "" means "gateway:". Gateways that share a limit need
+	// the same Prefix; deployments that share a Redis need different ones.
+	Prefix string
+
+	// Timeout is the longest time for which a decision waits for Redis. 0 means 50ms. It holds with any client, however
+	// that is configured. When Redis has not answered in time, it counts as away, and further decisions do not wait.
+	Timeout time.Duration
+
+	// Fallback decides while Redis cannot. Return and Owe are passed on to it if it is a gateway.Returner or a
+	// gateway.Debtor. Nil means a limiter in memory with this gateway's share of the limit.
+	Fallback gateway.Limiter
+
+	// Meter provides two counters, with the attribute gateway.limiter: gateway.redis.fallbacks counts the decisions of
+	// Fallback, and gateway.redis.changes the changes between gateway.redis.state "away" and "back". Nil means
+	// otel.GetMeterProvider().
+	Meter metric.MeterProvider
+
+	// Logger gets one line for each of these changes. Nil means slog.Default().
+	Logger *slog.Logger
 }
 
-// Limiter is a gateway.Limiter, a gateway.Returner and a gateway.Debtor whose state is in Redis.
+// Limiter is a gateway.Limiter, a gateway.Returner and a gateway.Debtor whose state is in Redis. Make it with
+// NewTokenBucket, NewLeakyBucket, NewFixedWindow or NewSlidingWindow; the zero value is not usable. It is safe for
+// concurrent use.
 type Limiter struct {
 	algorithm algorithm
 	script    *script
+	name      string // algorithm and parameters
 	prefix    string // of a key's name, up to its hash tag
 	limit     string // parameters of the script
 	rate      string
-	link      *link
+
+	link     *link
+	roster   *roster
+	fallback gateway.Limiter       // nil: local
+	local    atomic.Pointer[local] // is replaced only while Redis answers
+	report   reporter
 }
 
 var (
@@ -85,10 +116,25 @@ func newLimiter(caller string, client redis.UniversalClient, a algorithm, opts *
 	if o.Timeout == 0 {
 		o.Timeout = 50 * time.Millisecond
 	}
-	l := &Limiter{algorithm: a, script: a.script(), prefix: o.Prefix + name + ":"}
+	l := &Limiter{algorithm: a, script: a.script(), name: name, prefix: o.Prefix + name + ":", fallback: o.Fallback}
 	l.limit, l.rate = a.parameters()
-	l.link = &link{client: client, timeout: o.Timeout, changed: func(*outage, time.Duration) {}}
+	l.report = newReporter(name, &o)
+	l.link = &link{client: client, timeout: o.Timeout, begins: l.begins}
+	l.link.changed = func(o *outage, back bool) { l.report.change(o, l.roster.known(), back) }
+	l.roster = &roster{client: client, key: l.prefix + "gateways", id: rand.Text()}
 	return l
+}
+
+// begins is called before an outage. It makes the fallback. The one of the outage before is kept while the share is the
+// same, so that an outage gives nobody a new allowance.
+func (l *Limiter) begins() {
+	if l.fallback != nil {
+		return
+	}
+	of := l.roster.known()
+	if old := l.local.Load(); old == nil || old.of != of {
+		l.local.Store(l.algorithm.local(of))
+	}
 }
 
 // maxKeyLen is the length above which a key is hashed.
@@ -104,20 +150,38 @@ func (l *Limiter) key(key string) string {
 	return l.prefix + "#{" + base64.RawURLEncoding.EncodeToString(sum[:]) + "}"
 }
 
-// Take spends n units of key's allowance.
+// Take spends n units of key's allowance. An n below 1 counts as 1. An n above the limit can never pass: it is refused
+// with RetryAfter 0. A refusal takes nothing.
+//
+// Take waits for Redis for at most Options.Timeout. Its error is ctx's, when that ends first, or that of
+// Options.Fallback.
 func (l *Limiter) Take(ctx context.Context, key string, n int) (gateway.Decision, error) {
 	if err := ctx.Err(); err != nil {
 		return gateway.Decision{}, err
 	}
 	units := int64(max(n, 1))
 	c := newCall(l.script, l.key(key), "take", formatUnits(units), l.limit, l.rate)
-	c.late = func(answer any) { l.undo(c.key(), answer) }
-	answer, err := l.link.do(ctx, c)
+	c.late = l.undo
+	answer, err := l.do(ctx, c)
 	if err != nil {
-		return gateway.Decision{}, err
+		if left := ctx.Err(); left != nil {
+			return gateway.Decision{}, left
+		}
+		return l.fall(ctx, key, int(units))
 	}
 	r, taken := l.read(answer)
-	return l.algorithm.decide(r, units, taken > 0), nil
+	d := l.algorithm.decide(r, units, taken > 0)
+	d.Ref = refOfRedis(d.Ref)
+	return d, nil
+}
+
+// do runs a call to Redis.
+func (l *Limiter) do(ctx context.Context, c *call) (answer any, err error) {
+	answer, err = l.link.do(ctx, c)
+	if err == nil {
+		l.roster.announce()
+	}
+	return answer, err
 }
 
 // read returns what an answer means that the link has checked.
@@ -127,10 +191,10 @@ func (l *Limiter) read(answer any) (r reading, taken int64) {
 }
 
 // undo gives back units for which nobody waited any more.
-func (l *Limiter) undo(key string, answer any) {
+func (l *Limiter) undo(c *call, answer any) {
 	if r, taken := l.read(answer); taken > 0 {
 		ref := l.algorithm.decide(r, taken, true).Ref
-		_ = l.link.send(l.give(key, taken, ref))
+		_ = l.link.send(l.give(c.key(), taken, ref))
 	}
 }
 
@@ -138,23 +202,74 @@ func (l *Limiter) give(key string, n, ref int64) *call {
 	return newCall(l.script, key, "give", formatUnits(n), l.limit, l.rate, strconv.FormatInt(ref, 10))
 }
 
-// Return gives back n units that d granted to key.
+// fall decides without Redis.
+func (l *Limiter) fall(ctx context.Context, key string, n int) (gateway.Decision, error) {
+	l.report.fallback()
+	d, err := l.other().Take(ctx, key, n)
+	d.Ref = refOfFallback(d.Ref)
+	return d, err
+}
+
+// other returns the limiter that decides without Redis.
+func (l *Limiter) other() gateway.Limiter {
+	if l.fallback != nil {
+		return l.fallback
+	}
+	local := l.local.Load()
+	for local == nil { // too many calls are waiting for Redis, which has never been away
+		l.local.CompareAndSwap(nil, l.algorithm.local(l.roster.known()))
+		local = l.local.Load()
+	}
+	return local
+}
+
+// Return gives back n units that d granted to key, as gateway.Returner describes. An n below 1 counts as 1. Units go
+// back to where they came from: those of Redis are lost while it is away, which is the error.
 func (l *Limiter) Return(ctx context.Context, key string, n int, d gateway.Decision) error {
 	if !d.OK {
 		return nil
 	}
-	_, err := l.link.do(ctx, l.give(l.key(key), int64(max(n, 1)), d.Ref))
-	return err
+	n = max(n, 1)
+	ref, redis := splitRef(d.Ref)
+	if redis {
+		_, err := l.do(ctx, l.give(l.key(key), int64(n), ref))
+		return err
+	}
+	if r, ok := l.other().(gateway.Returner); ok {
+		d.Ref = ref
+		return r.Return(ctx, key, n, d)
+	}
+	return errNoReturner
 }
 
-// Owe takes n more units of key's allowance, even if fewer are left.
+// Owe takes n more units of key's allowance, even if fewer are left, as gateway.Debtor describes. An n below 1 takes
+// nothing. While Redis is away, the units are taken from Options.Fallback.
 func (l *Limiter) Owe(ctx context.Context, key string, n int) error {
 	if n < 1 {
 		return nil
 	}
 	c := newCall(l.script, l.key(key), "owe", formatUnits(int64(n)), l.limit, l.rate)
-	_, err := l.link.do(ctx, c)
-	return err
+	_, err := l.do(ctx, c)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	if f, ok := l.other().(gateway.Debtor); ok {
+		return f.Owe(ctx, key, n)
+	}
+	return errNoDebtor
 }
 
+var (
+	errNoReturner = errors.New("gatewayredis: Options.Fallback is no gateway.Returner")
+	errNoDebtor   = errors.New("gatewayredis: Redis is away, and Options.Fallback is no gateway.Debtor")
+)
+
 func formatUnits(n int64) string { return strconv.FormatInt(min(n, maxUnits), 10) }
+
+// A Decision's Ref is even for one of Redis, whose own are never negative, and odd for one of the fallback.
+
+func refOfRedis(ref int64) int64 { return ref << 1 }
+
+func refOfFallback(ref int64) int64 { return ref<<1 | 1 }
+
+func splitRef(ref int64) (_ int64, redis bool) { return ref >> 1, ref&1 == 0 }

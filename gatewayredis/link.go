@@ -35,7 +35,8 @@ var (
 type link struct {
 	client  redis.UniversalClient
 	timeout time.Duration
-	changed func(*outage, time.Duration) // is called after a change, in order: with nil and the time it took when Redis is back
+	begins  func()                     // is called before an outage begins, with mu held
+	changed func(o *outage, back bool) // is called after the begin and the end of each outage, in order
 
 	away atomic.Pointer[outage] // nil: Redis answers
 	used atomic.Int64           // time of the last call that was refused, by sinceStart
@@ -44,13 +45,16 @@ type link struct {
 	queue   []*call
 	crew    map[*worker]struct{} // of this period
 	orphans int                  // workers of earlier periods
+	backAt  time.Time            // end of the last outage
+	pause   time.Duration        // before the first probe of the next
 }
 
 // outage is a time in which Redis is not asked.
 type outage struct {
 	err     error
-	key     string // of the call that failed
+	failed  *call
 	since   time.Time
+	pause   time.Duration // before its first probe
 	probing atomic.Bool
 }
 
@@ -59,7 +63,7 @@ type call struct {
 	script *script
 	args   []any // of EVALSHA
 	at     time.Time
-	late   func(answer any) // is called with an answer for which the caller no longer waits; nil: nothing
+	late   func(c *call, answer any) // is called with an answer for which the caller no longer waits; nil: nothing
 
 	state  atomic.Int32
 	done   chan struct{} // is closed when state is callDone
@@ -135,7 +139,7 @@ func (l *link) send(c *call) error {
 }
 
 // fail ends the period in which Redis answered, unless w is of an earlier one.
-func (l *link) fail(w *worker, key string, err error) {
+func (l *link) fail(w *worker, failed *call, err error) {
 	l.mu.Lock()
 	if _, ok := l.crew[w]; !ok {
 		l.mu.Unlock()
@@ -148,14 +152,28 @@ func (l *link) fail(w *worker, key string, err error) {
 	l.orphans += len(l.crew)
 	clear(l.crew)
 	l.queue = nil
-	o := &outage{err: err, key: key, since: time.Now()}
+	o := &outage{err: err, failed: failed, since: time.Now(), pause: l.nextPause()}
+	o.probing.Store(true)
+	l.begins()
 	l.away.Store(o)
 	l.mu.Unlock()
 	for _, c := range waiting {
 		c.finish(nil, errAway)
 	}
-	l.changed(o, 0)
-	l.ask(o)
+	l.changed(o, false)
+	l.used.Store(sinceStart())
+	go l.probe(o)
+}
+
+// nextPause returns the pause before the first probe of an outage that begins now. It is longer after each outage that
+// follows soon on another, so that changes, and lines in the log, are few. The caller holds mu.
+func (l *link) nextPause() time.Duration {
+	if time.Since(l.backAt) > 10*time.Second {
+		l.pause = 0
+	} else {
+		l.pause = min(max(2*l.pause, probeEvery), 8*probeEvery)
+	}
+	return l.pause
 }
 
 // worker sends batches of calls.
@@ -201,12 +219,12 @@ func (w *worker) run(batch []*call) {
 		return
 	}
 	due := batch[0].at.Add(w.link.timeout)
-	watchdog := time.AfterFunc(time.Until(due), func() { w.link.fail(w, batch[0].key(), errTimeout) })
+	watchdog := time.AfterFunc(time.Until(due), func() { w.link.fail(w, batch[0], errTimeout) })
 	defer watchdog.Stop()
 	ctx, cancel := context.WithDeadline(context.Background(), due)
 	defer cancel()
 
-	cmds := w.link.exec(ctx, batch, false)
+	cmds := exec(ctx, w.link.client, batch, false)
 	var unknown []*call
 	for i, c := range batch {
 		if redis.HasErrorPrefix(cmds[i].Err(), "NOSCRIPT") {
@@ -216,7 +234,7 @@ func (w *worker) run(batch []*call) {
 		w.finish(c, cmds[i])
 	}
 	if len(unknown) > 0 {
-		for i, cmd := range w.link.exec(ctx, unknown, true) {
+		for i, cmd := range exec(ctx, w.link.client, unknown, true) {
 			w.finish(unknown[i], cmd)
 		}
 	}
@@ -228,18 +246,18 @@ func (w *worker) finish(c *call, cmd *redis.Cmd) {
 		_, err = c.script.parse(answer)
 	}
 	if err != nil {
-		w.link.fail(w, c.key(), err)
+		w.link.fail(w, c, err)
 		c.finish(nil, errAway)
 		return
 	}
 	if !c.finish(answer, nil) && c.late != nil {
-		c.late(answer)
+		c.late(c, answer)
 	}
 }
 
 // exec runs calls in one pipeline, with the source of the script or with its hash alone.
-func (l *link) exec(ctx context.Context, calls []*call, source bool) []*redis.Cmd {
-	pipe := l.client.Pipeline()
+func exec(ctx context.Context, client redis.UniversalClient, calls []*call, source bool) []*redis.Cmd {
+	pipe := client.Pipeline()
 	cmds := make([]*redis.Cmd, len(calls))
 	for i, c := range calls {
 		args := c.args

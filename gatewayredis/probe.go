@@ -13,7 +13,7 @@ const (
 )
 
 // probeScript writes, since a replica or a full memory refuse only that.
-const probeScript = `redis.call('SET', KEYS[1], redis.call('TIME')[1], 'PX', 1000) return 'ok'`
+var probeScript = makeScript(`redis.call('SET', KEYS[1], redis.call('TIME')[1], 'PX', 1000) return struct.pack('<d', 1)`, 1)
 
 // processStart is the origin of sinceStart.
 var processStart = time.Now()
@@ -32,13 +32,14 @@ func (l *link) ask(o *outage) {
 // probe asks Redis until it answers, or until nobody has wanted it for a time. It ends by itself, so a limiter needs no
 // Close; the next refused call starts it again.
 func (l *link) probe(o *outage) {
-	tick := time.NewTicker(probeEvery)
+	tick := time.NewTimer(o.pause)
 	defer tick.Stop()
 	for {
+		<-tick.C
 		if l.answers(o) && l.back(o) {
 			return
 		}
-		<-tick.C
+		tick.Reset(probeEvery)
 		if sinceStart()-l.used.Load() > int64(probeIdle) {
 			o.probing.Store(false)
 			return
@@ -58,9 +59,23 @@ func (l *link) answers(o *outage) bool {
 		}
 		client = c.WithTimeout(l.timeout)
 	}
-	// The key has the hash tag of the key that failed, so that in a Cluster the same node answers.
-	answer, err := client.Eval(ctx, probeScript, []string{o.key + ":probe"}).Result()
-	return err == nil && answer == "ok" && time.Since(start) <= 2*l.timeout
+	// The keys have the hash tag of the key that failed, so that in a Cluster the same node answers. The limiter's own
+	// script runs as well, with a debt of nothing.
+	failed := o.failed
+	calls := []*call{
+		newCall(probeScript, failed.key()+":probe"),
+		newCall(failed.script, failed.key(), "owe", "0", failed.args[6], failed.args[7]),
+	}
+	for i, cmd := range exec(ctx, client, calls, true) {
+		answer, err := cmd.Result()
+		if err == nil {
+			_, err = calls[i].script.parse(answer)
+		}
+		if err != nil {
+			return false
+		}
+	}
+	return time.Since(start) <= 2*l.timeout
 }
 
 // dials reports whether the server can be reached at all. It keeps failures to connect from the client's pool: after
@@ -86,7 +101,8 @@ func (l *link) back(o *outage) bool {
 		return false
 	}
 	l.away.Store(nil)
+	l.backAt = time.Now()
 	l.mu.Unlock()
-	l.changed(nil, time.Since(o.since))
+	l.changed(o, true)
 	return true
 }

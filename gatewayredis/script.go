@@ -46,6 +46,9 @@ func (s *script) parse(answer any) (f [5]float64, err error) {
 			return f, errNonsense
 		}
 	}
+	if s.fields > 2 && (f[1] < 1 || f[1] > maxUnits || f[2] < 0 || f[2] > maxUnits) { // the time, and the units taken
+		return f, errNonsense
+	}
 	return f, nil
 }
 

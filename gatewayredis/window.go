@@ -54,6 +54,17 @@ func (w *window) age(r reading, now int64) (reading, bool) {
 	return r, r.now < r.start+w.length
 }
 
+func (w *window) local(of gateways) *local {
+	l := &local{of: of, share: of.part(int(w.limit)), limit: int(w.limit)}
+	length := time.Duration(w.length) * time.Microsecond
+	if w.sliding {
+		l.MemoryLimiter = gateway.NewSlidingWindow(l.share, length, nil)
+	} else {
+		l.MemoryLimiter = gateway.NewFixedWindow(l.share, length, nil)
+	}
+	return l
+}
+
 func (w *window) decide(r reading, n int64, ok bool) gateway.Decision {
 	d := gateway.Decision{
 		OK: ok, Limit: int(w.limit), Window: time.Duration(w.length) * time.Microsecond, Ref: r.start,
