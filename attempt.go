@@ -113,6 +113,9 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 		out.Host = unixHost
 	}
 	res, err := u.send(out, body, &a.clock, call)
+	if err != nil {
+		u.direct.failed(a.url.Host, err)
+	}
 	if expired := a.clock.stop(); expired && err == nil {
 		// The headers arrived just as the time ran out. The body is canceled already.
 		res.Body.Close()
@@ -453,6 +456,7 @@ func (a *attempt) bodyEnd(err error) error {
 		}
 	default:
 		stalled := a.clock.stalled()
+		a.upstream.direct.failed(a.url.Host, err)
 		err = a.bodyError(err)
 		res := result{err: err, began: true, gone: leftEarly(a.client)}
 		// Only an abort replaces the success that was counted for the header. A timeout does not: a stream

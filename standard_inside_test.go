@@ -35,7 +35,7 @@ func NewTransportUnderTest(opts *TransportOptions) http.RoundTripper {
 // newStandardTransport is NewTransport with net/http's transport for HTTP/1.1, too.
 func newStandardTransport(opts *TransportOptions) http.RoundTripper {
 	own := NewTransport(opts).(*transport)
-	t := &standardTransport{h2c: own.h2c, http: standardHTTP(opts, own.h2c), upgrades: standardHTTP(opts, own.h2c)}
+	t := &standardTransport{h2c: own.h2c.loud, http: standardHTTP(opts, own.h2c.loud), upgrades: standardHTTP(opts, own.h2c.loud)}
 	t.http.Protocols.SetHTTP2(true)
 	t.upgrades.TLSClientConfig.NextProtos = []string{"http/1.1"}
 	return t

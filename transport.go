@@ -32,9 +32,11 @@ type TransportOptions struct {
 
 	// Ping is how long an HTTP/2 connection may receive nothing before a PING frame is sent. If no answer
 	// arrives within the same time, or within 15s if that is less, the connection is closed and its requests
-	// fail. Later requests use another connection. 0 means 15s, negative means no PING frames. gRPC servers
-	// may close a connection that sends PING frames more often than they permit while its streams are silent
-	// (KeepaliveEnforcementPolicy of grpc-go), so choose a value that they permit.
+	// fail. Later requests use another connection. 0 means 15s, negative means no PING frames.
+	//
+	// A gRPC server may close a connection that sends PING frames more often than it permits while its streams
+	// are silent (KeepaliveEnforcementPolicy of grpc-go: by default, every 5 minutes). Later connections to such
+	// a target send none. To keep its first silent stream from being cut, choose a value that it permits.
 	Ping time.Duration
 }
 
@@ -80,13 +82,16 @@ func NewTransport(opts *TransportOptions) http.RoundTripper {
 	t := &transport{
 		h1:       o.http1(dialer, "h2", "http/1.1"),
 		upgrades: o.http1(dialer, "http/1.1"),
-		h2:       o.http2(dialer),
-		h2c:      o.http2(dialer),
+		h2:       o.pinging(dialer),
+		h2c:      o.pinging(dialer),
 		idn:      o.http2(dialer),
 	}
-	t.h2.Protocols.SetHTTP2(true)
-	t.h2.DialTLSContext = t.dialHTTP2
-	t.h2c.Protocols.SetUnencryptedHTTP2(true)
+	for _, h2 := range [...]*http.Transport{t.h2.loud, t.h2.quiet} {
+		h2.Protocols.SetHTTP2(true)
+		h2.DialTLSContext = t.dialHTTP2
+	}
+	t.h2c.loud.Protocols.SetUnencryptedHTTP2(true)
+	t.h2c.quiet.Protocols.SetUnencryptedHTTP2(true)
 	t.idn.Protocols.SetHTTP1(true)
 	t.idn.Protocols.SetHTTP2(true)
 	t.idn.TLSClientConfig = o.TLS.Clone()
@@ -128,6 +133,16 @@ func dialPatiently(dialer *net.Dialer) func(ctx context.Context, network, addr s
 	}
 }
 
+// pinging is a transport of HTTP/2 with pings, and one without for targets that do not permit them.
+type pinging struct{ loud, quiet *http.Transport }
+
+// pinging returns transports for which the protocols are to be set.
+func (o *TransportOptions) pinging(dialer *net.Dialer) pinging {
+	silent := *o
+	silent.Ping = -1
+	return pinging{o.http2(dialer), silent.http2(dialer)}
+}
+
 // http2 returns a transport of net/http for which the protocols are to be set.
 func (o *TransportOptions) http2(dialer *net.Dialer) *http.Transport {
 	t := &http.Transport{
@@ -163,17 +178,49 @@ var defaultTransport = sync.OnceValue(func() http.RoundTripper { return NewTrans
 type transport struct {
 	h1       *h1.Transport
 	upgrades *h1.Transport // for https; offers HTTP/1.1 alone
-	h2, h2c  *http.Transport
+	h2, h2c  pinging
 	idn      *http.Transport // for hosts that are not ASCII, which only net/http can translate
 
-	known atomic.Pointer[map[string]bool] // targets that chose HTTP/1.1, as in the URL; the map is not changed
+	known    hostSet // targets that chose HTTP/1.1 last
+	pingless hostSet // targets that closed a connection because of its pings
 
-	mu    sync.Mutex             // guards spare, and the replacement of known
+	mu    sync.Mutex             // guards spare
 	spare map[string][]*tls.Conn // connections of HTTP/2 that h2 is about to take, by the address that it dials
 }
 
-// maxTargets bounds how many targets are remembered. Forgetting one costs a second look.
+// hostSet is a set of hosts, as in the targets' URLs. It is read without a lock and changes seldom. The zero value is
+// empty.
+type hostSet struct {
+	hosts atomic.Pointer[map[string]bool] // the map is not changed
+	mu    sync.Mutex                      // held while hosts is replaced
+}
+
+// maxTargets bounds how many hosts a hostSet remembers. Forgetting one costs a second look.
 const maxTargets = 10_000
+
+func (s *hostSet) has(host string) bool {
+	hosts := s.hosts.Load()
+	return hosts != nil && (*hosts)[host]
+}
+
+// put adds host, or removes it if in is false.
+func (s *hostSet) put(host string, in bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.has(host) == in {
+		return
+	}
+	hosts := make(map[string]bool)
+	if old := s.hosts.Load(); old != nil && len(*old) < maxTargets {
+		maps.Copy(hosts, *old)
+	}
+	if in {
+		hosts[host] = true
+	} else {
+		delete(hosts, host)
+	}
+	s.hosts.Store(&hosts)
+}
 
 // errHTTP1 is the error of a dial for HTTP/2 when the target chose HTTP/1.1.
 var errHTTP1 = errors.New("gateway: the target chose HTTP/1.1")
@@ -195,32 +242,22 @@ func (t *transport) speaksHTTP1(u *url.URL, upgrade bool) bool {
 	case "http":
 		return isASCII(u.Host)
 	}
-	return u.Scheme == "https" && (upgrade || t.choseHTTP1(u.Host)) && isASCII(u.Host)
+	return u.Scheme == "https" && (upgrade || t.known.has(u.Host)) && isASCII(u.Host)
 }
 
-// choseHTTP1 reports whether it is known that a target of scheme https chose HTTP/1.1 last.
-func (t *transport) choseHTTP1(host string) bool {
-	hosts := t.known.Load()
-	return hosts != nil && (*hosts)[host]
+// to returns the transport for host.
+func (p pinging) to(host string, pingless *hostSet) *http.Transport {
+	if pingless.has(host) {
+		return p.quiet
+	}
+	return p.loud
 }
 
-// recordHTTP1 records whether a target of scheme https has chosen HTTP/1.1.
-func (t *transport) recordHTTP1(host string, http1 bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.choseHTTP1(host) == http1 {
-		return
+// failed records what the error of a request to host shows about that target. t may be nil.
+func (t *transport) failed(host string, err error) {
+	if t != nil && neterror.TooManyPings(err) {
+		t.pingless.put(host, true)
 	}
-	hosts := make(map[string]bool)
-	if old := t.known.Load(); old != nil && len(*old) < maxTargets {
-		maps.Copy(hosts, *old)
-	}
-	if http1 {
-		hosts[host] = true
-	} else {
-		delete(hosts, host)
-	}
-	t.known.Store(&hosts)
 }
 
 // do makes a round trip.
@@ -228,7 +265,7 @@ func (t *transport) do(r *http.Request, call directCall) (*http.Response, error)
 	upgrade := len(r.Header["Upgrade"]) > 0
 	switch {
 	case r.URL.Scheme == "h2c":
-		return call.sendStandard(t.h2c, asHTTP(r, upgrade))
+		return call.sendStandard(t.h2c.to(r.URL.Host, &t.pingless), asHTTP(r, upgrade))
 	case r.URL.Scheme == schemeUnix:
 		return call.send(t.h1, r)
 	case !isASCII(r.URL.Host):
@@ -238,14 +275,14 @@ func (t *transport) do(r *http.Request, call directCall) (*http.Response, error)
 	case upgrade:
 		return call.send(t.upgrades, r)
 	}
-	if !t.choseHTTP1(r.URL.Host) {
+	if !t.known.has(r.URL.Host) {
 		out, body := keepBody(r)
-		res, err := call.sendStandard(t.h2, out)
+		res, err := call.sendStandard(t.h2.to(r.URL.Host, &t.pingless), out)
 		if !errors.Is(err, errHTTP1) {
 			body.release()
 			return res, err
 		}
-		t.recordHTTP1(r.URL.Host, true)
+		t.known.put(r.URL.Host, true)
 	}
 	res, err := call.send(t.h1, r)
 	var other *h1.OtherProtocol
@@ -312,7 +349,7 @@ func (t *transport) sendOn(other *h1.OtherProtocol, call directCall) (*http.Resp
 		}
 		return nil, other
 	}
-	t.recordHTTP1(r.URL.Host, false)
+	t.known.put(r.URL.Host, false)
 	port := r.URL.Port()
 	if port == "" {
 		port = "443"
@@ -329,7 +366,7 @@ func (t *transport) sendOn(other *h1.OtherProtocol, call directCall) (*http.Resp
 			other.Conn.Close()
 		}
 	}()
-	return call.sendStandard(t.h2, r)
+	return call.sendStandard(t.h2.to(r.URL.Host, &t.pingless), r)
 }
 
 // sendStandard makes a round trip by a transport of net/http.
@@ -458,7 +495,9 @@ func asHTTP(r *http.Request, dropUpgrade bool) *http.Request {
 func (t *transport) CloseIdleConnections() {
 	t.h1.CloseIdleConnections()
 	t.upgrades.CloseIdleConnections()
-	t.h2.CloseIdleConnections()
-	t.h2c.CloseIdleConnections()
+	for _, p := range [...]pinging{t.h2, t.h2c} {
+		p.loud.CloseIdleConnections()
+		p.quiet.CloseIdleConnections()
+	}
 	t.idn.CloseIdleConnections()
 }

@@ -1,10 +1,12 @@
 package gateway_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -153,5 +155,60 @@ func TestTransportPing(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestTransportTooManyPings: a gRPC server forbids pings while its streams are silent. It cuts the first silent stream,
+// which says nothing about the server. Later connections send no pings, and their streams stay.
+func TestTransportTooManyPings(t *testing.T) {
+	pings := make(chan bool, 10)
+	target := plainTarget(t, func(conn net.Conn, br *bufio.Reader) {
+		io.CopyN(io.Discard, br, int64(len("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")))
+		conn.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0}) // SETTINGS
+		for {
+			var frame [9]byte
+			if _, err := io.ReadFull(br, frame[:]); err != nil {
+				return
+			}
+			io.CopyN(io.Discard, br, int64(frame[1])<<8|int64(frame[2]))
+			switch kind := frame[3]; kind {
+			case 1: // HEADERS: answered with :status 200, and then nothing
+				conn.Write(append([]byte{0, 0, 1, 1, 4}, append(frame[5:9:9], 0x88)...))
+			case 6: // PING: GOAWAY with ENHANCE_YOUR_CALM
+				pings <- true
+				text := "too_many_pings"
+				conn.Write(append([]byte{0, 0, byte(8 + len(text)), 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 11}, text...))
+				return
+			}
+		}
+	})
+	const ping = 50 * time.Millisecond
+	circuit := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 1})
+	up := gateway.NewUpstream("u", gateway.MustTargets(strings.Replace(target, "http", "h2c", 1)), &gateway.UpstreamOptions{
+		Transport: newTransport(t, &gateway.TransportOptions{Ping: ping}),
+		Circuit:   circuit, Health: gateway.HealthOptions{Unhealthy: 1, MaxEjected: 1},
+	})
+	read := func(patience time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		res, err := up.RoundTrip(newRequest(t, "GET", "http://x/", nil).WithContext(ctx))
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		_, err = io.Copy(io.Discard, res.Body)
+		return err
+	}
+	if err := read(5 * time.Second); !errors.Is(err, gateway.ErrOverloaded) {
+		t.Errorf("the first stream: %v", err)
+	}
+	if err := read(6 * ping); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the second stream: %v", err)
+	}
+	if len(pings) != 1 {
+		t.Errorf("%d pings", len(pings))
+	}
+	if s := up.Status()[0]; !s.Healthy || circuit.State() != gateway.CircuitClosed {
+		t.Errorf("healthy %v, circuit %v", s.Healthy, circuit.State())
 	}
 }

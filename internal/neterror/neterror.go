@@ -57,6 +57,12 @@ func EnhanceYourCalm(err error) bool {
 		strings.HasPrefix(text, "stream error: ") && strings.Contains(text, "; ENHANCE_YOUR_CALM")
 }
 
+// TooManyPings reports whether an HTTP/2 target ended a connection because of its pings: GOAWAY with ENHANCE_YOUR_CALM
+// and the debug data "too_many_pings", as gRPC's servers send it (gRPC's proposal A8).
+func TooManyPings(err error) bool {
+	return EnhanceYourCalm(err) && strings.Contains(innermost(err), `debug="too_many_pings"`)
+}
+
 // innermost returns the text of the innermost error that err wraps, without the prefix "http2: ". An HTTP/2
 // connection of net/http wraps the error and puts its own name before it.
 func innermost(err error) string {
