@@ -27,6 +27,12 @@ type algorithm interface {
 	// local returns a limiter in memory with the share of one of several gateways.
 	local(of gateways) *local
 
+	// spent returns how many units of r's allowance are not there.
+	spent(r reading) int64
+
+	// leaseTime returns how long units may be spent that were taken at r.
+	leaseTime(r reading) time.Duration
+
 	// age returns r at a later time. Windows do not roll: ok is false when r's window is over.
 	age(r reading, now int64) (_ reading, ok bool)
 }
@@ -99,9 +105,13 @@ func (b *bucket) decide(r reading, n int64, ok bool) gateway.Decision {
 }
 
 func (b *bucket) spend(r reading, n int64) reading {
-	r.tokens -= float64(n)
+	r.tokens = min(b.burst, r.tokens-float64(n))
 	return r
 }
+
+func (b *bucket) spent(r reading) int64 { return int64(max(0, b.burst-r.tokens)) }
+
+func (b *bucket) leaseTime(reading) time.Duration { return leaseTime }
 
 func (b *bucket) age(r reading, now int64) (reading, bool) {
 	if now > r.now {

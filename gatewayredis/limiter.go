@@ -28,6 +28,19 @@ type Options struct {
 	// that is configured. When Redis has not answered in time, it counts as away, and further decisions do not wait.
 	Timeout time.Duration
 
+	// Lease is the number of units that this gateway takes from Redis at a time, to spend them without asking Redis
+	// again. 0 or 1 means no lease. It is not part of the key: gateways with different leases share one limit.
+	//
+	// A lease may be spent for a second, and that of a window until the window ends. What is left goes back to Redis with
+	// the next call for the key, or soon after any other call; if this gateway makes none, it lapses. Until then, other
+	// gateways have less, so choose a Lease that is small beside the limit divided by the number of gateways.
+	//
+	// In any interval, all gateways together let at most Lease units for each gateway pass more than without leases: those
+	// that were taken before it. In an aligned window, none. While Redis refuses a cost, it is refused here until its
+	// RetryAfter is over. Decision.Remaining and ResetAfter leave out what other gateways have taken since the last answer.
+	// Leases for up to 65,536 keys are kept, at about 250 bytes each; other keys are not leased.
+	Lease int
+
 	// Fallback decides while Redis cannot. Return and Owe are passed on to it if it is a gateway.Returner or a
 	// gateway.Debtor. Nil means a limiter in memory with this gateway's share of the limit.
 	Fallback gateway.Limiter
@@ -51,7 +64,9 @@ type Limiter struct {
 	prefix    string // of a key's name, up to its hash tag
 	limit     string // parameters of the script
 	rate      string
+	units     int64 // limit
 
+	leases   *leases // nil: none
 	link     *link
 	roster   *roster
 	fallback gateway.Limiter       // nil: local
@@ -81,6 +96,9 @@ func NewLeakyBucket(client redis.UniversalClient, perSecond float64, queue int, 
 		panic("gatewayredis: NewLeakyBucket: queue must not be negative")
 	}
 	b := newBucket("NewLeakyBucket", perSecond, min(queue, math.MaxInt-1)+1, true)
+	if opts != nil && opts.Lease > 1 {
+		panic("gatewayredis: NewLeakyBucket: Lease must be 0 or 1: a leased slot that is not used delays the others")
+	}
 	return newLimiter("NewLeakyBucket", client, b, opts, "leaky:"+float(b.rate)+":"+strconv.Itoa(queue))
 }
 
@@ -107,6 +125,8 @@ func newLimiter(caller string, client redis.UniversalClient, a algorithm, opts *
 	switch {
 	case client == nil:
 		panic("gatewayredis: " + caller + ": nil client")
+	case o.Lease < 0:
+		panic("gatewayredis: " + caller + ": Lease must not be negative")
 	case o.Timeout < 0:
 		panic("gatewayredis: " + caller + ": Timeout must not be negative")
 	}
@@ -118,6 +138,10 @@ func newLimiter(caller string, client redis.UniversalClient, a algorithm, opts *
 	}
 	l := &Limiter{algorithm: a, script: a.script(), name: name, prefix: o.Prefix + name + ":", fallback: o.Fallback}
 	l.limit, l.rate = a.parameters()
+	l.units, _ = strconv.ParseInt(l.limit, 10, 64)
+	if o.Lease > 1 {
+		l.leases = newLeases(l, o.Lease)
+	}
 	l.report = newReporter(name, &o)
 	l.link = &link{client: client, timeout: o.Timeout, begins: l.begins}
 	l.link.changed = func(o *outage, back bool) { l.report.change(o, l.roster.known(), back) }
@@ -160,19 +184,44 @@ func (l *Limiter) Take(ctx context.Context, key string, n int) (gateway.Decision
 		return gateway.Decision{}, err
 	}
 	units := int64(max(n, 1))
-	c := newCall(l.script, l.key(key), "take", formatUnits(units), l.limit, l.rate)
-	c.late = l.undo
-	answer, err := l.do(ctx, c)
+	if l.leases != nil {
+		return l.leases.take(ctx, key, units)
+	}
+	return l.ask(ctx, key, units)
+}
+
+// ask asks Redis for n units.
+func (l *Limiter) ask(ctx context.Context, key string, n int64) (gateway.Decision, error) {
+	answer, err := l.do(ctx, l.takeCall(l.key(key), n, n, 0, 0))
 	if err != nil {
-		if left := ctx.Err(); left != nil {
-			return gateway.Decision{}, left
-		}
-		return l.fall(ctx, key, int(units))
+		return l.withoutRedis(ctx, key, n)
 	}
 	r, taken := l.read(answer)
-	d := l.algorithm.decide(r, units, taken > 0)
+	d := l.algorithm.decide(r, n, taken > 0)
 	d.Ref = refOfRedis(d.Ref)
 	return d, nil
+}
+
+// takeCall returns a call that takes n units, and up to most if there are more. Before, it gives back units of a lease,
+// which were taken in the window that began at start.
+func (l *Limiter) takeCall(key string, n, most, back, start int64) *call {
+	c := newCall(l.script, key, "take", formatUnits(n), l.limit, l.rate)
+	if most > n || back > 0 {
+		c.args = append(c.args, formatUnits(most), formatUnits(back), strconv.FormatInt(start, 10))
+	}
+	c.late = l.undo
+	return c
+}
+
+// withoutRedis decides after a call to Redis has failed.
+func (l *Limiter) withoutRedis(ctx context.Context, key string, n int64) (gateway.Decision, error) {
+	if left := ctx.Err(); left != nil {
+		return gateway.Decision{}, left
+	}
+	l.report.fallback()
+	d, err := l.other().Take(ctx, key, int(n))
+	d.Ref = refOfFallback(d.Ref)
+	return d, err
 }
 
 // do runs a call to Redis.
@@ -202,14 +251,6 @@ func (l *Limiter) give(key string, n, ref int64) *call {
 	return newCall(l.script, key, "give", formatUnits(n), l.limit, l.rate, strconv.FormatInt(ref, 10))
 }
 
-// fall decides without Redis.
-func (l *Limiter) fall(ctx context.Context, key string, n int) (gateway.Decision, error) {
-	l.report.fallback()
-	d, err := l.other().Take(ctx, key, n)
-	d.Ref = refOfFallback(d.Ref)
-	return d, err
-}
-
 // other returns the limiter that decides without Redis.
 func (l *Limiter) other() gateway.Limiter {
 	if l.fallback != nil {
@@ -232,6 +273,9 @@ func (l *Limiter) Return(ctx context.Context, key string, n int, d gateway.Decis
 	n = max(n, 1)
 	ref, redis := splitRef(d.Ref)
 	if redis {
+		if l.leases != nil && l.leases.give(key, int64(n), ref) {
+			return nil
+		}
 		_, err := l.do(ctx, l.give(l.key(key), int64(n), ref))
 		return err
 	}
@@ -247,6 +291,11 @@ func (l *Limiter) Return(ctx context.Context, key string, n int, d gateway.Decis
 func (l *Limiter) Owe(ctx context.Context, key string, n int) error {
 	if n < 1 {
 		return nil
+	}
+	if l.leases != nil {
+		if n = int(l.leases.owe(key, int64(n))); n == 0 {
+			return nil
+		}
 	}
 	c := newCall(l.script, l.key(key), "owe", formatUnits(int64(n)), l.limit, l.rate)
 	_, err := l.do(ctx, c)

@@ -78,7 +78,7 @@ const (
 )
 
 func newCall(s *script, key string, args ...any) *call {
-	c := &call{script: s, args: make([]any, 0, 4+len(args)), done: make(chan struct{})}
+	c := &call{script: s, args: make([]any, 0, 8), done: make(chan struct{})}
 	c.args = append(append(c.args, "evalsha", s.sha, "1", key), args...)
 	return c
 }

@@ -45,8 +45,14 @@ func (w *window) reading(f [5]float64) reading {
 }
 
 func (w *window) spend(r reading, n int64) reading {
-	r.used += n
+	r.used = max(0, r.used+n)
 	return r
+}
+
+func (w *window) spent(r reading) int64 { return r.used }
+
+func (w *window) leaseTime(r reading) time.Duration {
+	return min(leaseTime, time.Duration(r.start+w.length-r.now)*time.Microsecond)
 }
 
 func (w *window) age(r reading, now int64) (reading, bool) {
