@@ -288,3 +288,30 @@ func TestBlameSlowProbe(t *testing.T) {
 		})
 	}
 }
+
+// TestBlameCutWhileStalled: a target that breaks off its response while its client has still to send is not to blame. It
+// is where the client has sent everything.
+func TestBlameCutWhileStalled(t *testing.T) {
+	target := plainTarget(t, func(conn net.Conn, br *bufio.Reader) {
+		if _, err := http.ReadRequest(br); err == nil {
+			io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nab")
+			<-time.After(100 * time.Millisecond)
+		}
+	})
+	for body, want := range map[string]gateway.CircuitState{"a": gateway.CircuitClosed, "ab": gateway.CircuitOpen} {
+		c := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 1})
+		up := gateway.NewUpstream("u", gateway.MustTargets(target), &gateway.UpstreamOptions{Circuit: c})
+		front := serveProtocol(t, http1, gateway.Proxy(up, nil))
+		conn := raw(t, front, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"+body)
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(res.Body); string(got) != "ab" || err == nil {
+			t.Errorf("%q sent: read %q, %v", body, got, err)
+		}
+		if c.State() != want {
+			t.Errorf("%q sent: the circuit is %v", body, c.State())
+		}
+	}
+}

@@ -514,3 +514,71 @@ func TestPostWithoutWaste(t *testing.T) {
 		}
 	}
 }
+
+// TestBodyTimeoutOfAStream: a body without a length may pause once its answer has begun.
+func TestBodyTimeoutOfAStream(t *testing.T) {
+	const limit = 100 * time.Millisecond
+	backend := serveProtocol(t, h2c, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.(http.Flusher).Flush()
+		io.Copy(w, r.Body)
+	}))
+	up := gateway.NewUpstream("u", gateway.MustTargets("h2c://"+backend.Listener.Addr().String()), nil)
+	front := serveProtocol(t, http2, gateway.Proxy(up, &gateway.ProxyOptions{BodyTimeout: limit}))
+	body, w := io.Pipe()
+	res, err := front.Client().Do(newRequest(t, "POST", front.URL, body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	<-time.After(3 * limit)
+	io.WriteString(w, "late")
+	w.Close()
+	if got, err := io.ReadAll(res.Body); string(got) != "late" || err != nil {
+		t.Errorf("echoed %q, %v", got, err)
+	}
+}
+
+// TestCanceledUpload: when other code cancels the request's context, an upload that stalls ends.
+func TestCanceledUpload(t *testing.T) {
+	backend := serveProtocol(t, http1, http.HandlerFunc(readAll))
+	returned := make(chan bool)
+	h := gateway.Proxy(gateway.NewUpstream("u", gateway.MustTargets(backend.URL), nil), nil)
+	front := serveProtocol(t, http1, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer close(returned)
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		time.AfterFunc(50*time.Millisecond, cancel)
+		h.ServeHTTP(w, r.WithContext(ctx))
+	}))
+	raw(t, front, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\na")
+	select {
+	case <-returned:
+	case <-time.After(5 * time.Second):
+		t.Error("the handler waits for the client")
+	}
+}
+
+// deadlines is a writer that counts the read deadlines that are set.
+type deadlines struct {
+	*httptest.ResponseRecorder
+	set int
+}
+
+func (d *deadlines) SetReadDeadline(time.Time) error { d.set++; return nil }
+
+// TestRefusalKeepsTheServersDeadline: before a refusal, the time for the rest of the body is bounded, unless the server has
+// a ReadTimeout: that is never extended.
+func TestRefusalKeepsTheServersDeadline(t *testing.T) {
+	for limit, want := range map[time.Duration]int{0: 1, time.Second: 0} {
+		w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+		ctx := context.WithValue(t.Context(), http.ServerContextKey, &http.Server{ReadTimeout: limit})
+		r := httptest.NewRequestWithContext(ctx, "POST", "/", strings.NewReader("abc"))
+		gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
+			io.CopyN(io.Discard, r.Body, 1)
+			return nil, io.ErrUnexpectedEOF
+		}), nil).ServeHTTP(w, r)
+		if w.Code != 502 || w.set != want {
+			t.Errorf("ReadTimeout %v: status %d, %d deadlines", limit, w.Code, w.set)
+		}
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	"strings"
 	"syscall"
 	"testing"
@@ -265,5 +266,55 @@ func TestGateTargetsLimit(t *testing.T) {
 				t.Errorf("the circuit is %v", circuit.State())
 			}
 		})
+	}
+}
+
+// TestProxyRefusesFirst: what no transport could send is refused before any RoundTripper is asked, whoever has set it.
+func TestProxyRefusesFirst(t *testing.T) {
+	for _, tt := range []struct {
+		name, method string
+		header       http.Header
+		rewritten    http.Header
+	}{
+		{"method", "GE T", nil, nil},
+		{"name of a field", "GET", http.Header{"A B": {"x"}}, nil},
+		{"value of a field", "GET", http.Header{"A": {"x\r\ny: z"}}, nil},
+		{"name of a field that Rewrite sets", "GET", nil, http.Header{"A B": {"x"}}},
+		{"value of a field that Rewrite sets", "GET", nil, http.Header{"A": {"x\n"}}},
+	} {
+		asked := false
+		rec := httptest.NewRecorder()
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Method = tt.method
+		maps.Copy(r.Header, tt.header)
+		var o gateway.ProxyOptions
+		if tt.rewritten != nil {
+			o.Rewrite = func(pr *httputil.ProxyRequest) { maps.Copy(pr.Out.Header, tt.rewritten) }
+		}
+		gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
+			asked = true
+			return answered(r, 200, http.NoBody), nil
+		}), &o).ServeHTTP(rec, r)
+		if asked || rec.Code != 400 {
+			t.Errorf("%s: status %d, asked %v", tt.name, rec.Code, asked)
+		}
+	}
+}
+
+// TestProxyDropsMalformedTrailers: the server of net/http lets a name through that is no token.
+func TestProxyDropsMalformedTrailers(t *testing.T) {
+	got := make(chan http.Header, 1)
+	backend := serveProtocol(t, http1, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		got <- r.Trailer
+	}))
+	front := serveProtocol(t, http1, gateway.Proxy(gateway.NewUpstream("u", gateway.MustTargets(backend.URL), nil), nil))
+	conn := raw(t, front, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTrailer: a b, C\r\n\r\n1\r\na\r\n0\r\nC: d\r\n\r\n")
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil || res.StatusCode != 200 {
+		t.Fatal(res, err)
+	}
+	if trailer := fmt.Sprint(<-got); trailer != "map[C:[d]]" {
+		t.Errorf("trailers %s", trailer)
 	}
 }
