@@ -1,17 +1,15 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"maps"
 	"net/http"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel"
@@ -36,13 +34,15 @@ type Identity struct {
 // Authenticator authenticates the caller of a request. Authenticate returns its Identity, or one of these
 // errors:
 //
-//   - ErrNoCredentials when r has no credentials of the kind that the Authenticator checks,
+//   - ErrNoCredentials when r has no credentials of the kind that the Authenticator checks. An error that
+//     wraps both ErrNoCredentials and ErrUnauthenticated means that r has credentials of another kind: they
+//     are bad, unless an Authenticator that is asked next knows them,
 //   - an error that wraps ErrUnauthenticated when the credentials are bad,
 //   - an *Error with a status of its own when the Authenticator cannot decide, such as 503 while the key set
 //     or the introspection endpoint cannot be reached.
 //
-// A nil Identity without an error is treated as bad credentials. An Authenticator must be safe for concurrent
-// use.
+// A nil Identity without an error is treated as bad credentials. An Authenticator must be safe for
+// concurrent use.
 type Authenticator interface {
 	Authenticate(r *http.Request) (*Identity, error)
 }
@@ -55,14 +55,35 @@ func (f AuthenticatorFunc) Authenticate(r *http.Request) (*Identity, error) { re
 
 // AuthOptions configures Auth. With the zero value every request that is not authenticated is refused.
 type AuthOptions struct {
-	Optional   bool   // requests without credentials pass as anonymous; bad credentials are still refused
-	Realm      string // realm parameter of the challenge; "" omits it. Auth panics unless it is visible ASCII
-	ReportOnly bool   // log and count what would be refused, and refuse nothing
+	Optional         bool          // requests without credentials pass as anonymous; bad credentials are still refused
+	Realm            string        // realm parameter of the challenge; "" omits it. Auth panics unless it is visible ASCII
+	ResourceMetadata string        // URL of the protected resource metadata, for the challenge (RFC 9728 section 5.1); see ProtectedResource; "" omits it
+	Origins          []string      // whose pages may open WebSockets and send cookies, besides the request's own host; nil checks credentials in cookies alone
+	UpgradeGrace     time.Duration // how long an upgraded connection may outlive its credentials; 0 means 1m, negative no limit
+	ReportOnly       bool          // log and count what would be refused, and refuse nothing
 }
 
 // Auth calls the next handler when a authenticates the request. Otherwise it answers 401 with
 // WWW-Authenticate (RFC 6750 section 3). The challenge has error="invalid_token" if the request had
-// credentials that were bad. When a cannot decide, the answer has the status of its *Error.
+// credentials that were bad, and an error_description if it helps the client and reveals nothing: that the
+// token has expired, or what is wrong with a DPoP proof. When a cannot decide, the answer has the status of
+// its *Error.
+//
+// A browser sends cookies with requests that another site's page makes, and the page may open a WebSocket
+// with them: its handshake is a GET, which http.CrossOriginProtection lets pass. So a request whose
+// credentials came in a cookie gets 403 when its Origin is neither the host that it was sent to nor one of
+// Origins. Without an Origin it gets 403 when Sec-Fetch-Site says that it is from another site and the
+// method is not GET, HEAD or OPTIONS. Requests that no browser has sent have neither field, and pass. A JWT
+// knows whether its token came in a cookie. With any other Authenticator that is not of this package, the
+// handshake of a WebSocket counts as such if it has a Cookie and no Authorization.
+//
+// With Origins, even if it is empty, the same goes for every request with a Cookie and for the handshake of
+// every WebSocket, whatever the credentials, and also if there are none. An origin is written as
+// "https://app.example:8443". "*" stands for all origins.
+//
+// When an upgraded connection, such as a WebSocket, has outlived the Identity's Expiry by UpgradeGrace, it
+// is closed. Proxy sends both ends of a WebSocket a close frame first. A handler that takes the connection
+// over by Hijack finds it closed.
 //
 // Handlers inside Auth get the caller from IdentityFrom, or the subject from the request's field X-User-ID.
 // Some servers treat X_User_Id or x.user.id as the same field. So Auth first removes every field whose name
@@ -75,11 +96,11 @@ type AuthOptions struct {
 // either end.
 //
 // With ReportOnly, a request that would be refused passes as anonymous, or with the Identity that an outer
-// Auth found. It is reported in the remarks of Observe's log line, or, without an access log, as a warning to
-// slog.Default. The counter gateway.report_only in the global MeterProvider counts it, with the attribute
+// Auth found. It is reported in the remarks of Observe's log line, or, without an access log, as a warning
+// to slog.Default. The counter gateway.report_only in the global MeterProvider counts it, with the attribute
 // policy="auth".
 //
-// Auth panics when a is nil.
+// Auth panics when a is nil, and on a malformed origin.
 func Auth(a Authenticator, opts *AuthOptions) Middleware {
 	if a == nil {
 		panic("gateway: Auth: nil Authenticator")
@@ -88,30 +109,85 @@ func Auth(a Authenticator, opts *AuthOptions) Middleware {
 	if opts != nil {
 		o = *opts
 	}
-	c := newChallenges("Auth", o.Realm)
+	p := &authPolicy{
+		a:          a,
+		optional:   o.Optional,
+		challenges: newChallenges("Auth", &o, a),
+		origins:    newOriginRules("Auth", o.Origins),
+		grace:      cmp.Or(o.UpgradeGrace, time.Minute),
+	}
 	owned := newOwnedFields("Auth", nil)
 	var report *reporter
 	if o.ReportOnly {
 		report = newReporter("auth")
+		p.grace = -1
 	}
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			ex, rw, r := enter(w, r)
-			id, err := identify(a, r)
+			id, err := p.decide(ex, r)
 			switch {
 			case err == nil:
-			case o.Optional && errors.Is(err, ErrNoCredentials):
 			case report != nil:
 				report.add(ex, r, err)
+				id = nil
 			case leftEarly(r.Context()):
 				WriteError(rw, r, err) // not a refusal
 				return
 			default:
-				refuseUndecided(rw, r, c.refusal(err))
+				refuseUndecided(rw, r, p.challenges.refusal(err))
 				return
 			}
+			ex.authenticated(p, id)
 			next.ServeHTTP(rw, owned.authenticated(ex, r, id))
 		})
+	}
+}
+
+// authPolicy is what one Auth decides by.
+type authPolicy struct {
+	a          Authenticator
+	optional   bool
+	challenges *challenges
+	origins    originRules
+	grace      time.Duration // negative: no limit
+}
+
+// decide returns the caller of r, nil for an anonymous one that may pass, or the reason to refuse it.
+func (p *authPolicy) decide(ex *exchange, r *http.Request) (*Identity, error) {
+	browser := p.origins.concern(r)
+	if browser {
+		ex.forgetPlace()
+	}
+	id, err := identify(p.a, r)
+	if err != nil && (!p.optional || !isNoCredentials(err)) {
+		return nil, err
+	}
+	if browser {
+		if err := p.origins.check(ex, r, id != nil); err != nil {
+			return nil, err
+		}
+	}
+	return id, nil
+}
+
+// authorized is how the request was authenticated. Every record made from this one inherits it.
+type authorized struct {
+	challenges *challenges // of the innermost Auth, for the Requires inside it; nil without one
+	until      time.Time   // when an upgraded connection ends; zero for never
+}
+
+// authenticated records p's decision. Where Auths are nested, the first to expire ends an upgraded
+// connection.
+func (ex *exchange) authenticated(p *authPolicy, id *Identity) {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	ex.challenges = p.challenges
+	if id == nil || id.Expiry.IsZero() || p.grace < 0 {
+		return
+	}
+	if until := id.Expiry.Add(p.grace); ex.until.IsZero() || until.Before(ex.until) {
+		ex.until = until
 	}
 }
 
@@ -190,46 +266,6 @@ func (ex *exchange) userValue(subject string) []string {
 // userField is X-User-ID in canonical form, the key in an http.Header.
 const userField = "X-User-Id"
 
-// badCredentials is an error that wraps ErrUnauthenticated. Its text is the reason, for the log, and must not
-// contain anything that the caller sent.
-type badCredentials string
-
-func (e badCredentials) Error() string { return ErrUnauthenticated.Error() + ": " + string(e) }
-func (e badCredentials) Unwrap() error { return ErrUnauthenticated }
-
-// challenges holds the values of WWW-Authenticate that one Auth sends: without credentials, and with bad
-// ones.
-type challenges struct {
-	none, invalid http.Header
-}
-
-func newChallenges(who, realm string) challenges {
-	none, invalid := "Bearer", `Bearer error="invalid_token"`
-	if realm != "" {
-		if !httpfield.IsPrintable(realm) {
-			panic("gateway: " + who + ": realm must be visible ASCII")
-		}
-		quoted := "Bearer realm=" + httpfield.String(realm)
-		none, invalid = quoted, quoted+`, error="invalid_token"`
-	}
-	return challenges{http.Header{"Www-Authenticate": {none}}, http.Header{"Www-Authenticate": {invalid}}}
-}
-
-// refusal adds the challenge to an error that is answered with 401. An *Error that has another status, or a
-// challenge of its own, is returned unchanged.
-func (c challenges) refusal(err error) error {
-	var e *Error
-	switch {
-	case errors.As(err, &e) && (e.status() != http.StatusUnauthorized || e.Header.Get("WWW-Authenticate") != ""):
-		return err
-	case errors.Is(err, ErrNoCredentials):
-		return &Error{Status: http.StatusUnauthorized, Header: c.none, Err: err}
-	case errors.Is(err, ErrUnauthenticated), e != nil:
-		return &Error{Status: http.StatusUnauthorized, Header: c.invalid, Err: err}
-	}
-	return err
-}
-
 // reporter logs and counts what a policy with ReportOnly would have refused.
 type reporter struct {
 	policy  string
@@ -266,19 +302,41 @@ func (p *reporter) add(ex *exchange, r *http.Request, err error) {
 // ErrNoCredentials. That result stands, even if it is an error: bad credentials of one kind are not tried as
 // another kind. If every one returns ErrNoCredentials, so does FirstOf. FirstOf panics without
 // Authenticators, and on a nil one.
+//
+// JSON Web Tokens and opaque tokens can share the field Authorization: FirstOf(jwt, introspection). A JWT
+// passes on what is not shaped as a signed token, which has three parts and a JSON object in the first. An
+// Introspection takes every bearer token, so it is the last.
 func FirstOf(as ...Authenticator) Authenticator {
 	if len(as) == 0 || slices.Contains(as, nil) {
 		panic("gateway: FirstOf: nil Authenticator")
 	}
-	as = slices.Clone(as)
-	return AuthenticatorFunc(func(r *http.Request) (*Identity, error) {
-		for _, a := range as {
-			if id, err := a.Authenticate(r); !errors.Is(err, ErrNoCredentials) {
-				return id, err
-			}
+	return firstOf(slices.Clone(as))
+}
+
+type firstOf []Authenticator
+
+// Authenticate returns the first result that is not ErrNoCredentials. If there is none, an error that says
+// that there are credentials that nobody knows is returned rather than one that says that there are none.
+func (as firstOf) Authenticate(r *http.Request) (*Identity, error) {
+	last := ErrNoCredentials
+	for _, a := range as {
+		id, err := a.Authenticate(r)
+		if !errors.Is(err, ErrNoCredentials) {
+			return id, err
 		}
-		return nil, ErrNoCredentials
-	})
+		if !isNoCredentials(err) {
+			last = err
+		}
+	}
+	return nil, last
+}
+
+func (as firstOf) acceptsDPoP() (dpop, bearer bool) {
+	for _, a := range as {
+		d, b := acceptsDPoP(a)
+		dpop, bearer = dpop || d, bearer || b
+	}
+	return dpop, bearer
 }
 
 // maxAPIKey bounds the bytes that are hashed for a request.
@@ -311,6 +369,7 @@ func APIKeys(header string, lookup func(ctx context.Context, sha256 [32]byte) (*
 		case len(values[0]) > maxAPIKey:
 			return nil, badCredentials("API key too long")
 		}
+		notePlace(r, "")
 		id, err := lookup(r.Context(), sha256.Sum256([]byte(values[0])))
 		return lookupResult(r, id, err)
 	})
@@ -339,6 +398,7 @@ func ClientCert(identify func(cs *tls.ConnectionState) (*Identity, error)) Authe
 		case time.Now().After(r.TLS.VerifiedChains[0][0].NotAfter):
 			return nil, badCredentials("the certificate has expired")
 		}
+		notePlace(r, "")
 		id, err := identify(r.TLS)
 		return lookupResult(r, id, err)
 	})
@@ -375,54 +435,4 @@ func WithIdentity(ctx context.Context, id *Identity) context.Context {
 	v := exchangeFrom(ctx).variant(ctx)
 	v.identity = id
 	return v
-}
-
-// claimOf returns a claim of id. The claims that Identity has fields for come from there. It is nil for an
-// absent claim.
-func claimOf(id *Identity, claim string) any {
-	switch claim {
-	case "sub":
-		return id.Subject
-	case "iss":
-		return id.Issuer
-	case "aud":
-		return id.Audience
-	case "scope":
-		return id.Scopes
-	}
-	return id.Claims[claim]
-}
-
-// claimText formats a claim as a field value: a string as it is, a number as it was written in the token,
-// true or false, a list of strings joined by spaces. It returns false when the claim is absent, empty, an
-// object, or not a valid field value. It also returns false for a list with an element that is empty or
-// contains a space: joined, ["a b"] would equal ["a", "b"].
-func claimText(id *Identity, claim string) (string, bool) {
-	var text string
-	switch v := claimOf(id, claim).(type) {
-	case string:
-		text = v
-	case json.Number:
-		text = v.String()
-	case bool:
-		text = strconv.FormatBool(v)
-	case []string:
-		for _, s := range v {
-			if s == "" || strings.Contains(s, " ") {
-				return "", false
-			}
-		}
-		text = strings.Join(v, " ")
-	case []any:
-		list := make([]string, len(v))
-		for i, e := range v {
-			s, ok := e.(string)
-			if !ok || s == "" || strings.Contains(s, " ") {
-				return "", false
-			}
-			list[i] = s
-		}
-		text = strings.Join(list, " ")
-	}
-	return text, httpfield.IsValue(text)
 }

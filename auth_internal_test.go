@@ -45,13 +45,18 @@ func TestClaimText(t *testing.T) {
 		Subject: "u", Audience: []string{"a", "b"}, Scopes: []string{"read", "pay"},
 		Claims: map[string]any{
 			"sub": "other", "email": "a@b", "n": json.Number("12345678901234567890"), "yes": true, "no": false, "null": nil,
-			"roles": []any{"x", "y"}, "forged": []any{"x admin"}, "mixed": []any{"x", 1}, "none": []any{},
+			"roles": []any{"x", "y"}, "forged": []any{"x,admin"}, "mixed": []any{"x", 1}, "none": []any{},
+			"realm_access":               map[string]any{"roles": []any{"Domain Users", "b"}, "deep": map[string]any{"x.y": "z"}},
+			"https://acme.example/roles": []any{"r"}, "a.b": map[string]any{"c": "longest"}, "a": map[string]any{"b": map[string]any{"c": "shortest"}, "d": "d"},
 			"crlf": "a\r\nb", "blank": " a", "empty": "", "object": map[string]any{"a": "b"},
 		},
 	}
 	for claim, want := range map[string]string{
-		"sub": "u", "iss": "", "aud": "a b", "scope": "read pay", "email": "a@b", "n": "12345678901234567890",
-		"yes": "true", "no": "false", "null": "", "roles": "x y", "forged": "", "mixed": "", "none": "",
+		"sub": "u", "iss": "", "aud": "a,b", "scope": "read,pay",
+		"realm_access.roles": "Domain%20Users,b", "realm_access.deep.x.y": "z", "realm_access.deep.x": "", "realm_access": "", "realm_access.roles.0": "",
+		"https://acme.example/roles": "r", "a.b.c": "longest", "a.d": "d", "a.": "", ".a": "", "email.x": "", "nothing.at.all": "",
+		"email": "a@b", "n": "12345678901234567890",
+		"yes": "true", "no": "false", "null": "", "roles": "x,y", "forged": "x%2Cadmin", "mixed": "", "none": "",
 		"crlf": "", "blank": "", "empty": "", "object": "", "absent": "",
 	} {
 		if got, ok := claimText(id, claim); ok != (want != "") || ok && got != want {

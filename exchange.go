@@ -55,7 +55,8 @@ type exchange struct {
 
 // incoming is the request that the record belongs to. No other record inherits it.
 type incoming struct {
-	req *http.Request // this package's copy of the request
+	req   *http.Request   // this package's copy of the request
+	place credentialPlace // where the credentials were found, for Auth
 
 	// Values of fields, here to save an allocation each. They are set once and not changed after, since
 	// headers hold them.
@@ -67,6 +68,7 @@ type incoming struct {
 type origin struct {
 	hops
 	identity *Identity
+	authorized
 }
 
 // tracing is the trace that the request belongs to. Every record made from this one inherits it.
@@ -577,7 +579,8 @@ func flushes(w http.ResponseWriter) bool {
 	}
 }
 
-// Hijack takes over the connection. The final status is then 101: another protocol follows.
+// Hijack takes over the connection. The final status is then 101: another protocol follows. The connection
+// is closed when the client's credentials have expired (see AuthOptions.UpgradeGrace).
 func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if err == nil {
@@ -585,7 +588,11 @@ func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		now := time.Now()
 		w.ex.mu.Lock()
 		w.hijacked, w.switched = true, now
+		until := w.ex.until
 		w.ex.mu.Unlock()
+		if !until.IsZero() {
+			conn = newEndingConn(conn, until)
+		}
 	}
 	return conn, rw, err
 }

@@ -190,7 +190,7 @@ func TestIntrospectionBound(t *testing.T) {
 		"long":  {60 << 10, 1, 8}, // one in each of eight shards
 	} {
 		asked := 0
-		a := introspect(gateway.IntrospectionOptions{CacheSize: 64}, func(r *http.Request) (*http.Response, error) {
+		a := introspect(gateway.IntrospectionOptions{CacheSize: 64, CacheBytes: 8 * 80 << 10}, func(r *http.Request) (*http.Response, error) {
 			asked++
 			return answeredText(r, 200, `{"active":true,"sub":"u","pad":"`+strings.Repeat("p", tt.pad)+`"}`, nil), nil
 		})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -41,13 +42,42 @@ type KeySource interface {
 // errNoKey does not contain the kid: an attacker would choose what the log holds, and how much.
 const errNoKey = badCredentials("no such key")
 
-// keyFrom calls keys.Key and turns an error that is not a refusal into a 503.
-func keyFrom(ctx context.Context, keys KeySource, kid, alg string) (any, error) {
-	key, err := keys.Key(ctx, kid, alg)
-	if err == nil {
-		return key, nil
+// candidateSource is a KeySource in which a kid can have several keys. The list is not empty without an
+// error, and must not be modified.
+type candidateSource interface {
+	candidates(ctx context.Context, kid, alg string) ([]any, error)
+}
+
+// foundKeys are the keys that may have signed a token: one, or a list.
+type foundKeys struct {
+	one  any
+	list []any // nil: one
+}
+
+// has reports whether key is one of the keys.
+func (f foundKeys) has(key any) bool {
+	if f.list == nil {
+		return jose.SameKey(f.one, key)
 	}
-	return nil, lookupError(ctx, err)
+	for _, k := range f.list {
+		if jose.SameKey(k, key) {
+			return true
+		}
+	}
+	return false
+}
+
+// keysFrom asks keys, and turns an error that is not a refusal into a 503.
+func keysFrom(ctx context.Context, keys KeySource, kid, alg string) (found foundKeys, err error) {
+	if c, ok := keys.(candidateSource); ok {
+		found.list, err = c.candidates(ctx, kid, alg)
+	} else {
+		found.one, err = keys.Key(ctx, kid, alg)
+	}
+	if err != nil {
+		return foundKeys{}, lookupError(ctx, err)
+	}
+	return found, nil
 }
 
 // staticKeys is a KeySource whose keys never change.
@@ -117,12 +147,55 @@ func (s *staticKeys) serve(methods map[string]*jose.Algorithm) bool {
 	return false
 }
 
+// ParseJWKS returns a KeySource with the keys of a key set (RFC 7517 section 5), for keys that come from a
+// file or are part of the program. It selects keys as a JWKS does and skips those that a JWKS skips. The
+// error says that the set cannot be read, or that it has no usable key.
+func ParseJWKS(set []byte) (KeySource, error) {
+	keys, err := jose.ParseKeySet(set)
+	if err != nil {
+		return nil, fmt.Errorf("gateway: ParseJWKS: %w", err)
+	}
+	return parsedKeys{keys}, nil
+}
+
+// parsedKeys is a key set that never changes.
+type parsedKeys struct{ set *jose.KeySet }
+
+func (p parsedKeys) Key(ctx context.Context, kid, alg string) (any, error) {
+	return firstKey(p.candidates(ctx, kid, alg))
+}
+
+func (p parsedKeys) candidates(_ context.Context, kid, alg string) ([]any, error) {
+	if list := p.set.Find(kid, alg); len(list) > 0 {
+		return list, nil
+	}
+	return nil, errNoKey
+}
+
+// serve reports whether a key fits any of methods.
+func (p parsedKeys) serve(methods map[string]*jose.Algorithm) bool {
+	for alg := range methods {
+		if p.set.Serves(alg) {
+			return true
+		}
+	}
+	return false
+}
+
+func firstKey(list []any, err error) (any, error) {
+	if err != nil {
+		return nil, err
+	}
+	return list[0], nil
+}
+
 // JWKSOptions configures how a JWKS fetches its key set. A negative value is an error of NewJWKS.
 type JWKSOptions struct {
 	Client      *http.Client  // nil means one with a timeout of 5s
 	MaxAge      time.Duration // age up to which a set is used without a refresh; 0 means that of Cache-Control, at most 1h, or 15m without one
 	MinInterval time.Duration // least time between the starts of two refreshes; 0 means 10s
 	MaxBytes    int64         // limit of the response's body; 0 means 1 MiB
+	AllowHTTP   bool          // accept plain http beyond loopback, for a provider inside the same trusted network
 }
 
 // JWKS is a KeySource that fetches its keys from a URL (RFC 7517). It is safe for concurrent use.
@@ -132,8 +205,11 @@ type JWKSOptions struct {
 // however many requests need one. While a refresh fails, or returns a set that is empty or unreadable, the
 // last good set stays in use.
 //
-// A request whose key is in the set never waits. A refresh runs on one goroutine of its own, which a request
-// starts. It ends after Client's timeout, or after 5s if Client has none.
+// A request whose key is in the set does not wait, with one exception: when nobody has asked for so long
+// that the set is older than twice its MaxAge, the first requests wait for the refresh, so that a key that
+// was withdrawn meanwhile is not accepted. They use the last good set if that refresh fails, and nobody
+// waits again until one has succeeded. A refresh runs on one goroutine of its own, which a request starts.
+// It ends after Client's timeout, or after 5s if Client has none.
 //
 // A request with an unknown kid waits for a refresh that starts after the request arrived, so that a key can
 // be used as soon as it is published. If MinInterval does not permit that refresh within a second, the
@@ -142,8 +218,14 @@ type JWKSOptions struct {
 //
 // A JWKS skips keys that cannot be used: symmetric keys, keys published with their private half, keys for
 // other uses than signatures (use, key_ops), keys of an unknown type, curve or algorithm, and malformed and
-// weak keys. A key with alg is used for that algorithm only. A token without a kid is verified only if
-// exactly one key of the set fits its algorithm.
+// weak keys. Nothing that is wrong with one key affects the others: a member that occurs twice, deep
+// nesting, a lone surrogate. A member that is null is absent. A key with alg is used for that algorithm
+// only.
+//
+// When several keys have one kid, each that fits the algorithm is tried, up to four. A token whose kid is
+// not in the set, or that has none, is verified with the keys that have no kid, if no key with a kid fits
+// its algorithm. A token without a kid is otherwise verified only if exactly one key of the set fits its
+// algorithm.
 //
 // Redirects to another host or scheme are not followed. A refresh that fails is logged as a warning to
 // slog.Default. The counter gateway.jwks.refreshes in the global MeterProvider counts all refreshes, by
@@ -152,9 +234,12 @@ type JWKSOptions struct {
 // A JWKS keeps one set in memory, and a second one while a refresh parses it.
 type JWKS struct {
 	client      *fetch.Client
-	url         *url.URL
 	maxAge      time.Duration
 	minInterval time.Duration
+
+	// The URL. A refresh that finds it nil asks locate for it. Only refreshes use both, one at a time.
+	url    *url.URL
+	locate func(context.Context) (*url.URL, error)
 
 	set atomic.Pointer[fetchedKeys] // the last good set; nil before the first
 
@@ -167,25 +252,36 @@ type JWKS struct {
 	good, fail metric.MeasurementOption
 }
 
-// fetchedKeys is a key set with the time after which a request for one of its keys starts a refresh.
+// fetchedKeys is a key set with the times after which a request for one of its keys starts a refresh, and
+// waits for it.
 type fetchedKeys struct {
-	keys    *jose.KeySet
-	refresh time.Time
+	keys           *jose.KeySet
+	refresh, stale time.Time
 }
 
 // NewJWKS returns the key set at rawURL. The first call of Key fetches it. NewJWKS returns an error for a
-// negative option, and for a URL that is not https, unless its host is on loopback.
+// negative option, and for a URL that is not https, unless its host is on loopback or AllowHTTP is set.
 func NewJWKS(rawURL string, opts *JWKSOptions) (*JWKS, error) {
-	u, err := fetch.ParseURL(rawURL)
-	if err != nil {
-		return nil, fmt.Errorf("gateway: NewJWKS: %w", err)
-	}
 	var o JWKSOptions
 	if opts != nil {
 		o = *opts
 	}
+	u, err := fetch.ParseURL(rawURL, o.AllowHTTP)
+	if err != nil {
+		return nil, fmt.Errorf("gateway: NewJWKS: %w", err)
+	}
+	k, err := newJWKS(o)
+	if err != nil {
+		return nil, fmt.Errorf("gateway: NewJWKS: %w", err)
+	}
+	k.url = u
+	return k, nil
+}
+
+// newJWKS returns a JWKS that has no URL yet.
+func newJWKS(o JWKSOptions) (*JWKS, error) {
 	if o.MaxAge < 0 || o.MinInterval < 0 || o.MaxBytes < 0 {
-		return nil, errors.New("gateway: NewJWKS: negative option")
+		return nil, errors.New("negative option")
 	}
 	if o.MinInterval == 0 {
 		o.MinInterval = 10 * time.Second
@@ -195,7 +291,6 @@ func NewJWKS(rawURL string, opts *JWKSOptions) (*JWKS, error) {
 	}
 	k := &JWKS{
 		client:      fetch.NewClient(o.Client, o.MaxBytes),
-		url:         u,
 		maxAge:      o.MaxAge,
 		minInterval: o.MinInterval,
 		good:        metric.WithAttributeSet(attribute.NewSet(attribute.String("outcome", "ok"))),
@@ -209,20 +304,54 @@ func NewJWKS(rawURL string, opts *JWKSOptions) (*JWKS, error) {
 // maxKeyWait bounds how long a request with an unknown kid waits until MinInterval permits a refresh.
 const maxKeyWait = time.Second
 
-// Key returns the key for kid and alg. The error wraps ErrUnauthenticated when there is no such key. It is an
-// *Error with status 503 when the last good set does not contain the key and the last refresh failed. It is
-// ctx.Err() when ctx ends first.
+// Key returns the key for kid and alg, the first one if kid has several. The error wraps ErrUnauthenticated
+// when there is no such key. It is an *Error with status 503 when the last good set does not contain the key
+// and the last refresh failed. It is ctx.Err() when ctx ends first.
 func (k *JWKS) Key(ctx context.Context, kid, alg string) (any, error) {
+	return firstKey(k.candidates(ctx, kid, alg))
+}
+
+// candidates returns the keys that may have signed a token with this kid and alg. The errors are those of
+// Key.
+func (k *JWKS) candidates(ctx context.Context, kid, alg string) ([]any, error) {
 	now := time.Now()
-	if set := k.set.Load(); set != nil {
-		if key := set.keys.Find(kid, alg); key != nil {
+	set := k.set.Load()
+	if set != nil && now.After(set.stale) {
+		if err := k.awaitRefresh(ctx, now); err != nil {
+			return nil, err
+		}
+		set = k.set.Load()
+	}
+	if set != nil {
+		if list := set.keys.Find(kid, alg); list != nil {
 			if now.After(set.refresh) {
 				k.refresh(ctx, now)
 			}
-			return key, nil
+			return list, nil
 		}
 	}
 	return k.awaitKey(ctx, kid, alg, now)
+}
+
+// awaitRefresh waits for a refresh, unless the last one failed: then its result is not better than the last
+// good set. The error is ctx.Err() when ctx ends first.
+func (k *JWKS) awaitRefresh(ctx context.Context, now time.Time) error {
+	k.mu.Lock()
+	failed := k.err != nil
+	k.mu.Unlock()
+	if failed {
+		return nil
+	}
+	running, _, _ := k.refresh(ctx, now)
+	if running == nil {
+		return nil
+	}
+	select {
+	case <-running:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // awaitKey waits for a refresh that can contain a key that was published before the request arrived.
@@ -230,7 +359,7 @@ func (k *JWKS) Key(ctx context.Context, kid, alg string) (any, error) {
 // A refresh that began before the request may have read the set just before the key was published. So a
 // request that finds such a refresh running waits for its end and then, when the key is still missing, for
 // the next one.
-func (k *JWKS) awaitKey(ctx context.Context, kid, alg string, arrived time.Time) (any, error) {
+func (k *JWKS) awaitKey(ctx context.Context, kid, alg string, arrived time.Time) ([]any, error) {
 	for now := arrived; ; now = time.Now() {
 		running, began, wait := k.refresh(ctx, now)
 		stale := began.Before(arrived)
@@ -253,8 +382,8 @@ func (k *JWKS) awaitKey(ctx context.Context, kid, alg string, arrived time.Time)
 		}
 		missing := k.missing() // before the set is loaded, because the next refresh may replace both in between
 		if set := k.set.Load(); set != nil {
-			if key := set.keys.Find(kid, alg); key != nil {
-				return key, nil
+			if list := set.keys.Find(kid, alg); list != nil {
+				return list, nil
 			}
 		}
 		if running == nil || !stale {
@@ -308,7 +437,7 @@ func (k *JWKS) runRefresh(ctx context.Context, now time.Time, done chan struct{}
 	} else {
 		k.refreshes.Add(ctx, 1, k.fail)
 		slog.Default().LogAttrs(ctx, slog.LevelWarn, "gateway: key set not refreshed",
-			slog.String("url", k.url.Redacted()),
+			slog.String("url", k.location()),
 			slog.Bool("serving_last_good", k.set.Load() != nil),
 			slog.String("error", err.Error()))
 	}
@@ -318,8 +447,8 @@ func (k *JWKS) runRefresh(ctx context.Context, now time.Time, done chan struct{}
 	close(done)
 }
 
-// fetchSafely is fetch, with a panic of the client's transport as an error: on this goroutine, it would end
-// the process, and requests would wait for ever.
+// fetchSafely is fetch, with a panic as an error: on this goroutine, it would end the process, and requests
+// would wait for ever.
 func (k *JWKS) fetchSafely(ctx context.Context, now time.Time) (set *fetchedKeys, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -329,8 +458,23 @@ func (k *JWKS) fetchSafely(ctx context.Context, now time.Time) (set *fetchedKeys
 	return k.fetch(ctx, now)
 }
 
+// location returns the URL for the log.
+func (k *JWKS) location() string {
+	if k.url == nil {
+		return "not discovered yet"
+	}
+	return k.url.Redacted()
+}
+
 // fetch reads the set and calculates when it is to be refreshed: after three quarters of its age.
 func (k *JWKS) fetch(ctx context.Context, now time.Time) (*fetchedKeys, error) {
+	if k.url == nil {
+		u, err := k.locate(ctx)
+		if err != nil {
+			return nil, err
+		}
+		k.url = u
+	}
 	body, header, err := k.client.Get(ctx, k.url)
 	if err != nil {
 		return nil, err
@@ -343,7 +487,11 @@ func (k *JWKS) fetch(ctx context.Context, now time.Time) (*fetchedKeys, error) {
 	if age == 0 {
 		age = cacheAge(header)
 	}
-	return &fetchedKeys{keys, now.Add(max(age/4*3, k.minInterval))}, nil
+	return &fetchedKeys{
+		keys:    keys,
+		refresh: now.Add(max(age/4*3, k.minInterval)),
+		stale:   now.Add(2 * max(min(age, math.MaxInt64/2), min(k.minInterval, math.MaxInt64/2))),
+	}, nil
 }
 
 // cacheAge returns how long the response may be used (RFC 9111 section 5.2.2): at most an hour, and 15

@@ -1,35 +1,43 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"net/http"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+
 	"github.com/seed-96248d0c/gateway/internal/flightcache"
-	"github.com/seed-96248d0c/gateway/internal/httpfield"
 	"github.com/seed-96248d0c/gateway/internal/jose"
 	"github.com/seed-96248d0c/gateway/internal/rawjson"
 )
 
-// JWTOptions configures which tokens a JWT accepts. Issuer, Audience and Algorithms are required.
+// JWTOptions configures which tokens a JWT accepts. Issuer and Algorithms are required, and one of Audience,
+// Audiences and NoAudience.
 type JWTOptions struct {
-	Issuer, Audience string                     // what the token's iss must equal, and what its aud must contain; both are required
-	Algorithms       []string                   // accepted algorithms: RS, PS, ES or HS with 256, 384 or 512, or EdDSA; required
-	Type             string                     // what the token's typ must be, such as "at+jwt" (RFC 9068); "" accepts any
-	Leeway           time.Duration              // tolerance for the clocks of issuers, in exp, nbf and iat; 0 means none
-	Token            func(*http.Request) string // returns the request's token; nil means the bearer token in Authorization; see CookieToken, HeaderToken
-	CacheSize        int                        // number of verified tokens that are cached; 0 means 10,000, negative none
-	MaxBytes         int                        // limit of a token's length, checked first; 0 means 16 KiB
-	Revoked          func(*Identity) bool       // reports whether a valid token is revoked, on every request; must be safe for concurrent use; nil means never
+	// Whose tokens, and for whom.
+	Issuer, Audience string   // what the token's iss must equal, and what its aud must be or contain
+	Audiences        []string // instead of Audience: aud must be or contain any of these
+	NoAudience       bool     // the issuer's tokens have no aud: one that has it is meant for somebody else. Tell clients apart with RequireClaim
+	Algorithms       []string // accepted algorithms: RS, PS, ES or HS with 256, 384 or 512, or EdDSA; required
+	Type             string   // what the token's typ must be, such as "at+jwt" (RFC 9068); "" accepts any
+	IDTokens         bool     // accept OpenID Connect ID tokens, which are meant for the client that the user logged in to and not for an API
+	Subject          []string // claims that name the caller: the first that is not empty counts; nil means sub; add "client_id" for machine tokens without one
+
+	Leeway  time.Duration              // tolerance for the clocks of issuers, in exp, nbf and iat; 0 means 30s, negative none
+	DPoP    *DPoPOptions               // proofs of possession (RFC 9449); nil means that tokens that need one are refused
+	Token   func(*http.Request) string // returns the request's token; nil means the one in Authorization; see CookieToken, HeaderToken
+	Revoked func(*Identity) bool       // reports whether a valid token is revoked, on every request; must be safe for concurrent use; nil means never
+
+	CacheSize  int   // number of verified tokens that are cached; 0 means 10,000, negative none
+	CacheBytes int64 // memory that the cached tokens may take, with their decoded claims; 0 means 32 MiB
+	MaxBytes   int   // limit of a token's length, checked first; 0 means 16 KiB
 }
 
 // JWT authenticates bearer tokens (RFC 7519) by the rules of RFC 8725. It is safe for concurrent use.
@@ -39,39 +47,65 @@ type JWTOptions struct {
 //   - It is at most MaxBytes long.
 //   - It has three parts of base64url without padding, whose unused bits are zero.
 //   - Header and claims are JSON objects. No object has two members of the same name, since parsers differ on
-//     which one counts.
+//     which one counts. The claims have at most one value for each 8 bytes of MaxBytes, 2,048 by default. A
+//     claim that is null is absent.
 //   - The header's alg is one of Algorithms, and the key fits it: RSA of at least 2048 bits, the curve of
-//     ES256, ES384 or ES512, Ed25519, or a secret that is as long as the hash.
+//     ES256, ES384 or ES512, Ed25519, or a secret that is as long as the hash. The salt of a PS signature is
+//     as long as the hash.
 //   - The header has no crit.
 //   - The signature is valid.
-//   - The claim iss equals Issuer, and aud is or contains Audience.
+//   - The claim iss equals Issuer, and aud is or contains Audience or one of Audiences.
 //   - The claim exp is present and in the future. nbf and iat, where present, are not in the future. All
 //     three are numbers.
+//   - It is an access token. A refresh token or a logout token is refused, and without IDTokens an ID token,
+//     too. An ID token is known by the claims at_hash, c_hash or nonce, by Keycloak's typ "ID" and by
+//     token_use "id". nonce does not count in a token that its issuer calls an access token: by the header's
+//     typ "at+jwt", typ "Bearer" or token_use "access".
+//   - It is not bound to a key by the claim cnf (RFC 7800), or the sender of the request proves to have that
+//     key. A cnf that is not understood is refused.
+//
+// cnf with x5t#S256 is compared with the certificate that the client presented on the TLS connection (RFC
+// 8705 section 3). The server's TLSConfig must ask for it: set ClientAuth to tls.RequestClientCert or
+// stricter. When the request comes from a peer that TrustProxies trusts, the certificate is the one in its
+// field Client-Cert (RFC 9440). So that proxy must set or remove Client-Cert on every request, as RFC 9440
+// section 2.4 demands: if it lets a client's own field pass, whoever has a copy of a token and of the
+// certificate can use the token. cnf with jkt needs DPoP.
 //
 // The Identity's Scopes come from the claim scope, or from scp where there is no scope. Both may be a string
 // of scopes separated by spaces, or a list. The header's jwk, jku, x5c and x5u are never read.
 //
 // Verified tokens are cached. A cached token is not verified again until it expires or the KeySource returns
-// another key for it. Concurrent requests with the same token verify it once. The cache holds CacheSize
-// tokens, or fewer if they are longer than 2 KiB on average; then the least recently used are dropped. A
-// cached token needs about 1.2 KiB plus twice its length: 24 MB for 10,000 tokens of 700 bytes.
+// other keys for it. Concurrent requests with the same token verify it once. The cache holds CacheSize
+// tokens, or fewer if they and their claims take more than CacheBytes; then the least recently used are
+// dropped. A token of 350 bytes takes about 1.6 KB, one of 1.3 KB from Keycloak about 6 KB. One that takes
+// more than a 256th of CacheBytes, 128 KiB by default, is not cached.
 type JWT struct {
-	keys      KeySource
+	keys     KeySource
+	token    func(*http.Request) string
+	maxBytes int
+	rules    tokenRules
+	revoked  func(*Identity) bool
+	proofs   *proofs                      // nil: DPoP is not configured
+	cache    *flightcache.Cache[verified] // nil: none
+}
+
+// tokenRules are what header and claims of a token must say.
+type tokenRules struct {
+	issuer    string
+	audiences []string                   // nil: the token must have no aud
+	subject   []string                   // nil: sub
 	methods   map[string]*jose.Algorithm // the allowed ones, by name
 	typ       string                     // "" accepts any
-	token     func(*http.Request) string
-	maxBytes  int
-	issuer    string
-	audience  string
-	validator *jwt.Validator
-	revoked   func(*Identity) bool
+	idTokens  bool
 	leeway    time.Duration
-	cache     *flightcache.Cache[verified] // nil: none
+	maxValues int // in the claims
+	validator *jwt.Validator
 }
 
 // verified is a token whose signature and claims were valid.
 type verified struct {
-	id *Identity
+	id    *Identity
+	bound *binding // nil: the token is not bound to a key
 
 	// The key that verified it, and the arguments with which the KeySource returned that key.
 	key      any
@@ -83,73 +117,113 @@ type tokenEntry = flightcache.Entry[verified]
 
 const (
 	defaultTokenCache = 10_000
-	meanTokenBytes    = 2 << 10 // an entry that is longer takes the place of several
+	defaultCacheBytes = 32 << 20
+	defaultTokenBytes = 16 << 10
+	defaultLeeway     = 30 * time.Second
+
+	// cachedBytes is the memory that a cached token takes beside itself and its claims: the entry and its
+	// place in the map, the Identity and the header.
+	cachedBytes = 640
 )
 
-// newTokenCache returns a cache of at most size tokens, with meanTokenBytes for each on average. A size of 0
-// means the default. For a negative size it returns nil: no cache.
-func newTokenCache[V any](size int, load func(context.Context, string) (*flightcache.Entry[V], error)) *flightcache.Cache[V] {
+// newTokenCache returns a cache of at most size tokens and maxBytes bytes. For both, 0 means the default.
+// For a negative size it returns nil: no cache.
+func newTokenCache[V any](size int, maxBytes int64, load func(context.Context, string) (*flightcache.Entry[V], error)) *flightcache.Cache[V] {
 	if size < 0 {
 		return nil
 	}
 	if size == 0 {
 		size = defaultTokenCache
 	}
-	return flightcache.New(size, min(size, math.MaxInt/meanTokenBytes)*meanTokenBytes, load)
+	if maxBytes == 0 {
+		maxBytes = defaultCacheBytes
+	}
+	return flightcache.New(size, int(min(maxBytes, math.MaxInt)), load)
 }
 
-// NewJWT returns a JWT that verifies tokens with keys. It panics when keys is nil, when Issuer, Audience or
-// Algorithms is missing, on an unknown algorithm, such as "none", and on a negative Leeway or MaxBytes. It
-// also panics when keys come from StaticKey or StaticKeys and none of them fits any of Algorithms.
+// sizeOf returns the memory that id takes in a cache, of whose claims it is given.
+func sizeOf(id *Identity, claims int) int {
+	return cachedBytes + claims + 16*(len(id.Audience)+len(id.Scopes))
+}
+
+// NewJWT returns a JWT that verifies tokens with keys. It panics when keys is nil, when Issuer or Algorithms
+// is missing, unless exactly one of Audience, Audiences and NoAudience is set, on an unknown algorithm, such
+// as "none", on an empty string in a list, and on a negative MaxBytes, CacheBytes or option of DPoP. It also
+// panics when keys come from StaticKey, StaticKeys or ParseJWKS and none of them fits any of Algorithms.
 func NewJWT(keys KeySource, opts JWTOptions) *JWT {
 	if keys == nil {
 		panic("gateway: NewJWT: nil KeySource")
 	}
 	opts.check("NewJWT")
+	if opts.MaxBytes == 0 {
+		opts.MaxBytes = defaultTokenBytes
+	}
 	j := &JWT{
 		keys:     keys,
-		methods:  make(map[string]*jose.Algorithm, len(opts.Algorithms)),
-		typ:      opts.Type,
 		token:    opts.Token,
 		maxBytes: opts.MaxBytes,
-		issuer:   opts.Issuer,
-		audience: opts.Audience,
+		rules:    newTokenRules(&opts),
 		revoked:  opts.Revoked,
-		leeway:   opts.Leeway,
-		validator: jwt.NewValidator(
-			jwt.WithIssuer(opts.Issuer),
-			jwt.WithAudience(opts.Audience),
-			jwt.WithExpirationRequired(),
-			jwt.WithIssuedAt(),
-			jwt.WithLeeway(opts.Leeway),
-		),
 	}
-	for _, name := range opts.Algorithms {
-		j.methods[name] = jose.Lookup(name)
-	}
-	if s, ok := keys.(*staticKeys); ok && !s.serve(j.methods) {
+	j.proofs = newProofs("NewJWT", opts.DPoP, j.rules.leeway)
+	if s, ok := keys.(interface {
+		serve(map[string]*jose.Algorithm) bool
+	}); ok && !s.serve(j.rules.methods) {
 		panic("gateway: NewJWT: no key is of the kind that Algorithms require")
 	}
-	if j.maxBytes == 0 {
-		j.maxBytes = 16 << 10
-	}
-	j.cache = newTokenCache(opts.CacheSize, j.verify)
+	j.cache = newTokenCache(opts.CacheSize, opts.CacheBytes, j.verify)
 	return j
+}
+
+// newTokenRules returns the rules in opts, which check has passed.
+func newTokenRules(opts *JWTOptions) tokenRules {
+	r := tokenRules{
+		issuer:    opts.Issuer,
+		audiences: slices.Clone(opts.Audiences),
+		subject:   slices.Clone(opts.Subject),
+		methods:   make(map[string]*jose.Algorithm, len(opts.Algorithms)),
+		typ:       opts.Type,
+		idTokens:  opts.IDTokens,
+		leeway:    max(0, cmp.Or(opts.Leeway, defaultLeeway)),
+		maxValues: max(1024, opts.MaxBytes/8),
+	}
+	if opts.Audience != "" {
+		r.audiences = []string{opts.Audience}
+	}
+	for _, name := range opts.Algorithms {
+		r.methods[name] = jose.Lookup(name)
+	}
+	validation := []jwt.ParserOption{
+		jwt.WithIssuer(r.issuer), jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithLeeway(r.leeway),
+	}
+	if r.audiences != nil {
+		validation = append(validation, jwt.WithAudience(r.audiences...))
+	}
+	r.validator = jwt.NewValidator(validation...)
+	return r
 }
 
 // check panics on missing and invalid options. who is the constructor, for the message.
 func (o *JWTOptions) check(who string) {
+	audiences := 0
+	for _, set := range []bool{o.Audience != "", len(o.Audiences) > 0, o.NoAudience} {
+		if set {
+			audiences++
+		}
+	}
 	switch {
 	case o.Issuer == "":
 		panic("gateway: " + who + ": no Issuer")
-	case o.Audience == "":
+	case audiences == 0:
 		panic("gateway: " + who + ": no Audience")
+	case audiences > 1:
+		panic("gateway: " + who + ": more than one of Audience, Audiences and NoAudience")
 	case len(o.Algorithms) == 0:
 		panic("gateway: " + who + ": no Algorithms")
-	case o.Leeway < 0:
-		panic("gateway: " + who + ": negative Leeway")
-	case o.MaxBytes < 0:
-		panic("gateway: " + who + ": negative MaxBytes")
+	case slices.Contains(o.Audiences, "") || slices.Contains(o.Subject, ""):
+		panic("gateway: " + who + ": an empty string in Audiences or Subject")
+	case o.MaxBytes < 0 || o.CacheBytes < 0:
+		panic("gateway: " + who + ": negative MaxBytes or CacheBytes")
 	}
 	for _, name := range o.Algorithms {
 		if jose.Lookup(name) == nil {
@@ -158,31 +232,81 @@ func (o *JWTOptions) check(who string) {
 	}
 }
 
-// Authenticate verifies the token that JWTOptions.Token finds in r. It returns ErrNoCredentials if there is
-// none, and otherwise what Verify returns.
+// Authenticate verifies the token that JWTOptions.Token finds in r, and that the sender of r has the key
+// that the token is bound to, if any. It returns ErrNoCredentials if there is no token. If the token is not
+// shaped as a JWT, the error wraps both ErrUnauthenticated and ErrNoCredentials: FirstOf asks the next
+// Authenticator, which may know opaque tokens. It otherwise returns what Verify returns.
 func (j *JWT) Authenticate(r *http.Request) (*Identity, error) {
-	token, err := j.tokenOf(r)
+	c, err := j.find(r)
 	if err != nil {
 		return nil, err
 	}
-	return j.Verify(r.Context(), token)
+	return j.accept(r, c)
 }
 
-// tokenOf returns the token that r carries. It is never empty without an error.
-func (j *JWT) tokenOf(r *http.Request) (string, error) {
+// find returns the token that r carries. It is never empty without an error.
+func (j *JWT) find(r *http.Request) (credential, error) {
 	if j.token == nil {
-		return bearer(r.Header)
+		return authorization(r.Header, j.proofs != nil)
 	}
-	token := j.token(r)
-	if token == "" {
-		return "", ErrNoCredentials
+	switch token := j.token(r); token {
+	case "":
+		return credential{}, ErrNoCredentials
+	case ambiguous:
+		return credential{}, badCredentials("two tokens")
+	default:
+		return credential{token: token, placed: true}, nil
 	}
-	return token, nil
 }
 
-// Verify verifies a token and returns its Identity. The error wraps ErrUnauthenticated when the token is bad.
-// It is an *Error with status 503 when the key cannot be fetched, and ctx.Err() when ctx ends first.
+// accept returns the Identity for a token that was found in r.
+func (j *JWT) accept(r *http.Request, c credential) (*Identity, error) {
+	v, err := j.load(r.Context(), c.token)
+	if err != nil {
+		return nil, underScheme(c, err)
+	}
+	if v.bound != nil || c.dpop || j.proofs != nil {
+		if err := v.bound.prove(r, c, j.proofs); err != nil {
+			return nil, err
+		}
+	}
+	if c.placed {
+		notePlace(r, c.token)
+	}
+	return j.notRevoked(v.id)
+}
+
+func (j *JWT) notRevoked(id *Identity) (*Identity, error) {
+	if j.revoked != nil && j.revoked(id) {
+		return nil, badCredentials("the token is revoked")
+	}
+	return id, nil
+}
+
+func (j *JWT) acceptsDPoP() (dpop, bearer bool) {
+	return j.proofs != nil, j.proofs == nil || !j.proofs.required
+}
+
+// Verify verifies a token and returns its Identity. The error wraps ErrUnauthenticated when the token is
+// bad. It is an *Error with status 503 when the key cannot be fetched, and ctx.Err() when ctx ends first.
+//
+// A token that is bound to a key is bad for Verify, as is one that is not when DPoP.Required is set: only
+// Authenticate, which has the request, can see who sent it.
 func (j *JWT) Verify(ctx context.Context, token string) (*Identity, error) {
+	v, err := j.load(ctx, token)
+	switch {
+	case err != nil:
+		return nil, err
+	case v.bound != nil:
+		return nil, badCredentials("the token is bound to a key, and there is no request that could prove it")
+	case j.proofs != nil && j.proofs.required:
+		return nil, badCredentials("the token is not bound to a DPoP key")
+	}
+	return j.notRevoked(v.id)
+}
+
+// load returns a token that is valid but perhaps bound to a key, from the cache or verified now.
+func (j *JWT) load(ctx context.Context, token string) (*verified, error) {
 	if len(token) > j.maxBytes {
 		return nil, badCredentials("token too long")
 	}
@@ -200,25 +324,21 @@ func (j *JWT) Verify(ctx context.Context, token string) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	id := e.Value.id
-	if j.revoked != nil && j.revoked(id) {
-		return nil, badCredentials("the token is revoked")
-	}
-	return id, nil
+	return &e.Value, nil
 }
 
 // recheck asks the KeySource whether the key that verified a cached token is still valid. A token whose key
 // has been replaced is verified again.
 func (j *JWT) recheck(ctx context.Context, token string, e *tokenEntry) (*tokenEntry, error) {
 	v := &e.Value
-	key, err := keyFrom(ctx, j.keys, v.kid, v.alg)
+	keys, err := keysFrom(ctx, j.keys, v.kid, v.alg)
 	if err != nil {
 		if errors.Is(err, ErrUnauthenticated) {
 			j.cache.Forget(e)
 		}
 		return nil, err
 	}
-	if !jose.SameKey(key, v.key) {
+	if !keys.has(v.key) {
 		j.cache.Forget(e)
 		return j.verify(ctx, token)
 	}
@@ -230,338 +350,159 @@ func (j *JWT) recheck(ctx context.Context, token string, e *tokenEntry) (*tokenE
 func (j *JWT) verify(ctx context.Context, token string) (*tokenEntry, error) {
 	head, payload, sig, ok := jose.Split(token)
 	if !ok {
-		return nil, badCredentials("malformed token")
+		return nil, errNotJWS
 	}
-	alg, kid, err := j.readHeader(head)
+	header, err := j.rules.header(head)
 	if err != nil {
 		return nil, err
 	}
+	alg := header.Algorithm()
+	kid, _ := header.KeyID()
 	signature, err := jose.DecodeSegment(sig)
 	if err != nil {
 		return nil, badCredentials("malformed signature")
 	}
-	key, err := keyFrom(ctx, j.keys, kid, alg)
+	keys, err := keysFrom(ctx, j.keys, kid, alg)
 	if err != nil {
 		return nil, err
 	}
-	switch m := j.methods[alg]; {
-	case !m.Accepts(key):
-		return nil, badCredentials("the key is not of the kind that the algorithm requires")
-	case !m.Verify(token[:len(head)+1+len(payload)], signature, key):
-		return nil, badCredentials("wrong signature")
+	key, err := verifiedBy(keys, j.rules.methods[alg], token[:len(head)+1+len(payload)], signature)
+	if err != nil {
+		return nil, err
 	}
 
 	text, err := jose.DecodeSegment(payload)
 	if err != nil {
 		return nil, badCredentials("malformed claims")
 	}
-	object, err := rawjson.DecodeObject(text, len(text))
+	object, size, err := rawjson.DecodeSized(text, j.rules.maxValues)
 	if err != nil {
 		return nil, fmt.Errorf("%w: claims: %w", ErrUnauthenticated, err)
 	}
-	c := claims(object)
-	if err := j.validator.Validate(c); err != nil {
-		return nil, fmt.Errorf("%w: %w%s", ErrUnauthenticated, err, j.mismatch(c, err))
+	id, bound, err := j.rules.identity(header, claims(object))
+	if err != nil {
+		return nil, err
 	}
-	id := c.identity()
 	return &tokenEntry{
-		Value: verified{id: id, key: key, kid: kid, alg: alg},
-		Until: id.Expiry.Add(j.leeway),
+		Value: verified{id: id, bound: bound, key: key, kid: kid, alg: alg},
+		Size:  sizeOf(id, size),
+		Until: id.Expiry.Add(j.rules.leeway),
 	}, nil
 }
 
-// mismatch returns the values of the claim that err is about, and what was expected, for the log. It returns
-// "" for other errors.
-func (j *JWT) mismatch(c claims, err error) string {
-	switch {
-	case errors.Is(err, jwt.ErrTokenInvalidIssuer):
-		return fmt.Sprintf(": the token is from %q, expected is %q", c["iss"], j.issuer)
-	case errors.Is(err, jwt.ErrTokenInvalidAudience):
-		return fmt.Sprintf(": the token is for %q, expected is %q", c["aud"], j.audience)
+// verifiedBy returns the first of keys by which signature is one of input.
+func verifiedBy(keys foundKeys, alg *jose.Algorithm, input string, signature []byte) (any, error) {
+	list := keys.list
+	if list == nil {
+		list = []any{keys.one}
 	}
-	return ""
-}
-
-// readHeader checks the JOSE header (RFC 7515 section 4) and returns the members that the verification needs.
-func (j *JWT) readHeader(segment string) (alg, kid string, err error) {
-	header, err := jose.ParseHeader(segment)
-	switch {
-	case err == jose.ErrEncoding:
-		return "", "", badCredentials("malformed header")
-	case err != nil:
-		return "", "", fmt.Errorf("%w: header: %w", ErrUnauthenticated, err)
-	}
-	alg = header.Algorithm()
-	kid, ok := header.KeyID()
-	switch {
-	case j.methods[alg] == nil:
-		return "", "", badCredentials("the algorithm is not allowed")
-	case header.Critical():
-		return "", "", badCredentials("the header has crit")
-	case !ok:
-		return "", "", badCredentials("malformed kid")
-	case j.typ != "" && !header.HasType(j.typ):
-		return "", "", badCredentials("wrong typ")
-	}
-	return alg, kid, nil
-}
-
-// claims implements jwt.Claims for the validator. A claim that is present but has the wrong type is an error.
-type claims map[string]any
-
-var errClaimType = errors.New("claim of a wrong type")
-
-func (c claims) GetExpirationTime() (*jwt.NumericDate, error) { return c.date("exp") }
-func (c claims) GetIssuedAt() (*jwt.NumericDate, error)       { return c.date("iat") }
-func (c claims) GetNotBefore() (*jwt.NumericDate, error)      { return c.date("nbf") }
-func (c claims) GetIssuer() (string, error)                   { return c.text("iss") }
-func (c claims) GetSubject() (string, error)                  { return c.text("sub") }
-
-// GetAudience reads aud, which is a string or a list of strings (RFC 7519 section 4.1.3).
-func (c claims) GetAudience() (jwt.ClaimStrings, error) {
-	switch v := c["aud"].(type) {
-	case string:
-		return jwt.ClaimStrings{v}, nil
-	case []any:
-		list := make(jwt.ClaimStrings, len(v))
-		for i, e := range v {
-			var ok bool
-			if list[i], ok = e.(string); !ok {
-				return nil, errClaimType
-			}
-		}
-		return list, nil
-	}
-	return nil, errClaimType
-}
-
-// text returns a claim that is a string, "" when it is absent.
-func (c claims) text(name string) (string, error) {
-	v, there := c[name]
-	s, ok := v.(string)
-	if there && !ok {
-		return "", errClaimType
-	}
-	return s, nil
-}
-
-// date returns a claim that is a NumericDate (RFC 7519 section 2) in the years 1970 to 9999, nil when it is
-// absent.
-func (c claims) date(name string) (*jwt.NumericDate, error) {
-	v, there := c[name]
-	if !there {
-		return nil, nil
-	}
-	n, ok := v.(json.Number)
-	if !ok {
-		return nil, errClaimType
-	}
-	const year10000 = 253402300800
-	f, err := n.Float64()
-	if err != nil || f < 0 || f >= year10000 {
-		return nil, errClaimType
-	}
-	sec, frac := math.Modf(f)
-	return &jwt.NumericDate{Time: time.Unix(int64(sec), int64(frac*1e9))}, nil
-}
-
-// Validate checks what the validator does not check itself. The validator calls it last.
-func (c claims) Validate() error {
-	_, err := c.text("sub")
-	return err
-}
-
-// identity returns the Identity that valid claims describe.
-func (c claims) identity() *Identity {
-	id := &Identity{Claims: c}
-	id.Subject, _ = c.text("sub")
-	id.Issuer, _ = c.text("iss")
-	aud, _ := c.GetAudience()
-	id.Audience = []string(aud)
-	if exp, _ := c.date("exp"); exp != nil {
-		id.Expiry = exp.Time
-	}
-	if id.Scopes = scopesOf(c["scope"]); id.Scopes == nil {
-		id.Scopes = scopesOf(c["scp"])
-	}
-	return id
-}
-
-// scopesOf reads scopes from a string with spaces between them (RFC 8693 section 4.2), or from a list, which
-// some issuers send. It skips what is not a scope.
-func scopesOf(v any) []string {
-	var list []string
-	switch v := v.(type) {
-	case string:
-		for s := range strings.SplitSeq(v, " ") {
-			if isScope(s) {
-				list = append(list, s)
-			}
-		}
-	case []any:
-		for _, e := range v {
-			if s, ok := e.(string); ok && isScope(s) {
-				list = append(list, s)
-			}
-		}
-	}
-	return list
-}
-
-// Issuers returns an Authenticator for several issuers. The token's claim iss selects the JWT that verifies
-// it. iss is not verified when it is read, but the selected JWT then verifies the whole token with its own
-// keys, audience and algorithms. A token of any other issuer is refused. A token is accepted only in the
-// place where its own issuer's JWTOptions.Token finds it.
-//
-// Users of two issuers may have the same Subject. Only subject and issuer together identify a user.
-// KeyBySubject uses both, and handlers of this process find both in the Identity. X-User-ID alone is
-// ambiguous, so send the issuer to backends as well, with ProxyOptions.Identity and
-// AggregateOptions.Identity:
-//
-//	Identity: map[string]string{"X-User-ID": "sub", "X-User-Issuer": "iss"}
-//
-// Issuers panics without issuers, on a nil JWT, and on a JWT whose JWTOptions.Issuer differs from its key in
-// the map.
-func Issuers(byIssuer map[string]*JWT) Authenticator {
-	if len(byIssuer) == 0 {
-		panic("gateway: Issuers: no issuers")
-	}
-	m := &issuers{byIssuer: maps.Clone(byIssuer)}
-	for _, issuer := range slices.Sorted(maps.Keys(byIssuer)) {
-		j := byIssuer[issuer]
-		if j == nil || j.issuer != issuer {
-			panic("gateway: Issuers: the JWT under " + strconv.Quote(issuer) + " belongs to another issuer")
-		}
-		m.list = append(m.list, j)
-		m.maxBytes = max(m.maxBytes, j.maxBytes)
-	}
-	return m
-}
-
-type issuers struct {
-	byIssuer map[string]*JWT
-	list     []*JWT // sorted by issuer, so that the order is always the same
-	maxBytes int    // the largest of all
-}
-
-// Authenticate looks for a token in each place where an issuer has its tokens. It verifies the first one that
-// it finds.
-func (m *issuers) Authenticate(r *http.Request) (*Identity, error) {
-	for _, finder := range m.list {
-		token, err := finder.tokenOf(r)
-		if errors.Is(err, ErrNoCredentials) {
+	fits := false
+	for _, key := range list {
+		if !alg.Accepts(key) {
 			continue
 		}
-		if err != nil {
-			return nil, err
+		fits = true
+		if alg.Verify(input, signature, key) {
+			return key, nil
 		}
-		j := m.byIssuer[m.issuerOf(token)]
-		if j == nil {
-			return nil, badCredentials(fmt.Sprintf("unknown issuer %q", m.issuerOf(token)))
-		}
-		if j != finder {
-			// The token was found where finder has its tokens. Its own issuer must have them there, too: a
-			// token that an issuer sends in a cookie is not accepted as a bearer token.
-			if own, err := j.tokenOf(r); err != nil || own != token {
-				return nil, badCredentials("the token is not where its issuer's tokens are sent")
-			}
-		}
-		return j.Verify(r.Context(), token)
 	}
-	return nil, ErrNoCredentials
+	if !fits {
+		return nil, badCredentials("the key is not of the kind that the algorithm requires")
+	}
+	return nil, badCredentials("wrong signature")
 }
 
-// issuerOf returns the claim iss of a token that nobody has verified, "" when it has none or is malformed.
-func (m *issuers) issuerOf(token string) string {
-	if len(token) > m.maxBytes {
-		return ""
+// header decodes and checks the JOSE header (RFC 7515 section 4).
+func (t *tokenRules) header(segment string) (jose.Header, error) {
+	header, err := jose.ParseHeader(segment)
+	switch {
+	case err == jose.ErrEncoding || errors.Is(err, rawjson.ErrNotObject):
+		return nil, errNotJWS
+	case err != nil:
+		return nil, fmt.Errorf("%w: header: %w", ErrUnauthenticated, err)
 	}
-	_, payload, _, ok := jose.Split(token)
-	if !ok {
-		return ""
+	_, ok := header.KeyID()
+	switch {
+	case t.methods[header.Algorithm()] == nil:
+		return nil, badCredentials("the algorithm is not allowed")
+	case header.Critical():
+		return nil, badCredentials("the header has crit")
+	case !ok:
+		return nil, badCredentials("malformed kid")
+	case t.typ != "" && !header.HasType(t.typ):
+		return nil, badCredentials("wrong typ")
 	}
-	text, err := jose.DecodeSegment(payload)
+	return header, nil
+}
+
+// identity checks the claims of a token with a valid signature, and returns whose it is and what it is bound
+// to.
+func (t *tokenRules) identity(header jose.Header, c claims) (*Identity, *binding, error) {
+	if err := t.validator.Validate(c); err != nil {
+		return nil, nil, t.refusal(c, err)
+	}
+	if t.audiences == nil {
+		if aud, err := c.GetAudience(); err != nil || len(aud) > 0 {
+			return nil, nil, badCredentials("the token has an audience, and NoAudience is set")
+		}
+	}
+	switch use := c.use(header); {
+	case use == useOther:
+		return nil, nil, badCredentials("neither an access token nor an ID token")
+	case use == useID && !t.idTokens:
+		return nil, nil, badCredentials("an ID token, and IDTokens is not set")
+	}
+	bound, err := c.binding()
 	if err != nil {
-		return ""
+		return nil, nil, badCredentials(err.Error())
 	}
-	issuer, err := rawjson.StringMember(text, "iss")
+	id, err := c.identity(t.subject)
 	if err != nil {
-		return ""
+		return nil, nil, fmt.Errorf("%w: %w", ErrUnauthenticated, err)
 	}
-	return issuer
+	return id, bound, nil
 }
 
-// bearer returns the token in Authorization (RFC 6750 section 2.1). A field with another scheme is not
-// credentials of this kind. Two fields, or the scheme without exactly one token after it, are bad
-// credentials.
-func bearer(h http.Header) (string, error) {
-	values := h["Authorization"]
-	if len(values) == 0 {
-		return "", ErrNoCredentials
+// refusal returns the error for claims that the validator found to be invalid. Its text has what the token
+// says and what was expected, for the log. Who has a token that is valid but for its age is told so.
+func (t *tokenRules) refusal(c claims, err error) error {
+	detail := ""
+	switch {
+	case errors.Is(err, jwt.ErrTokenInvalidIssuer):
+		detail = fmt.Sprintf(": the token is from %q, expected is %q", c["iss"], t.issuer)
+	case errors.Is(err, jwt.ErrTokenInvalidAudience):
+		detail = fmt.Sprintf(": the token is for %q, expected is %q", c["aud"], t.audiences)
 	}
-	if len(values) > 1 {
-		return "", badCredentials("two Authorization fields")
+	reason := fmt.Errorf("%w: %w%s", ErrUnauthenticated, err, detail)
+	if all, ok := err.(interface{ Unwrap() []error }); ok && errors.Is(err, jwt.ErrTokenExpired) && onlyExpired(all.Unwrap()) {
+		return errExpired(reason)
 	}
-	const scheme = "Bearer"
-	v := values[0]
-	if len(v) < len(scheme) || !strings.EqualFold(v[:len(scheme)], scheme) {
-		return "", ErrNoCredentials
-	}
-	v = v[len(scheme):]
-	if v != "" && httpfield.IsToken(v[:1]) {
-		return "", ErrNoCredentials // a scheme whose name begins with Bearer
-	}
-	token := strings.TrimLeft(v, " ")
-	if token == "" || len(token) == len(v) {
-		return "", badCredentials("no token after Bearer")
-	}
-	return token, nil
+	return reason
 }
 
-// CookieToken returns a function for JWTOptions.Token that reads the token from the cookie name. A request
-// with two cookies of that name is refused. CookieToken panics on an empty name.
-//
-// Browsers send a cookie with every request to its host, even with requests that another site's page makes.
-// So protect handlers that change state with http.CrossOriginProtection as well.
-func CookieToken(name string) func(*http.Request) string {
-	if name == "" {
-		panic("gateway: CookieToken: empty name")
-	}
-	return func(r *http.Request) string {
-		switch cookies := r.CookiesNamed(name); len(cookies) {
-		case 0:
-			return ""
-		case 1:
-			return cookies[0].Value
+// onlyExpired reports whether age is all that is wrong with a token. The validator joins one error for each
+// claim.
+func onlyExpired(errs []error) bool {
+	for _, err := range errs {
+		if err != jwt.ErrTokenInvalidClaims && !errors.Is(err, jwt.ErrTokenExpired) {
+			return false
 		}
-		return ambiguous
 	}
+	return true
 }
 
-// HeaderToken returns a function for JWTOptions.Token that reads the token from a header field. The token is
-// the field's whole value. A request in which the field occurs twice is refused. HeaderToken panics on a
-// malformed field name.
-func HeaderToken(name string) func(*http.Request) string {
-	key := fieldName("HeaderToken", name)
-	return func(r *http.Request) string {
-		switch values := r.Header[key]; len(values) {
-		case 0:
-			return ""
-		case 1:
-			return values[0]
-		}
-		return ambiguous
+// underScheme returns the error for a token that was refused, with a challenge of the scheme under which it
+// was sent.
+func underScheme(c credential, err error) error {
+	var told *credentialError
+	var own *Error
+	switch {
+	case !c.dpop || errors.As(err, &own) || !errors.Is(err, ErrUnauthenticated):
+		return err
+	case errors.As(err, &told):
+		under := *told
+		under.dpop = true
+		return &under
 	}
-}
-
-// ambiguous stands for two tokens. No verifier accepts it, so the request is refused.
-const ambiguous = ","
-
-// fieldName returns the canonical form of a field name, and panics on a malformed one. who is the caller, for
-// the message.
-func fieldName(who, name string) string {
-	if !httpfield.IsToken(name) {
-		panic("gateway: " + who + ": malformed field name")
-	}
-	return http.CanonicalHeaderKey(name)
+	return &credentialError{err: err, code: codeInvalidToken, dpop: true}
 }

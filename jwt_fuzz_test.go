@@ -7,10 +7,10 @@ import (
 	"testing"
 )
 
-// FuzzBearer: bearer returns a token, ErrNoCredentials or ErrUnauthenticated, and a token is what follows the
+// FuzzAuthorization: authorization returns a token, ErrNoCredentials or ErrUnauthenticated, and a token is what follows the
 // scheme.
-func FuzzBearer(f *testing.F) {
-	for _, seed := range []string{"", "Bearer a.b.c", "bearer  a", "Bearer", "Bearer\ta", "BearerX a", "Basic dTpw", "Bearer a, b", "Bearer \x00"} {
+func FuzzAuthorization(f *testing.F) {
+	for _, seed := range []string{"", "Bearer a.b.c", "bearer  a", "Bearer", "Bearer\ta", "BearerX a", "Basic dTpw", "Bearer a, b", "Bearer \x00", "DPoP a.b.c", "DPoP", "DPoPX a"} {
 		f.Add(seed, false)
 	}
 	f.Add("Bearer a", true)
@@ -20,7 +20,11 @@ func FuzzBearer(f *testing.F) {
 		if twice {
 			h["Authorization"] = []string{value, value}
 		}
-		token, err := bearer(h)
+		if c, err := authorization(h, true); err == nil && c.dpop != strings.EqualFold(value[:5], "dpop ") {
+			t.Errorf("%q: scheme DPoP %v", value, c.dpop)
+		}
+		c, err := authorization(h, false)
+		token := c.token
 		switch {
 		case errors.Is(err, ErrNoCredentials), errors.Is(err, ErrUnauthenticated):
 			if token != "" {

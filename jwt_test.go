@@ -121,7 +121,7 @@ func TestJWTAllowList(t *testing.T) {
 func TestJWTTimes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now().Unix()
-		strict := edJWT(nil)
+		strict := edJWT(func(o *gateway.JWTOptions) { o.Leeway = -1 })
 		lenient := edJWT(func(o *gateway.JWTOptions) { o.Leeway = 10 * time.Second })
 		for name, tt := range map[string]struct {
 			claims          map[string]any
@@ -339,7 +339,15 @@ func TestNewJWTPanics(t *testing.T) {
 		"none":                {Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA", "none"}},
 		"unknown":             {Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"rs256"}},
 		"key of another kind": {Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"RS256", "HS256"}},
-		"negative leeway":     {Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}, Leeway: -1},
+		"two audiences":       {Issuer: testIssuer, Audience: testAudience, Audiences: []string{"a"}, Algorithms: []string{"EdDSA"}},
+		"audience and none":   {Issuer: testIssuer, Audience: testAudience, NoAudience: true, Algorithms: []string{"EdDSA"}},
+		"audiences and none":  {Issuer: testIssuer, Audiences: []string{"a"}, NoAudience: true, Algorithms: []string{"EdDSA"}},
+		"an empty audience":   {Issuer: testIssuer, Audiences: []string{"a", ""}, Algorithms: []string{"EdDSA"}},
+		"an empty subject":    {Issuer: testIssuer, Audience: testAudience, Subject: []string{""}, Algorithms: []string{"EdDSA"}},
+		"negative cache":      {Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}, CacheBytes: -1},
+		"negative proof age":  {Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}, DPoP: &gateway.DPoPOptions{MaxAge: -1}},
+		"negative proofs":     {Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}, DPoP: &gateway.DPoPOptions{MaxSeen: -1}},
+		"short nonce key":     {Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}, DPoP: &gateway.DPoPOptions{NonceKey: make([]byte, 31)}},
 		"negative bound":      {Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}, MaxBytes: -1},
 	} {
 		if v := panicOf(func() { gateway.NewJWT(keys, o) }); !strings.HasPrefix(v, "gateway: NewJWT: ") {

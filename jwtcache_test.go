@@ -63,8 +63,8 @@ func TestCacheHit(t *testing.T) {
 
 func TestCacheExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for _, leeway := range []time.Duration{0, 5 * time.Second} {
-			j := edJWT(func(o *gateway.JWTOptions) { o.Leeway = leeway })
+		for option, leeway := range map[time.Duration]time.Duration{-1: 0, 5 * time.Second: 5 * time.Second, 0: 30 * time.Second} {
+			j := edJWT(func(o *gateway.JWTOptions) { o.Leeway = option })
 			token := edToken(map[string]any{"exp": time.Now().Add(10 * time.Second).Unix()})
 			first := must(j.Verify(t.Context(), token))
 			time.Sleep(10*time.Second + leeway - time.Nanosecond)
@@ -250,7 +250,7 @@ func TestCacheBound(t *testing.T) {
 		"one":   {1, 20, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			j := edJWT(func(o *gateway.JWTOptions) { o.CacheSize = tt.size })
+			j := edJWT(func(o *gateway.JWTOptions) { o.CacheSize, o.CacheBytes = tt.size, int64(tt.size)*4096 })
 			first := make([]*gateway.Identity, tt.tokens)
 			tokens := make([]string, tt.tokens)
 			for i := range tokens {
@@ -269,7 +269,7 @@ func TestCacheBound(t *testing.T) {
 			}
 			limit := tt.size
 			if tt.pad > 0 {
-				limit = tt.size * 2048 / tt.pad
+				limit = tt.size * 4096 / (2 * tt.pad) // the token and its claims
 			}
 			if kept == 0 || kept > limit {
 				t.Errorf("%d tokens are kept, at most %d", kept, limit)

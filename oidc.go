@@ -4,70 +4,135 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/url"
 	"strings"
 
 	"github.com/seed-96248d0c/gateway/internal/fetch"
 	"github.com/seed-96248d0c/gateway/internal/rawjson"
 )
 
-// NewOIDC returns a JWT for the tokens of an OpenID Connect provider. It fetches issuer's
-// /.well-known/openid-configuration, for at most 5s, and uses the key set at the document's jwks_uri (OpenID
-// Connect Discovery 1.0 section 4). opts.Issuer must be "".
+// OIDCOptions configures NewOIDC: which tokens are accepted, and how the provider is asked.
+type OIDCOptions struct {
+	JWT       JWTOptions  // Issuer must be ""; Algorithms is required
+	Keys      JWKSOptions // of the key set; Client and AllowHTTP are used for the discovery document too
+	Discovery string      // URL of the discovery document; "" means issuer + "/.well-known/openid-configuration"
+	Late      bool        // do not fail while the provider is away: ask it again when requests come, which get 503 until it answers
+}
+
+// NewOIDC returns a JWT for the tokens of an OpenID Connect provider. It fetches the discovery document,
+// within ctx and the timeout of Keys.Client (5s by default), and uses the key set at the document's jwks_uri
+// (OpenID Connect Discovery 1.0 section 4).
 //
-// It returns an error in these cases: issuer is not https, unless its host is on loopback; the document
-// cannot be fetched or parsed; the document's issuer is not issuer; jwks_uri is not a URL that NewJWKS
-// accepts; or jwks_uri is not https although issuer is.
+// issuer is compared with the document's issuer and the tokens' iss byte for byte: a slash at the end
+// counts. It is a name, so it is the same inside and outside a cluster. Where the gateway reaches the
+// provider by another URL than its clients do, set Discovery.
 //
-// opts.Algorithms is required. It is not read from the document, which lists every algorithm that the
+// NewOIDC returns an error in these cases: issuer or Discovery is empty or malformed, or is not https,
+// unless its host is on loopback or Keys.AllowHTTP is set; an option of Keys is negative; the document
+// cannot be fetched or parsed; the document's issuer is another one; jwks_uri is not a URL that NewJWKS
+// accepts; or jwks_uri is not https although the document is, unless Keys.AllowHTTP is set.
+//
+// With Late, a document that cannot be fetched is no error. It is then asked for when a request needs a key,
+// at most once in Keys.MinInterval. Requests get 503 until it has been read and found to be right, and each
+// failure is logged.
+//
+// JWT.Algorithms is required. It is not read from the document, which lists every algorithm that the
 // provider can use: that may be more than you want to accept.
 //
-// NewOIDC panics where NewJWT does, and when opts.Issuer is set.
-func NewOIDC(ctx context.Context, issuer string, opts JWTOptions) (*JWT, error) {
-	if opts.Issuer != "" {
+// NewOIDC panics where NewJWT does, but for an empty issuer, and when JWT.Issuer is set.
+func NewOIDC(ctx context.Context, issuer string, opts OIDCOptions) (*JWT, error) {
+	if opts.JWT.Issuer != "" {
 		panic("gateway: NewOIDC: Issuer is set twice")
 	}
-	opts.Issuer = issuer
-	opts.check("NewOIDC")
-	keys, err := discover(ctx, issuer)
+	if issuer == "" {
+		return nil, errors.New("gateway: NewOIDC: no issuer")
+	}
+	opts.JWT.Issuer = issuer
+	opts.JWT.check("NewOIDC")
+	keys, err := discoverKeys(ctx, issuer, &opts)
 	if err != nil {
 		return nil, fmt.Errorf("gateway: NewOIDC: %w", err)
 	}
-	return NewJWT(keys, opts), nil
+	return NewJWT(keys, opts.JWT), nil
 }
 
-// discover reads issuer's configuration and returns its key set.
-func discover(ctx context.Context, issuer string) (*JWKS, error) {
-	u, err := fetch.ParseURL(issuer)
+// discoverKeys returns the key set of issuer.
+func discoverKeys(ctx context.Context, issuer string, opts *OIDCOptions) (*JWKS, error) {
+	d, err := newDiscovery(issuer, opts)
 	if err != nil {
 		return nil, err
 	}
-	if u.RawQuery != "" || u.Fragment != "" || u.ForceQuery {
-		return nil, errors.New("the issuer has a query or a fragment")
+	keys, err := newJWKS(opts.Keys)
+	if err != nil {
+		return nil, err
+	}
+	within, cancel := context.WithTimeout(ctx, d.client.Timeout())
+	defer cancel()
+	keys.url, err = d.keySet(within)
+	var away *awayError
+	if opts.Late && errors.As(err, &away) && ctx.Err() != context.Canceled {
+		slog.Default().LogAttrs(ctx, slog.LevelWarn, "gateway: provider not discovered",
+			slog.String("issuer", issuer), slog.String("error", err.Error()))
+		keys.locate, err = d.keySet, nil
+	}
+	return keys, err
+}
+
+// discovery is a discovery document that may have to be read later.
+type discovery struct {
+	issuer    string
+	document  *url.URL
+	client    *fetch.Client
+	allowHTTP bool
+}
+
+// newDiscovery checks the URLs.
+func newDiscovery(issuer string, opts *OIDCOptions) (*discovery, error) {
+	d := &discovery{issuer: issuer, client: fetch.NewClient(opts.Keys.Client, 1<<20), allowHTTP: opts.Keys.AllowHTTP}
+	u, err := fetch.ParseURL(issuer, d.allowHTTP)
+	if err != nil {
+		return nil, err
+	}
+	if u.RawQuery != "" || u.Fragment != "" || u.ForceQuery || u.User != nil {
+		return nil, errors.New("the issuer has a query, a fragment or credentials")
+	}
+	if opts.Discovery != "" {
+		d.document, err = fetch.ParseURL(opts.Discovery, d.allowHTTP)
+		return d, err
 	}
 	const document = "/.well-known/openid-configuration"
 	u.Path, u.RawPath = strings.TrimSuffix(u.Path, "/")+document, strings.TrimSuffix(u.EscapedPath(), "/")+document
-	client := fetch.NewClient(nil, 1<<20)
-	ctx, cancel := context.WithTimeout(ctx, client.Timeout())
-	defer cancel()
-	body, _, err := client.Get(ctx, u)
+	d.document = u
+	return d, nil
+}
+
+// awayError says that the document could not be fetched. It may be there later.
+type awayError struct{ error }
+
+func (e *awayError) Unwrap() error { return e.error }
+
+// keySet reads the document and returns the URL of the key set.
+func (d *discovery) keySet(ctx context.Context) (*url.URL, error) {
+	body, _, err := d.client.Get(ctx, d.document)
 	if err != nil {
-		return nil, err
+		return nil, &awayError{fmt.Errorf("discovery: %w", err)}
 	}
 	doc, err := rawjson.DecodeObject(body, len(body))
 	if err != nil {
-		return nil, fmt.Errorf("configuration: %w", err)
+		return nil, fmt.Errorf("discovery: %s: %w", d.document.Redacted(), err)
 	}
 	// The document must be this issuer's own (section 4.3).
-	if doc["issuer"] != issuer {
-		return nil, fmt.Errorf("the configuration is that of issuer %q, not of %q", doc["issuer"], issuer)
+	if doc["issuer"] != d.issuer {
+		return nil, fmt.Errorf("discovery: %s is that of the issuer %q, not of %q", d.document.Redacted(), doc["issuer"], d.issuer)
 	}
 	rawURL, _ := doc["jwks_uri"].(string)
-	keys, err := NewJWKS(rawURL, nil)
+	u, err := fetch.ParseURL(rawURL, d.allowHTTP)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("discovery: jwks_uri: %w", err)
 	}
-	if u.Scheme == "https" && keys.url.Scheme != "https" {
-		return nil, errors.New("the key set is not at an https URL")
+	if d.document.Scheme == "https" && u.Scheme != "https" && !d.allowHTTP {
+		return nil, errors.New("discovery: the key set is not at an https URL")
 	}
-	return keys, nil
+	return u, nil
 }

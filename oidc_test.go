@@ -14,7 +14,7 @@ import (
 
 func TestNewOIDC(t *testing.T) {
 	set := keySet(jwk("k", edPublic(), nil))
-	opts := gateway.JWTOptions{Audience: testAudience, Algorithms: []string{"EdDSA"}}
+	opts := gateway.OIDCOptions{JWT: gateway.JWTOptions{Audience: testAudience, Algorithms: []string{"EdDSA"}}}
 	for name, tt := range map[string]struct {
 		path   string // of the issuer
 		config string // ISSUER and BASE stand for the issuer and the server's URL
@@ -104,7 +104,7 @@ func TestNewOIDC(t *testing.T) {
 		"no algorithms": {Audience: testAudience},
 		"issuer twice":  {Issuer: s.URL, Audience: testAudience, Algorithms: []string{"EdDSA"}},
 	} {
-		if v := panicOf(func() { _, _ = gateway.NewOIDC(t.Context(), s.URL, o) }); !strings.HasPrefix(v, "gateway: NewOIDC: ") {
+		if v := panicOf(func() { _, _ = gateway.NewOIDC(t.Context(), s.URL, gateway.OIDCOptions{JWT: o}) }); !strings.HasPrefix(v, "gateway: NewOIDC: ") {
 			t.Errorf("%s: panic %q", name, v)
 		}
 	}

@@ -318,18 +318,3 @@ func (w *fieldWriter) identity(id *Identity, fields []identityField) error {
 	}
 	return nil
 }
-
-// isAbsent reports whether a claim is missing, empty, or an empty list.
-func isAbsent(claim any) bool {
-	switch v := claim.(type) {
-	case nil:
-		return true
-	case string:
-		return v == ""
-	case []string:
-		return len(v) == 0
-	case []any:
-		return len(v) == 0
-	}
-	return false
-}

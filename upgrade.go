@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
@@ -38,6 +40,7 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 		answerError(f.w, f.in, finish(err), result{panicked: true})
 		return
 	}
+	client = withoutEnd(client) // the target has to be asked to leave, too
 	defer client.Close()
 	// The server does not watch a connection that was taken over, but the request's context may still end.
 	stop := context.AfterFunc(f.in.Context(), func() { target.Close(); client.Close() })
@@ -47,14 +50,17 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 	}
 
 	var toClient, toTarget io.Writer = client, target
+	leave := func() {}
 	if strings.EqualFold(protocol, "websocket") {
 		// Only in a WebSocket is there a known way to ask both ends to leave when the server drains.
 		c, t := wsframe.NewWriter(client, false), wsframe.NewWriter(target, true)
 
 		serving := servingFrom(f.in.Context())
-		defer serving.trackUpgraded(func() { goAway(c, t) })()
+		leave = func() { goAway(c, t) }
+		defer serving.trackUpgraded(leave)()
 		toClient, toTarget = c, t
 	}
+	defer f.endWithCredentials(leave, client, target)()
 	// The server's reader would take a connection that the client half-closed for one that it left. So only
 	// what the reader has buffered is read from it.
 	early, _ := buf.Reader.Peek(buf.Reader.Buffered())
@@ -72,6 +78,89 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 	f.ex.tunneled(sent, received)
 	if c, ok := target.(*attemptConn); ok && c.cut.err != nil {
 		f.ex.note(c.cut.outcome(), c.cut.err) // the exchange ended as the attempt did
+	}
+}
+
+// endWithCredentials closes both connections when the client's credentials have expired (see
+// AuthOptions.UpgradeGrace), after leave has asked both ends to leave. Both have leavePatience to do so. The
+// function that it returns ends the wait.
+func (f *forwarding) endWithCredentials(leave func(), client, target io.Closer) (stop func()) {
+	until := f.ex.upgradeEnd()
+	if until.IsZero() {
+		return func() {}
+	}
+	var mu sync.Mutex
+	stopped := false
+	var closing *time.Timer
+	expiry := time.AfterFunc(time.Until(until), func() {
+		f.ex.remark("upgraded connection", errCredentialsExpired)
+		leave()
+		mu.Lock()
+		defer mu.Unlock()
+		if !stopped {
+			closing = time.AfterFunc(leavePatience, func() { target.Close(); client.Close() })
+		}
+	})
+	return func() {
+		expiry.Stop()
+		mu.Lock()
+		defer mu.Unlock()
+		if stopped = true; closing != nil {
+			closing.Stop()
+		}
+	}
+}
+
+var errCredentialsExpired = errors.New("ended, since the client's credentials have expired")
+
+// leavePatience is how long the ends of a WebSocket have to answer a close frame.
+const leavePatience = time.Second
+
+// upgradeEnd returns when an upgraded connection has outlived the client's credentials, zero for never.
+func (ex *exchange) upgradeEnd() time.Time {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	return ex.until
+}
+
+// endingConn is a connection that a handler of this process has taken over, and that ends with the client's
+// credentials.
+type endingConn struct {
+	net.Conn
+	expiry *time.Timer
+}
+
+func newEndingConn(conn net.Conn, until time.Time) *endingConn {
+	return &endingConn{conn, time.AfterFunc(time.Until(until), func() { conn.Close() })}
+}
+
+// Close also stops the timer, which would otherwise keep the connection in memory.
+func (c *endingConn) Close() error {
+	c.expiry.Stop()
+	return c.Conn.Close()
+}
+
+// CloseWrite closes the writing half, if the connection below can.
+func (c *endingConn) CloseWrite() error {
+	half, ok := c.Conn.(interface{ CloseWrite() error })
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return half.CloseWrite()
+}
+
+// NetConn returns the connection below, as that of a tls.Conn does.
+func (c *endingConn) NetConn() net.Conn { return c.Conn }
+
+// withoutEnd returns the connection below an endingConn, which does not end by itself any more.
+func withoutEnd(conn net.Conn) net.Conn {
+	for {
+		c, ok := conn.(*endingConn)
+		if !ok {
+			return conn
+		}
+		c.expiry.Stop()
+		conn = c.Conn
 	}
 }
 

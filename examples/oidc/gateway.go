@@ -31,7 +31,7 @@ func newGateway(ctx context.Context, issuer string, minInterval time.Duration, r
 func newTokens(ctx context.Context, issuer string, minInterval time.Duration) (*gateway.JWT, error) {
 	options := gateway.JWTOptions{Audience: audience, Algorithms: []string{"ES256"}}
 	if minInterval == 0 {
-		return gateway.NewOIDC(ctx, issuer, options)
+		return gateway.NewOIDC(ctx, issuer, gateway.OIDCOptions{JWT: options})
 	}
 	keys, err := gateway.NewJWKS(issuer+keySetPath, &gateway.JWKSOptions{MinInterval: minInterval})
 	if err != nil {

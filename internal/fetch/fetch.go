@@ -66,17 +66,24 @@ func (c *Client) Get(ctx context.Context, u *url.URL) ([]byte, http.Header, erro
 	return c.Do(req)
 }
 
-// Do sends req and returns the body and the header of the response. A status other than 200 is an error.
-func (c *Client) Do(req *http.Request) ([]byte, http.Header, error) {
+// Do sends req and returns the body and the header of the response. A status other than 200 is an error, and
+// so is a panic of the client's transport: whoever waits for the document must not wait for ever.
+func (c *Client) Do(req *http.Request) (body []byte, header http.Header, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			body, header, err = nil, nil, fmt.Errorf("panic: %v", p)
+		}
+	}()
 	resp, err := c.client.Do(req)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
+		_, _ = io.CopyN(io.Discard, resp.Body, maxErrorBody) // so that the connection can be used again
 		return nil, nil, fmt.Errorf("%s answers with status %d", req.URL.Redacted(), resp.StatusCode)
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, min(c.maxBytes, math.MaxInt64-1)+1))
+	body, err = io.ReadAll(io.LimitReader(resp.Body, min(c.maxBytes, math.MaxInt64-1)+1))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -86,8 +93,12 @@ func (c *Client) Do(req *http.Request) ([]byte, http.Header, error) {
 	return body, resp.Header, nil
 }
 
-// ParseURL parses a URL from which keys or verdicts may be read: https, or http on loopback.
-func ParseURL(raw string) (*url.URL, error) {
+// maxErrorBody is how much of the body of an answer with another status is read.
+const maxErrorBody = 16 << 10
+
+// ParseURL parses a URL from which keys or verdicts may be read: https, or http on loopback. With allowHTTP,
+// http to any host will do.
+func ParseURL(raw string, allowHTTP bool) (*url.URL, error) {
 	u, err := url.Parse(raw)
 	if err != nil {
 		return nil, err
@@ -95,7 +106,7 @@ func ParseURL(raw string) (*url.URL, error) {
 	switch {
 	case u.Hostname() == "":
 		return nil, errors.New("the URL has no host")
-	case u.Scheme == "https", u.Scheme == "http" && isLoopback(u.Hostname()):
+	case u.Scheme == "https", u.Scheme == "http" && (allowHTTP || isLoopback(u.Hostname())):
 		return u, nil
 	}
 	return nil, fmt.Errorf("%s is neither https nor on loopback", u.Redacted())

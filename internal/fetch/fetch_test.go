@@ -126,11 +126,35 @@ func TestParseURL(t *testing.T) {
 		"http://id.example": false, "http://10.0.0.1": false, "http://localhost.evil.example": false, "http://127.0.0.1.evil.example": false,
 		"ftp://localhost": false, "//id.example": false, "/keys": false, "": false, "https://": false, "https:///keys": false, "https://%zz": false,
 	} {
-		if u, err := ParseURL(raw); (err == nil) != ok || ok && u.String() != raw {
+		if u, err := ParseURL(raw, false); (err == nil) != ok || ok && u.String() != raw {
 			t.Errorf("%q: %v, %v", raw, u, err)
 		}
+		plain := strings.HasPrefix(raw, "http://")
+		if u, err := ParseURL(raw, true); (err == nil) != (ok || plain) || err == nil && u.String() != raw {
+			t.Errorf("%q, http allowed: %v, %v", raw, u, err)
+		}
 	}
-	if _, err := ParseURL("http://user:secret@id.example/"); err == nil || strings.Contains(err.Error(), "secret") {
+	if _, err := ParseURL("http://user:secret@id.example/", false); err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestPanic: a panic of the transport, or of the body that it returns, is an error.
+func TestPanic(t *testing.T) {
+	for name, transport := range map[string]roundTrip{
+		"transport": func(*http.Request) (*http.Response, error) { panic("broken") },
+		"body": func(*http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: 200, Body: brokenBody{}}, nil
+		},
+	} {
+		body, header, err := NewClient(&http.Client{Transport: transport}, 8).Get(t.Context(), parse(t, "https://id.example/"))
+		if body != nil || header != nil || err == nil || !strings.Contains(err.Error(), "broken") {
+			t.Errorf("%s: %q, %v, %v", name, body, header, err)
+		}
+	}
+}
+
+type brokenBody struct{}
+
+func (brokenBody) Read([]byte) (int, error) { panic("broken") }
+func (brokenBody) Close() error             { return nil }

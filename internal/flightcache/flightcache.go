@@ -64,9 +64,9 @@ const (
 	sampleSize      = 8 // entries from which one is chosen for displacement
 )
 
-// New returns a cache of at most maxEntries entries, whose keys and Sizes are together at most maxBytes. Both
-// are divided evenly among shards. An entry that is larger than its shard is kept alone in it. New panics
-// when a bound is not positive.
+// New returns a cache of at most maxEntries entries, whose keys and Sizes are together at most maxBytes.
+// Both are divided evenly among shards, of which there are at most 256. An entry that is larger than its
+// shard is not remembered. New panics when a bound is not positive.
 //
 // Load calls load for a key that the cache does not hold. load may run at the same time for different keys,
 // and must return an entry or an error.
@@ -166,9 +166,9 @@ func (c *Cache[V]) Forget(e *Entry[V]) {
 	s.mu.Unlock()
 }
 
-// add makes room for e and stores it, unless it has expired. The caller holds the lock.
+// add makes room for e and stores it, unless it has expired or is too large. The caller holds the lock.
 func (s *shard[V]) add(hash uint64, e *Entry[V], now time.Time) {
-	if !now.Before(e.Until) {
+	if !now.Before(e.Until) || e.bytes() > s.maxBytes {
 		return
 	}
 	if old := s.entries[hash]; old != nil {

@@ -34,9 +34,9 @@ var algorithms = map[string]*Algorithm{
 	"RS256": {signing: jwt.SigningMethodRS256, kind: rsaKind},
 	"RS384": {signing: jwt.SigningMethodRS384, kind: rsaKind},
 	"RS512": {signing: jwt.SigningMethodRS512, kind: rsaKind},
-	"PS256": {signing: jwt.SigningMethodPS256, kind: rsaKind},
-	"PS384": {signing: jwt.SigningMethodPS384, kind: rsaKind},
-	"PS512": {signing: jwt.SigningMethodPS512, kind: rsaKind},
+	"PS256": {signing: pss(jwt.SigningMethodPS256), kind: rsaKind},
+	"PS384": {signing: pss(jwt.SigningMethodPS384), kind: rsaKind},
+	"PS512": {signing: pss(jwt.SigningMethodPS512), kind: rsaKind},
 	"ES256": {signing: jwt.SigningMethodES256, kind: ecKind, curve: elliptic.P256()},
 	"ES384": {signing: jwt.SigningMethodES384, kind: ecKind, curve: elliptic.P384()},
 	"ES512": {signing: jwt.SigningMethodES512, kind: ecKind, curve: elliptic.P521()},
@@ -46,8 +46,20 @@ var algorithms = map[string]*Algorithm{
 	"HS512": {signing: jwt.SigningMethodHS512, kind: secretKind, minSecret: 64},
 }
 
+// pss returns m for signatures whose salt is as long as the hash, as RFC 7518 section 3.5 demands. m itself
+// verifies a salt of any length, also none.
+func pss(m *jwt.SigningMethodRSAPSS) jwt.SigningMethod {
+	return &jwt.SigningMethodRSAPSS{
+		SigningMethodRSA: m.SigningMethodRSA,
+		Options:          &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash},
+	}
+}
+
 // Lookup returns the algorithm of that name, nil when there is none. "none" is not an algorithm.
 func Lookup(name string) *Algorithm { return algorithms[name] }
+
+// IsAsymmetric reports whether the algorithm's keys are public ones.
+func (a *Algorithm) IsAsymmetric() bool { return a.kind != secretKind }
 
 // The bounds of an RSA key. A signature by a longer key is slow to verify.
 const (

@@ -87,10 +87,11 @@ func (h Header) Algorithm() string {
 	return alg
 }
 
-// KeyID returns kid, "" when it is absent. ok is false when kid is not a string, or longer than 512 bytes.
+// KeyID returns kid, "" when it is absent or null. ok is false when kid is not a string, or longer than 512
+// bytes.
 func (h Header) KeyID() (kid string, ok bool) {
-	v, there := h["kid"]
-	if !there {
+	v := h["kid"]
+	if v == nil {
 		return "", true
 	}
 	kid, ok = v.(string)
@@ -105,6 +106,16 @@ func (h Header) KeyID() (kid string, ok bool) {
 func (h Header) Critical() bool {
 	_, there := h["crit"]
 	return there
+}
+
+// Key returns the public key in jwk, with which the sender of the token claims to have signed it. It is nil
+// unless an algorithm accepts the key, and when jwk has a private half.
+func (h Header) Key() any {
+	jwk, _ := h["jwk"].(map[string]any)
+	if key := parseMaterial(jwk); !isPrivate(jwk) && IsUsable(key) {
+		return key
+	}
+	return nil
 }
 
 // HasType reports whether typ is the media type that want names, whatever the case of letters. "application/"

@@ -62,7 +62,7 @@ func TestHeader(t *testing.T) {
 		"empty":              {`{}`, "", "", true, false, false},
 		"escaped":            {`{"\u0061lg":"RS256"}`, "RS256", "", true, false, false},
 		"other types":        {`{"alg":1,"kid":1,"typ":1}`, "", "", false, false, false},
-		"kid null":           {`{"kid":null}`, "", "", false, false, false},
+		"kid null":           {`{"kid":null}`, "", "", true, false, false},
 		"longest kid":        {`{"kid":"` + long + `"}`, "", long, true, false, false},
 		"kid too long":       {`{"kid":"` + long + `k"}`, "", "", false, false, false},
 		"names in caps":      {`{"Alg":"RS256","KID":"a","CRIT":[]}`, "", "", true, false, false},

@@ -15,9 +15,17 @@ import (
 
 // A KeySet holds the public keys of a JWK Set. It does not change.
 type KeySet struct {
-	keys  []publicKey
-	byKid map[string][]publicKey
+	keys []publicKey
+
+	// The keys that serve an algorithm: those with a kid, those without, and all of them. A kid has several
+	// keys when the set uses it more than once.
+	byKid    map[slot][]any
+	nameless map[string][]any
+	all      map[string][]any
 }
+
+// slot is a kid with an algorithm.
+type slot struct{ kid, alg string }
 
 // publicKey is a key with the one algorithm that it may be used with; "" means every algorithm that accepts
 // it.
@@ -35,24 +43,30 @@ func (p publicKey) serves(alg string) bool {
 	return a != nil && a.Accepts(p.key)
 }
 
-// ParseKeySet reads a JWK Set (RFC 7517 section 5). A key that cannot be used is skipped: a symmetric key,
-// one with a private half, one for other uses than signatures, one of an unknown type, curve or algorithm, a
-// malformed one, a weak one. A set without a usable key is an error.
+// maxCandidates is how many keys Find returns at most: each costs a verification of a signature, which may
+// be forged.
+const maxCandidates = 4
+
+// ParseKeySet reads a JWK Set (RFC 7517 section 5). A key that cannot be used is skipped, whatever is wrong
+// with it: a symmetric key, one with a private half, one for other uses than signatures, one of an unknown
+// type, curve or algorithm, a malformed one, a weak one, one whose JSON DecodeObject refuses. A member that
+// is null is absent. A set without a usable key is an error.
 func ParseKeySet(text []byte) (*KeySet, error) {
-	top, err := rawjson.DecodeObject(text, len(text))
-	if err != nil {
+	list, err := rawjson.Elements(text, "keys")
+	switch {
+	case err != nil:
 		return nil, fmt.Errorf("key set: %w", err)
-	}
-	list, ok := top["keys"].([]any)
-	if !ok {
+	case list == nil:
 		return nil, errors.New("key set without keys")
 	}
-	set := &KeySet{byKid: make(map[string][]publicKey)}
+	set := &KeySet{byKid: make(map[slot][]any), nameless: make(map[string][]any), all: make(map[string][]any)}
 	for _, e := range list {
-		jwk, _ := e.(map[string]any)
+		jwk, err := rawjson.DecodeObject(e, len(e))
+		if err != nil {
+			continue
+		}
 		if p, ok := parseKey(jwk); ok {
-			set.keys = append(set.keys, p)
-			set.byKid[p.kid] = append(set.byKid[p.kid], p)
+			set.add(p)
 		}
 	}
 	if len(set.keys) == 0 {
@@ -61,38 +75,67 @@ func ParseKeySet(text []byte) (*KeySet, error) {
 	return set, nil
 }
 
-// Find returns the key that kid names for the algorithm alg, nil when there is none. When kid is "", it
-// returns the only key of the set that serves alg, nil when several do.
-func (s *KeySet) Find(kid, alg string) any {
+func (s *KeySet) add(p publicKey) {
+	s.keys = append(s.keys, p)
+	for alg := range algorithms {
+		if !p.serves(alg) {
+			continue
+		}
+		s.all[alg] = append(s.all[alg], p.key)
+		if p.kid == "" {
+			s.nameless[alg] = append(s.nameless[alg], p.key)
+		} else {
+			at := slot{p.kid, alg}
+			s.byKid[at] = append(s.byKid[at], p.key)
+		}
+	}
+}
+
+// Find returns the keys that may have signed a token whose header has kid and alg, in the order of the set,
+// and nil when there are none. It returns at most four. The caller does not modify the list.
+//
+// kid names one key, or several where the set uses it more than once. A kid that the set does not have, or
+// "", means the keys without a kid, if no key with a kid serves alg. A kid of "" otherwise means the only
+// key that serves alg; where several do, there is no telling which.
+func (s *KeySet) Find(kid, alg string) []any {
+	var found []any
 	if kid != "" {
-		for _, p := range s.byKid[kid] {
-			if p.serves(alg) {
-				return p.key
-			}
-		}
-		return nil
+		found = s.byKid[slot{kid, alg}]
 	}
-	var found any
-	for _, p := range s.keys {
-		if p.serves(alg) {
-			if found != nil {
-				return nil
-			}
-			found = p.key
+	if found == nil {
+		all, nameless := s.all[alg], s.nameless[alg]
+		switch {
+		case len(nameless) == len(all):
+			found = nameless
+		case kid == "" && len(all) == 1:
+			found = all
 		}
 	}
-	return found
+	return found[:min(len(found), maxCandidates)]
+}
+
+// Serves reports whether any key of the set serves alg.
+func (s *KeySet) Serves(alg string) bool { return len(s.all[alg]) > 0 }
+
+// isPrivate reports whether jwk has a secret or a private half: everybody who can read it could sign with it.
+func isPrivate(jwk map[string]any) bool {
+	for _, name := range []string{"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"} {
+		if jwk[name] != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // parseKey reads a public JSON Web Key (RFC 7517 section 4). ok is false when the key cannot be used.
 func parseKey(jwk map[string]any) (p publicKey, ok bool) {
-	if _, private := jwk["d"]; private {
-		return p, false // everybody who can read the set could sign with it
-	}
-	if use, there := jwk["use"]; there && use != "sig" {
+	if isPrivate(jwk) {
 		return p, false
 	}
-	if ops, there := jwk["key_ops"]; there {
+	if use := jwk["use"]; use != nil && use != "sig" {
+		return p, false
+	}
+	if ops := jwk["key_ops"]; ops != nil {
 		list, _ := ops.([]any)
 		if !slices.Contains(list, any("verify")) {
 			return p, false
@@ -104,7 +147,7 @@ func parseKey(jwk map[string]any) (p publicKey, ok bool) {
 	if p.key = parseMaterial(jwk); p.key == nil {
 		return p, false
 	}
-	if alg, there := jwk["alg"]; there {
+	if alg := jwk["alg"]; alg != nil {
 		p.alg, _ = alg.(string)
 		if p.alg == "Ed25519" {
 			p.alg = "EdDSA" // the older name of the same algorithm (RFC 9864)

@@ -9,14 +9,16 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/hexdigit"
 )
 
-// encoding/json takes the last of two members with one name, replaces what is not UTF-8, and its Decoder ignores
-// what follows the value. Two readers of one token that differ in such a thing see two different tokens. So text
-// that decides who is calling is read here, and whatever can be read in more than one way is an error.
+// encoding/json takes the last of two members with one name, replaces what is not UTF-8, and its Decoder
+// ignores what follows the value. Two readers of one token that differ in such a thing see two different
+// tokens. So text that decides who is calling is read here, and whatever can be read in more than one way is
+// an error.
 
 // MaxDecodeDepth is how deep DecodeObject and StringMember let arrays and objects nest.
 const MaxDecodeDepth = 32
 
-// The errors of DecodeObject and StringMember beside ErrSyntax and ErrDepth. Value.At returns ErrDuplicate too.
+// The errors of DecodeObject and StringMember beside ErrSyntax and ErrDepth. Value.At returns ErrDuplicate
+// too.
 var (
 	ErrDuplicate = errors.New("JSON object with two members of one name")
 	ErrTooMany   = errors.New("JSON with too many values")
@@ -26,27 +28,77 @@ var (
 // DecodeObject decodes a text that is one JSON object with at most maxValues values in it, the object itself
 // counted. Numbers become json.Number. Two members of one name, at any depth, and lone surrogates are errors.
 func DecodeObject(text []byte, maxValues int) (map[string]any, error) {
+	object, _, err := DecodeSized(text, maxValues)
+	return object, err
+}
+
+// DecodeSized is DecodeObject that also returns the bytes of memory that the object takes, its strings
+// counted. Many small values take far more than their text: an empty object takes 2 bytes of text and 50
+// bytes of memory.
+func DecodeSized(text []byte, maxValues int) (object map[string]any, size int, err error) {
 	d := decoder{bytes: text, text: string(text), left: maxValues, lex: Lexer{MaxDepth: MaxDecodeDepth}}
 	d.lex.Feed(text, true)
 	if t, err := d.lex.Next(); err != nil || t.Kind != ObjectStart {
-		return nil, ErrNotObject
+		return nil, 0, ErrNotObject
 	}
 	if d.left--; d.left < 0 {
-		return nil, ErrTooMany
+		return nil, 0, ErrTooMany
 	}
-	object, err := d.object()
-	if err != nil {
-		return nil, err
+	if object, err = d.object(); err != nil {
+		return nil, 0, err
 	}
 	if _, err := d.lex.Next(); err != nil { // nothing follows: Done
-		return nil, err
+		return nil, 0, err
 	}
-	return object, nil
+	return object, len(text) + d.size, nil
 }
 
-// StringMember returns the string that the top-level member name of a JSON object holds, "" when there is no such
-// member. It checks the whole text as DecodeObject does, except that it allows two members of one name elsewhere,
-// and decodes nothing else. It is for what must be read before a signature is verified.
+// Elements returns the elements of the array that the top-level member name of a JSON object holds, as they
+// were sent, and nil when there is no such member or it is no array. The text must be well-formed. Beyond
+// that it checks nothing within the elements, at no depth: what is wrong with one of them is no error of the
+// others. Two members of the name are ErrDuplicate.
+func Elements(text []byte, name string) ([]Value, error) {
+	lex := Lexer{MaxDepth: len(text)}
+	lex.Feed(text, true)
+	if t, err := lex.Next(); err != nil || t.Kind != ObjectStart {
+		return nil, ErrNotObject
+	}
+	var list []Value
+	found, inside, start := false, false, 0
+	var buf [64]byte
+	for {
+		t, err := lex.Next()
+		if err != nil {
+			return nil, err
+		}
+		depth := lex.Depth() // after t
+		switch {
+		case t.Kind == Done:
+			return list, nil
+		case t.Kind == Name && depth == 1:
+			decoded, _ := unquote(buf[:], text[t.Start:t.End], t.Escaped())
+			if inside = string(decoded) == name; inside && found {
+				return nil, ErrDuplicate
+			}
+			found = found || inside
+		case !inside || depth < 2 || t.Kind == Name:
+		case t.Kind == ArrayStart && depth == 2:
+			list = []Value{}
+		case (t.Kind == ArrayStart || t.Kind == ObjectStart) && depth == 3:
+			start = t.Start
+		case (t.Kind == ArrayEnd || t.Kind == ObjectEnd) && depth == 2:
+			if list != nil {
+				list = append(list, Value(text[start:t.End]))
+			}
+		case depth == 2 && list != nil:
+			list = append(list, Value(text[t.Start:t.End]))
+		}
+	}
+}
+
+// StringMember returns the string that the top-level member name of a JSON object holds, "" when there is no
+// such member. It checks the whole text as DecodeObject does, except that it allows two members of one name
+// elsewhere, and decodes nothing else. It is for what must be read before a signature is verified.
 func StringMember(text []byte, name string) (string, error) {
 	d := decoder{bytes: text, lex: Lexer{MaxDepth: MaxDecodeDepth}}
 	d.lex.Feed(text, true)
@@ -95,6 +147,34 @@ type decoder struct {
 	bytes []byte
 	text  string // the same; strings without escapes are parts of it
 	left  int    // values that may follow
+	size  int    // bytes of memory that the decoded values take, beside text
+}
+
+// The bytes of memory that a decoded value takes beside its text: the word behind an interface, a map's
+// header and each group of eight members, a slice's header and each element.
+const (
+	boxedString  = 16
+	mapHeader    = 48
+	mapTable     = 80
+	mapGroup     = 288
+	boxedSlice   = 24
+	sliceElement = 16
+)
+
+// mapSize returns the bytes of memory that a map of n members takes. Above eight members it is a table that
+// is at most seven eighths full.
+func mapSize(n int) int {
+	switch {
+	case n == 0:
+		return mapHeader
+	case n <= 8:
+		return mapHeader + mapGroup
+	}
+	groups := 2
+	for groups*7 < n {
+		groups *= 2
+	}
+	return mapHeader + mapTable + groups*mapGroup
 }
 
 // value decodes the value that begins with t.
@@ -108,8 +188,10 @@ func (d *decoder) value(t Token) (any, error) {
 	case ArrayStart:
 		return d.array()
 	case String:
+		d.size += boxedString
 		return d.string(t)
 	case Number:
+		d.size += boxedString
 		return json.Number(d.text[t.Start:t.End]), nil
 	case True:
 		return true, nil
@@ -128,6 +210,7 @@ func (d *decoder) object() (map[string]any, error) {
 			return nil, err
 		}
 		if t.Kind == ObjectEnd {
+			d.size += mapSize(len(object))
 			return object, nil
 		}
 		name, err := d.string(t)
@@ -155,6 +238,7 @@ func (d *decoder) array() ([]any, error) {
 			return nil, err
 		}
 		if t.Kind == ArrayEnd {
+			d.size += boxedSlice + sliceElement*cap(array)
 			return array, nil
 		}
 		v, err := d.value(t)
@@ -175,11 +259,13 @@ func (d *decoder) string(t Token) (string, error) {
 	if !paired {
 		return "", ErrSyntax
 	}
+	d.size += len(s)
 	return string(s), nil
 }
 
-// unquote decodes a quoted string. Without escapes, the result is a part of quoted. With escapes, it is written into
-// buf, which grows as append does. A lone surrogate becomes U+FFFD, as in encoding/json, and paired is false.
+// unquote decodes a quoted string. Without escapes, the result is a part of quoted. With escapes, it is
+// written into buf, which grows as append does. A lone surrogate becomes U+FFFD, as in encoding/json, and
+// paired is false.
 func unquote(buf, quoted []byte, escaped bool) (decoded []byte, paired bool) {
 	text := quoted[1 : len(quoted)-1]
 	if !escaped {

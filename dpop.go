@@ -1,0 +1,440 @@
+package gateway
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"math"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
+	"github.com/seed-96248d0c/gateway/internal/jose"
+	"github.com/seed-96248d0c/gateway/internal/rawjson"
+)
+
+// DPoPOptions configures proofs of possession (RFC 9449). The client sends "Authorization: DPoP <token>"
+// and, in the field DPoP, a proof: a JWT that it signs for this one request with the key that the token is
+// bound to. The zero value is ready for use.
+//
+// A proof is accepted only if all of this holds (section 4.3):
+//
+//   - There is exactly one field DPoP, of at most 8 KiB. It is a JWT as JWT describes it, with the typ
+//     dpop+jwt.
+//   - Its alg is RS, PS or ES with 256, 384 or 512, or EdDSA. The header's jwk is a public key of that kind,
+//     without a private half, and has the thumbprint of the token's cnf.jkt (RFC 7638). The signature is
+//     valid for it.
+//   - htm is the request's method.
+//   - htu is the request's URL without query and fragment. Letters in scheme and host may be of either case,
+//     a default port may be left out, and so may the encoding of a character that needs none.
+//   - iat is not older than MaxAge, and not later than now by more than Leeway.
+//   - ath is the hash of the token.
+//   - jti was not used by this key before.
+//   - nonce, with Nonce, is one that this gateway gave out in the last five minutes.
+//
+// The URL is that of the request line, with the scheme and the host by which the client reached the gateway:
+// those of the connection or, behind a peer that TrustProxies trusts, those that it reports in
+// X-Forwarded-Proto and -Host, or in Forwarded. A proxy that changes the path needs URL.
+//
+// Used proofs are remembered until they are too old, each in about 100 bytes. When MaxSeen are remembered,
+// requests with new ones get 503: to forget one would let it be used again. So raise MaxSeen to the number
+// of DPoP requests that arrive in MaxAge and Leeway, and put a RateLimit by address outside Auth. Each
+// gateway has a memory of its own: among several, a proof that somebody has copied can be used once on each.
+// Nonces bound by NonceKey do not change that; a short MaxAge helps.
+type DPoPOptions struct {
+	Required bool                       // refuse tokens that are not bound to a key for DPoP
+	MaxAge   time.Duration              // age up to which a proof is accepted; 0 means 1m
+	Nonce    bool                       // demand a nonce of the server; a client without one gets it with a 401
+	NonceKey []byte                     // secret of at least 32 bytes with which gateways recognize each other's nonces; nil means one of this process
+	MaxSeen  int                        // number of proofs that are remembered; 0 means 100,000
+	URL      func(*http.Request) string // the request's URL as the client knows it; must be safe for concurrent use; nil means as described
+}
+
+const (
+	dpopAlgorithms = "ES256 ES384 ES512 EdDSA PS256 PS384 PS512 RS256 RS384 RS512"
+	maxProof       = 8 << 10
+	maxProofValues = 64
+	maxProofID     = 512
+	nonceLife      = 5 * time.Minute
+)
+
+// proofs verifies DPoP proofs. It is safe for concurrent use.
+type proofs struct {
+	required bool
+	maxAge   time.Duration
+	leeway   time.Duration
+	nonceKey []byte // nil: no nonce is demanded
+	url      func(*http.Request) string
+	seen     *seenProofs
+}
+
+// newProofs returns nil when opts is nil. It panics on options that make no sense. who is the constructor,
+// for the message.
+func newProofs(who string, opts *DPoPOptions, leeway time.Duration) *proofs {
+	if opts == nil {
+		return nil
+	}
+	o := *opts
+	switch {
+	case o.MaxAge < 0 || o.MaxSeen < 0:
+		panic("gateway: " + who + ": negative option in DPoP")
+	case o.NonceKey != nil && len(o.NonceKey) < 32:
+		panic("gateway: " + who + ": DPoP.NonceKey has less than 32 bytes")
+	}
+	if o.MaxAge == 0 {
+		o.MaxAge = time.Minute
+	}
+	if o.MaxSeen == 0 {
+		o.MaxSeen = 100_000
+	}
+	p := &proofs{required: o.Required, maxAge: o.MaxAge, leeway: leeway, url: o.URL}
+	if p.url == nil {
+		p.url = clientURL
+	}
+	if o.Nonce {
+		if p.nonceKey = append([]byte(nil), o.NonceKey...); len(p.nonceKey) == 0 {
+			p.nonceKey = make([]byte, 32)
+			_, _ = rand.Read(p.nonceKey) // it has no errors
+		}
+	}
+	window := o.MaxAge
+	if window < math.MaxInt64-leeway {
+		window += leeway
+	}
+	p.seen = newSeenProofs(o.MaxSeen, window)
+	return p
+}
+
+// dpopError is a refusal with a challenge of the scheme DPoP. reason is for the log.
+func dpopError(reason, code, description string) error {
+	return &credentialError{err: badCredentials(reason), code: code, description: description, dpop: true}
+}
+
+// badProof is a refusal of a proof. It is the client's own text, so what is wrong with it is no secret.
+func badProof(reason string) error {
+	return dpopError("DPoP proof: "+reason, codeInvalidProof, "DPoP proof: "+reason)
+}
+
+// verify checks that r has a proof by the key with that thumbprint, for token. A proof that is not signed by
+// that key costs no verification, and only a valid one is remembered.
+func (p *proofs) verify(r *http.Request, token string, thumbprint [sha256.Size]byte) error {
+	values := r.Header["Dpop"]
+	switch {
+	case len(values) == 0:
+		return badProof("missing")
+	case len(values) > 1:
+		return badProof("two fields")
+	case len(values[0]) > maxProof:
+		return badProof("too long")
+	}
+	c, err := openProof(values[0], thumbprint)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	id, err := p.check(c, r, token, now)
+	if err != nil {
+		return err
+	}
+	fresh, full := p.seen.add(proofID(thumbprint, id), now)
+	switch {
+	case full:
+		return undecidedBy("DPoP", errProofsFull)
+	case !fresh:
+		return badProof("used before")
+	}
+	return nil
+}
+
+// openProof verifies the signature of a proof and returns its claims.
+func openProof(proof string, thumbprint [sha256.Size]byte) (claims, error) {
+	head, payload, sig, ok := jose.Split(proof)
+	if !ok {
+		return nil, badProof("not a JWT")
+	}
+	header, err := jose.ParseHeader(head)
+	if err != nil {
+		return nil, badProof("malformed header")
+	}
+	alg := jose.Lookup(header.Algorithm())
+	switch {
+	case !header.HasType("dpop+jwt"):
+		return nil, badProof("wrong typ")
+	case alg == nil || !alg.IsAsymmetric():
+		return nil, badProof("alg is not supported")
+	case header.Critical():
+		return nil, badProof("crit is not supported")
+	}
+	key := header.Key()
+	if key == nil || !alg.Accepts(key) {
+		return nil, badProof("jwk is not a public key for alg")
+	}
+	if sum, ok := jose.Thumbprint(key); !ok || subtle.ConstantTimeCompare(sum[:], thumbprint[:]) != 1 {
+		return nil, dpopError("DPoP proof: another key than the token is bound to", codeInvalidToken, "Invalid DPoP key binding")
+	}
+	signature, err := jose.DecodeSegment(sig)
+	if err != nil || !alg.Verify(proof[:len(head)+1+len(payload)], signature, key) {
+		return nil, badProof("wrong signature")
+	}
+	text, err := jose.DecodeSegment(payload)
+	if err != nil {
+		return nil, badProof("malformed claims")
+	}
+	object, err := rawjson.DecodeObject(text, maxProofValues)
+	if err != nil {
+		return nil, badProof("malformed claims")
+	}
+	return claims(object), nil
+}
+
+// check holds the claims of a proof against the request, and returns jti.
+func (p *proofs) check(c claims, r *http.Request, token string, now time.Time) (id string, err error) {
+	id, _ = c["jti"].(string)
+	hash := sha256.Sum256([]byte(token))
+	iat, err := c.date("iat")
+	switch {
+	case id == "" || len(id) > maxProofID:
+		return "", badProof("jti is missing or malformed")
+	case c["htm"] != r.Method:
+		return "", badProof("htm is not the request's method")
+	case !sameURL(c["htu"], p.url(r)):
+		return "", badProof("htu is not the request's URL")
+	case err != nil || iat == nil:
+		return "", badProof("iat is missing or malformed")
+	case iat.After(now.Add(p.leeway)):
+		return "", badProof("iat is in the future")
+	case now.Sub(iat.Time) > p.maxAge:
+		return "", badProof("too old")
+	case c["ath"] != base64.RawURLEncoding.EncodeToString(hash[:]):
+		return "", badProof("ath is not the token's hash")
+	}
+	if p.nonceKey != nil {
+		if nonce, _ := c["nonce"].(string); !p.knowsNonce(nonce, now) {
+			return "", &credentialError{
+				err: badCredentials("DPoP proof: without a nonce of this gateway, or with an old one"), dpop: true,
+				code: codeUseNonce, description: "Resource server requires nonce in DPoP proof", nonce: p.newNonce(now),
+			}
+		}
+	}
+	return id, nil
+}
+
+// newNonce returns a nonce: the time, and a code by which it is recognized. So nonces need no memory.
+func (p *proofs) newNonce(now time.Time) string {
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, 24), uint64(now.Unix()))
+	return base64.RawURLEncoding.EncodeToString(p.signNonce(b))
+}
+
+func (p *proofs) signNonce(t []byte) []byte {
+	mac := hmac.New(sha256.New, p.nonceKey)
+	mac.Write([]byte("DPoP-Nonce"))
+	mac.Write(t)
+	return append(t, mac.Sum(nil)[:16]...)
+}
+
+// knowsNonce reports whether newNonce returned nonce within nonceLife.
+func (p *proofs) knowsNonce(nonce string, now time.Time) bool {
+	b, err := jose.DecodeSegment(nonce)
+	if err != nil || len(b) != 24 || !hmac.Equal(p.signNonce(append([]byte(nil), b[:8]...)), b) {
+		return false
+	}
+	age := now.Sub(time.Unix(int64(binary.BigEndian.Uint64(b)), 0))
+	return -p.leeway-time.Second <= age && age <= nonceLife
+}
+
+// clientURL returns the URL of r as the client knows it.
+func clientURL(r *http.Request) string {
+	scheme, host := clientOrigin(r)
+	path := r.URL.EscapedPath()
+	if uri := r.RequestURI; uri != "" { // handlers outside may have changed r.URL
+		path, _, _ = strings.Cut(strings.ReplaceAll(uri, "#", "%23"), "?")
+		if !strings.HasPrefix(path, "/") {
+			u, err := url.Parse(path)
+			if err != nil {
+				return ""
+			}
+			path = u.EscapedPath()
+		}
+	}
+	return scheme + "://" + host + path
+}
+
+// clientOrigin returns the scheme and the host by which the client reached the gateway: those of the
+// connection, or those that a trusted proxy reports. A proxy that reports none, or several, has not changed
+// them.
+func clientOrigin(r *http.Request) (scheme, host string) {
+	scheme, host = "http", r.Host
+	if r.TLS != nil {
+		scheme = "https"
+	}
+	ex := exchangeFrom(r.Context())
+	if ex == nil {
+		return scheme, host
+	}
+	ex.mu.Lock()
+	h := ex.hops
+	ex.mu.Unlock()
+	if !h.viaProxy {
+		return scheme, host
+	}
+	proto, name := h.proto, h.host
+	if h.field != fieldForwarded {
+		proto, name = onlyValue(r.Header["X-Forwarded-Proto"]), onlyValue(r.Header["X-Forwarded-Host"])
+	}
+	if strings.EqualFold(proto, "http") || strings.EqualFold(proto, "https") {
+		scheme = strings.ToLower(proto)
+	}
+	if name != "" && httpfield.IsHost(name) {
+		host = name
+	}
+	return scheme, host
+}
+
+// onlyValue returns the value of a field that occurs once.
+func onlyValue(values []string) string {
+	if len(values) != 1 {
+		return ""
+	}
+	return values[0]
+}
+
+// sameURL reports whether htu, a claim, is the URL want, after normalization (RFC 3986 sections 6.2.2 and
+// 6.2.3) and without query and fragment (RFC 9449 section 4.3).
+func sameURL(htu any, want string) bool {
+	text, _ := htu.(string)
+	a, ok := normalURL(text)
+	if !ok {
+		return false
+	}
+	b, ok := normalURL(want)
+	return ok && a == b
+}
+
+func normalURL(raw string) (normal string, ok bool) {
+	u, err := url.Parse(raw)
+	if err != nil || u.User != nil || u.Opaque != "" || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return "", false
+	}
+	path := u.EscapedPath()
+	if path == "" {
+		path = "/"
+	}
+	return u.Scheme + "://" + withoutPort(strings.ToLower(u.Host), u.Scheme) + normalEscapes(path), true
+}
+
+// withoutPort removes the default port of the scheme from host.
+func withoutPort(host, scheme string) string {
+	switch scheme {
+	case "http":
+		return strings.TrimSuffix(host, ":80")
+	case "https":
+		return strings.TrimSuffix(host, ":443")
+	}
+	return host
+}
+
+// normalEscapes decodes escapes of unreserved characters and writes the others in capitals.
+func normalEscapes(path string) string {
+	if !strings.Contains(path, "%") {
+		return path
+	}
+	b := make([]byte, 0, len(path))
+	for i := 0; i < len(path); i++ {
+		if path[i] != '%' || i+2 >= len(path) {
+			b = append(b, path[i])
+			continue
+		}
+		escape := strings.ToUpper(path[i : i+3])
+		if s, err := url.PathUnescape(escape); err == nil && isUnreserved(s[0]) {
+			b = append(b, s[0])
+		} else {
+			b = append(b, escape...)
+		}
+		i += 2
+	}
+	return string(b)
+}
+
+func isUnreserved(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~", c) >= 0
+}
+
+// proofID identifies a proof: jti is unique among the proofs of one key (RFC 9449 section 4.2).
+func proofID(thumbprint [sha256.Size]byte, jti string) (id [16]byte) {
+	sum := sha256.Sum256(append(thumbprint[:], jti...))
+	copy(id[:], sum[:])
+	return id
+}
+
+var errProofsFull = errors.New("as many proofs as MaxSeen are remembered")
+
+// seenProofs remembers proofs for the time window in which they would be accepted. It is divided into shards
+// by the proof, so that requests do not wait for one lock.
+type seenProofs struct {
+	window time.Duration
+	shards []seenShard
+}
+
+type seenShard struct {
+	mu    sync.Mutex
+	max   int
+	known map[[16]byte]struct{}
+	queue []seenProof // in the order of their time, from first on
+	first int
+}
+
+type seenProof struct {
+	id [16]byte
+	at int64 // nanoseconds since 1970, by the clock that iat is compared with
+}
+
+func newSeenProofs(most int, window time.Duration) *seenProofs {
+	n := 1
+	if most >= 64*64 {
+		n = 64
+	}
+	s := &seenProofs{window: window, shards: make([]seenShard, n)}
+	for i := range s.shards {
+		s.shards[i].max = most / n
+		s.shards[i].known = make(map[[16]byte]struct{})
+	}
+	return s
+}
+
+// add remembers a proof. fresh is false for one that is remembered already. full means that there is no room
+// for it.
+func (s *seenProofs) add(id [16]byte, now time.Time) (fresh, full bool) {
+	at := now.UnixNano()
+	shard := &s.shards[int(id[15])%len(s.shards)]
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	shard.forget(at - int64(s.window))
+	if _, ok := shard.known[id]; ok {
+		return false, false
+	}
+	if len(shard.known) >= shard.max {
+		return false, true
+	}
+	shard.known[id] = struct{}{}
+	shard.queue = append(shard.queue, seenProof{id, at})
+	return true, false
+}
+
+// forget drops the proofs from before the time. The caller holds the lock.
+func (s *seenShard) forget(before int64) {
+	for s.first < len(s.queue) && s.queue[s.first].at < before {
+		delete(s.known, s.queue[s.first].id)
+		s.first++
+	}
+	if s.first > len(s.queue)/2 {
+		s.queue = append(s.queue[:0], s.queue[s.first:]...)
+		s.first = 0
+	}
+}

@@ -1,0 +1,174 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
+)
+
+// originRules decide whose pages may make requests with credentials that a browser adds by itself. See
+// AuthOptions.
+type originRules struct {
+	all     bool     // check every WebSocket and every request with a cookie, and not those alone whose credentials are in one
+	any     bool     // every origin will do
+	allowed []string // as normalOrigin returns them
+}
+
+// newOriginRules panics on a malformed origin. who is the constructor, for the message.
+func newOriginRules(who string, origins []string) originRules {
+	rules := originRules{all: origins != nil}
+	for _, o := range origins {
+		if o == "*" {
+			rules.any = true
+			continue
+		}
+		origin, _, ok := normalOrigin(o)
+		if !ok {
+			panic(fmt.Sprintf("gateway: %s: %q is not an origin, such as https://app.example", who, o))
+		}
+		rules.allowed = append(rules.allowed, origin)
+	}
+	return rules
+}
+
+var errForeignPage = errors.New("a page of another origin has sent it")
+
+// concern reports whether r may be one to refuse: a browser has sent it, with a cookie or where every
+// request counts.
+func (rules *originRules) concern(r *http.Request) bool {
+	return !rules.any && (len(r.Header["Origin"]) > 0 || len(r.Header["Sec-Fetch-Site"]) > 0) &&
+		(rules.all || len(r.Header["Cookie"]) > 0)
+}
+
+// check returns a 403 for a request that a page of another origin has sent. authenticated is false for one
+// without credentials.
+func (rules *originRules) check(ex *exchange, r *http.Request, authenticated bool) error {
+	checked := false
+	if rules.all {
+		checked = opensWebSocket(r) || len(r.Header["Cookie"]) > 0
+	} else if authenticated {
+		checked = cameInCookie(ex, r)
+	}
+	if !checked || rules.allow(r) {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrForbidden, errForeignPage)
+}
+
+// allow reports whether r comes from the host that it is sent to, from an allowed origin, or from no page of
+// another origin at all.
+func (rules *originRules) allow(r *http.Request) bool {
+	if r.Header.Get("Sec-Fetch-Site") == "same-origin" {
+		return true // no page can set it, and a proxy may have changed Host
+	}
+	switch values := r.Header["Origin"]; len(values) {
+	case 0:
+		// Browsers send Origin with every handshake of a WebSocket and with every request that may change
+		// something. Older ones do not in all cases.
+		switch r.Header.Get("Sec-Fetch-Site") {
+		case "", "none":
+			return true
+		}
+		switch r.Method {
+		case http.MethodGet, http.MethodHead, http.MethodOptions:
+			return !opensWebSocket(r)
+		}
+		return false
+	case 1:
+		origin, u, ok := normalOrigin(values[0])
+		if !ok {
+			return false // "null", among others
+		}
+		if slices.Contains(rules.allowed, origin) {
+			return true
+		}
+		// The scheme is not compared, as in http.CrossOriginProtection: a proxy before the gateway may have
+		// ended TLS.
+		_, host := clientOrigin(r)
+		own := withoutPort(strings.ToLower(r.Host), u.Scheme)
+		return u.Host == own || u.Host == withoutPort(strings.ToLower(host), u.Scheme)
+	}
+	return false
+}
+
+// normalOrigin parses an origin (RFC 6454 section 6.2). Its host is in small letters and without the default
+// port.
+func normalOrigin(s string) (origin string, u *url.URL, ok bool) {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.Opaque != "" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.ForceQuery ||
+		u.Fragment != "" || strings.HasSuffix(s, "#") {
+		return "", nil, false
+	}
+	u.Host = withoutPort(strings.ToLower(u.Host), u.Scheme)
+	return u.Scheme + "://" + u.Host, u, true
+}
+
+// opensWebSocket reports whether r is the handshake of a WebSocket, over HTTP/1.1 (RFC 6455 section 4.1) or
+// as an extended CONNECT (RFC 8441 section 4).
+func opensWebSocket(r *http.Request) bool {
+	return httpfield.HasToken(r.Header["Upgrade"], "websocket") ||
+		r.Method == http.MethodConnect && strings.EqualFold(r.Header.Get(":protocol"), "websocket")
+}
+
+// credentialPlace is where the credentials of a request were found.
+type credentialPlace uint8
+
+const (
+	placeUnknown credentialPlace = iota
+	placeCookie
+	placeElsewhere
+)
+
+// notePlace records where the credentials of r were found: in a cookie, if token is a part of one, or
+// elsewhere, if it is a part of another field or of the query, or is "". Nobody asks when r has no cookie.
+func notePlace(r *http.Request, token string) {
+	ex := exchangeFrom(r.Context())
+	if ex == nil || len(r.Header["Cookie"]) == 0 {
+		return
+	}
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	ex.place = placeOf(r, token)
+}
+
+func placeOf(r *http.Request, token string) credentialPlace {
+	has := func(line string) bool { return strings.Contains(line, token) }
+	switch {
+	case token == "":
+		return placeElsewhere
+	case slices.ContainsFunc(r.Header["Cookie"], has):
+		return placeCookie
+	case has(r.URL.RawQuery):
+		return placeElsewhere
+	}
+	for _, values := range r.Header {
+		if slices.ContainsFunc(values, has) {
+			return placeElsewhere
+		}
+	}
+	return placeUnknown // a cookie may hold it in another form
+}
+
+// cameInCookie reports whether the credentials of r came in a cookie. Where nobody has noted the place, they
+// may have in the handshake of a WebSocket that has a cookie: a page cannot set fields there.
+func cameInCookie(ex *exchange, r *http.Request) bool {
+	ex.mu.Lock()
+	place := ex.place
+	ex.mu.Unlock()
+	if place != placeUnknown {
+		return place == placeCookie
+	}
+	return opensWebSocket(r) && len(r.Header["Cookie"]) > 0 && len(r.Header["Authorization"]) == 0
+}
+
+// forgetPlace is for an Auth inside another one, which has found other credentials.
+func (ex *exchange) forgetPlace() {
+	ex.mu.Lock()
+	ex.place = placeUnknown
+	ex.mu.Unlock()
+}
