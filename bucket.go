@@ -17,7 +17,8 @@ type rateBucket struct {
 	perNS  float64 // units a nanosecond
 	nsEach float64 // nanoseconds until one unit comes
 	burst  float64
-	limit  int // burst, as it was given
+	limit  int     // burst, as it was given
+	slack  float64 // units that may be missing: those of a nanosecond, and what floats of this size cannot tell
 	queued bool
 }
 
@@ -37,6 +38,7 @@ func newRateBucket(caller string, perSecond float64, burst int, queued bool) *ra
 		// Not infinite, or no units would take no number of nanoseconds.
 		nsEach: min(1e9/perSecond, math.MaxFloat64),
 		burst:  float64(burst), limit: burst, queued: queued,
+		slack: max(perSecond/1e9, min(float64(burst)*0x1p-51, 0.5)),
 	}
 }
 
@@ -60,11 +62,12 @@ func (b *rateBucket) tokens(s *bucketState, now int64) float64 {
 	return b.burst
 }
 
-// take admits n units when they are there, or come within a nanosecond, the resolution of the clock.
+// take admits n units when they are there, or come within a nanosecond, the resolution of the clock. In a bucket of
+// billions of units it may be some nanoseconds, so that a cost passes once its RetryAfter is over.
 func (b *rateBucket) take(s *bucketState, now int64, n int) (t takeResult, ok bool) {
 	tokens := b.tokens(s, now)
 	if n <= b.limit {
-		if left := tokens - float64(n); left > -b.perNS {
+		if left := tokens - float64(n); left > -b.slack {
 			if b.queued {
 				t.pause = b.timeFor(b.burst - tokens)
 			}
@@ -105,9 +108,9 @@ func (b *rateBucket) spent(s *bucketState, now int64) float64 {
 	return (b.burst - b.tokens(s, now)) / b.burst
 }
 
-// units returns how many units could be taken at once. It ignores a lack of less than a nanosecond's worth.
+// units returns how many units could be taken at once. It ignores a lack of less than slack.
 func (b *rateBucket) units(tokens float64) int {
-	tokens += b.perNS * 0.999
+	tokens += b.slack * 0.999
 	switch {
 	case tokens < 1:
 		return 0

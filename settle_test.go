@@ -58,85 +58,121 @@ func settled(l gateway.Limiter, used *[]gateway.Usage, change ...func(*gateway.R
 	return gateway.RateLimit(l, byName("k"), opts)
 }
 
-func TestSettle(t *testing.T) {
-	add := func(n int64) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// acts is a handler that carries out a script, word by word:
+//
+//	units:3    AddUnits
+//	hello      write the word
+//	401        write the error of this status, as a middleware does
+//	limited    be refused by another RateLimit; away: its limiter fails
+//	panic      panic; abort: with http.ErrAbortHandler
+//	as:bob     go on with another context, with an Identity
+//	parts:4,3  answer with an Aggregate of parts, which report so many units
+func acts(script string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { act(w, r, strings.Fields(script)) })
+}
+
+var actErrors = map[string]error{
+	"401": gateway.ErrUnauthenticated, "502": gateway.ErrBadGateway,
+}
+
+func act(w http.ResponseWriter, r *http.Request, words []string) {
+	for i, word := range words {
+		word, arg, _ := strings.Cut(word, ":")
+		if err := actErrors[word]; err != nil {
+			gateway.WriteError(w, r, err)
+			continue
+		}
+		switch word {
+		case "units":
+			n, _ := strconv.ParseInt(arg, 10, 64)
 			gateway.AddUnits(r.Context(), n)
-			_, _ = io.WriteString(w, "hello")
-		})
+		case "limited":
+			gateway.RateLimit(&scriptLimiter{}, byName("k"), nil)(acts("units:3 hello")).ServeHTTP(w, r)
+		case "away":
+			gateway.RateLimit(&scriptLimiter{err: errors.New("away")}, byName("k"), nil)(acts("hello")).ServeHTTP(w, r)
+		case "panic":
+			panic("at the disco")
+		case "abort":
+			panic(http.ErrAbortHandler)
+		case "as":
+			act(w, r.WithContext(gateway.WithIdentity(r.Context(), &gateway.Identity{Subject: arg})), words[i+1:])
+			return
+		case "parts":
+			var parts []gateway.Part
+			for i, n := range strings.Split(arg, ",") {
+				units, _ := strconv.ParseInt(n, 10, 64)
+				parts = append(parts, gateway.Part{Name: strconv.Itoa(i), From: gateway.HandlerTransport(jsonUnits(units)), Path: "/"})
+			}
+			gateway.Aggregate(parts, nil).ServeHTTP(w, r)
+		default:
+			_, _ = io.WriteString(w, word)
+		}
 	}
-	refund := func(o *gateway.RateLimitOptions) { o.Refund = true }
-	reportOnly := func(o *gateway.RateLimitOptions) { o.ReportOnly = true }
-	refuse := gateway.Chain(gateway.RateLimit(&scriptLimiter{}, byName("k"), nil))(add(3))
+}
+
+func TestSettle(t *testing.T) {
 	granted := gateway.Decision{OK: true, Limit: 100, Remaining: 90}
-	U := func(o gateway.Outcome, status int, bytes, units int64) gateway.Usage {
-		return gateway.Usage{Outcome: o, Status: status, Bytes: bytes, Units: units}
+	U := func(o gateway.Outcome, status int, bytes, units int64) []gateway.Usage {
+		return []gateway.Usage{{Outcome: o, Status: status, Bytes: bytes, Units: units}}
+	}
+	const byUnits = -1 // Settle returns what was reported
+	type opts struct {
+		refund, reportOnly, free bool
 	}
 	for _, tt := range []struct {
 		name   string
 		d      gateway.Decision
-		inside http.Handler
-		change []func(*gateway.RateLimitOptions)
+		does   string // see acts
+		opts   opts
+		settle int // what Settle returns
 		asked  string
 		used   []gateway.Usage // Bytes below 0 are not compared
 	}{
-		{"less than reserved", granted, add(3), nil, "take k 10, return k 7", []gateway.Usage{U(gateway.OutcomeOK, 200, 5, 3)}},
-		{"as reserved", granted, add(10), nil, "take k 10", []gateway.Usage{U(gateway.OutcomeOK, 200, 5, 10)}},
-		{"more than reserved", granted, add(25), nil, "take k 10, owe k 15", []gateway.Usage{U(gateway.OutcomeOK, 200, 5, 25)}},
-		{"nothing reported", granted, text("hello"), nil, "take k 10, return k 10", []gateway.Usage{U(gateway.OutcomeOK, 200, 5, 0)}},
-		{"negative units add nothing", granted, add(-3), nil, "take k 10, return k 10", []gateway.Usage{U(gateway.OutcomeOK, 200, 5, 0)}},
-		{"a negative cost counts as 0", granted, add(5), []func(*gateway.RateLimitOptions){func(o *gateway.RateLimitOptions) {
-			o.Settle = func(*http.Request, gateway.Usage) int { return -7 }
-		}}, "take k 10, return k 10", nil},
-		{"upstream failed", granted, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			gateway.AddUnits(r.Context(), 12)
-			gateway.WriteError(w, r, gateway.ErrBadGateway)
-		}), nil, "take k 10, owe k 2", []gateway.Usage{U(gateway.OutcomeUpstreamError, 502, -1, 12)}},
-		{"panic", granted, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			gateway.AddUnits(r.Context(), 12)
-			panic("at the disco")
-		}), nil, "take k 10, owe k 2", []gateway.Usage{U(gateway.OutcomeInternal, 500, 0, 12)}},
-		{"aborted", granted, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			_, _ = io.WriteString(w, "he")
-			gateway.AddUnits(r.Context(), 1)
-			panic(http.ErrAbortHandler)
-		}), nil, "take k 10, return k 9", []gateway.Usage{U(gateway.OutcomeAborted, 200, 2, 1)}},
-		{"refused inside", granted, refuse, nil, "take k 10, return k 10", []gateway.Usage{U(gateway.OutcomeRejected, 429, -1, 0)}},
-		{"refused inside, Settle wants more", granted, refuse, []func(*gateway.RateLimitOptions){func(o *gateway.RateLimitOptions) {
-			o.Settle = costs2(4)
-		}}, "take k 10, return k 6", nil},
-		{"refused inside, with refund", granted, refuse, []func(*gateway.RateLimitOptions){refund, func(o *gateway.RateLimitOptions) {
-			o.Settle = costs2(4)
-		}}, "take k 10, return k 10", nil},
-		{"admitted, with refund", granted, add(12), []func(*gateway.RateLimitOptions){refund}, "take k 10, owe k 2", []gateway.Usage{U(gateway.OutcomeOK, 200, 5, 12)}},
-		{"refused itself", gateway.Decision{RetryAfter: 1}, add(3), nil, "take k 10", nil},
-		{"refused itself, report only", gateway.Decision{RetryAfter: 1}, add(3), []func(*gateway.RateLimitOptions){reportOnly}, "take k 10", nil},
-		{"waits too long, report only", gateway.Decision{OK: true, Wait: time.Hour}, add(3), []func(*gateway.RateLimitOptions){reportOnly}, "take k 10, return k 7", []gateway.Usage{U(gateway.OutcomeOK, 200, 5, 3)}},
-		{"free", granted, add(3), []func(*gateway.RateLimitOptions){func(o *gateway.RateLimitOptions) { o.Cost = costs(0) }}, "", nil},
-		{"units of two handlers", granted, gateway.Chain(func(next http.Handler) http.Handler {
-			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				gateway.AddUnits(r.Context(), 4)
-				next.ServeHTTP(w, r.WithContext(gateway.WithIdentity(r.Context(), &gateway.Identity{Subject: "s"})))
-			})
-		})(add(5)), nil, "take k 10, return k 1", []gateway.Usage{U(gateway.OutcomeOK, 200, 5, 9)}},
-		{"an aggregate's parts", granted, gateway.Aggregate([]gateway.Part{
-			{Name: "a", From: gateway.HandlerTransport(jsonUnits(4)), Path: "/"},
-			{Name: "b", From: gateway.HandlerTransport(jsonUnits(3)), Path: "/"},
-		}, nil), nil, "take k 10, return k 3", []gateway.Usage{U(gateway.OutcomeOK, 200, -1, 7)}},
+		{"less than reserved", granted, "units:3 hello", opts{}, byUnits, "take k 10, return k 7", U(gateway.OutcomeOK, 200, 5, 3)},
+		{"as reserved", granted, "units:10 hello", opts{}, byUnits, "take k 10", U(gateway.OutcomeOK, 200, 5, 10)},
+		{"more than reserved", granted, "units:25 hello", opts{}, byUnits, "take k 10, owe k 15", U(gateway.OutcomeOK, 200, 5, 25)},
+		{"nothing reported", granted, "hello", opts{}, byUnits, "take k 10, return k 10", U(gateway.OutcomeOK, 200, 5, 0)},
+		{"negative units add nothing", granted, "units:-3 hello", opts{}, byUnits, "take k 10, return k 10", U(gateway.OutcomeOK, 200, 5, 0)},
+		{"units beyond the largest number", granted, "units:9223372036854775807 units:9", opts{}, 12, "take k 10, owe k 2", U(gateway.OutcomeOK, 200, 0, 1<<63-1)},
+		{"a negative cost counts as 0", granted, "units:5 hello", opts{}, -7, "take k 10, return k 10", U(gateway.OutcomeOK, 200, 5, 5)},
+		{"upstream failed", granted, "units:12 502", opts{}, byUnits, "take k 10, owe k 2", U(gateway.OutcomeUpstreamError, 502, -1, 12)},
+		{"upstream failed, with refund", granted, "units:12 502", opts{refund: true}, byUnits, "take k 10, owe k 2", U(gateway.OutcomeUpstreamError, 502, -1, 12)},
+		{"panic", granted, "units:12 panic", opts{}, byUnits, "take k 10, owe k 2", U(gateway.OutcomeInternal, 500, 0, 12)},
+		{"aborted", granted, "he units:1 abort", opts{}, byUnits, "take k 10, return k 9", U(gateway.OutcomeAborted, 200, 2, 1)},
+		{"refused inside", granted, "limited", opts{}, byUnits, "take k 10, return k 10", U(gateway.OutcomeRejected, 429, -1, 0)},
+		{"refused inside, Settle wants more", granted, "limited", opts{}, 4, "take k 10, return k 6", U(gateway.OutcomeRejected, 429, -1, 0)},
+		{"refused inside, with refund", granted, "limited", opts{refund: true}, 4, "take k 10, return k 10", U(gateway.OutcomeRejected, 429, -1, 0)},
+		{"refused inside, with refund, Settle wants more than was taken", granted, "limited", opts{refund: true}, 40, "take k 10, return k 10", U(gateway.OutcomeRejected, 429, -1, 0)},
+		{"refused after units were used, with refund", granted, "units:8 401", opts{refund: true}, byUnits, "take k 10, return k 10", U(gateway.OutcomeRejected, 401, -1, 8)},
+		{"undecided inside", granted, "away", opts{}, 4, "take k 10, return k 6", U(gateway.OutcomeUnavailable, 503, -1, 0)},
+		{"undecided inside, with refund", granted, "away", opts{refund: true}, 4, "take k 10, return k 10", U(gateway.OutcomeUnavailable, 503, -1, 0)},
+		{"admitted, with refund", granted, "units:12 hello", opts{refund: true}, byUnits, "take k 10, owe k 2", U(gateway.OutcomeOK, 200, 5, 12)},
+		{"refused itself", gateway.Decision{RetryAfter: 1}, "units:3 hello", opts{}, byUnits, "take k 10", nil},
+		{"refused itself, report only", gateway.Decision{RetryAfter: 1}, "units:3 hello", opts{reportOnly: true}, byUnits, "take k 10", nil},
+		{"waits too long, report only", gateway.Decision{OK: true, Wait: time.Hour}, "units:3 hello", opts{reportOnly: true}, byUnits, "take k 10, return k 7", U(gateway.OutcomeOK, 200, 5, 3)},
+		{"free", granted, "units:3 hello", opts{free: true}, byUnits, "", nil},
+		{"units of two handlers", granted, "units:4 as:s units:5 hello", opts{}, byUnits, "take k 10, return k 1", U(gateway.OutcomeOK, 200, 5, 9)},
+		{"an aggregate's parts", granted, "parts:4,3", opts{}, byUnits, "take k 10, return k 3", U(gateway.OutcomeOK, 200, -1, 7)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			captureDefaultLog(t)
 			synctest.Test(t, func(t *testing.T) {
 				l := &accountLimiter{scriptLimiter{d: tt.d}}
 				var used []gateway.Usage
+				limit := settled(l, &used, func(o *gateway.RateLimitOptions) {
+					o.Refund, o.ReportOnly = tt.opts.refund, tt.opts.reportOnly
+					if tt.opts.free {
+						o.Cost = costs(0)
+					}
+					if byReport := o.Settle; tt.settle != byUnits {
+						o.Settle = func(r *http.Request, u gateway.Usage) int { byReport(r, u); return tt.settle }
+					}
+				})
 				slow := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					time.Sleep(time.Second)
-					tt.inside.ServeHTTP(w, r)
+					act(w, r, strings.Fields(tt.does))
 				})
-				func() {
-					defer func() { _ = recover() }()
-					recorded(settled(l, &used, tt.change...)(slow), nil)
-				}()
+				_ = panicOf(func() { recorded(limit(slow), nil) })
 				if got := l.asked(); got != tt.asked {
 					t.Errorf("%s, want %s", got, tt.asked)
 				}

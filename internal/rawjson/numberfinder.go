@@ -161,5 +161,6 @@ func (f *NumberFinder) ended() {
 		return
 	}
 	f.index[f.on]++
-	f.next = !f.lex.inObject() && f.pointer[f.on-1] == strconv.Itoa(f.index[f.on])
+	var digits [20]byte
+	f.next = !f.lex.inObject() && f.pointer[f.on-1] == string(strconv.AppendInt(digits[:0], int64(f.index[f.on]), 10))
 }
