@@ -176,6 +176,17 @@ func (p *pool) replace(targets []Target) {
 	p.choose()
 }
 
+// targets returns the targets of the pool's members.
+func (p *pool) targets() []Target {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	targets := make([]Target, len(p.members))
+	for i, m := range p.members {
+		targets[i] = m.Target
+	}
+	return targets
+}
+
 // choice returns the members that are not out, or all members when every one is.
 func (p *pool) choice() *choice {
 	c := p.current.Load()

@@ -38,19 +38,25 @@ const maxWeight = 1_000_000
 func ParseTargets(rawURLs ...string) ([]Target, error) {
 	targets := make([]Target, 0, len(rawURLs))
 	for _, raw := range rawURLs {
-		if !strings.Contains(raw, "://") {
-			return nil, fmt.Errorf("gateway: ParseTargets: target %q has no scheme, such as http://", raw)
-		}
-		u, err := url.Parse(raw)
+		u, err := parseTarget(raw)
 		if err != nil {
-			return nil, fmt.Errorf("gateway: ParseTargets: %w", err)
-		}
-		if err := checkTarget(u); err != nil {
 			return nil, fmt.Errorf("gateway: ParseTargets: %w", err)
 		}
 		targets = append(targets, Target{URL: u})
 	}
 	return targets, nil
+}
+
+// parseTarget parses the URL of a target.
+func parseTarget(raw string) (*url.URL, error) {
+	if !strings.Contains(raw, "://") {
+		return nil, fmt.Errorf("target %q has no scheme, such as http://", raw)
+	}
+	u, err := url.Parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	return u, checkTarget(u)
 }
 
 // MustTargets is like ParseTargets but panics on an error. Use it for URLs that are constants of the program.
@@ -102,6 +108,19 @@ func checkSocket(u *url.URL) error {
 		return fmt.Errorf("target %q: not the path of a socket", u.Redacted())
 	case len(u.Path) > maxSocketPath:
 		return fmt.Errorf("target %q: longer than the %d bytes that the path of a socket may have", u.Redacted(), maxSocketPath)
+	}
+	return nil
+}
+
+// checkTargets returns an error unless targets can be those of an Upstream.
+func checkTargets(targets []Target) error {
+	for _, t := range targets {
+		if err := checkTarget(t.URL); err != nil {
+			return err
+		}
+		if t.Weight < 0 || t.Weight > maxWeight {
+			return errors.New("weight must be between 0 and 1,000,000")
+		}
 	}
 	return nil
 }
@@ -215,7 +234,7 @@ func (o UpstreamOptions) withDefaults() UpstreamOptions {
 // Name returns the name given to NewUpstream.
 func (u *Upstream) Name() string { return u.name }
 
-// SetTargets replaces the targets, for example when service discovery reports a change. Requests in flight
+// SetTargets replaces the targets, for example when service discovery reports a change; see also Follow. Requests in flight
 // are not interrupted. A target whose URL is already in the pool keeps its connections, its health and its
 // count of requests in flight. SetTargets panics on targets on which NewUpstream panics, and then changes
 // nothing.
@@ -223,13 +242,8 @@ func (u *Upstream) SetTargets(targets []Target) { u.set("SetTargets", targets) }
 
 // set replaces the targets for caller, whose name its panics carry.
 func (u *Upstream) set(caller string, targets []Target) {
-	for _, t := range targets {
-		if err := checkTarget(t.URL); err != nil {
-			panic("gateway: " + caller + ": " + err.Error())
-		}
-		if t.Weight < 0 || t.Weight > maxWeight {
-			panic("gateway: " + caller + ": weight must be between 0 and 1,000,000")
-		}
+	if err := checkTargets(targets); err != nil {
+		panic("gateway: " + caller + ": " + err.Error())
 	}
 	u.pool.replace(targets)
 }
