@@ -458,6 +458,21 @@ func TestBreakerInsideItsOwnCircuit(t *testing.T) {
 	}
 }
 
+// What a Breaker admits ends with its handler: a second call within the same exchange asks the circuit again.
+func TestBreakerTwiceInOneExchange(t *testing.T) {
+	c := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 2})
+	twice := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			next.ServeHTTP(w, r)
+			playCircuit(t, c, "closed")
+			next.ServeHTTP(w, r)
+		})
+	}
+	outer := gateway.Breaker(gateway.NewCircuit("outer", nil), nil)
+	serveBreaker(gateway.Chain(outer, twice, gateway.Breaker(c, nil))(breakerAnswer{err: gateway.ErrBadGateway}), context.Background())
+	playCircuit(t, c, "open")
+}
+
 func TestBreakerPanicsAtSetup(t *testing.T) {
 	if p := panicOf(func() { gateway.Breaker(nil, nil) }); p != "gateway: Breaker: nil circuit" {
 		t.Errorf("panicked with %q", p)
