@@ -144,7 +144,12 @@ func newLimiter(caller string, client redis.UniversalClient, a algorithm, opts *
 	}
 	l.report = newReporter(name, &o)
 	l.link = &link{client: client, timeout: o.Timeout, begins: l.begins}
-	l.link.changed = func(o *outage, back bool) { l.report.change(o, l.roster.known(), back) }
+	l.link.changed = func(o *outage, back bool) {
+		l.report.change(o, l.roster.known(), back)
+		if back {
+			l.roster.back()
+		}
+	}
 	l.roster = &roster{client: client, key: l.prefix + "gateways", id: rand.Text()}
 	return l
 }

@@ -224,7 +224,7 @@ func (w *worker) run(batch []*call) {
 	ctx, cancel := context.WithDeadline(context.Background(), due)
 	defer cancel()
 
-	cmds := exec(ctx, w.link.client, batch, false)
+	cmds := execute(ctx, w.link.client, batch, false)
 	var unknown []*call
 	for i, c := range batch {
 		if redis.HasErrorPrefix(cmds[i].Err(), "NOSCRIPT") {
@@ -234,7 +234,7 @@ func (w *worker) run(batch []*call) {
 		w.finish(c, cmds[i])
 	}
 	if len(unknown) > 0 {
-		for i, cmd := range exec(ctx, w.link.client, unknown, true) {
+		for i, cmd := range execute(ctx, w.link.client, unknown, true) {
 			w.finish(unknown[i], cmd)
 		}
 	}
@@ -255,8 +255,8 @@ func (w *worker) finish(c *call, cmd *redis.Cmd) {
 	}
 }
 
-// exec runs calls in one pipeline, with the source of the script or with its hash alone.
-func exec(ctx context.Context, client redis.UniversalClient, calls []*call, source bool) []*redis.Cmd {
+// execute runs calls in one pipeline, with the source of the script or with its hash alone.
+func execute(ctx context.Context, client redis.UniversalClient, calls []*call, source bool) []*redis.Cmd {
 	pipe := client.Pipeline()
 	cmds := make([]*redis.Cmd, len(calls))
 	for i, c := range calls {

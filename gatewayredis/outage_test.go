@@ -376,6 +376,11 @@ func TestRoster(t *testing.T) {
 	}
 	client.HSet(t.Context(), all[0].roster.key, all[1].roster.id, time.Now().Add(-11*time.Second).UnixMicro())
 	client.HSet(t.Context(), all[0].roster.key, all[2].roster.id, "never")
+	all[0].roster.back()
+	if got := seen(all[0]); got.count != 5 {
+		t.Errorf("%d gateways are seen after an outage, with 5 before", got.count)
+	}
+	all[0].roster.backAt.Store(0)
 	if got := seen(all[0]); got.count != 3 {
 		t.Errorf("%d gateways are seen, of which two are gone", got.count)
 	}

@@ -66,7 +66,7 @@ func (l *link) answers(o *outage) bool {
 		newCall(probeScript, failed.key()+":probe"),
 		newCall(failed.script, failed.key(), "owe", "0", failed.args[6], failed.args[7]),
 	}
-	for i, cmd := range exec(ctx, client, calls, true) {
+	for i, cmd := range execute(ctx, client, calls, true) {
 		answer, err := cmd.Result()
 		if err == nil {
 			_, err = calls[i].script.parse(answer)

@@ -4,14 +4,15 @@ import (
 	"context"
 	"math"
 	"sync/atomic"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/seed-96248d0c/gateway"
 )
 
 const (
-	announceEvery = 2e9        // ns
-	seenWithin    = "10000000" // µs in which a gateway must have been seen to have a share
+	announceEvery = 2 * time.Second
+	seenWithin    = 10 * time.Second // a gateway must have been seen to have a share
 )
 
 // announceScript notes that a gateway is there, in a hash of ids and times. It returns how many gateways are, and how
@@ -45,6 +46,7 @@ type roster struct {
 	key, id   string
 	announced atomic.Int64 // time of the last announcement, by sinceStart; 0: none
 	busy      atomic.Bool  // an announcement is under way
+	backAt    atomic.Int64 // end of the last outage, by sinceStart; 0: none
 	seen      atomic.Pointer[gateways]
 }
 
@@ -60,21 +62,35 @@ func (r *roster) known() gateways {
 // no decision waits for it: in a Cluster, another node may have the key. There is at most one such goroutine.
 func (r *roster) announce() {
 	now := sinceStart()
-	if last := r.announced.Load(); last != 0 && now-last < announceEvery || !r.busy.CompareAndSwap(false, true) {
+	if last := r.announced.Load(); last != 0 && now-last < int64(announceEvery) || !r.busy.CompareAndSwap(false, true) {
 		return
 	}
 	r.announced.Store(now)
 	go func() {
 		defer r.busy.Store(false)
-		cmd := r.client.Eval(context.Background(), announceScript.source, []string{r.key}, r.id, seenWithin)
+		cmd := r.client.Eval(context.Background(), announceScript.source, []string{r.key}, r.id, seenWithin.Microseconds())
 		answer, err := cmd.Result()
 		if err != nil {
 			return // the decisions find out themselves whether Redis is away
 		}
 		if f, err := announceScript.parse(answer); err == nil && f[0] >= 1 && f[0] <= math.MaxInt32 && f[1] >= 0 && f[1] < f[0] {
-			r.seen.Store(&gateways{int(f[0]), int(f[1])})
+			r.see(gateways{int(f[0]), int(f[1])})
 		}
 	}()
+}
+
+// see notes a count. After an outage, Redis may have lost its data, so that it takes others a while to be seen again.
+func (r *roster) see(g gateways) {
+	at := r.backAt.Load()
+	if old := r.known(); g.count >= old.count || at == 0 || sinceStart()-at > int64(seenWithin) {
+		r.seen.Store(&g)
+	}
+}
+
+// back is called when an outage has ended. The next call announces this gateway.
+func (r *roster) back() {
+	r.backAt.Store(sinceStart())
+	r.announced.Store(0)
 }
 
 // part returns the share of limit units that one of several gateways has. It is at least 1.
