@@ -58,10 +58,11 @@ func New(least, most int) *Limit {
 
 func (l *Limit) clamp(x float64) float64 { return min(max(x, l.min), l.max) }
 
-// Limit returns how many requests may be served at once.
+// Limit returns how many requests may run at the same time.
 func (l *Limit) Limit() int { return int(l.limit) }
 
-// Started is called when a request starts, of which running run then. It returns a mark for Ended.
+// Started records the start of a request. running is the number of requests that run then. The caller passes the mark
+// that it returns to Ended.
 func (l *Limit) Started(running int) (epoch uint32) {
 	if running >= int(l.limit) {
 		l.reached = true
@@ -69,8 +70,8 @@ func (l *Limit) Started(running int) (epoch uint32) {
 	return l.epoch
 }
 
-// Ended is called when a request has ended that took so long. Requests that say nothing about the server are left out
-// by the caller: refusals, and failures that were fast.
+// Ended records the end of a request and how long it took. The caller leaves out requests whose latency shows nothing
+// about the server: refusals, and failures that were fast.
 func (l *Limit) Ended(epoch uint32, took time.Duration) {
 	if epoch != l.epoch {
 		return // it began before the probe, among more requests than now
@@ -84,8 +85,8 @@ func (l *Limit) Ended(epoch uint32, took time.Duration) {
 	l.window(latency, reached)
 }
 
-// Slower reports whether a request that took so long raises the latency. Only then does one count that failed or whose
-// client left: it would have taken longer still.
+// Slower reports whether a latency is above the base. A request that failed, or whose client left, counts only if it is
+// slower: it would have taken even longer.
 func (l *Limit) Slower(took time.Duration) bool {
 	return l.base == l.base && math.Log(float64(max(took, 1))) > l.base
 }

@@ -18,7 +18,7 @@ type Reader struct {
 	seen   int  // bytes of a byte order mark
 }
 
-// state is where in a line the Reader is.
+// state is the position in a line.
 type state uint8
 
 const (

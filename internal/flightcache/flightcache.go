@@ -136,7 +136,7 @@ func (c *Cache[V]) Load(ctx context.Context, key string) (e *Entry[V], hit bool,
 	}
 }
 
-// loadFlight loads key for all who wait for f.
+// loadFlight loads key for every call that waits for f.
 func (c *Cache[V]) loadFlight(ctx context.Context, s *shard[V], f *flight[V], hash uint64, key string) {
 	defer func() {
 		s.mu.Lock()
@@ -155,8 +155,7 @@ func (c *Cache[V]) loadFlight(ctx context.Context, s *shard[V], f *flight[V], ha
 	f.abandoned = f.err != nil && ctx.Err() != nil
 }
 
-// Forget removes e, which Load returned. It does nothing when the cache holds another entry for that key by
-// now, or none.
+// Forget removes e, which Load returned. It does nothing if the cache no longer holds e.
 func (c *Cache[V]) Forget(e *Entry[V]) {
 	s, hash := c.shardOf(e.key)
 	s.mu.Lock()

@@ -23,7 +23,7 @@ func SameName(a, b string) bool {
 	}
 }
 
-// Names is a set of field names, each together with its aliases: the names that SameName takes for the same.
+// Names is a set of field names, each together with its aliases: the names for which SameName is true.
 // The zero value is the empty set. A set that does not change is safe for concurrent use.
 type Names struct {
 	initials [256]uint8 // by the first letter or digit, in both cases: the place of its group, plus 1; 0: none

@@ -76,7 +76,7 @@ func CachingOf(h http.Header, now time.Time) Caching {
 	return c
 }
 
-// spend takes away what has passed of the lifetime.
+// spend subtracts the part of the lifetime that has already passed.
 func (l *lifetime) spend(n int64) {
 	if l.known {
 		l.seconds = max(0, l.seconds-n)

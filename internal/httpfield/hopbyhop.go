@@ -41,7 +41,7 @@ func RemoveHopByHop(h http.Header) {
 }
 
 // RemoveNamed removes from h the fields that the lines of a Connection field name. Its cost grows with the
-// number of names alone, not with names times fields: a hostile client can send a hundred thousand of each.
+// number of names, and not with names times fields: a hostile client can send a hundred thousand of each.
 func RemoveNamed(h http.Header, connection []string) {
 	for _, line := range connection {
 		for name := range strings.SplitSeq(line, ",") {

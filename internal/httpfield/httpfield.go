@@ -79,8 +79,8 @@ func IsHost(s string) bool {
 	return isHostName(s, "")
 }
 
-// isHostName reports whether s has only characters that a name may have, or that are in more, and no empty label
-// but for one at either end.
+// isHostName reports whether s has only characters that are allowed in a name, or listed in more. An empty label is
+// allowed only at either end.
 func isHostName(s, more string) bool {
 	for i := range len(s) {
 		c := s[i]
@@ -103,7 +103,7 @@ func isPort(s string) bool {
 	return true
 }
 
-// IsPrintable reports whether s is printable ASCII, the blank included.
+// IsPrintable reports whether s has only printable ASCII characters, of which the blank is one.
 func IsPrintable(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c > '~' {

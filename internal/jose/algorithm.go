@@ -10,8 +10,8 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// An Algorithm verifies signatures with the one kind of key that its name stands for. Without this rule an
-// RSA public key, which everybody has, would serve as the secret of an HMAC (RFC 8725 section 3.1).
+// An Algorithm verifies signatures, and only with keys of the kind that belongs to its name. Without this rule, an
+// attacker could use an RSA public key, which everybody has, as the secret of an HMAC (RFC 8725 section 3.1).
 //
 // Keys are an *rsa.PublicKey, an *ecdsa.PublicKey, an ed25519.PublicKey, or a []byte for a secret.
 type Algorithm struct {

@@ -94,9 +94,9 @@ func (s *KeySet) add(p publicKey) {
 // Find returns the keys that may have signed a token whose header has kid and alg, in the order of the set,
 // and nil when there are none. It returns at most four. The caller does not modify the list.
 //
-// kid names one key, or several where the set uses it more than once. A kid that the set does not have, or
-// "", means the keys without a kid, if no key with a kid serves alg. A kid of "" otherwise means the only
-// key that serves alg; where several do, there is no telling which.
+// kid names one key, or several if the set uses it more than once. A kid that the set does not have, or "", means the
+// keys without a kid, if no key with a kid serves alg. Otherwise, a kid of "" means the only key that serves alg; if
+// several serve it, Find returns nil.
 func (s *KeySet) Find(kid, alg string) []any {
 	var found []any
 	if kid != "" {

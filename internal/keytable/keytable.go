@@ -197,7 +197,7 @@ func (t *Table[S]) lockOverflow(now int64) Locked[S] {
 }
 
 // Each calls f with each key that is held and with its state, under the lock of the state. It locks one shard
-// after another, so that it sees no single moment of the whole table. A key that is held as its SHA-256 is
+// after another, so what it yields is not the state of the whole table at one moment. A key that is held as its SHA-256 is
 // given as "sha256:" and 64 hexadecimal digits.
 func (t *Table[S]) Each(now int64, f func(key string, s *S, now int64)) {
 	for i := range t.shards {
@@ -244,7 +244,7 @@ func (t *Table[S]) sweep(now int64) {
 	}
 }
 
-// sweepShard looks at the next keys of s, at most so many, each at most once. It returns how many it has seen.
+// sweepShard looks at the next keys of s, each at most once, and returns their number.
 func (t *Table[S]) sweepShard(s *shard[S], most int, now int64) (seen int) {
 	now = s.clock.advance(now)
 	most = min(most, s.n)

@@ -83,7 +83,8 @@ func find[S any, K string | []byte](s *shard[S], m mark, name K) *entry[S] {
 	}
 }
 
-// home returns the place of m if it is free, of so many places. Otherwise m is at the next free one after it.
+// home returns the first place at which m is looked for, in a table of so many places. If that is taken, m is at the
+// next one that was free.
 func home(m mark, places int) int { return int(uint64(m) * uint64(places) >> 32) }
 
 // add adds name, which is not held.
@@ -110,7 +111,7 @@ func (s *shard[S]) place(m mark) int {
 	return i
 }
 
-// resize moves the keys to a table of so many places.
+// resize moves the keys to a table with that many places.
 func (s *shard[S]) resize(places int) {
 	marks, entries := s.marks, s.entries
 	s.marks, s.entries = make([]mark, places), make([]entry[S], places)

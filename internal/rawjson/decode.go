@@ -98,7 +98,7 @@ func Elements(text []byte, name string) ([]Value, error) {
 
 // StringMember returns the string that the top-level member name of a JSON object holds, "" when there is no
 // such member. It checks the whole text as DecodeObject does, except that it allows two members of one name
-// elsewhere, and decodes nothing else. It is for what must be read before a signature is verified.
+// elsewhere. It decodes nothing else. Use it for a value that is needed before a signature is verified.
 func StringMember(text []byte, name string) (string, error) {
 	d := decoder{bytes: text, lex: Lexer{MaxDepth: MaxDecodeDepth}}
 	d.lex.Feed(text, true)

@@ -60,7 +60,7 @@ func (t Token) Escaped() bool { return t.marks&escaped != 0 }
 // Lexer splits one JSON text into tokens. The text is fed in pieces of any size: a piece may end within a token,
 // within an escape sequence and within a UTF-8 sequence. The Lexer accepts exactly the texts of RFC 8259 whose
 // strings are valid UTF-8 and that nest at most MaxDepth arrays and objects. Lone surrogates (`\ud800`) and two
-// members of one name are valid JSON. Whoever refuses them does so on the tokens.
+// members of one name are valid JSON. A caller that refuses them checks the tokens.
 //
 //	lex := rawjson.Lexer{MaxDepth: 32}
 //	lex.Feed([]byte(`{"a":tr`), false)  // ObjectStart, Name `"a"`, True `tr` (Partial), More

@@ -5,8 +5,8 @@ import (
 	"strconv"
 )
 
-// NumberFinder finds the number that a Pointer leads to, in a JSON text that comes in pieces. It keeps nothing of the
-// text but a name or a number that is cut in two. Of two members of one name, the last counts, as for most readers.
+// NumberFinder finds the number that a Pointer leads to, in a JSON text that comes in pieces. It keeps no part of
+// the text, except a name or a number that continues in the next piece. Of two members of one name, the last counts, as for most readers.
 type NumberFinder struct {
 	pointer Pointer
 	lex     Lexer
@@ -49,8 +49,8 @@ func (f *NumberFinder) Reset() {
 // Write reads the next piece of the text. It keeps no part of piece.
 func (f *NumberFinder) Write(piece []byte) { f.read(piece, false) }
 
-// Number returns the number that has been found so far, and reports whether there is one. The text may go on. A text
-// that turns out to be malformed has none.
+// Number returns the number that has been found so far, and reports whether there is one. The text may go on. If it
+// turns out to be malformed, there is none.
 func (f *NumberFinder) Number() (float64, bool) { return f.found, f.has && !f.bad }
 
 // Finish ends the text, and returns its number. A text that is incomplete has the number that it had until then.
@@ -121,11 +121,10 @@ func (f *NumberFinder) token(t Token, text []byte) {
 	}
 }
 
-// leads reports whether the pointer leads to or through a value that has so many arrays and objects around it.
+// leads reports whether the pointer leads to or through a value at that depth.
 func (f *NumberFinder) leads(around int) bool { return f.next && around == f.on }
 
-// keep adds a part of a token, and reports whether that was the last part. Of a token that is too long, it keeps
-// nothing that could be taken for the token.
+// keep adds a part of a token, and reports whether that was the last part. A token that is too long is not kept.
 func (f *NumberFinder) keep(t Token, part []byte) (whole bool) {
 	if len(f.cut)+len(part) > f.max {
 		f.passed = true

@@ -195,7 +195,7 @@ func (c *compiler) add(r rule) error {
 	return nil
 }
 
-// refuseConflicts finds two renames that give two members one name, or one member two.
+// refuseConflicts returns an error if two renames give the same name to two members, or two names to one member.
 func (c *compiler) refuseConflicts() error {
 	for i, a := range c.rules {
 		for _, b := range c.rules[i+1:] {
@@ -304,7 +304,7 @@ func (c *compiler) within(rules []int, depth int, s segment) []int {
 	return on
 }
 
-// giveWay drops the members that have the new name of another one, so that the object has no two of one name.
+// giveWay drops every member whose name is the new name of another member. So no name occurs twice.
 func (n *node) giveWay() {
 	for _, renamed := range slices.Clone(n.members) {
 		if renamed.action.name == nil {

@@ -13,10 +13,10 @@ const maxName = 64 << 10
 var ErrName = errors.New("JSON member with a name of more than 64 KiB")
 
 // Projector applies a Projection to one JSON text, which comes in pieces of any size. It checks the whole text as
-// Lexer does. It keeps nothing of it but a name. Make it with Projection.Start. It is not safe for concurrent use.
+// Lexer does. It keeps no part of it, except a name. Make it with Projection.Start. It is not safe for concurrent use.
 //
-// A value that is kept as a whole is copied as it stands, with the white space in it. Of the white space in an object or
-// array of which a part is kept, nothing is copied.
+// A value that is kept as a whole is copied as it stands, with the white space in it. White space in an object or
+// array of which only a part is kept is not copied.
 type Projector struct {
 	projection *Projection
 	lex        Lexer

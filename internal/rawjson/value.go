@@ -48,7 +48,7 @@ func (v Value) Scalar() (text string, ok bool) {
 	return string(v), true
 }
 
-// Items returns the members of an object or the elements of an array. Other values have none.
+// Items returns the members of an object or the elements of an array. For another value, there are none.
 func (v Value) Items() Items {
 	it := Items{text: v, lex: Lexer{MaxDepth: maxDepth}}
 	it.lex.Feed(v, true)

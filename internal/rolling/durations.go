@@ -39,7 +39,7 @@ func (w *Durations) Add(now time.Time, d time.Duration, failed bool) {
 	}
 }
 
-// slot returns the slot to count in. When the one of that number is forgotten already, it is a later one.
+// slot returns the slot to count in. If the slot with that number has been replaced, it returns the newer one.
 func (w *Durations) slot(number int64) *durationSlot {
 	at := &w.slots[uint64(number)%Slots]
 	for {
@@ -63,7 +63,7 @@ type Summary struct {
 	buckets [durationBuckets]int64
 }
 
-// Summary returns what has ended within the last slots. What is added meanwhile may be in it or not.
+// Summary returns what has ended within the last slots. A duration that is added at the same time may be missing.
 func (w *Durations) Summary(now time.Time) *Summary {
 	last := int64(now.Sub(w.start) / w.width)
 	first := last - Slots + 1
@@ -84,8 +84,8 @@ func (w *Durations) Summary(now time.Time) *Summary {
 	return sum
 }
 
-// Quantile returns the duration that a share q of those counted does not exceed: 0.5 is the median. It is within
-// 1/16 of the truth, for durations from 2 µs up to 36 minutes. It returns 0 when nothing was counted.
+// Quantile returns a duration that the share q of all durations does not exceed: 0.5 gives the median. It is within
+// 1/16 of the exact one, for durations from 2 µs up to 36 minutes. It returns 0 when nothing was counted.
 func (s *Summary) Quantile(q float64) time.Duration {
 	rank := int64(q * float64(s.Count)) // of those in order, the number of the first that is not below
 	if float64(rank) < q*float64(s.Count) {

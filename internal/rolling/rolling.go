@@ -33,7 +33,7 @@ func New[C Counts[C]](start time.Time, length time.Duration) Window[C] {
 	return Window[C]{start: start, width: max(1, length/Slots)}
 }
 
-// Roll makes the slot of now the present one and forgets what is too old by then. A now that is before the
+// Roll makes the slot of now the present one and subtracts the slots that are too old. A now that is before the
 // present slot changes nothing: two goroutines may read the clock in one order and call Roll in the other.
 func (w *Window[C]) Roll(now time.Time) {
 	slot := int64(now.Sub(w.start) / w.width)
@@ -58,8 +58,8 @@ func (w *Window[C]) Add(c C) (slot int64) {
 	return w.slot
 }
 
-// TakeBack subtracts c, which Add added to slot. If the slot is forgotten already, so is c, and nothing
-// changes.
+// TakeBack subtracts c, which Add added to slot. If the slot has been
+// subtracted already, nothing changes.
 func (w *Window[C]) TakeBack(slot int64, c C) {
 	if w.slot-slot >= Slots {
 		return
