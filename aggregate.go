@@ -194,6 +194,7 @@ type fanout struct {
 	ctx       context.Context
 	ownedHere ownedHere
 	header    http.Header  // the fields that every part's request has, but for private
+	passed    bool         // the gate would let header pass
 	private   bool         // header has the client's Authorization, which only the gateway's own parts get
 	tracer    trace.Tracer // starts the parts' spans; nil when the request's is not recorded
 	total     atomic.Int64 // bytes of bodies so far
@@ -261,7 +262,14 @@ func (f *fanout) setHeader() error {
 	}
 	f.private = f.aggregate.private && !f.owns("Authorization") // else it is the gateway's own
 	f.setTracer()
-	return f.own.write(f.header, f.in, make([]string, 0, 9+len(f.own.identity)))
+	if err := f.own.write(f.header, f.in, make([]string, 0, 9+len(f.own.identity))); err != nil {
+		return err
+	}
+	f.passed = true
+	for name, values := range f.header {
+		f.passed = f.passed && !isMalformed(name, values) && !isFraming(name)
+	}
+	return nil
 }
 
 // setTracer makes the parts have spans if the request's span is recorded. It must be of the trace that the

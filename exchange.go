@@ -225,14 +225,21 @@ func (ex *exchange) child(ctx context.Context) *exchange {
 // part is child for work that the answer waits for. Its outcome reaches ex's circuits through the answer, so
 // it does not ask them again.
 func (ex *exchange) part(ctx context.Context) *exchange {
-	c := ex.child(ctx)
-	if ex != nil {
-		ex.mu.Lock()
-		defer ex.mu.Unlock()
-		c.admitted = ex.admitted
-		c.outer = ex
-	}
+	c := new(exchange)
+	ex.initPart(c, ctx)
 	return c
+}
+
+// initPart makes c, which is new, a part of ex.
+func (ex *exchange) initPart(c *exchange, ctx context.Context) {
+	c.Context = ctx
+	if ex == nil {
+		return
+	}
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	c.origin, c.tracing = ex.origin, ex.tracing
+	c.admitted, c.outer = ex.admitted, ex
 }
 
 // variant returns a record of the same request for some of its handlers, in which something may differ, such

@@ -207,7 +207,7 @@ func (p *part) ask(ctx context.Context, f *fanout, answer *partAnswer) *partFail
 		span.SetName(telemetry.SpanMethod(method))
 		span.SetAttributes(attribute.String("http.request.method", telemetry.Method(method)))
 	}
-	res, err := p.From.RoundTrip(req)
+	res, err := p.send(f, req)
 	if err == nil && res == nil {
 		err = errors.New("neither a response nor an error")
 	}
@@ -244,6 +244,14 @@ func (p *part) ask(ctx context.Context, f *fanout, answer *partAnswer) *partFail
 		return p.fail(result{status: res.StatusCode, err: fmt.Errorf("%w: %w", ErrBadGateway, err)})
 	}
 	return nil
+}
+
+// send sends the part's request. Every part has the same fields, so the gate need not check those of each.
+func (p *part) send(f *fanout, req *http.Request) (*http.Response, error) {
+	if p.upstream != nil && p.Request == nil && f.passed {
+		return p.upstream.roundTrip(req, directCall{})
+	}
+	return p.From.RoundTrip(req)
 }
 
 // setValue stores what the answer shows of a body.
@@ -288,39 +296,62 @@ func (p *part) project(f *fanout, text []byte) (rawjson.Value, error) {
 	return value, nil
 }
 
+// partRequest is the request of a part with a Path, in one allocation.
+type partRequest struct {
+	request http.Request
+	url     url.URL
+}
+
+// partRecord is a partRequest with the record that it belongs to.
+type partRecord struct {
+	partRequest
+	exchange exchange
+}
+
 // request makes the part's request.
 func (p *part) request(ctx context.Context, f *fanout) (*http.Request, *partFailure) {
-	header := f.header
-	if !p.local { // HandlerTransport itself makes a record and copies the fields
-		ctx = f.ex.part(ctx)
+	var made *partRequest
+	if p.local { // HandlerTransport itself makes a record and copies the fields
+		made = new(partRequest)
+	} else {
+		m := new(partRecord)
+		f.ex.initPart(&m.exchange, ctx)
+		made, ctx = &m.partRequest, &m.exchange
 	}
-	third := !p.local && p.upstream == nil // another's code, which may change what it gets
-	if third || f.tracer != nil {
-		header = maps.Clone(header)
-		if third && f.private {
-			delete(header, "Authorization")
-		}
-		if f.tracer != nil {
-			header[fieldTraceparent] = []string{telemetry.FormatTraceparent(trace.SpanContextFromContext(ctx))}
-		}
-	}
+	header := f.partHeader(p, ctx)
 	if p.Request != nil {
 		return p.customRequest(ctx, f, header)
 	}
-	target, failure := p.target(f)
-	if failure != nil {
+	if failure := p.setTarget(f, &made.url); failure != nil {
 		return nil, failure
 	}
-	req := (&http.Request{
+	req := http.Request{
 		Method:     http.MethodGet,
-		URL:        target,
+		URL:        &made.url,
 		Proto:      "HTTP/1.1",
 		ProtoMajor: 1,
 		ProtoMinor: 1,
 		Header:     header,
-	}).WithContext(ctx)
-	p.address(req, f.in)
-	return req, nil
+	}
+	made.request = *req.WithContext(ctx)
+	p.address(&made.request, f.in)
+	return &made.request, nil
+}
+
+// partHeader returns the fields of a part's request. ctx has the part's span.
+func (f *fanout) partHeader(p *part, ctx context.Context) http.Header {
+	third := !p.local && p.upstream == nil // code that may change what it gets
+	if !third && f.tracer == nil {
+		return f.header
+	}
+	header := maps.Clone(f.header)
+	if third && f.private {
+		delete(header, "Authorization")
+	}
+	if f.tracer != nil {
+		header[fieldTraceparent] = []string{telemetry.FormatTraceparent(trace.SpanContextFromContext(ctx))}
+	}
+	return header
 }
 
 // customRequest makes the part's request with Part.Request. header has the fields that every part's request
@@ -384,11 +415,11 @@ func (p *part) address(req, in *http.Request) {
 	}
 }
 
-// target fills the holes of the part's Path.
-func (p *part) target(f *fanout) (*url.URL, *partFailure) {
+// setTarget sets u to the part's Path with its holes filled.
+func (p *part) setTarget(f *fanout, u *url.URL) *partFailure {
 	if p.fixed != nil {
-		link := *p.fixed
-		return &link, nil
+		*u = *p.fixed
+		return nil
 	}
 	var cause *partFailure // of the part whose failure leaves a hole empty
 	target, err := p.path.Expand(func(hole *urlpath.Hole) (string, error) {
@@ -402,20 +433,20 @@ func (p *part) target(f *fanout) (*url.URL, *partFailure) {
 		}
 		return text, err
 	})
-	var link *url.URL
 	if err == nil {
-		link, err = url.Parse(target)
+		var parsed *url.URL
+		if parsed, err = url.Parse(target); err == nil {
+			*u = *parsed
+			return nil
+		}
 	}
-	switch {
-	case err == nil:
-		return link, nil
-	case cause != nil:
+	if cause != nil {
 		failure, answer := *cause, *cause.err
 		answer.Err = fmt.Errorf("gateway: part %q: %w: %w", p.Name, err, answer.Err)
 		failure.err = &answer
-		return nil, &failure
+		return &failure
 	}
-	return nil, p.fail(result{err: fmt.Errorf("%w: %w", ErrBadGateway, err)})
+	return p.fail(result{err: fmt.Errorf("%w: %w", ErrBadGateway, err)})
 }
 
 // fieldText returns a field of a part's value as a URL carries it.
