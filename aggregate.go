@@ -253,7 +253,7 @@ func (a *aggregate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // setHeader collects the fields that every part's request has.
 func (f *fanout) setHeader() error {
 	f.ownedHere = f.ex.ownedHere()
-	f.header = make(http.Header, len(f.headers)+10)
+	f.header = make(http.Header, len(f.headers)+6)
 	f.header["Accept"] = []string{"application/json"}
 	for _, name := range f.headers {
 		if values := f.in.Header[name]; len(values) > 0 && !f.owns(name) {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -344,9 +343,11 @@ func (f *fanout) partHeader(p *part, ctx context.Context) http.Header {
 	if !third && f.tracer == nil {
 		return f.header
 	}
-	header := maps.Clone(f.header)
-	if third && f.private {
-		delete(header, "Authorization")
+	header := make(http.Header, len(f.header)+1) // for a few fields faster than a clone
+	for name, values := range f.header {
+		if !third || !f.private || name != "Authorization" {
+			header[name] = values
+		}
 	}
 	if f.tracer != nil {
 		header[fieldTraceparent] = []string{telemetry.FormatTraceparent(trace.SpanContextFromContext(ctx))}
@@ -469,7 +470,7 @@ func (f *fanout) read(res *http.Response) ([]byte, error) {
 	if res.ContentLength > f.opts.MaxBytes {
 		return nil, fmt.Errorf("%w: %d bytes", errPartTooLarge, res.ContentLength)
 	}
-	// A declared length is not trusted with more memory than this. What really arrives makes the buffer grow.
+	// A declared length is not trusted with more memory than this, until as much has arrived.
 	b := make([]byte, 0, 1+min(max(res.ContentLength, 511), 32<<10))
 	for {
 		n, err := res.Body.Read(b[len(b):cap(b)])
@@ -489,7 +490,7 @@ func (f *fanout) read(res *http.Response) ([]byte, error) {
 			return nil, err
 		}
 		if len(b) == cap(b) {
-			b = slices.Grow(b, 1)
+			b = slices.Grow(b, max(1, int(res.ContentLength)+1-len(b)))
 		}
 	}
 }

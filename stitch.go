@@ -1,7 +1,7 @@
 package gateway
 
 import (
-	"bufio"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -32,11 +32,7 @@ func (f *fanout) stitch(w http.ResponseWriter) {
 	h["Content-Type"] = []string{"application/json"}
 	h["Content-Length"] = []string{strconv.Itoa(object.size)}
 	w.WriteHeader(http.StatusOK)
-	out := bufio.NewWriterSize(w, min(object.size, 32<<10))
-	for _, piece := range object.pieces {
-		_, _ = out.Write(piece)
-	}
-	_ = out.Flush()
+	object.writeTo(w)
 }
 
 // setCaching sets Cache-Control and Vary. complete is whether no part has failed.
@@ -190,6 +186,31 @@ type jsonObject struct {
 func (o *jsonObject) add(piece []byte) {
 	o.pieces = append(o.pieces, piece)
 	o.size += len(piece)
+}
+
+// writeTo writes the object. Short pieces are collected in a buffer, so that a small object is one write.
+func (o *jsonObject) writeTo(w io.Writer) {
+	buf := buffers.Get().(*[32 << 10]byte)
+	defer buffers.Put(buf)
+	n := 0
+	for _, piece := range o.pieces {
+		if len(piece) > len(buf)-n {
+			if n > 0 {
+				if _, err := w.Write(buf[:n]); err != nil {
+					return // the client is gone
+				}
+			}
+			n = 0
+			if len(piece) > len(buf)/2 {
+				if _, err := w.Write(piece); err != nil {
+					return
+				}
+				continue
+			}
+		}
+		n += copy(buf[n:], piece)
+	}
+	_, _ = w.Write(buf[:n])
 }
 
 // item adds a member as it stands.

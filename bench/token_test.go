@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -13,7 +14,6 @@ import (
 	"io"
 	"math/big"
 	"net/http"
-	"strings"
 	"testing"
 	"time"
 
@@ -58,7 +58,7 @@ func respond(body []byte) http.RoundTripper {
 			Status: "200 OK", StatusCode: 200, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Request: r,
 			Header:        http.Header{"Content-Type": {"application/json"}},
 			ContentLength: int64(len(body)),
-			Body:          io.NopCloser(strings.NewReader(string(body))),
+			Body:          io.NopCloser(bytes.NewReader(body)),
 		}, nil
 	})
 }
