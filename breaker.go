@@ -33,6 +33,9 @@ type BreakerOptions struct {
 // The status of a gRPC call arrives in the trailers, after Breaker has reported the header. It corrects that
 // report; see Outcome.
 //
+// A handler that cannot read or parse the request's body must answer 4xx. If it answers 500, any client can make
+// it fail, and so open the circuit.
+//
 // Several Breakers may share one circuit. When a Breaker is inside another with the same circuit, or an
 // Upstream inside has the same circuit, only the outermost Breaker calls Allow and reports the result.
 // Breaker panics when c is nil.
