@@ -62,8 +62,8 @@ func newBucket(caller string, perSecond float64, burst int, queued bool) *bucket
 	if !(perSecond > 0) {
 		panic("gatewayredis: " + caller + ": perSecond must be positive")
 	}
-	if int64(burst) > maxUnits {
-		panic("gatewayredis: " + caller + ": the limit must be at most 1<<53")
+	if int64(burst) > maxLimit {
+		panic("gatewayredis: " + caller + ": the limit must be at most 1<<52")
 	}
 	perSecond = min(perSecond, 1e9)
 	b := &bucket{rate: perSecond, perNS: perSecond / 1e9, burst: float64(burst), limit: burst, queued: queued}

@@ -58,6 +58,7 @@ func subscribed(t *testing.T, client redis.UniversalClient, n int64) {
 
 // TestShareCircuits: one opens by its own count, the others follow for as long, and nobody echoes.
 func TestShareCircuits(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	client := s.Client()
 	watch := client.Subscribe(t.Context(), circuitsChannel)
@@ -108,6 +109,7 @@ func TestShareCircuits(t *testing.T) {
 
 // TestNewsOfCircuits: what is old, foreign or nonsense trips nothing, and nothing trips for longer than it was open.
 func TestNewsOfCircuits(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	client := s.Client()
 	now, err := client.Time(t.Context()).Result()

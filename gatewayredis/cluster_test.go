@@ -15,6 +15,7 @@ import (
 
 // TestCluster: limits, leases and news of circuits on three masters, one of which is lost and found.
 func TestCluster(t *testing.T) {
+	t.Parallel()
 	c := redistest.StartCluster(t)
 	client := c.Client()
 	for _, kind := range kinds {

@@ -71,6 +71,7 @@ func randomSteps(rnd *rand.Rand, memory *gateway.MemoryLimiter, limit int, windo
 
 // TestDecisionsEqualMemory: a limiter in Redis decides as the one in memory does, also what it says besides.
 func TestDecisionsEqualMemory(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	client := s.Client()
 	for _, kind := range kinds {

@@ -29,6 +29,7 @@ func leased(n, lease int, build func(opts *Options) *Limiter) []*Limiter {
 // TestLeaseExcess: eight gateways let pass what one limit does, and at most their leases more. The most is reached when
 // each has a lease that is nearly unspent, and Redis has the whole burst again.
 func TestLeaseExcess(t *testing.T) {
+	t.Parallel()
 	const count, lease, rate, burst = 8, 20, 2000, 200
 	client := redistest.Start(t).Client()
 	all := leased(count, lease, func(opts *Options) *Limiter { return NewTokenBucket(client, rate, burst, opts) })
@@ -71,6 +72,7 @@ func takeAll(t *testing.T, all []*Limiter) (passed int, took time.Duration) {
 
 // TestLeaseExcessInAnyInterval: the same under a random load, in every interval of it.
 func TestLeaseExcessInAnyInterval(t *testing.T) {
+	t.Parallel()
 	const count, lease, rate, burst = 8, 10, 1000, 50
 	client := redistest.Start(t).Client()
 	all := leased(count, lease, func(opts *Options) *Limiter { return NewTokenBucket(client, rate, burst, opts) })
@@ -145,6 +147,7 @@ func TestLeasesOfWindows(t *testing.T) {
 
 // TestLeaseOutlivesNoWindow: what was leased in a window is not spent in the next.
 func TestLeaseOutlivesNoWindow(t *testing.T) {
+	t.Parallel()
 	client := redistest.Start(t).Client()
 	const window = 300 * time.Millisecond
 	all := leased(2, 100, func(opts *Options) *Limiter { return NewFixedWindow(client, 100, window, opts) })
@@ -208,6 +211,7 @@ func TestLeaseSparesRoundTrips(t *testing.T) {
 
 // TestLeaseComesBack: what is not spent in a second can be taken by another gateway, after the next call here.
 func TestLeaseComesBack(t *testing.T) {
+	t.Parallel()
 	client := redistest.Start(t).Client()
 	ctx := t.Context()
 	two := leased(2, 50, func(opts *Options) *Limiter { return NewTokenBucket(client, 0.001, 100, opts) })

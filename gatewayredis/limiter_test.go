@@ -213,7 +213,7 @@ func TestPanics(t *testing.T) {
 		"NewTokenBucket: nil client":                  func() { NewTokenBucket(nil, 1, 1, nil) },
 		"NewTokenBucket: perSecond must be positive":  func() { NewTokenBucket(c, 0, 1, nil) },
 		"NewTokenBucket: burst must be at least 1":    func() { NewTokenBucket(c, 1, 0, nil) },
-		"NewTokenBucket: the limit must be at most":   func() { NewTokenBucket(c, 1, 1<<53+1, nil) },
+		"NewTokenBucket: the limit must be at most":   func() { NewTokenBucket(c, 1, 1<<52+1, nil) },
 		"NewLeakyBucket: queue must not be negative":  func() { NewLeakyBucket(c, 1, -1, nil) },
 		"NewFixedWindow: limit must be between":       func() { NewFixedWindow(c, 0, 1, nil) },
 		"NewLeakyBucket: Lease must be 0 or 1":        func() { NewLeakyBucket(c, 1, 1, &Options{Lease: 2}) },

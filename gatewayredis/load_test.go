@@ -21,7 +21,7 @@ import (
 //	go test -run Load -v -load 10s ./gatewayredis
 //
 // ten each, for the figures of bench/RESULTS.md.
-var loadTime = flag.Duration("load", 800*time.Millisecond, "how long each load lasts")
+var loadTime = flag.Duration("load", 400*time.Millisecond, "how long each load lasts")
 
 const (
 	loadGateways = 4

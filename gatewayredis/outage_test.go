@@ -238,6 +238,7 @@ func TestNoRedis(t *testing.T) {
 
 // TestHungRedisHoldsFewGoroutines: a Redis that hangs for long does not collect goroutines, whatever comes.
 func TestHungRedisHoldsFewGoroutines(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	l := NewTokenBucket(s.Client(), 1, 1_000_000, &Options{Timeout: testTimeout, Logger: slog.New(slog.DiscardHandler)})
 	mustTake(t, l)
@@ -271,6 +272,7 @@ func TestHungRedisHoldsFewGoroutines(t *testing.T) {
 // TestProbeEndsWhenNobodyAsks: a limiter that is not used any more leaves nothing behind, and one that is used again
 // finds Redis.
 func TestProbeEndsWhenNobodyAsks(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	l := NewTokenBucket(s.Client(), 1, 100, &Options{Timeout: testTimeout, Logger: slog.New(slog.DiscardHandler)})
 	mustTake(t, l)

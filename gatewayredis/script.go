@@ -18,7 +18,8 @@ import (
 // It returns the state before the units were taken, the time, and the number of units taken, as doubles in a string.
 // From these, Go calculates the Decision. So the script is short, and its answer has no lists to parse.
 //
-// A state of another type or length is replaced by that of a new key: nobody but this package writes these keys.
+// A state of another type or length, or of numbers that are not finite, is replaced by that of a new key: nobody but this
+// package writes these keys.
 type script struct {
 	source string
 	sha    string
@@ -54,8 +55,12 @@ func (s *script) parse(answer any) (f [5]float64, err error) {
 
 var errNonsense = errors.New("gatewayredis: Redis gave an answer that no script of this package gives")
 
-// maxUnits is the largest number of units that a double counts without an error, and so the largest limit and debt.
-const maxUnits = 1 << 53
+// maxUnits is the largest number of units that a double counts without an error, and so the largest cost and debt. The
+// largest limit is half of it, so that a cost that is cut to maxUnits is above any limit.
+const (
+	maxUnits = 1 << 53
+	maxLimit = 1 << 52
+)
 
 // scriptClock sets now to the time in microseconds. Tests replace it.
 const scriptClock = `
@@ -83,12 +88,12 @@ end
 // When it goes back further, as after a failover to a server whose clock is wrong, time goes on from there. Neither
 // makes tokens.
 var bucketScript = newScript(`
-local tokens, at = limit, now
+local tokens, at, moved = limit, now, false
 if #state == 16 then
 	tokens, at = struct.unpack('<dd', state)
-	if tokens ~= tokens or at ~= at then tokens, at = limit, now end
+	if tokens - tokens ~= 0 or at - at ~= 0 then tokens, at = limit, now end
 	if at > now then
-		if at - now > 1000000 then at = now else now = at end
+		if at - now > 1000000 then at, moved = now, true else now = at end
 	end
 end
 tokens = math.min(limit, tokens + (now - at) * 1000 * rate)
@@ -106,7 +111,7 @@ if op == 'take' then
 	if n <= limit and tokens - n > -rate then
 		taken = math.max(n, math.min(most, math.floor(tokens)))
 	end
-	if taken > 0 or back > 0 then save(tokens - taken) end
+	if taken > 0 or back > 0 or moved then save(tokens - taken) end
 elseif op == 'give' then
 	local ref = tonumber(ARGV[5])
 	local fits = ref == 0 or math.abs(now + (limit - tokens) / rate / 1000 - ref) <= math.max(1, 0.0005 / rate)
@@ -122,15 +127,17 @@ return struct.pack('<ddd', before, now, taken)
 // When the clock goes back, the window goes on, but not for longer than its length.
 var fixedScript = newScript(`
 local length = rate
-local start, used = now - now % length, 0
+local start, used, moved = now - now % length, 0, false
 if #state == 16 then
 	local s, u = struct.unpack('<dd', state)
-	if s == s and u == u then
-		used = u
+	if s - s == 0 and u - u == 0 then
+		used = math.max(0, u)
 		if start > s then
 			if used <= limit then used = 0 else used = math.max(0, used - (start - s) / length * limit) end
 		elseif s - start <= length then
 			start = s
+		else
+			moved = true
 		end
 	end
 end
@@ -148,7 +155,7 @@ if op == 'take' then
 		back = 0
 	end
 	if n <= limit - used then taken = math.max(n, math.min(most, limit - used)) end
-	if taken > 0 or back > 0 then save(used + taken) end
+	if taken > 0 or back > 0 or moved then save(used + taken) end
 elseif op == 'give' then
 	if start == tonumber(ARGV[5]) then save(math.max(0, used - n)) end
 else
@@ -161,7 +168,7 @@ return struct.pack('<dddd', before, now, taken, start)
 // window in microseconds.
 var slidingScript = newScript(`
 local length = rate
-local start, used, prev = now - now % length, 0, 0
+local start, used, prev, moved = now - now % length, 0, 0, false
 local function pass(windows)
 	local full = math.floor(used / limit)
 	if windows > 1 and full > 1 then
@@ -175,9 +182,9 @@ local function pass(windows)
 end
 if #state == 24 then
 	local s, u, p = struct.unpack('<ddd', state)
-	if s == s and u == u and p == p then
-		used, prev = u, p
-		if start > s then pass((start - s) / length) elseif s - start <= length then start = s end
+	if s - s == 0 and u - u == 0 and p - p == 0 then
+		used, prev = math.max(0, u), math.min(math.max(0, p), limit)
+		if start > s then pass((start - s) / length) elseif s - start <= length then start = s else moved = true end
 	end
 end
 local left = length - math.max(0, now - start)
@@ -204,7 +211,7 @@ if op == 'take' then
 			if not fits(taken) then taken = n end
 		end
 	end
-	if taken > 0 or back > 0 then save(used + taken) end
+	if taken > 0 or back > 0 or moved then save(used + taken) end
 elseif op == 'give' then
 	local ref = tonumber(ARGV[5])
 	if start == ref then

@@ -21,8 +21,8 @@ const maxWindow = 100 * 365 * 24 * time.Hour
 
 func newWindow(caller string, limit int, length time.Duration, sliding bool) *window {
 	switch {
-	case limit < 1 || int64(limit) > maxUnits:
-		panic("gatewayredis: " + caller + ": limit must be between 1 and 1<<53")
+	case limit < 1 || int64(limit) > maxLimit:
+		panic("gatewayredis: " + caller + ": limit must be between 1 and 1<<52")
 	case length <= 0 || length > maxWindow || length%time.Microsecond != 0:
 		panic("gatewayredis: " + caller + ": window must be positive, in whole microseconds, and at most 100 years")
 	}
