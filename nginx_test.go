@@ -16,9 +16,22 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// startNginx runs nginx on a loopback port before backend, and returns its URL. What nginx itself reads of a
-// request it tells the backend in X-Nginx-User, -Uri and -Length. The test is skipped where there is no nginx.
-func startNginx(t *testing.T, backend string) string {
+// nginxBefore is the location with which nginx passes everything to backend. What nginx itself reads of a request it tells
+// the backend in X-Nginx-User, -Uri and -Length.
+func nginxBefore(backend string) string {
+	return fmt.Sprintf(`
+		location / {
+			proxy_pass %s;
+			proxy_set_header X-Nginx-User $http_x_user_id;
+			proxy_set_header X-Nginx-Uri $request_uri;
+			proxy_set_header X-Nginx-Length $content_length;
+		}
+`, backend)
+}
+
+// startNginx runs nginx with these locations on a loopback port, and returns its URL. The test is skipped where there is
+// no nginx.
+func startNginx(t *testing.T, locations string) string {
 	t.Helper()
 	path, err := exec.LookPath("nginx")
 	if err != nil {
@@ -34,7 +47,7 @@ func startNginx(t *testing.T, backend string) string {
 		}
 		addr := l.Addr().String()
 		l.Close()
-		if runNginx(t, path, addr, backend) {
+		if runNginx(t, path, addr, locations) {
 			return "http://" + addr
 		}
 		if try == 3 {
@@ -43,7 +56,7 @@ func startNginx(t *testing.T, backend string) string {
 	}
 }
 
-func runNginx(t *testing.T, path, addr, backend string) bool {
+func runNginx(t *testing.T, path, addr, locations string) bool {
 	dir := t.TempDir()
 	config := fmt.Sprintf(`
 daemon off;
@@ -63,15 +76,10 @@ http {
 	ignore_invalid_headers off;
 	server {
 		listen %s;
-		location / {
-			proxy_pass %s;
-			proxy_set_header X-Nginx-User $http_x_user_id;
-			proxy_set_header X-Nginx-Uri $request_uri;
-			proxy_set_header X-Nginx-Length $content_length;
-		}
+		%s
 	}
 }
-`, addr, backend)
+`, addr, locations)
 	file := filepath.Join(dir, "nginx.conf")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
@@ -133,7 +141,7 @@ func TestNginxReadsTheSame(t *testing.T) {
 			t.Errorf("nginx read a length of %s and a body of %d", n, len(body))
 		}
 	}))
-	up := gateway.NewUpstream("nginx", gateway.MustTargets(startNginx(t, recorder.URL)), nil)
+	up := gateway.NewUpstream("nginx", gateway.MustTargets(startNginx(t, nginxBefore(recorder.URL))), nil)
 	s := serve(t, gateway.Proxy(up, nil))
 	for _, tt := range badRequests() {
 		t.Run(tt.name, func(t *testing.T) {
