@@ -484,3 +484,15 @@ func withBearer(token string) *http.Request {
 func edJWT(change func(*gateway.JWTOptions)) *gateway.JWT {
 	return newJWT(gateway.StaticKey(edPublic()), change)
 }
+
+// mustJSON encodes v.
+func mustJSON(v any) []byte { return must(json.Marshal(v)) }
+
+// claimSetWithNull returns the claims of a good token, with some that are null.
+func claimSetWithNull(names ...string) map[string]any {
+	c := claimSet(nil)
+	for _, name := range names {
+		c[name] = nil
+	}
+	return c
+}
