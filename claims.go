@@ -153,19 +153,22 @@ func (c claims) use(header jose.Header) tokenUse {
 			return useOther
 		}
 	}
-	if use := c.declaredUse(); use == useOther || use == useID {
-		return use
-	} else if use == useUnknown && header.HasType("at+jwt") {
-		return useAccess
-	} else if c["at_hash"] != nil || c["c_hash"] != nil {
+	declared := c.declaredUse()
+	if declared == useUnknown && header.HasType("at+jwt") {
+		declared = useAccess
+	}
+	switch {
+	case declared == useOther, declared == useID:
+		return declared
+	case c["at_hash"] != nil, c["c_hash"] != nil:
 		return useID // they are hashes of what is issued together with an ID token
-	} else if use == useUnknown && c["nonce"] != nil {
+	case declared == useUnknown && c["nonce"] != nil:
 		return useID // it repeats the one of the client's authentication request
 	}
 	if events, _ := c["events"].(map[string]any); events["http://schemas.openid.net/event/backchannel-logout"] != nil {
 		return useOther
 	}
-	return useUnknown
+	return declared
 }
 
 // declaredUse is what the issuer calls a token: in Keycloak's claim typ, or in token_use of Cognito and

@@ -47,7 +47,7 @@ type IntrospectionOptions struct {
 // address outside. Concurrent requests with the same token share one request to the endpoint.
 //
 // A token may have up to 16 KiB, and an answer up to 64 KiB and 4,096 values. The caches hold fewer tokens
-// than their numbers say if they take more than their bytes. An active token of 40 bytes takes about 1.5 KB.
+// than their numbers say if they take more than their bytes. An active token of 40 bytes takes about 1 KB.
 // One that takes more than a 256th of CacheBytes, 128 KiB by default, is not cached.
 type Introspection struct {
 	client   *fetch.Client
