@@ -1,11 +1,14 @@
 package gateway_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -47,6 +50,17 @@ func TestIntrospectionAnswers(t *testing.T) {
 		"active twice":                {200, `{"active":false,"active":true,"sub":"u","aud":"api"}`, away},
 		"exp a string":                {200, `{"active":true,"sub":"u","aud":"api","exp":"99999999999"}`, away},
 		"aud a number":                {200, `{"active":true,"sub":"u","aud":1}`, away},
+		"null members":                {200, `{"active":true,"sub":"u","aud":"api","exp":null,"nbf":null,"iss":null,"scope":null,"cnf":null}`, nil},
+		"active null":                 {200, `{"active":null,"sub":"u","aud":"api"}`, away},
+		"aud null":                    {200, `{"active":true,"sub":"u","aud":null}`, bad},
+		"sub a number":                {200, `{"active":true,"sub":1,"aud":"api"}`, away},
+		"Keycloak's access token":     {200, `{"active":true,"sub":"u","aud":"api","typ":"Bearer","token_type":"Bearer","nonce":"n"}`, nil},
+		"Keycloak's refresh token":    {200, `{"active":true,"sub":"u","aud":"api","typ":"Refresh"}`, bad},
+		"Keycloak's offline token":    {200, `{"active":true,"sub":"u","aud":"api","typ":"Offline"}`, bad},
+		"Keycloak's ID token":         {200, `{"active":true,"sub":"u","aud":"api","typ":"ID"}`, bad},
+		"Hydra's refresh token":       {200, `{"active":true,"sub":"u","aud":"api","token_use":"refresh_token"}`, bad},
+		"Hydra's access token":        {200, `{"active":true,"sub":"u","aud":"api","token_use":"access_token","token_type":"Bearer"}`, nil},
+		"too many values":             {200, `{"active":true,"sub":"u","aud":"api","g":[` + strings.Repeat("0,", 4096) + `0]}`, away},
 		"garbage":                     {200, `<html>`, away},
 		"empty":                       {200, ``, away},
 		"too large":                   {200, `{"active":true,"sub":"` + strings.Repeat("u", 64<<10) + `","aud":"api"}`, away},
@@ -229,5 +243,174 @@ func TestNewIntrospectionErrors(t *testing.T) {
 	}
 	if _, err := gateway.NewIntrospection("https://id.example/", gateway.IntrospectionOptions{CacheSize: -1}); err == nil {
 		t.Error("negative CacheSize is taken")
+	}
+	for name, o := range map[string]gateway.IntrospectionOptions{"CacheBytes": {CacheBytes: -1}, "MaxInFlight": {MaxInFlight: -1}, "Subject": {Subject: []string{""}}} {
+		if _, err := gateway.NewIntrospection("https://id.example/", o); err == nil {
+			t.Errorf("a bad %s is taken", name)
+		}
+	}
+	if _, err := gateway.NewIntrospection("http://id.example/", gateway.IntrospectionOptions{AllowHTTP: true}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestIntrospectionIssuerAndSubject(t *testing.T) {
+	for name, tt := range map[string]struct {
+		opts   gateway.IntrospectionOptions
+		answer string
+		want   string // "" for a refusal
+	}{
+		"any issuer":        {gateway.IntrospectionOptions{}, `"sub":"u","iss":"https://other.example"`, "u"},
+		"its issuer":        {gateway.IntrospectionOptions{Issuer: testIssuer}, `"sub":"u","iss":"` + testIssuer + `"`, "u"},
+		"another issuer":    {gateway.IntrospectionOptions{Issuer: testIssuer}, `"sub":"u","iss":"https://other.example"`, ""},
+		"no issuer":         {gateway.IntrospectionOptions{Issuer: testIssuer}, `"sub":"u"`, ""},
+		"issuer null":       {gateway.IntrospectionOptions{Issuer: testIssuer}, `"sub":"u","iss":null`, ""},
+		"a machine":         {gateway.IntrospectionOptions{Subject: []string{"sub", "client_id"}}, `"client_id":"m"`, "m"},
+		"subject, not null": {gateway.IntrospectionOptions{Subject: []string{"sub", "client_id"}}, `"sub":null,"client_id":"m"`, "m"},
+	} {
+		in := introspect(tt.opts, func(r *http.Request) (*http.Response, error) {
+			return answeredText(r, 200, `{"active":true,`+tt.answer+`}`, nil), nil
+		})
+		id, err := in.Authenticate(withBearer("opaque"))
+		if (err == nil) != (tt.want != "") || err == nil && id.Subject != tt.want || err != nil && !errors.Is(err, gateway.ErrUnauthenticated) {
+			t.Errorf("%s: %+v, %v", name, id, err)
+		}
+	}
+}
+
+// TestIntrospectionRemembersRefusals: a refused token is not asked about again for ten seconds, and a flood of refused
+// tokens displaces no good one.
+func TestIntrospectionRemembersRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int64
+		status := 200
+		a := introspect(gateway.IntrospectionOptions{CacheSize: 64}, func(r *http.Request) (*http.Response, error) {
+			asked.Add(1)
+			return answeredText(r, status, fmt.Sprintf(`{"active":%v,"sub":"u"}`, strings.HasPrefix(r.PostFormValue("token"), "good")), nil), nil
+		})
+		ask := func(token string, want error, times int64) {
+			t.Helper()
+			asked.Store(0)
+			if _, err := a.Authenticate(withBearer(token)); !errors.Is(err, want) || asked.Load() != times {
+				t.Errorf("%s: %v, asked %d times", token, err, asked.Load())
+			}
+		}
+		bad := gateway.ErrUnauthenticated
+		ask("good", nil, 1)
+		ask("bad", bad, 1)
+		ask("bad", bad, 0)
+		time.Sleep(10 * time.Second)
+		ask("bad", bad, 1)
+		for i := range 1000 {
+			ask(fmt.Sprint("flood-", i), bad, 1)
+		}
+		ask("good", nil, 0)
+
+		// That nobody can tell is not remembered.
+		status = 500
+		asked.Store(0)
+		for range 2 {
+			if _, err := a.Authenticate(withBearer("another")); err == nil || errors.Is(err, bad) {
+				t.Error(err)
+			}
+		}
+		if asked.Load() != 2 {
+			t.Errorf("asked %d times", asked.Load())
+		}
+		status = 200
+		none := introspect(gateway.IntrospectionOptions{CacheFor: -1}, func(r *http.Request) (*http.Response, error) {
+			asked.Add(1)
+			return answeredText(r, 200, `{"active":false}`, nil), nil
+		})
+		a = none
+		ask("bad", bad, 1)
+		ask("bad", bad, 1)
+	})
+}
+
+// TestIntrospectionInFlight: no more than MaxInFlight questions are asked at once. Others wait, within their context. Many
+// who bring one token ask once, whether it is good or not, and without a cache too.
+func TestIntrospectionInFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var now, most, asked atomic.Int64
+		a := introspect(gateway.IntrospectionOptions{MaxInFlight: 3, CacheFor: -1}, func(r *http.Request) (*http.Response, error) {
+			asked.Add(1)
+			if n := now.Add(1); n > most.Load() {
+				most.Store(n)
+			}
+			defer now.Add(-1)
+			time.Sleep(time.Second)
+			return answeredText(r, 200, fmt.Sprintf(`{"active":%v,"sub":"u"}`, r.PostFormValue("token") != "bad"), nil), nil
+		})
+		start := time.Now()
+		var wg sync.WaitGroup
+		for i := range 12 {
+			wg.Go(func() { must(a.Authenticate(withBearer(fmt.Sprint("token-", i)))) })
+		}
+		synctest.Wait()
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+			defer cancel()
+			if _, err := a.Authenticate(withBearer("impatient").WithContext(ctx)); !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+		})
+		wg.Wait()
+		if most.Load() != 3 || asked.Load() != 12 || time.Since(start) != 4*time.Second {
+			t.Errorf("%d at once, %d in all, %v", most.Load(), asked.Load(), time.Since(start))
+		}
+		for token, want := range map[string]error{"good": nil, "bad": gateway.ErrUnauthenticated} {
+			asked.Store(0)
+			for range 50 {
+				wg.Go(func() {
+					if _, err := a.Authenticate(withBearer(token)); !errors.Is(err, want) {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			if asked.Load() != 1 {
+				t.Errorf("%s: asked %d times", token, asked.Load())
+			}
+		}
+	})
+}
+
+// TestIntrospectionConnections: many questions at once, again and again, do not need a new connection each.
+func TestIntrospectionConnections(t *testing.T) {
+	const many = 16
+	var opened atomic.Int64
+	together := make(chan struct{}, many)
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		together <- struct{}{}
+		for late := deadline(); len(together)%many != 0 && time.Now().Before(late); {
+			runtime.Gosched() // until all have come
+		}
+		io.WriteString(w, `{"active":true,"sub":"u"}`)
+	}))
+	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			opened.Add(1)
+		}
+	}
+	s.Start()
+	defer s.Close()
+	client := &http.Client{Timeout: 5 * time.Second}
+	a := must(gateway.NewIntrospection(s.URL, gateway.IntrospectionOptions{Client: client, CacheFor: -1}))
+	for round := range 5 {
+		var wg sync.WaitGroup
+		for i := range many {
+			wg.Go(func() { must(a.Authenticate(withBearer(fmt.Sprint("token-", round, "-", i)))) })
+		}
+		wg.Wait()
+		for range many {
+			<-together
+		}
+	}
+	if opened.Load() > many {
+		t.Errorf("%d connections for %d questions at once", opened.Load(), many)
+	}
+	if client.Transport != nil {
+		t.Error("the caller's client was changed")
 	}
 }

@@ -12,7 +12,8 @@ import (
 func TestRequire(t *testing.T) {
 	id := &gateway.Identity{
 		Subject: "u", Issuer: "i", Audience: []string{"api"}, Scopes: []string{"read", "pay"}, Expiry: time.Now().Add(time.Hour),
-		Claims: map[string]any{"tenant": "t1", "roles": []any{"admin", 1}, "level": 3, "empty": ""},
+		Claims: map[string]any{"tenant": "t1", "roles": []any{"admin", 1}, "level": 3, "empty": "",
+			"realm_access": map[string]any{"roles": []any{"Domain Users"}}, "https://acme.example/roles": "r"},
 	}
 	for name, tt := range map[string]struct {
 		mw        gateway.Middleware
@@ -35,6 +36,11 @@ func TestRequire(t *testing.T) {
 		"empty":                  {gateway.RequireClaim("empty", ""), false, ""},
 		"subject, not in claims": {gateway.RequireClaim("sub", "u"), true, ""},
 		"audience":               {gateway.RequireClaim("aud", "api"), true, ""},
+		"a path":                 {gateway.RequireClaim("realm_access.roles", "Domain Users"), true, ""},
+		"a path, another value":  {gateway.RequireClaim("realm_access.roles", "Domain"), false, ""},
+		"a path into a string":   {gateway.RequireClaim("tenant.x", "t1"), false, ""},
+		"a path to an object":    {gateway.RequireClaim("realm_access", "Domain Users"), false, ""},
+		"a name with dots":       {gateway.RequireClaim("https://acme.example/roles", "r"), true, ""},
 		"scope as a claim":       {gateway.RequireClaim("scope", "read"), true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -68,5 +74,54 @@ func TestRequirePanics(t *testing.T) {
 		if v := panicOf(f); !strings.HasPrefix(v, "gateway: ") {
 			t.Errorf("%s: panic %q", name, v)
 		}
+	}
+}
+
+// TestRequireReportOnly: who lacks what is required passes, is logged and counted, and keeps the identity.
+func TestRequireReportOnly(t *testing.T) {
+	report := gateway.RequireOptions{ReportOnly: true}
+	id := &gateway.Identity{Subject: "u", Scopes: []string{"read"}}
+	for name, tt := range map[string]struct {
+		mw   gateway.Middleware
+		id   *gateway.Identity
+		want string // in the remarks; "" for none
+	}{
+		"scope":       {report.RequireScopes("pay"), id, "require would refuse: gateway: forbidden: needs the scopes pay"},
+		"claim":       {report.RequireClaim("tenant", "t"), id, "claim tenant"},
+		"function":    {report.Require("admin", func(*gateway.Identity, *http.Request) bool { return false }), id, "forbidden: admin"},
+		"nobody":      {report.RequireScopes("pay"), nil, "no credentials"},
+		"has it":      {report.RequireScopes("read"), id, ""},
+		"not to test": {gateway.RequireOptions{}.RequireScopes("read"), id, ""},
+	} {
+		j, observe := observed()
+		mw := gateway.Chain(observe, tt.mw)
+		if tt.id != nil {
+			mw = gateway.Chain(observe, gateway.Auth(fixedAuthenticator(tt.id, nil), nil), tt.mw)
+		}
+		w := recorded(mw(caller), nil)
+		if w.Code != 200 || tt.id != nil && !strings.HasPrefix(w.Body.String(), "u|") {
+			t.Errorf("%s: %d %s", name, w.Code, w.Body)
+		}
+		if line := j.next(t); (line["remarks"] != "" && line["remarks"] != "[]") != (tt.want != "") || !strings.Contains(line["remarks"], tt.want) {
+			t.Errorf("%s: logged %v", name, line)
+		}
+	}
+	if w := recorded(gateway.Auth(fixedAuthenticator(id, nil), nil)(gateway.RequireOptions{}.RequireScopes("pay")(caller)), nil); w.Code != 403 {
+		t.Errorf("without ReportOnly: %d", w.Code)
+	}
+}
+
+// TestRequireInsideAuth: the challenges of Require have the realm and the metadata of the Auth around it.
+func TestRequireInsideAuth(t *testing.T) {
+	opts := &gateway.AuthOptions{Optional: true, Realm: "api", ResourceMetadata: "https://api.example/m"}
+	auth := gateway.Auth(edJWT(nil), opts)
+	r := withBearer(edToken(nil))
+	w := recorded(gateway.Chain(auth, gateway.RequireScopes("admin"))(caller), r)
+	if got := w.Header().Get("WWW-Authenticate"); w.Code != 403 || got != `Bearer realm="api", error="insufficient_scope", scope="admin", resource_metadata="https://api.example/m"` {
+		t.Errorf("%d %s", w.Code, got)
+	}
+	w = recorded(gateway.Chain(auth, gateway.RequireClaim("a", "b"))(caller), nil)
+	if got := w.Header().Get("WWW-Authenticate"); w.Code != 401 || got != `Bearer realm="api", resource_metadata="https://api.example/m"` {
+		t.Errorf("%d %s", w.Code, got)
 	}
 }
