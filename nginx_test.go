@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -193,5 +195,143 @@ func TestNginxReadsTheSame(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// nginxAsking is the configuration for nginx to ask decider about everything before it goes to backend.
+func nginxAsking(decider, backend string) string {
+	return fmt.Sprintf(`
+		location / {
+			auth_request /ask;
+			auth_request_set $user $upstream_http_x_user_id;
+			auth_request_set $groups $upstream_http_remote_groups;
+			proxy_set_header X-User-ID $user;
+			proxy_set_header Remote-Groups $groups;
+			proxy_http_version 1.1;
+			proxy_set_header Upgrade $http_upgrade;
+			proxy_set_header Connection $http_connection;
+			proxy_pass %s;
+		}
+		location = /ask {
+			internal;
+			proxy_pass %s/ask;
+			proxy_pass_request_body off;
+			proxy_set_header Content-Length "";
+			proxy_set_header X-Forwarded-Method $request_method;
+			proxy_set_header X-Forwarded-Uri $request_uri;
+			proxy_set_header X-Forwarded-Host $http_host;
+			proxy_set_header X-Forwarded-Proto $scheme;
+			proxy_set_header X-Forwarded-For $remote_addr;
+			proxy_set_header X-Original-Method $request_method;
+			proxy_set_header X-Original-URL $scheme://$http_host$request_uri;
+		}
+`, backend, decider)
+}
+
+// TestForwardAuthBesideNginx puts the same decider and the same backend behind nginx's auth_request and behind
+// ForwardAuth. Both ask the same, let the same requests pass, and tell the backend the same. They differ in three points:
+// nginx answers 500 where it cannot tell, has no redirects, and keeps the cookies of the decider for itself.
+func TestForwardAuthBesideNginx(t *testing.T) {
+	asked, reached := make(chan string, 10), make(chan string, 10)
+	decider := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		question := r.Method + " " + r.RequestURI
+		for _, name := range []string{"X-Forwarded-Method", "X-Forwarded-Uri", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-For",
+			"X-Original-Method", "X-Original-Url", "Cookie", "Authorization", "Content-Length", "Upgrade"} {
+			question += " " + strings.Join(r.Header[name], "|")
+		}
+		asked <- question
+		h := w.Header()
+		switch cookie := r.Header.Get("Cookie"); cookie {
+		case "user=ann":
+			h.Set("X-User-ID", "ann")
+			h.Set("Remote-Groups", "a,b")
+			h.Set("X-Not-Asked", "1")
+			w.WriteHeader(http.StatusNoContent)
+		case "anonymous":
+		case "302":
+			http.Redirect(w, r, "https://login.example/", http.StatusFound)
+		case "drop":
+			panic(http.ErrAbortHandler)
+		case "":
+			h.Set("WWW-Authenticate", `Basic realm="x"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		default:
+			status, _ := strconv.Atoi(cookie)
+			w.WriteHeader(status)
+		}
+	}))
+	decider.Config.ErrorLog = log.New(io.Discard, "", 0)
+	backend := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		reached <- fmt.Sprintf("%s %s %s user=%s groups=%s other=%s", r.Method, r.RequestURI, body, r.Header.Get("X-User-ID"), r.Header.Get("Remote-Groups"), r.Header.Get("X-Not-Asked"))
+		if r.Header.Get("Upgrade") != "" {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err == nil {
+				io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+				conn.Close()
+			}
+		}
+	}))
+	nginx := strings.TrimPrefix(startNginx(t, nginxAsking(decider.URL, backend.URL)), "http://")
+	up := func(url string) *gateway.Upstream {
+		return gateway.NewUpstream("u", gateway.MustTargets(url), &gateway.UpstreamOptions{Transport: newTransport(t, nil)})
+	}
+	own := serve(t, gateway.ForwardAuth(up(decider.URL), &gateway.ForwardAuthOptions{Path: "/ask", Copy: []string{"Remote-Groups"}})(gateway.Proxy(up(backend.URL), nil)))
+	for _, tt := range []struct {
+		name, request string
+		nginx, own    int // statuses
+		reached       string
+	}{
+		{"a session", "GET /a%2Fb?x=1 HTTP/1.1\r\nCookie: user=ann\r\n\r\n", 200, 200, "GET /a%2Fb?x=1  user=ann groups=a,b other="},
+		{"a body", "POST /x HTTP/1.1\r\nCookie: user=ann\r\nContent-Length: 4\r\n\r\nbody", 200, 200, "POST /x body user=ann groups=a,b other="},
+		{"forged fields", "GET /x HTTP/1.1\r\nCookie: user=ann\r\nX-User-ID: root\r\nRemote-Groups: root\r\nX-Forwarded-Uri: /public\r\nX-Original-URL: http://x/\r\n\r\n", 200, 200, "GET /x  user=ann groups=a,b other="},
+		{"forged fields, anonymous", "GET /x HTTP/1.1\r\nCookie: anonymous\r\nX-User-ID: root\r\nRemote-Groups: root\r\n\r\n", 200, 200, "GET /x  user= groups= other="},
+		{"a WebSocket", "GET /ws HTTP/1.1\r\nCookie: user=ann\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 101, 101, "GET /ws  user=ann groups=a,b other="},
+		{"a WebSocket, refused", "GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 401, 401, ""},
+		{"a preflight", "OPTIONS /x HTTP/1.1\r\nOrigin: http://app.example\r\nAccess-Control-Request-Method: PUT\r\n\r\n", 401, 401, ""},
+		{"nobody", "GET /x HTTP/1.1\r\n\r\n", 401, 401, ""},
+		{"401", "GET /x HTTP/1.1\r\nCookie: 401\r\n\r\n", 401, 401, ""},
+		{"403", "PUT /x HTTP/1.1\r\nCookie: 403\r\nContent-Length: 4\r\n\r\nbody", 403, 403, ""},
+		{"206", "GET /x HTTP/1.1\r\nCookie: 206\r\n\r\n", 200, 200, "GET /x  user= groups= other="},
+		{"a login page", "GET /x HTTP/1.1\r\nCookie: 302\r\n\r\n", 500, 302, ""},
+		{"404", "GET /x HTTP/1.1\r\nCookie: 404\r\n\r\n", 500, 503, ""},
+		{"429", "GET /x HTTP/1.1\r\nCookie: 429\r\n\r\n", 500, 503, ""},
+		{"500", "GET /x HTTP/1.1\r\nCookie: 500\r\n\r\n", 500, 503, ""},
+		{"no answer", "GET /x HTTP/1.1\r\nCookie: drop\r\n\r\n", 500, 503, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var questions []string
+			for _, side := range []struct {
+				addr string
+				want int
+			}{{nginx, tt.nginx}, {own.Listener.Addr().String(), tt.own}} {
+				conn := must(net.Dial("tcp", side.addr))
+				defer conn.Close()
+				conn.SetDeadline(deadline())
+				line, rest, _ := strings.Cut(tt.request, "\r\n")
+				io.WriteString(conn, line+"\r\nHost: gw.example\r\n"+rest)
+				res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				if err != nil || res.StatusCode != side.want {
+					t.Fatalf("at %s: %v, %v, want %d", side.addr, res, err, side.want)
+				}
+				if tt.name == "nobody" && res.Header.Get("WWW-Authenticate") != `Basic realm="x"` {
+					t.Errorf("at %s: %v", side.addr, res.Header)
+				}
+				questions = append(questions, <-asked)
+				for len(asked) > 0 {
+					<-asked // sent again after the drop
+				}
+				got := ""
+				if len(reached) > 0 {
+					got = <-reached
+				}
+				if got != tt.reached {
+					t.Errorf("at %s: the backend saw %q, want %q", side.addr, got, tt.reached)
+				}
+			}
+			if questions[0] != questions[1] && tt.request[:7] != "GET /ws" { // nginx passes Upgrade on to the decider
+				t.Errorf("nginx asked %q\n  we asked %q", questions[0], questions[1])
+			}
+		})
 	}
 }
