@@ -30,6 +30,9 @@ type algorithm interface {
 	// spent returns how many units of r's allowance are not there.
 	spent(r reading) int64
 
+	// keeps returns how many of the units that were taken last before r have not lapsed, and whether the others go back.
+	keeps(r reading, units int64) (kept int64, giveBack bool)
+
 	// leaseTime returns how long units may be spent that were taken at r.
 	leaseTime(r reading) time.Duration
 
@@ -110,6 +113,14 @@ func (b *bucket) spend(r reading, n int64) reading {
 }
 
 func (b *bucket) spent(r reading) int64 { return int64(max(0, b.burst-r.tokens)) }
+
+// keeps lets the slots of a leaky bucket lapse whose time is over. They need not go back: the queue is shorter by them.
+func (b *bucket) keeps(r reading, units int64) (kept int64, giveBack bool) {
+	if b.queued {
+		return min(units, int64(math.Ceil(b.burst-r.tokens-b.perNS))), false
+	}
+	return units, true
+}
 
 func (b *bucket) leaseTime(reading) time.Duration { return leaseTime }
 

@@ -19,6 +19,7 @@ const (
 	maxNewsBytes = 1024      // of a message; longer ones are ignored
 	maxTrip      = time.Hour // longer openings are shared for this time
 	retryEvery   = 200 * time.Millisecond
+	repeatAfter  = 2 * time.Second // an opening is published again, for those that have just lost Redis
 )
 
 // clockScript returns the time of Redis. All gateways ask for it with the same key, so that in a Cluster the same node
@@ -44,8 +45,9 @@ type circuitNews struct {
 // most an hour, and then finds out by its own probes whether the upstream works again. News of an opening whose time is
 // over is ignored. What is left is measured on Redis' clock, so the clocks of gateways need not agree.
 //
-// An opening that came from another gateway is not published again. While Redis is away, each gateway is alone; an
-// opening that is still open is published when Redis is back. ShareCircuits logs by slog.Default
+// An opening that came from another gateway is not passed on. One's own is published twice, two seconds apart, since another
+// gateway may just have lost Redis. While Redis is away, each gateway is alone; an opening that still lasts is published when
+// Redis is back. ShareCircuits logs by slog.Default
 // when an opening cannot be published, and when it can again. When ctx ends while Redis hangs, it returns when the client's
 // own timeout is over.
 //
@@ -93,7 +95,7 @@ type sharing struct {
 type opening struct {
 	until time.Time
 	lasts time.Duration
-	held  bool // it could not be published at first
+	twice bool // it has been published once
 }
 
 // changed is called by a circuit. It leaves the rest to publish.
@@ -131,11 +133,10 @@ func (s *sharing) publish(ctx context.Context) {
 			s.report(ctx, err)
 			switch {
 			case err != nil:
-				o.held = true
 				s.again(name, o)
-			case o.held: // once more, for those that come back to Redis later
-				o.held = false
-				time.AfterFunc(2*time.Second, func() { s.again(name, o) })
+			case !o.twice:
+				o.twice = true
+				time.AfterFunc(repeatAfter, func() { s.again(name, o) })
 			}
 		}
 		if s.waits() && !pause(ctx, retryEvery) {

@@ -105,12 +105,9 @@ func (s *leases) take(ctx context.Context, key string, n int64) (gateway.Decisio
 
 // decide decides without Redis, if it can.
 func (p *pool) decide(a algorithm, now, n int64) (d gateway.Decision, ok bool) {
-	passes := p.units >= n && now < p.until
-	if !passes && (n < p.refused || now >= p.refusedUntil) {
-		return d, false
-	}
 	r, current := p.view(a, now)
-	if !current {
+	passes := p.units >= n && now < p.until
+	if !current || !passes && (n < p.refused || now >= p.refusedUntil) {
 		return d, false
 	}
 	if passes {
@@ -121,13 +118,14 @@ func (p *pool) decide(a algorithm, now, n int64) (d gateway.Decision, ok bool) {
 	return d, true
 }
 
-// view returns the state of the key as far as it is known here: that in Redis, and the units of the pool. ok is false
-// when the window is over.
+// view returns the state of the key as far as it is known here: that in Redis, and the units of the pool, of which it drops
+// those that have lapsed. ok is false when the window is over.
 func (p *pool) view(a algorithm, now int64) (r reading, ok bool) {
 	if p.known.now == 0 {
 		return r, false
 	}
 	r, ok = a.age(p.known, p.known.now+(now-p.at)/1000)
+	p.units, _ = a.keeps(r, p.units)
 	return a.spend(r, -p.units), ok
 }
 
@@ -138,7 +136,7 @@ func (s *leases) refill(ctx context.Context, sh *leaseShard, p *pool, key string
 	at := sinceStart()
 	kept, back := p.units, int64(0)
 	if at >= p.until {
-		kept, back = 0, p.units
+		kept, back = 0, s.backlog(p)
 	}
 	p.units = 0
 	start := p.known.start
@@ -170,6 +168,14 @@ func (s *leases) refill(ctx context.Context, sh *leaseShard, p *pool, key string
 	d := s.l.algorithm.decide(r, n, taken > 0)
 	d.Ref = refOfRedis(d.Ref)
 	return d, nil
+}
+
+// backlog returns how many units of a lease that has ended go back.
+func (s *leases) backlog(p *pool) int64 {
+	if units, giveBack := s.l.algorithm.keeps(p.known, p.units); giveBack {
+		return units
+	}
+	return 0
 }
 
 // settle notes what Redis has answered, which was asked at a time.
@@ -242,12 +248,12 @@ func (s *leases) sweep() {
 	looked := 0
 	for k, p := range sh.pools {
 		if p.flight == nil && now >= p.until && now >= p.refusedUntil {
-			if p.units > 0 {
+			if back := s.backlog(p); back > 0 {
 				name := k.key
 				if !k.hashed {
 					name = s.l.key(k.key)
 				}
-				calls = append(calls, s.l.give(name, p.units, p.known.start))
+				calls = append(calls, s.l.give(name, back, p.known.start))
 			}
 			delete(sh.pools, k)
 		}

@@ -38,6 +38,10 @@ type Options struct {
 	// In any interval, all gateways together let at most Lease units for each gateway pass more than without leases: those
 	// that were taken before it. In an aligned window, none. While Redis refuses a cost, it is refused here until its
 	// RetryAfter is over. Decision.Remaining and ResetAfter leave out what other gateways have taken since the last answer.
+	//
+	// The lease of a leaky bucket is a row of slots. Each is used at its own time or lapses, so the spacing stays even over all
+	// gateways. But others wait for slots that lapse, too: use it under a steady load only.
+	//
 	// Leases for up to 65,536 keys are kept, at about 250 bytes each; other keys are not leased.
 	Lease int
 
@@ -96,9 +100,6 @@ func NewLeakyBucket(client redis.UniversalClient, perSecond float64, queue int, 
 		panic("gatewayredis: NewLeakyBucket: queue must not be negative")
 	}
 	b := newBucket("NewLeakyBucket", perSecond, min(queue, math.MaxInt-1)+1, true)
-	if opts != nil && opts.Lease > 1 {
-		panic("gatewayredis: NewLeakyBucket: Lease must be 0 or 1: a leased slot that is not used delays the others")
-	}
 	return newLimiter("NewLeakyBucket", client, b, opts, "leaky:"+float(b.rate)+":"+strconv.Itoa(queue))
 }
 

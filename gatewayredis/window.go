@@ -51,6 +51,8 @@ func (w *window) spend(r reading, n int64) reading {
 
 func (w *window) spent(r reading) int64 { return r.used }
 
+func (w *window) keeps(_ reading, units int64) (kept int64, giveBack bool) { return units, true }
+
 func (w *window) leaseTime(r reading) time.Duration {
 	return min(leaseTime, time.Duration(r.start+w.length-r.now)*time.Microsecond)
 }
