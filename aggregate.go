@@ -367,9 +367,14 @@ func (f *fanout) cutShort() bool {
 // runPart asks part i, stores its answer and reports that it has finished.
 func (f *fanout) runPart(i int) {
 	p, answer := &f.parts[i], &f.answers[i]
+	var span trace.Span
 	returned := false
 	defer func() {
 		if !returned {
+			if span != nil {
+				span.SetStatus(codes.Error, "")
+				span.End()
+			}
 			switch v := recover(); v {
 			case nil:
 				answer.panicked = "gateway: Aggregate: runtime.Goexit in a part"
@@ -389,7 +394,7 @@ func (f *fanout) runPart(i int) {
 		defer cancel()
 	}
 	began := time.Now()
-	ctx, span := f.startSpan(ctx, p)
+	ctx, span = f.startSpan(ctx, p)
 	answer.failure = p.ask(ctx, f, answer)
 	answer.took = time.Since(began)
 	if answer.failure != nil {

@@ -64,6 +64,9 @@ func (f *fanout) personal() bool {
 	return f.ex.identity != nil || len(f.in.Header["Authorization"]) > 0
 }
 
+// maxVary bounds the names in Vary. More of them are as good as all.
+const maxVary = 64
+
 // varying is the names in Vary.
 type varying struct {
 	lines []string // as a middleware outside has set them
@@ -78,7 +81,9 @@ func (v *varying) add(f *fanout, lines []string) {
 			name = strings.TrimSpace(name)
 			switch {
 			case name == "":
-			case name == "*", !httpfield.IsToken(name), f.owns(http.CanonicalHeaderKey(name)):
+			case v.all:
+				return
+			case name == "*", !httpfield.IsToken(name), f.owns(http.CanonicalHeaderKey(name)), len(v.more) == maxVary:
 				v.all = true
 			case !httpfield.HasToken(v.lines, name) && !httpfield.HasToken(v.more, name):
 				v.more = append(v.more, name)

@@ -91,6 +91,15 @@ func answersWith(status int, body string, h http.Header) http.RoundTripper {
 	return roundTrip(func(r *http.Request) (*http.Response, error) { return answeredText(r, status, body, h.Clone()), nil })
 }
 
+// manyNames returns a list of n field names.
+func manyNames(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "x-%d,", i)
+	}
+	return b.String()
+}
+
 func TestAggregateCaching(t *testing.T) {
 	with := func(pairs ...string) gateway.Part {
 		return gateway.Part{From: answersWith(200, "1", fields(pairs...)), Path: "/", Optional: true}
@@ -121,6 +130,7 @@ func TestAggregateCaching(t *testing.T) {
 		{"varies by what no cache sees", []gateway.Part{with("Vary", "X-User-ID")}, none, "", "*"},
 		{"varies by an alias of it", []gateway.Part{with("Vary", "x_user_id"), with("Vary", "Origin")}, none, "", "*"},
 		{"varies by all", []gateway.Part{with("Vary", "Origin"), with("Vary", "*")}, none, "", "*"},
+		{"varies by too many", []gateway.Part{with("Vary", strings.Repeat("a,", 200_000)+"b"), with("Vary", manyNames(1000))}, none, "", "*"},
 		{"malformed Vary", []gateway.Part{with("Vary", "a b")}, none, "", "*"},
 		{"Vary from outside", []gateway.Part{with("Vary", "Origin, Cookie")}, outside("Vary", "origin"), "", "origin|Cookie"},
 		{"Cache-Control from outside", []gateway.Part{with("Cache-Control", "public, max-age=60")}, outside("Cache-Control", "no-store"), "no-store", ""},
