@@ -7,6 +7,11 @@
 //	go run ./examples/oidc
 //	go run ./examples/oidc -ahead 0s -min-interval 5s            # valid tokens are refused: keys are published too late
 //	go run ./examples/oidc -min-interval 0s -ahead 22s -for 30s  # NewOIDC, which asks every 10s at most
+//	go run ./examples/oidc -zitadel                              # a provider that is not ours
+//
+// With -zitadel, the provider is the example server of github.com/zitadel/oidc/v3. A user logs in there by the code flow,
+// and the gateway gets all that the provider issues: JSON Web Tokens and opaque tokens on one Authorization field, ID
+// tokens and refresh tokens, which it refuses, and tokens of keys that were rotated. See zitadel.go.
 //
 // # How far ahead a provider has to publish its keys
 //
@@ -32,6 +37,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -46,6 +52,7 @@ func main() {
 	flag.DurationVar(&p.ahead, "ahead", 4*time.Second, "how long before its use a key is published")
 	flag.DurationVar(&p.minInterval, "min-interval", 500*time.Millisecond, "the gateway's JWKSOptions.MinInterval; 0 takes NewOIDC, which has 10s")
 	flag.IntVar(&p.clients, "clients", 8, "how many clients there are")
+	zitadel := flag.Bool("zitadel", false, "log in at a provider that is not ours")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "oidc: unexpected argument %q\n", flag.Arg(0))
@@ -59,7 +66,12 @@ func main() {
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, p, os.Stdout); err != nil {
+	start := func() error { return run(ctx, p, os.Stdout) }
+	if *zitadel {
+		slog.SetDefault(slog.New(slog.DiscardHandler)) // that provider writes a line for each request
+		start = func() error { return runForeign(ctx, os.Stdout) }
+	}
+	if err := start(); err != nil {
 		fmt.Fprintln(os.Stderr, "oidc:", err)
 		os.Exit(1)
 	}
