@@ -50,7 +50,8 @@ func makePair(t *testing.T, serial int64, key crypto.Signer, names ...string) pe
 
 func newECKey() *ecdsa.PrivateKey { return must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)) }
 
-// write writes the pair to dir, in place, and returns the files. They seem to have been written at the given time.
+// write writes the pair to dir, in place, and returns the files. They seem to have been written at the
+// given time.
 func (p pemPair) write(t *testing.T, dir string, at time.Time) gateway.CertPair {
 	t.Helper()
 	pair := gateway.CertPair{Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}
@@ -90,8 +91,9 @@ func serialFor(t *testing.T, get func(*tls.ClientHelloInfo) (*tls.Certificate, e
 	return cert.Leaf.SerialNumber.Int64()
 }
 
-// TestCertFilesReplaced replaces certificates under a server that is never quiet, as cert-manager and Kubernetes do: the
-// files are links through a link to a directory, which is swapped. Every client gets a whole certificate.
+// TestCertFilesReplaced replaces certificates under a server that is never quiet, as cert-manager and
+// Kubernetes do: the files are links through a link to a directory, which is swapped. Every client gets a
+// whole certificate.
 func TestCertFilesReplaced(t *testing.T) {
 	captureDefaultLog(t)
 	dir := t.TempDir()
@@ -157,8 +159,9 @@ func TestCertFilesReplaced(t *testing.T) {
 	}
 }
 
-// TestCertFilesBroken replaces good files by each kind of broken ones, for a long time and with a handshake each second.
-// The good ones are served on, which is logged once, and repaired files are served.
+// TestCertFilesBroken replaces good files by each kind of broken ones, for a long time and with a
+// handshake each second. The good ones are served on, which is logged once, and repaired files are
+// served.
 func TestCertFilesBroken(t *testing.T) {
 	good, next := makePair(t, 1, newECKey(), "a.example", "a.example"), makePair(t, 2, newECKey(), "a.example", "a.example")
 	chain := append(bytes.Clone(next.cert), good.cert...)
@@ -223,8 +226,8 @@ func TestCertFilesBroken(t *testing.T) {
 	}
 }
 
-// TestCertFilesWrittenSlowly writes a new certificate, its chain and its key in pieces, with a handshake after each one.
-// Nothing is logged, and the new certificate is served when it is whole, with its chain.
+// TestCertFilesWrittenSlowly writes a new certificate, its chain and its key in pieces, with a handshake
+// after each one. Nothing is logged, and the new certificate is served when it is whole, with its chain.
 func TestCertFilesWrittenSlowly(t *testing.T) {
 	logs := captureDefaultLog(t)
 	dir := t.TempDir()
@@ -262,8 +265,8 @@ func TestCertFilesWrittenSlowly(t *testing.T) {
 	})
 }
 
-// TestCertFilesAfterQuiet: after a night without clients, the first one gets the certificate that came in the night, and
-// not the one that may have expired. Clients in the same second cost no system calls.
+// TestCertFilesAfterQuiet: after a night without clients, the first one gets the certificate that came in
+// the night, and not the one that may have expired. Clients in the same second cost no system calls.
 func TestCertFilesAfterQuiet(t *testing.T) {
 	captureDefaultLog(t)
 	dir := t.TempDir()

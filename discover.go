@@ -24,8 +24,8 @@ const (
 	maxFound     = 1000             // targets that DNS finds
 )
 
-// Follow asks find for the targets every so often, and makes them those of u, until ctx ends. Then it returns
-// ctx.Err(). It blocks, so call it on a goroutine of its own:
+// Follow asks find for the targets every so often, and makes them those of u, until ctx ends. Then it
+// returns ctx.Err(). It blocks, so call it on a goroutine of its own:
 //
 //	find, err := gateway.DNS("http://users.internal:8080", nil)
 //	if err != nil {
@@ -34,16 +34,17 @@ const (
 //	users := gateway.NewUpstream("users", nil, nil)
 //	go users.Follow(ctx, find, 10*time.Second)
 //
-// Follow asks at once. The pauses vary by a tenth, so that many gateways do not ask at the same moment. While find
-// returns an error, no targets, or targets on which SetTargets panics, the last targets stay, and find is asked
-// again after a second, then two, four, and so on, up to every. A panic of find counts as an error. A target that
-// stays keeps its connections, its health and its requests in flight, as with SetTargets.
+// Follow asks at once. The pauses vary by a tenth, so that many gateways do not ask at the same moment.
+// While find returns an error, no targets, or targets on which SetTargets panics, the last targets stay,
+// and find is asked again after a second, then two, four, and so on, up to every. A panic of find counts
+// as an error. A target that stays keeps its connections, its health and its requests in flight, as with
+// SetTargets.
 //
-// slog.Default gets one line when the targets change, one error when find begins to fail, and one line when it no
-// longer does. The context of find ends after 10 seconds: find must return soon after that.
+// slog.Default gets one line when the targets change, one error when find begins to fail, and one line
+// when it no longer does. The context of find ends after 10 seconds: find must return soon after that.
 //
-// Until find has succeeded once, the targets are those of NewUpstream, or the last ones of SetTargets. Follow panics
-// when find is nil or every is not positive.
+// Until find has succeeded once, the targets are those of NewUpstream, or the last ones of SetTargets.
+// Follow panics when find is nil or every is not positive.
 func (u *Upstream) Follow(ctx context.Context, find func(context.Context) ([]Target, error), every time.Duration) error {
 	if find == nil || every <= 0 {
 		panic("gateway: Upstream.Follow: it needs a function and a positive interval")
@@ -135,24 +136,26 @@ func missingFrom(list, targets []Target) string {
 	return bounded(strings.Join(missing, " "))
 }
 
-// DNS returns a function for Upstream.Follow that finds targets by DNS. There is one target for each A and AAAA record
-// of rawURL's host: "http://users.internal:8080/v1" becomes "http://10.0.0.7:8080/v1", and so on. A nil resolver means
-// net.DefaultResolver.
+// DNS returns a function for Upstream.Follow that finds targets by DNS. There is one target for each A
+// and AAAA record of rawURL's host: "http://users.internal:8080/v1" becomes "http://10.0.0.7:8080/v1",
+// and so on. A nil resolver means net.DefaultResolver.
 //
-// If the host begins with an underscore, as in "http://_http._tcp.users.internal", its SRV records (RFC 2782) are
-// looked up. Each address of a record's host is a target, with the record's port and weight. Of several addresses of
-// a host, each has its share of the weight. Only the records with the lowest priority that have any addresses are
-// used.
+// If the host begins with an underscore, as in "http://_http._tcp.users.internal", its SRV records (RFC
+// 2782) are looked up. Each address of a record's host is a target, with the record's port and weight. Of
+// several addresses of a host, each has its share of the weight. Only the records with the lowest
+// priority that have any addresses are used.
 //
-// The function returns an error if there are no addresses, if there are more than 1,000, and if one of the hosts in
-// SRV records cannot be looked up now. Records that point to nothing are skipped: hosts that do not exist, and
-// addresses that no server can have, such as 0.0.0.0. Answers are sorted, so that their order does not matter.
+// The function returns an error if there are no addresses, if there are more than 1,000, and if one of
+// the hosts in SRV records cannot be looked up now. Records that point to nothing are skipped: hosts that
+// do not exist, and addresses that no server can have, such as 0.0.0.0. Answers are sorted, so that their
+// order does not matter.
 //
-// The targets have addresses and not names. So the Host that is sent is the address, unless PreserveHost or Rewrite
-// sets another. For https, set TransportOptions.TLS with the ServerName that the targets' certificates are for.
+// The targets have addresses and not names. So the Host that is sent is the address, unless PreserveHost
+// or Rewrite sets another. For https, set TransportOptions.TLS with the ServerName that the targets'
+// certificates are for.
 //
-// DNS returns an error for a URL that ParseTargets does not accept, for the scheme unix, and for a port besides SRV
-// records.
+// DNS returns an error for a URL that ParseTargets does not accept, for the scheme unix, and for a port
+// besides SRV records.
 func DNS(rawURL string, resolver *net.Resolver) (func(context.Context) ([]Target, error), error) {
 	link, err := parseTarget(rawURL)
 	if err != nil {
@@ -224,8 +227,8 @@ type service struct {
 // maxLookups is how many hosts are looked up at the same time.
 const maxLookups = 8
 
-// lookupAll looks up the hosts of records, and returns those that have addresses. It returns an error if that is not
-// known of one of them.
+// lookupAll looks up the hosts of records, and returns those that have addresses. It returns an error if
+// that is not known of one of them.
 func (d *dnsFinder) lookupAll(ctx context.Context, records []*net.SRV) ([]service, error) {
 	type answer struct {
 		addrs []netip.Addr

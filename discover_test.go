@@ -2,6 +2,7 @@ package gateway_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -58,8 +59,8 @@ func (f *finder) count() (n int, shortest, longest time.Duration) {
 	return n, shortest, longest
 }
 
-// TestFollow goes through what a resolver may do: the targets change, and while it fails in whatever way the last ones
-// stay, with one line in the log.
+// TestFollow goes through what a resolver may do: the targets change, and while it fails in whatever way
+// the last ones stay, with one line in the log.
 func TestFollow(t *testing.T) {
 	logs := captureDefaultLog(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -166,8 +167,8 @@ func TestFollowEndsWhileAsking(t *testing.T) {
 	})
 }
 
-// TestFollowKeepsConnections: a target that stays while others come and go keeps its connections, its ejection and its
-// requests in flight.
+// TestFollowKeepsConnections: a target that stays while others come and go keeps its connections, its
+// ejection and its requests in flight.
 func TestFollowKeepsConnections(t *testing.T) {
 	captureDefaultLog(t)
 	arrived, release := make(chan string, 10), make(chan bool)
@@ -215,6 +216,33 @@ func TestFollowKeepsConnections(t *testing.T) {
 	close(release)
 	cancel()
 	all.Wait()
+}
+
+// TestDNSOverTLS finds a target by its address, and checks its certificate by the name in TransportOptions.TLS.
+func TestDNSOverTLS(t *testing.T) {
+	for _, protocol := range []string{http2, "TLS alone"} {
+		s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprint(w, r.ProtoMajor, " ", r.TLS.ServerName)
+		}))
+		want := "1 example.com"
+		if protocol == http2 {
+			s.EnableHTTP2 = true
+			want = "2 example.com"
+		}
+		s.StartTLS()
+		t.Cleanup(s.Close)
+		targets, err := must(gateway.DNS(s.URL, nil))(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range map[string]string{"example.com": want, "other.test": ""} {
+			transport := newTransport(t, &gateway.TransportOptions{TLS: &tls.Config{RootCAs: rootsOf(s), ServerName: name}})
+			u := gateway.NewUpstream("u", targets, &gateway.UpstreamOptions{Transport: transport})
+			if rec := recorded(gateway.Proxy(u, nil), nil); (rec.Code == 200) != (want != "") || rec.Code == 200 && rec.Body.String() != want {
+				t.Errorf("%s as %s: %d %s", protocol, name, rec.Code, rec.Body)
+			}
+		}
+	}
 }
 
 func TestDNSArguments(t *testing.T) {

@@ -17,23 +17,25 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
-// ForwardAuthOptions configures what ForwardAuth asks and what it takes from the answer. With the zero value it asks about
-// the request's own path, with the request's Authorization and Cookie.
+// ForwardAuthOptions configures what ForwardAuth asks and what it takes from the answer. With the zero
+// value it asks about the request's own path, with the request's Authorization and Cookie.
 type ForwardAuthOptions struct {
-	// Path is what is asked, such as "/oauth2/auth" or "/check?app=1". It may be a whole URL, for a RoundTripper
-	// that is not an Upstream. "" means the request's own path and query, as for Envoy's ext_authz.
+	// Path is what is asked, such as "/oauth2/auth" or "/check?app=1". It may be a whole URL, for a
+	// RoundTripper that is not an Upstream. "" means the request's own path and query, as for Envoy's
+	// ext_authz.
 	Path string
 
 	// Headers are the client's fields that are sent along. nil means Authorization and Cookie. Some services
 	// need Accept as well, to tell a browser from an API client, or Origin.
 	Headers []string
 
-	// Identity tells which field of the answer is which claim of the Identity. It must have "sub", or be empty for
-	// no Identity. nil means {"sub": "X-User-ID"}, or "Remote-User" where the answer has no X-User-ID.
+	// Identity tells which field of the answer is which claim of the Identity. It must have "sub", or be
+	// empty for no Identity. nil means {"sub": "X-User-ID"}, or "Remote-User" where the answer has no
+	// X-User-ID.
 	Identity map[string]string
 
-	Copy    []string      // the answer's fields that go to the upstream, in place of the client's and of all aliases of them
-	Origins []string      // whose pages may open WebSockets and send cookies, besides the request's own host; see AuthOptions.Origins
+	Copy    []string      // the answer's fields that go to the upstream, in place of the client's and their aliases
+	Origins []string      // whose pages may open WebSockets and send cookies; see AuthOptions.Origins
 	Timeout time.Duration // limit of the time for the whole answer; 0 means 1s
 }
 
@@ -42,9 +44,9 @@ const (
 	maxDecisionFields = 64 << 10  // of every answer: names, values and 4 bytes each
 )
 
-// ForwardAuth asks another service whether a request may pass, as nginx's auth_request, Traefik's ForwardAuth, Caddy's
-// forward_auth and Envoy's HTTP ext_authz do. So it works with Authelia, Authentik, oauth2-proxy, Pomerium or OPA. to is
-// mostly an Upstream:
+// ForwardAuth asks another service whether a request may pass, as nginx's auth_request, Traefik's
+// ForwardAuth, Caddy's forward_auth and Envoy's HTTP ext_authz do. So it works with Authelia, Authentik,
+// oauth2-proxy, Pomerium or OPA. to is mostly an Upstream:
 //
 //	sso := gateway.NewUpstream("oauth2-proxy", gateway.MustTargets("http://127.0.0.1:4180"), nil)
 //	rt.With(gateway.ForwardAuth(sso, &gateway.ForwardAuthOptions{
@@ -61,35 +63,39 @@ const (
 //   - X-Original-Url: scheme, host, path and query
 //   - the trace, as Proxy sends it
 //
-// A client cannot forge these: no other field of it is sent. The path is that of r.URL, which the next handler sees
-// too. A path that servers interpret differently is answered with 400, as by Proxy, and so are two fields Authorization.
+// A client cannot forge these: no other field of it is sent. The path is that of r.URL, which the next
+// handler sees too. A path that servers interpret differently is answered with 400, as by Proxy, and so
+// are two fields Authorization.
 //
 // The answer decides:
 //
-//   - 2xx: the request passes. The fields in Identity become the Identity, and those in Copy are set on the
-//     request. Set-Cookie is sent to the client with the answer of the next handler, since a session may have been
-//     renewed. Everything else in the answer is ignored.
-//   - 401, 403, and a redirect (3xx with Location): the client gets this answer as it came, with its body. HandleErrors
-//     is not called. No redirect is followed.
-//   - Anything else, an answer that is late, malformed or too large (64 KiB of fields, 256 KiB of body), and no
-//     answer: 503, with OutcomeUnavailable. So does an answer whose field for "sub" occurs twice. ForwardAuth never lets a
-//     request pass that it could not ask about.
+//   - 2xx: the request passes. The fields in Identity become the Identity, and those in Copy are set on
+//     the request. Set-Cookie is sent to the client with the answer of the next handler, since a session
+//     may have been renewed. Everything else in the answer is ignored.
+//   - 401, 403, and a redirect (3xx with Location): the client gets this answer as it came, with its
+//     body. HandleErrors is not called. No redirect is followed.
+//   - Anything else, an answer that is late, malformed or too large (64 KiB of fields, 256 KiB of body),
+//     and no answer: 503, with OutcomeUnavailable. So does an answer whose field for "sub" occurs twice.
+//     ForwardAuth never lets a request pass that it could not ask about.
 //
-// The client's own fields in Copy and Identity, and X-User-ID, are removed from every request that passes, in every
-// spelling that a server could take for the same field, from trailers too, and whether the answer has such a field or not. A
-// client cannot have them removed by Connection. Without a subject in the answer the request passes as anonymous,
-// or with the Identity that an outer Auth found; Require then answers 401 to the former.
+// The client's own fields in Copy and Identity, and X-User-ID, are removed from every request that
+// passes, in every spelling that a server could take for the same field, from trailers too, and whether
+// the answer has such a field or not. A client cannot have them removed by Connection. Without a subject
+// in the answer the request passes as anonymous, or with the Identity that an outer Auth found; Require
+// then answers 401 to the former.
 //
-// The claims besides "sub", "iss", "aud" and "scope" are in Identity.Claims, as a string, or as a list of strings for a
-// field that occurs more than once. "aud" and "scope" are split at spaces. A handler inside ForwardAuth finds the
-// subject in X-User-ID, as inside Auth. Which fields a backend gets from the Identity is set by ProxyOptions.Identity.
+// The claims besides "sub", "iss", "aud" and "scope" are in Identity.Claims, as a string, or as a list of
+// strings for a field that occurs more than once. "aud" and "scope" are split at spaces. A handler inside
+// ForwardAuth finds the subject in X-User-ID, as inside Auth. Which fields a backend gets from the
+// Identity is set by ProxyOptions.Identity.
 //
-// A preflight (CORS) has no credentials, so the service would refuse it: put CORS middleware before ForwardAuth. The
-// handshake of a WebSocket is asked about like any request. As in Auth, one that a page of another origin has sent with
-// cookies gets 403, unless Origins allows it.
+// A preflight (CORS) has no credentials, so the service would refuse it: put CORS middleware before
+// ForwardAuth. The handshake of a WebSocket is asked about like any request. As in Auth, one that a page
+// of another origin has sent with cookies gets 403, unless Origins allows it.
 //
-// ForwardAuth panics when to is nil, on a malformed Path or origin, on an Identity without "sub", and on a field
-// that is not the client's or the service's to choose, such as Connection, Host or X-Forwarded-For.
+// ForwardAuth panics when to is nil, on a malformed Path or origin, on an Identity without "sub", and on
+// a field that is not the client's or the service's to choose, such as Connection, Host or
+// X-Forwarded-For.
 func ForwardAuth(to http.RoundTripper, opts *ForwardAuthOptions) Middleware {
 	if to == nil {
 		panic("gateway: ForwardAuth: nil RoundTripper")
@@ -189,24 +195,25 @@ func newDecider(to http.RoundTripper, opts *ForwardAuthOptions) *decider {
 	return d
 }
 
-// fieldName returns the canonical form of a field that is sent. It panics on one that frames a message or that the gateway
-// writes.
+// fieldName returns the canonical form of a field that is sent. It panics on one that frames a message or
+// that the gateway writes.
 func (d *decider) fieldName(option, name string) string {
 	if !httpfield.IsToken(name) {
 		panic(fmt.Sprintf("gateway: ForwardAuth: %s: malformed field name %q", option, name))
 	}
 	canonical := http.CanonicalHeaderKey(name)
-	reserved := slices.ContainsFunc(slices.Concat(reservedFields, questionFields), func(other string) bool { return httpfield.SameName(name, other) })
 	switch {
-	case httpfield.IsHopByHop(canonical), isFraming(canonical), canonical == "Host", canonical == "Expect", canonical == "Set-Cookie",
-		reserved, len(canonical) >= len(xForwarded) && httpfield.SameName(canonical[:len(xForwarded)], xForwarded):
+	case httpfield.IsHopByHop(canonical), isFraming(canonical), d.owned.names.Has(name),
+		slices.Contains([]string{"Host", "Expect", "Set-Cookie"}, canonical),
+		slices.ContainsFunc(questionFields, func(other string) bool { return httpfield.SameName(name, other) }):
 		panic(fmt.Sprintf("gateway: ForwardAuth: %s: %q is for one connection, or the gateway writes it", option, name))
 	}
 	return canonical
 }
 
 // questionFields are written on every question, besides those that Proxy writes.
-var questionFields = []string{"X-Forwarded-Method", "X-Forwarded-Uri", "X-Original-Method", "X-Original-Url"}
+// Those of the family X-Forwarded- are owned as it is.
+var questionFields = []string{"X-Original-Method", "X-Original-Url"}
 
 // parseDeciderPath parses ForwardAuthOptions.Path.
 func parseDeciderPath(path string) (*url.URL, error) {
@@ -255,8 +262,8 @@ func (d *decider) ask(ex *exchange, r *http.Request) (*decision, error) {
 	return v, nil
 }
 
-// undecided returns the error for a request about which there is no decision: 503, or the status of a refusal for which the
-// client is to blame, such as 431 for a Cookie that is too large to be sent.
+// undecided returns the error for a request about which there is no decision: 503, or the status of a
+// refusal for which the client is to blame, such as 431 for a Cookie that is too large to be sent.
 func (d *decider) undecided(err error) error {
 	var own *Error
 	if errors.As(err, &own) && own.status() >= 400 && own.status() < 500 {
@@ -345,7 +352,8 @@ func (d *decider) read(res *http.Response) (*decision, error) {
 		v.identity, err = d.identify(res.Header)
 		readRest(res)
 		return v, err
-	case status == http.StatusUnauthorized, status == http.StatusForbidden, status >= 300 && status < 400 && res.Header.Get("Location") != "":
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+	case status >= 300 && status < 400 && res.Header.Get("Location") != "":
 	default:
 		return nil, fmt.Errorf("the answer has the status %d", status)
 	}
@@ -404,8 +412,9 @@ func (d *decider) checkOrigin(ex *exchange, r *http.Request) error {
 	return d.origins.check(ex, r, true)
 }
 
-// admit stores the Identity in the record, and returns the request for the handlers inside: with the fields that the
-// service has set, and without the client's that could be taken for them. r itself is not changed.
+// admit stores the Identity in the record, and returns the request for the handlers inside: with the
+// fields that the service has set, and without the client's that could be taken for them. r itself is not
+// changed.
 func (d *decider) admit(ex *exchange, r *http.Request, v *decision) *http.Request {
 	ex.mu.Lock()
 	if v.identity != nil {
@@ -437,8 +446,8 @@ func (d *decider) admit(ex *exchange, r *http.Request, v *decision) *http.Reques
 	return out
 }
 
-// keepNamed removes the service's fields from Connection, by which a client could have them removed on the way to the
-// upstream.
+// keepNamed removes the service's fields from Connection, by which a client could have them removed on
+// the way to the upstream.
 func (d *decider) keepNamed(h http.Header) {
 	lines := h["Connection"]
 	if len(lines) == 0 || len(d.copied) == 0 {

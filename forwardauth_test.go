@@ -168,8 +168,8 @@ func TestForwardAuthAnswers(t *testing.T) {
 	}
 }
 
-// TestForwardAuthSilence: a service that does not answer in time, that is not there, or whose circuit is open, lets nobody
-// in. A client that leaves while it is asked was not refused.
+// TestForwardAuthSilence: a service that does not answer in time, that is not there, or whose circuit is
+// open, lets nobody in. A client that leaves while it is asked was not refused.
 func TestForwardAuthSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hang := roundTrip(func(r *http.Request) (*http.Response, error) {
@@ -199,8 +199,8 @@ func TestForwardAuthSilence(t *testing.T) {
 	}
 }
 
-// TestForwardAuthAdmits looks at a request that passes, in a handler of this process and behind a Proxy: the service's
-// fields are there, and the client's own are not, in any spelling.
+// TestForwardAuthAdmits looks at a request that passes, in a handler of this process and behind a Proxy:
+// the service's fields are there, and the client's own are not, in any spelling.
 func TestForwardAuthAdmits(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
@@ -281,7 +281,8 @@ func TestForwardAuthAdmits(t *testing.T) {
 	}
 }
 
-// TestForwardAuthOtherFields: fields that nobody has to own go on, and the request that outer handlers hold stays as it is.
+// TestForwardAuthOtherFields: fields that nobody has to own go on, and the request that outer handlers
+// hold stays as it is.
 func TestForwardAuthOtherFields(t *testing.T) {
 	up, _ := decides(t, func(w http.ResponseWriter, r *http.Request) { w.Header().Set("Remote-Groups", "g") })
 	r := httptest.NewRequest("GET", "/", nil)
@@ -327,12 +328,13 @@ func TestForwardAuthRefusesItself(t *testing.T) {
 	}
 }
 
-// TestForwardAuthUpgrade: a handshake is asked about without Upgrade, passes, and gets the service's refusal as it came.
-// With a cookie and from a page of another origin it is refused, whatever the service says.
+// TestForwardAuthUpgrade: a handshake is asked about without Upgrade, passes, and gets the service's
+// refusal as it came. With a cookie and from a page of another origin it is refused, whatever the service
+// says.
 func TestForwardAuthUpgrade(t *testing.T) {
 	up, _ := decides(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Cookie") != "good=1" {
-			http.Redirect(w, r, "/login", 302)
+			http.Redirect(w, r, "/login", http.StatusFound)
 		}
 		w.Header().Set("Set-Cookie", "renewed=1")
 	})
@@ -382,12 +384,33 @@ func TestForwardAuthUpgrade(t *testing.T) {
 	}
 }
 
+// TestForwardAuthHead: a client that asks with HEAD gets the header of a refusal, and its connection stays in use. The
+// decider may be a handler of this process.
+func TestForwardAuthHead(t *testing.T) {
+	decider := gateway.HandlerTransport(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-Forwarded-Method") != "HEAD" || r.URL.Path != "/x" {
+			t.Errorf("asked %v", r.Header)
+		}
+		http.Error(w, "log in", http.StatusUnauthorized)
+	}))
+	s := serve(t, gateway.ForwardAuth(decider, nil)(text("passed")))
+	conn := raw(t, s, strings.Repeat("HEAD /x HTTP/1.1\r\nHost: x\r\n\r\n", 2))
+	br := bufio.NewReader(conn)
+	for range 2 {
+		head, err := readHead(br)
+		if err != nil || !strings.HasPrefix(head, "HTTP/1.1 401 ") || !strings.Contains(head, "Content-Length: 7\r\n") {
+			t.Errorf("%q, %v", head, err)
+		}
+	}
+}
+
 func TestForwardAuthPanics(t *testing.T) {
 	up := gateway.NewUpstream("u", nil, nil)
 	for name, o := range map[string]gateway.ForwardAuthOptions{
 		"a relative path": {Path: "check"}, "a URL with a user": {Path: "http://u@x/"}, "another scheme": {Path: "ftp://x/"},
 		"Connection": {Headers: []string{"Connection"}}, "Host": {Headers: []string{"Host"}}, "malformed": {Headers: []string{"a b"}},
-		"X-Forwarded-For": {Headers: []string{"X-Forwarded-For"}}, "an alias": {Headers: []string{"x_forwarded_uri"}}, "X-Original-URL": {Headers: []string{"X-Original-URL"}},
+		"X-Forwarded-For": {Headers: []string{"X-Forwarded-For"}}, "an alias": {Headers: []string{"x_forwarded_uri"}}, "another alias": {Headers: []string{"XForwardedHost"}}, "X-User-ID of the client": {Headers: []string{"X-User-ID"}},
+		"copy traceparent": {Copy: []string{"Traceparent"}}, "X-Original-URL": {Headers: []string{"X-Original-URL"}},
 		"Content-Length": {Copy: []string{"Content-Length"}}, "X-User-ID": {Copy: []string{"X_User_ID"}}, "Set-Cookie": {Copy: []string{"Set-Cookie"}},
 		"twice": {Copy: []string{"Remote-Groups", "Remote_Groups"}}, "copy X-Forwarded-User": {Copy: []string{"X-Forwarded-User"}},
 		"no sub": {Identity: map[string]string{"groups": "X-Groups"}}, "no name": {Identity: map[string]string{"sub": "a b"}}, "no claim": {Identity: map[string]string{"sub": "X", "": "Y"}},

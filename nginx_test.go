@@ -18,8 +18,8 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// nginxBefore is the location with which nginx passes everything to backend. What nginx itself reads of a request it tells
-// the backend in X-Nginx-User, -Uri and -Length.
+// nginxBefore is the location with which nginx passes everything to backend. What nginx itself reads of a
+// request it tells the backend in X-Nginx-User, -Uri and -Length.
 func nginxBefore(backend string) string {
 	return fmt.Sprintf(`
 		location / {
@@ -31,8 +31,8 @@ func nginxBefore(backend string) string {
 `, backend)
 }
 
-// startNginx runs nginx with these locations on a loopback port, and returns its URL. The test is skipped where there is
-// no nginx.
+// startNginx runs nginx with these locations on a loopback port, and returns its URL. The test is skipped
+// where there is no nginx.
 func startNginx(t *testing.T, locations string) string {
 	t.Helper()
 	path, err := exec.LookPath("nginx")
@@ -228,9 +228,10 @@ func nginxAsking(decider, backend string) string {
 `, backend, decider)
 }
 
-// TestForwardAuthBesideNginx puts the same decider and the same backend behind nginx's auth_request and behind
-// ForwardAuth. Both ask the same, let the same requests pass, and tell the backend the same. They differ in three points:
-// nginx answers 500 where it cannot tell, has no redirects, and keeps the cookies of the decider for itself.
+// TestForwardAuthBesideNginx puts the same decider and the same backend behind nginx's auth_request and
+// behind ForwardAuth. Both ask the same, let the same requests pass, and tell the backend the same. They
+// differ in three points: nginx answers 500 where it cannot tell, has no redirects, and keeps the cookies
+// of the decider for itself.
 func TestForwardAuthBesideNginx(t *testing.T) {
 	asked, reached := make(chan string, 10), make(chan string, 10)
 	decider := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

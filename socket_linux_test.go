@@ -14,8 +14,9 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// TestSocketBacklog sends many requests at once to a server that lets one connection wait. The kernel refuses the others
-// for the moment, and they are dialed again: a crowd of clients does not make the target look sick.
+// TestSocketBacklog sends many requests at once to a server that lets one connection wait. The kernel
+// refuses the others for the moment, and they are dialed again: a crowd of clients does not make the
+// target look sick.
 func TestSocketBacklog(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)

@@ -121,8 +121,8 @@ func TestSocketTarget(t *testing.T) {
 	}
 }
 
-// TestSocketTargetsAreApart: two sockets, and a TCP target, do not share connections. A socket that a new server has
-// taken over is found at once, also by a request that met a dead connection.
+// TestSocketTargetsAreApart: two sockets, and a TCP target, do not share connections. A socket that a new
+// server has taken over is found at once, also by a request that met a dead connection.
 func TestSocketTargetsAreApart(t *testing.T) {
 	dir := socketDir(t)
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "A")
@@ -199,8 +199,8 @@ func TestSocketAway(t *testing.T) {
 	}
 }
 
-// TestSocketByNetHTTP teaches the scheme to a transport of net/http, as NewTransport's documentation says, and sends a
-// request by NewTransport alone.
+// TestSocketByNetHTTP teaches the scheme to a transport of net/http, as NewTransport's documentation
+// says, and sends a request by NewTransport alone.
 func TestSocketByNetHTTP(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
 	serveSocket(t, path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Host) }))

@@ -30,13 +30,15 @@ type TransportOptions struct {
 	MaxPerHost     int           // number of connections to each host; 0 means no limit
 	IdleTimeout    time.Duration // how long an idle connection is kept; 0 means 90s
 
-	// Ping is how long an HTTP/2 connection may receive nothing before a PING frame is sent. If no answer
-	// arrives within the same time, or within 15s if that is less, the connection is closed and its requests
-	// fail. Later requests use another connection. 0 means 15s, negative means no PING frames.
+	// Ping is how long an HTTP/2 connection may receive nothing before a PING frame is sent. If no
+	// answer arrives within the same time, or within 15s if that is less, the connection is closed and
+	// its requests fail. Later requests use another connection. 0 means 15s, negative means no PING
+	// frames.
 	//
-	// A gRPC server may close a connection that sends PING frames more often than it permits while its streams
-	// are silent (KeepaliveEnforcementPolicy of grpc-go: by default, every 5 minutes). Later connections to such
-	// a target send none. To keep its first silent stream from being cut, choose a value that it permits.
+	// A gRPC server may close a connection that sends PING frames more often than it permits while its
+	// streams are silent (KeepaliveEnforcementPolicy of grpc-go: by default, every 5 minutes). Later
+	// connections to such a target send none. To keep its first silent stream from being cut, choose a
+	// value that it permits.
 	Ping time.Duration
 }
 
@@ -188,8 +190,8 @@ type transport struct {
 	spare map[string][]*tls.Conn // connections of HTTP/2 that h2 is about to take, by the address that it dials
 }
 
-// hostSet is a set of hosts, as in the targets' URLs. It is read without a lock and changes seldom. The zero value is
-// empty.
+// hostSet is a set of hosts, as in the targets' URLs. It is read without a lock and changes seldom. The
+// zero value is empty.
 type hostSet struct {
 	hosts atomic.Pointer[map[string]bool] // the map is not changed
 	mu    sync.Mutex                      // held while hosts is replaced

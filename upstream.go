@@ -234,10 +234,10 @@ func (o UpstreamOptions) withDefaults() UpstreamOptions {
 // Name returns the name given to NewUpstream.
 func (u *Upstream) Name() string { return u.name }
 
-// SetTargets replaces the targets, for example when service discovery reports a change; see also Follow. Requests in flight
-// are not interrupted. A target whose URL is already in the pool keeps its connections, its health and its
-// count of requests in flight. SetTargets panics on targets on which NewUpstream panics, and then changes
-// nothing.
+// SetTargets replaces the targets, for example when service discovery reports a change; see also Follow.
+// Requests in flight are not interrupted. A target whose URL is already in the pool keeps its
+// connections, its health and its count of requests in flight. SetTargets panics on targets on which
+// NewUpstream panics, and then changes nothing.
 func (u *Upstream) SetTargets(targets []Target) { u.set("SetTargets", targets) }
 
 // set replaces the targets for caller, whose name its panics carry.

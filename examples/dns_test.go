@@ -203,8 +203,8 @@ func TestDNS(t *testing.T) {
 	}
 }
 
-// TestFollowDNS moves a service from one server to another while clients ask, and lets the resolver fail in every way in
-// between. No request fails.
+// TestFollowDNS moves a service from one server to another while clients ask, and lets the resolver fail
+// in every way in between. No request fails.
 func TestFollowDNS(t *testing.T) {
 	var logs syncBuffer
 	before := slog.Default()

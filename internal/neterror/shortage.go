@@ -7,7 +7,8 @@ import (
 	"syscall"
 )
 
-// LocalShortage reports whether err means that this machine has run out of a resource, such as file descriptors.
+// LocalShortage reports whether err means that this machine has run out of a resource, such as file
+// descriptors.
 func LocalShortage(err error) bool {
 	var e syscall.Errno
 	if !errors.As(err, &e) {
@@ -20,5 +21,6 @@ func LocalShortage(err error) bool {
 	return false
 }
 
-// BacklogFull reports whether err, of a dial, means that a Unix socket has no room for another connection at this moment.
+// BacklogFull reports whether err, of a dial, means that a Unix socket has no room for another connection
+// at this moment.
 func BacklogFull(err error) bool { return errors.Is(err, syscall.EAGAIN) }
