@@ -1,0 +1,34 @@
+// Otelhttp combines the gateway with otelhttp, the instrumentation of net/http by OpenTelemetry. Around the gateway its
+// span is the parent of Observe's, and decides on the caller's trace; around an Upstream's transport it makes a client
+// span for each attempt, which the backend's span gets as its parent.
+package main
+
+import (
+	"context"
+	"log"
+	"net/http"
+
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/propagation"
+
+	"github.com/seed-96248d0c/gateway"
+)
+
+func newHandler(target string, opts ...otelhttp.Option) http.Handler {
+	backend := gateway.NewUpstream("backend", gateway.MustTargets(target), &gateway.UpstreamOptions{
+		Transport: otelhttp.NewTransport(gateway.NewTransport(nil), opts...),
+	})
+	var rt gateway.Router
+	rt.Use(gateway.Observe(nil))
+	rt.Handle("GET /items/{id}", gateway.Proxy(backend, nil))
+	// WithPublicEndpointFn, in opts, makes the caller's trace a link instead of the parent, as Observe does by itself.
+	return otelhttp.NewHandler(&rt, "gateway", opts...)
+}
+
+func main() {
+	// In earnest, with the exporter of an OpenTelemetry SDK: otel.SetTracerProvider.
+	otel.SetTextMapPropagator(propagation.TraceContext{})
+	h := newHandler("http://127.0.0.1:9000")
+	log.Fatal(gateway.Serve(context.Background(), &http.Server{Addr: "127.0.0.1:8080", Handler: h}, nil))
+}
