@@ -161,7 +161,8 @@ func readiness(ctx context.Context, path string, next http.Handler) http.Handler
 type serving struct {
 	handlers atomic.Int64 // that run
 	draining atomic.Bool
-	cut      atomic.Bool // connections in use are being closed
+	cut      atomic.Bool   // connections in use are being closed
+	stopping chan struct{} // closed when the server stops accepting
 
 	mu       sync.Mutex
 	conns    map[*trackedConn]bool
@@ -170,7 +171,10 @@ type serving struct {
 }
 
 func newServing() *serving {
-	return &serving{conns: make(map[*trackedConn]bool), done: make(chan struct{}), upgraded: make(map[*func()]bool)}
+	return &serving{
+		stopping: make(chan struct{}), conns: make(map[*trackedConn]bool), done: make(chan struct{}),
+		upgraded: make(map[*func()]bool),
+	}
 }
 
 // servingKey is the context key of a server's serving.
@@ -184,6 +188,15 @@ func servingFrom(ctx context.Context) *serving {
 
 // hasCut reports whether Serve is closing connections that are in use. It is false for a nil s.
 func (s *serving) hasCut() bool { return s != nil && s.cut.Load() }
+
+// stops returns a channel that is closed when the server begins to drain, for handlers that would never end by
+// themselves. Without Serve it is nil.
+func (s *serving) stops() <-chan struct{} {
+	if s == nil {
+		return nil
+	}
+	return s.stopping
+}
 
 // attach wraps the hooks of srv, so that s can track its connections and handlers. srv must serve a
 // trackedListener.
@@ -295,6 +308,7 @@ const cutPatience = time.Second
 func (s *serving) stop(srv *http.Server, drain time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
+	close(s.stopping)
 	early := time.AfterFunc(drain/4*3, s.endUpgraded)
 	if srv.Shutdown(ctx) != nil {
 		s.cut.Store(true)

@@ -231,6 +231,20 @@ func (c *checker) steps() []step {
 			})
 		}},
 
+		{"GET /console/explain of GET /users/7", "200 GET /users/{id} with id 7", func() string {
+			r, err := http.NewRequestWithContext(c.ctx, http.MethodGet, c.ops+"/console/explain?path=/users/7", nil)
+			if err != nil {
+				return err.Error()
+			}
+			a := c.do(r)
+			var x struct {
+				Route      struct{ Name string }
+				PathValues struct{ ID string }
+			}
+			_ = json.Unmarshal(a.body, &x)
+			return a.String() + " " + x.Route.Name + " with id " + x.PathValues.ID
+		}},
+
 		{"GET /users/7, and stop while it is under way", "200, no new connection, stopped without error", func() string {
 			before := users.asked.Load()
 			answered := make(chan answer, 1)
@@ -347,7 +361,7 @@ func (c *checker) broken(name string) (heal func()) {
 
 // metric asks for the metrics and says what of makes of the series of one name.
 func (c *checker) metric(name string, of func(series []string) string) string {
-	r, err := http.NewRequestWithContext(c.ctx, http.MethodGet, c.metrics, nil)
+	r, err := http.NewRequestWithContext(c.ctx, http.MethodGet, c.ops+"/metrics", nil)
 	if err != nil {
 		return err.Error()
 	}

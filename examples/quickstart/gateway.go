@@ -19,36 +19,39 @@ type settings struct {
 	meter    metric.MeterProvider
 }
 
-// newGateway is the whole gateway.
-func newGateway(s settings) (http.Handler, error) {
+// newGateway is the whole gateway, and the console that shows it.
+func newGateway(s settings) (handler, console http.Handler, err error) {
 	keys, err := gateway.NewJWKS(s.keySet, nil)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	tokens := gateway.NewJWT(keys, gateway.JWTOptions{Issuer: s.issuer, Audience: s.audience, Algorithms: []string{"ES256"}})
+	var upstreams []*gateway.Upstream
 	upstream := func(name string, circuit *gateway.Circuit) *gateway.Upstream {
-		return gateway.NewUpstream(name, gateway.MustTargets(s.backends(name)), &gateway.UpstreamOptions{
+		u := gateway.NewUpstream(name, gateway.MustTargets(s.backends(name)), &gateway.UpstreamOptions{
 			Timeout: 10 * time.Second, Circuit: circuit, Meter: s.meter,
 		})
+		upstreams = append(upstreams, u)
+		return u
 	}
-	users := upstream("users", nil)
-	payments := upstream("payments", gateway.NewCircuit("payments", &gateway.CircuitOptions{
-		Failures: 3, OpenFor: 2 * time.Second, Meter: s.meter,
-	}))
+	paymentsCircuit := gateway.NewCircuit("payments", &gateway.CircuitOptions{Failures: 3, OpenFor: 2 * time.Second, Meter: s.meter})
+	users, payments := upstream("users", nil), upstream("payments", paymentsCircuit)
 	recommendations, continueWatching := upstream("recommendations", nil), upstream("continue-watching", nil)
 	top10, myList, newReleases := upstream("top-10", nil), upstream("my-list", nil), upstream("new-releases", nil)
 
+	perAddress, checkouts := gateway.NewTokenBucket(100, 200, nil), gateway.NewTokenBucket(0.5, 5, nil)
+	stats := new(gateway.Stats)
+
 	rt := new(gateway.Router)
 	rt.Use(
-		gateway.Observe(&gateway.ObserveOptions{Logger: s.log, Meter: s.meter}),
-		gateway.RateLimit(gateway.NewTokenBucket(100, 200, nil), gateway.KeyByIP, &gateway.RateLimitOptions{Name: "address"}),
+		gateway.Observe(&gateway.ObserveOptions{Logger: s.log, Meter: s.meter, Stats: stats}),
+		gateway.RateLimit(perAddress, gateway.KeyByIP, &gateway.RateLimitOptions{Name: "address"}),
 		gateway.Auth(tokens, nil),
 	)
 	rt.Handle("GET /users/{id}", gateway.Proxy(users, nil))
 	rt.Handle("POST /checkout", gateway.Proxy(payments, &gateway.ProxyOptions{MaxBodyBytes: 64 << 10}),
 		gateway.RequireScopes("pay"),
-		gateway.RateLimit(gateway.NewTokenBucket(0.5, 5, nil), gateway.KeyBySubject,
-			&gateway.RateLimitOptions{Name: "checkout", Refund: true}),
+		gateway.RateLimit(checkouts, gateway.KeyBySubject, &gateway.RateLimitOptions{Name: "checkout", Refund: true}),
 	)
 	rt.Handle("GET /homepage", gateway.Aggregate([]gateway.Part{
 		{Name: "continue-watching", From: continueWatching, Path: "/row", Optional: true},
@@ -61,5 +64,9 @@ func newGateway(s settings) (http.Handler, error) {
 		{Name: "continue", From: continueWatching, Path: "/row?limit=1", Pick: "/items/0", Optional: true},
 		{Name: "top", From: top10, Path: "/row?limit=3", Pick: "/items"},
 	}, nil))
-	return rt, nil
+	console = gateway.Console(gateway.ConsoleOptions{
+		Router: rt, Stats: stats, Upstreams: upstreams, Circuits: []*gateway.Circuit{paymentsCircuit},
+		Limiters: map[string]gateway.Limiter{"address": perAddress, "checkout": checkouts},
+	})
+	return rt, console, nil
 }

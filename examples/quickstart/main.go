@@ -30,7 +30,7 @@ import (
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:8080", "where the gateway listens")
-	metrics := flag.String("metrics", "127.0.0.1:9464", "where its metrics are served")
+	ops := flag.String("ops", "127.0.0.1:9464", "where its console and its metrics are served")
 	checkOnly := flag.Bool("check", false, "try everything on free ports, print a table, and end")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -44,7 +44,7 @@ func main() {
 	if *checkOnly {
 		err = check(ctx, os.Stdout)
 	} else {
-		err = serve(ctx, *addr, *metrics, os.Stdout)
+		err = serve(ctx, *addr, *ops, os.Stdout)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "quickstart:", err)
@@ -53,8 +53,8 @@ func main() {
 }
 
 // serve runs everything until ctx ends.
-func serve(ctx context.Context, addr, metrics string, out io.Writer) error {
-	s, err := start(addr, metrics, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+func serve(ctx context.Context, addr, ops string, out io.Writer) error {
+	s, err := start(addr, ops, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	if err != nil {
 		return err
 	}
@@ -77,13 +77,13 @@ type stack struct {
 	handler  http.Handler // the gateway
 	listener net.Listener // its
 	gateway  string       // its URL
-	metrics  string       // URL of the metrics
+	ops      string       // URL of the server for operators: /console/ and /metrics
 	meter    *metric.MeterProvider
 	servers  []*http.Server // all but the gateway's
 }
 
 // start starts everything but the gateway, whose port it takes already.
-func start(addr, metricsAddr string, log *slog.Logger) (s *stack, err error) {
+func start(addr, opsAddr string, log *slog.Logger) (s *stack, err error) {
 	s = &stack{backends: newBackends()}
 	defer func() {
 		if err != nil {
@@ -102,12 +102,6 @@ func start(addr, metricsAddr string, log *slog.Logger) (s *stack, err error) {
 		return s, err
 	}
 	s.meter = metric.NewMeterProvider(metric.WithReader(exporter))
-	page := http.NewServeMux()
-	page.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	if s.metrics, err = s.listen(metricsAddr, page); err != nil {
-		return s, fmt.Errorf("the metrics cannot listen: %w (choose another address with -metrics)", err)
-	}
-	s.metrics += "/metrics"
 
 	if s.idp, err = newIdentityProvider(); err != nil {
 		return s, err
@@ -120,7 +114,8 @@ func start(addr, metricsAddr string, log *slog.Logger) (s *stack, err error) {
 			return s, err
 		}
 	}
-	s.handler, err = newGateway(settings{
+	var console http.Handler
+	s.handler, console, err = newGateway(settings{
 		issuer:   s.idp.url,
 		keySet:   s.idp.url + "/.well-known/jwks.json",
 		audience: audience,
@@ -128,7 +123,17 @@ func start(addr, metricsAddr string, log *slog.Logger) (s *stack, err error) {
 		log:      log,
 		meter:    s.meter,
 	})
-	return s, err
+	if err != nil {
+		return s, err
+	}
+	// Operators have a listener of their own, which clients of the gateway cannot reach.
+	mux := http.NewServeMux()
+	mux.Handle("/console/", http.StripPrefix("/console", console))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	if s.ops, err = s.listen(opsAddr, mux); err != nil {
+		return s, fmt.Errorf("the console and the metrics cannot listen: %w (choose another address with -ops)", err)
+	}
+	return s, nil
 }
 
 // serve runs the gateway until ctx ends and its requests are drained.
@@ -174,27 +179,29 @@ func urlOf(l net.Listener) string {
 	return "http://" + a.String()
 }
 
-// help prints what to try, with a token that is good for hours.
+// help prints what to try. The token, which is good for hours, is long: it is exported once, so that the
+// commands are short.
 func (s *stack) help(out io.Writer) error {
 	token, err := s.idp.token(s.idp.claims("alice", "pay"))
 	if err != nil {
 		return err
 	}
-	auth := ` -H "Authorization: Bearer ` + token + `"`
+	const auth = ` -H "Authorization: Bearer $TOKEN"`
 	payments := s.backends["payments"].url
+	fmt.Fprintf(out, "Console: %s/console/\n\n# Paste this first: alice's token.\nexport TOKEN=%s\n\n", s.ops, token)
 	for _, try := range []struct{ what, curl string }{
-		{"one user; \"told\" is what the backend is told by the gateway, whatever you send", "-i " + s.gateway + "/users/7" + auth},
+		{"one user; \"told\" is what the backend gets, whatever you send", "-i " + s.gateway + "/users/7" + auth},
 		{"the same without a token: 401", "-i " + s.gateway + "/users/7"},
 		{"pay: five at once, then one every two seconds, else 429", "-i -X POST " + s.gateway + "/checkout" + auth},
-		{"break payments: three failures open the circuit, which answers 503 at once", "-X POST " + payments + "/break"},
+		{"break payments: three failures open the circuit, which answers 503", "-X POST " + payments + "/break"},
 		{"heal payments: the circuit tries again after two seconds", "-X POST " + payments + "/heal"},
-		{"the home page: five answers stitched into one", s.gateway + "/homepage" + auth},
+		{"the home page: five answers joined into one", s.gateway + "/homepage" + auth},
 		{"the same for a phone", s.gateway + "/mobile/homepage" + auth},
-		{"a slow one: press Ctrl-C meanwhile, and it still gets its answer", "-i \"" + s.gateway + "/users/7?wait=5s\"" + auth},
-		{"the metrics, in Prometheus' format", s.metrics},
+		{"a slow one: press Ctrl-C meanwhile, and it still gets its answer", "-i '" + s.gateway + "/users/7?wait=5s'" + auth},
+		{"the metrics, in Prometheus' format", s.ops + "/metrics"},
 	} {
-		fmt.Fprintf(out, "# %s\ncurl %s\n\n", try.what, try.curl)
+		fmt.Fprintf(out, "# %s\ncurl %s\n", try.what, try.curl)
 	}
-	fmt.Fprintf(out, "The gateway listens on %s. Its access log follows; Ctrl-C drains and stops.\n\n", s.gateway)
+	fmt.Fprintf(out, "\nThe gateway listens on %s. Its access log follows; Ctrl-C drains and stops.\n\n", s.gateway)
 	return nil
 }
