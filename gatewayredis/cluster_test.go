@@ -75,4 +75,28 @@ func TestCluster(t *testing.T) {
 	c.Nodes[1].Resume()
 	took := until(t, "all decisions by Redis", 10*time.Second, func() bool { _, other := all(); return other == 0 })
 	t.Logf("back after %v", took)
+
+	// A replica takes over from a master that is lost for good.
+	replica := c.AddReplica(c.Nodes[2])
+	c.Nodes[2].Kill()
+	if _, other := all(); other == 0 {
+		t.Error("without a node, all decisions are Redis'")
+	}
+	replica.Takeover()
+	took = until(t, "all decisions by Redis", 10*time.Second, func() bool { _, other := all(); return other == 0 })
+	t.Logf("back after %v", took)
+}
+
+// TestSentinel: a limiter finds the new master.
+func TestSentinel(t *testing.T) {
+	t.Parallel()
+	master, client := redistest.StartSentinel(t)
+	l := NewTokenBucket(client, 0.001, 1_000_000, &Options{Timeout: testTimeout, Logger: slog.New(slog.DiscardHandler)})
+	until(t, "a decision by Redis", 10*time.Second, func() bool { return splitsToRedis(mustTake(t, l)) })
+	master.Kill()
+	if d := mustTake(t, l); splitsToRedis(d) || !d.OK {
+		t.Errorf("without a master: %+v", d)
+	}
+	took := until(t, "a decision by the new master", 15*time.Second, func() bool { return splitsToRedis(mustTake(t, l)) })
+	t.Logf("back after %v", took)
 }

@@ -72,6 +72,10 @@ func (l *link) answers(o *outage) bool {
 			_, err = calls[i].script.parse(answer)
 		}
 		if err != nil {
+			// A Cluster may have another master by now, which its client asks for only after a failure that takes longer.
+			if c, ok := client.(*redis.ClusterClient); ok {
+				c.ReloadState(context.Background())
+			}
 			return false
 		}
 	}

@@ -8,7 +8,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -63,9 +65,13 @@ func Start(t testing.TB, args ...string) *Server {
 	for try := 0; ; try++ {
 		port := freePort(t)
 		s := &Server{Addr: "127.0.0.1:" + port, t: t}
-		s.args = append([]string{
-			path, "--bind", "127.0.0.1", "--port", port, "--dir", dir, "--save", "", "--appendonly", "no", "--daemonize", "no",
-		}, args...)
+		s.args = append([]string{path, "--bind", "127.0.0.1", "--port", port, "--dir", dir, "--daemonize", "no"}, args...)
+		if len(args) > 1 && args[1] == "--sentinel" { // its configuration comes first
+			s.args = append([]string{path, args[0]}, s.args[1:7]...)
+			s.args = append(s.args, "--sentinel")
+		} else {
+			s.args = append(s.args, "--save", "", "--appendonly", "no")
+		}
 		err := s.start()
 		if err == nil {
 			t.Cleanup(s.Kill)
@@ -206,9 +212,7 @@ func StartCluster(t testing.TB) *Cluster {
 	Need(t)
 	c := &Cluster{t: t}
 	for range 3 {
-		bus := freePort(t)
-		c.Nodes = append(c.Nodes, Start(t, "--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "2000",
-			"--cluster-require-full-coverage", "no"))
+		c.Nodes = append(c.Nodes, startNode(t))
 	}
 	ctx := context.Background()
 	const slots = 16384
@@ -217,14 +221,7 @@ func StartCluster(t testing.TB) *Cluster {
 		n.Do("cluster", "addslotsrange", i*slots/3, (i+1)*slots/3-1)
 		n.Do("cluster", "set-config-epoch", i+1)
 		for _, other := range c.Nodes[:i] {
-			host, port, _ := net.SplitHostPort(other.Addr)
-			bus, err := other.Client().ConfigGet(ctx, "cluster-port").Result()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := client.Do(ctx, "cluster", "meet", host, port, bus["cluster-port"]).Err(); err != nil {
-				t.Fatal(err)
-			}
+			meet(t, client, other)
 		}
 	}
 	give := time.After(20 * time.Second)
@@ -232,9 +229,9 @@ func StartCluster(t testing.TB) *Cluster {
 		client := n.Client()
 		for {
 			info, err := client.ClusterInfo(ctx).Result()
-			if err == nil && bytes.Contains([]byte(info), []byte("cluster_state:ok")) &&
-				bytes.Contains([]byte(info), []byte("cluster_known_nodes:3")) &&
-				bytes.Contains([]byte(info), []byte("cluster_slots_ok:16384")) {
+			if err == nil && strings.Contains(info, "cluster_state:ok") &&
+				strings.Contains(info, "cluster_known_nodes:3") &&
+				strings.Contains(info, "cluster_slots_ok:16384") {
 				break
 			}
 			select {
@@ -247,6 +244,73 @@ func StartCluster(t testing.TB) *Cluster {
 	return c
 }
 
+func startNode(t testing.TB) *Server {
+	t.Helper()
+	return Start(t, "--cluster-enabled", "yes", "--cluster-port", freePort(t), "--cluster-node-timeout", "2000",
+		"--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0")
+}
+
+// meet has the node of a client join the Cluster of another.
+func meet(t testing.TB, client *redis.Client, other *Server) {
+	t.Helper()
+	ctx := context.Background()
+	host, port, _ := net.SplitHostPort(other.Addr)
+	bus, err := other.Client().ConfigGet(ctx, "cluster-port").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Do(ctx, "cluster", "meet", host, port, bus["cluster-port"]).Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// AddReplica adds a replica of a node, which becomes the master by Takeover.
+func (c *Cluster) AddReplica(of *Server) *Server {
+	c.t.Helper()
+	ctx := context.Background()
+	r := startNode(c.t)
+	client := r.Client()
+	meet(c.t, client, of)
+	id, err := of.Client().Do(ctx, "cluster", "myid").Text()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	give := time.After(10 * time.Second)
+	for client.Do(ctx, "cluster", "replicate", id).Err() != nil { // before it knows the node
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-give:
+			c.t.Fatal("the replica does not find its master")
+		}
+	}
+	ready := func() bool {
+		info, err := client.Info(ctx, "replication").Result()
+		if err != nil || !strings.Contains(info, "master_link_status:up") {
+			return false
+		}
+		for _, n := range c.Nodes {
+			if nodes, err := n.Client().ClusterNodes(ctx).Result(); err != nil || !strings.Contains(nodes, "slave "+id) {
+				return false
+			}
+		}
+		return true
+	}
+	for !ready() {
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-give:
+			c.t.Fatal("the replica does not catch up")
+		}
+	}
+	return r
+}
+
+// Takeover makes a replica the master, whatever the others say.
+func (s *Server) Takeover() {
+	s.t.Helper()
+	s.Do("cluster", "failover", "takeover")
+}
+
 // Client returns a client of the Cluster, which is closed with the test.
 func (c *Cluster) Client() *redis.ClusterClient {
 	var addrs []string
@@ -256,4 +320,36 @@ func (c *Cluster) Client() *redis.ClusterClient {
 	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs})
 	c.t.Cleanup(func() { _ = client.Close() })
 	return client
+}
+
+// StartSentinel starts a master, a replica of it, and a sentinel that makes the replica the master half a second after the
+// master is lost. It returns the master, and a client.
+func StartSentinel(t testing.TB) (*Server, *redis.Client) {
+	t.Helper()
+	ctx := context.Background()
+	master := Start(t, "--repl-diskless-sync-delay", "0")
+	host, port, _ := net.SplitHostPort(master.Addr)
+	replica := Start(t, "--replicaof", host+" "+port)
+	config := filepath.Join(t.TempDir(), "sentinel.conf")
+	text := fmt.Sprintf("sentinel monitor main %s %s 1\nsentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000\n", host, port)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sentinel := Start(t, config, "--sentinel")
+	give := time.After(15 * time.Second)
+	for {
+		info, err := replica.Client().Info(ctx, "replication").Result()
+		seen, _ := sentinel.Client().Do(ctx, "sentinel", "replicas", "main").Slice()
+		if err == nil && strings.Contains(info, "master_link_status:up") && len(seen) == 1 {
+			break
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-give:
+			t.Fatalf("the sentinel does not see the replica: %s, %v", info, err)
+		}
+	}
+	c := redis.NewFailoverClient(&redis.FailoverOptions{MasterName: "main", SentinelAddrs: []string{sentinel.Addr}})
+	t.Cleanup(func() { _ = c.Close() })
+	return master, c
 }
