@@ -96,11 +96,12 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	a.url = *r.URL
 	setTarget(&a.url, a.member.URL)
 	limit := u.opts.Timeout
-	if body == nil && limit > 0 && u.direct != nil && u.direct.speaksHTTP1(&a.url, len(r.Header["Upgrade"]) > 0) {
+	pending := body.pending() // a body that is here is like none
+	if pending == nil && limit > 0 && u.direct != nil && u.direct.speaksHTTP1(&a.url, len(r.Header["Upgrade"]) > 0) {
 		call.by, limit = a.start.Add(limit), 0 // costs less than a timer and a context
 	}
-	ctx := a.clock.start(a.client, limit, body, l != nil)
-	if body != nil {
+	ctx := a.clock.start(a.client, limit, pending, l != nil)
+	if pending != nil {
 		a.circuit.watch(&a.clock)
 	}
 	l.enter(a.member, a.clock.cancel)

@@ -87,14 +87,19 @@ var blameRows = []blameRow{
 
 	// Bodies that do not come, or not as was said.
 	{name: "stalled upload", request: rawRequest{method: "POST", path: "/", fields: []string{"Content-Length: 10"}, body: "half"}, stalls: true},
+	{name: "stalled upload of a long body", request: rawRequest{method: "POST", path: "/", fields: []string{"Content-Length: 20000"}, body: "half"}, stalls: true},
 	{name: "stalled upload in chunks", request: rawRequest{method: "POST", path: "/", fields: []string{"Transfer-Encoding: chunked"}, body: "half"}, stalls: true},
 	{name: "stalled upload of a PUT", request: rawRequest{method: "PUT", path: "/", fields: []string{"Content-Length: 10"}, body: "half"}, stalls: true},
+	{name: "stalled upload of a long body by PUT", request: rawRequest{method: "PUT", path: "/", fields: []string{"Content-Length: 20000"}, body: "half"}, stalls: true},
 	{name: "stalled upload to a target that answers at its end", request: rawRequest{method: "POST", path: "/early", fields: []string{"Content-Length: 10"}, body: "half"}, stalls: true},
+	{name: "stalled upload of a long body to a target that answers at its end", request: rawRequest{method: "POST", path: "/early", fields: []string{"Content-Length: 20000"}, body: "half"}, stalls: true},
 	{name: "upload without a byte", request: rawRequest{method: "POST", path: "/", fields: []string{"Content-Length: 10"}}, stalls: true},
-	{name: "aborted upload", request: rawRequest{method: "POST", path: "/", fields: []string{"Content-Length: 10"}, body: "half"}, then: thenLeaveReached},
+	{name: "upload of a long body without a byte", request: rawRequest{method: "POST", path: "/", fields: []string{"Content-Length: 20000"}}, stalls: true},
+	{name: "aborted upload", request: rawRequest{method: "POST", path: "/", fields: []string{"Content-Length: 20000"}, body: "half"}, then: thenLeaveReached},
 	{name: "aborted upload at once", request: rawRequest{method: "POST", path: "/", fields: []string{"Content-Length: 10"}, body: "half"}, then: thenLeave},
+	{name: "aborted upload of a long body at once", request: rawRequest{method: "POST", path: "/", fields: []string{"Content-Length: 20000"}, body: "half"}, then: thenLeave},
 	{name: "aborted upload in chunks", request: rawRequest{method: "POST", path: "/", fields: []string{"Transfer-Encoding: chunked"}, body: "half"}, then: thenLeaveReached},
-	{name: "aborted upload of a GET", request: rawRequest{method: "GET", path: "/", fields: []string{"Content-Length: 10"}, body: "half"}, then: thenLeaveReached},
+	{name: "aborted upload of a GET", request: rawRequest{method: "GET", path: "/", fields: []string{"Content-Length: 20000"}, body: "half"}, then: thenLeaveReached},
 	{name: "body shorter than its length", request: rawRequest{method: "POST", path: "/", fields: []string{"Content-Length: 10"}, body: "half", whole: true}, then: thenHalfClose, only: http1, stalls: true},
 	{name: "body shorter than its length", request: rawRequest{method: "POST", path: "/", fields: []string{"Content-Length: 10"}, body: "half", whole: true}, only: h2c},
 	{name: "body longer than its length", request: rawRequest{method: "POST", path: "/", fields: []string{"Content-Length: 2"}, body: "longer", whole: true}},
@@ -117,9 +122,9 @@ var blameRows = []blameRow{
 	{name: "leaves while it waits", request: rawRequest{method: "GET", path: "/never", whole: true}, then: thenLeaveReached},
 	{name: "leaves at once", request: rawRequest{method: "GET", path: "/", whole: true}, then: thenLeave},
 	{name: "leaves in the answer", request: rawRequest{method: "GET", path: "/endless", whole: true}, then: thenLeaveInAnswer},
-	{name: "leaves in the answer, with its body not sent", request: rawRequest{method: "POST", path: "/endless", fields: []string{"Content-Length: 10"}, body: "half"}, then: thenLeaveInAnswer},
+	{name: "leaves in the answer, with its body not sent", request: rawRequest{method: "POST", path: "/endless", fields: []string{"Content-Length: 20000"}, body: "half"}, then: thenLeaveInAnswer},
 	{name: "leaves a conversation", request: rawRequest{method: "POST", path: "/echo", fields: []string{"Transfer-Encoding: chunked"}, body: "half"}, then: thenLeaveInAnswer},
-	{name: "stalls with the answer begun", request: rawRequest{method: "POST", path: "/echo", fields: []string{"Content-Length: 10"}, body: "half"}, stalls: true},
+	{name: "stalls with the answer begun", request: rawRequest{method: "POST", path: "/echo", fields: []string{"Content-Length: 20000"}, body: "half"}, stalls: true},
 
 	// Deadlines that the client chose.
 	{name: "gRPC deadline", request: rawRequest{method: "POST", path: "/deadline", fields: with(grpcFields, "Grpc-Timeout: 50m"), body: "\x00\x00\x00\x00\x00", whole: true}, only: h2c, behind: "HTTP/2"},

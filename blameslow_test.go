@@ -40,8 +40,16 @@ func checkBlameless(t *testing.T, c *gateway.Circuit, up *gateway.Upstream) {
 	}
 }
 
+// longBody is a length from which on Proxy asks the target before it has read the whole body.
+const longBody = 20_000
+
+// allButLast is a POST whose body lacks its last byte, a "b".
+func allButLast(length int) string {
+	return fmt.Sprintf("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", length, strings.Repeat("a", length-1))
+}
+
 // postLate sends a request whose last byte comes after pause, and never if that is negative. It returns the status.
-func postLate(t *testing.T, s *httptest.Server, pause time.Duration) int {
+func postLate(t *testing.T, s *httptest.Server, length int, pause time.Duration) int {
 	conn, err := net.Dial("tcp", s.Listener.Addr().String())
 	if err != nil {
 		t.Error(err)
@@ -49,7 +57,7 @@ func postLate(t *testing.T, s *httptest.Server, pause time.Duration) int {
 	}
 	defer conn.Close()
 	conn.SetDeadline(deadline())
-	io.WriteString(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\na")
+	io.WriteString(conn, allButLast(length))
 	if pause >= 0 {
 		<-time.After(pause)
 		io.WriteString(conn, "b")
@@ -85,8 +93,15 @@ func TestBlameSlowBody(t *testing.T) {
 		{name: "the target's own short limit, 500", limit: 300 * time.Millisecond, fails: 500, pause: -1, status: 408},
 		{name: "the target's own limit, 503", limit: 1100 * time.Millisecond, fails: 503, pause: -1, status: 408},
 	} {
-		for _, behind := range []string{http1, h2c} {
-			t.Run(tt.name+"/"+behind, func(t *testing.T) {
+		for _, behind := range []string{http1, h2c, "small " + http1} {
+			length := longBody
+			if strings.HasPrefix(behind, "small ") {
+				if tt.pause < 0 {
+					continue // the target is not asked
+				}
+				length, behind = 2, http1
+			}
+			t.Run(fmt.Sprintf("%s/%s, %d bytes", tt.name, behind, length), func(t *testing.T) {
 				t.Parallel()
 				c := gateway.NewCircuit("c", tt.circuit)
 				var o gateway.UpstreamOptions
@@ -113,7 +128,7 @@ func TestBlameSlowBody(t *testing.T) {
 				var clients sync.WaitGroup
 				for range 6 {
 					clients.Go(func() {
-						if status := postLate(t, front, tt.pause); status != tt.status {
+						if status := postLate(t, front, length, tt.pause); status != tt.status {
 							t.Errorf("status %d", status)
 						}
 					})
@@ -191,7 +206,7 @@ func TestBlameFailsEarly(t *testing.T) {
 	up := gateway.NewUpstream("target", gateway.MustTargets(target), &gateway.UpstreamOptions{Circuit: c})
 	front := serveProtocol(t, http1, gateway.Proxy(up, nil))
 	for n := 0; c.State() == gateway.CircuitClosed; n++ {
-		status := postLate(t, front, -1)
+		status := postLate(t, front, longBody, -1)
 		if status != 503 && status != 408 || n == 100 { // 408 if this machine took so long that the client may be to blame
 			t.Fatalf("status %d, and the circuit is %v", status, c.State())
 		}
@@ -269,7 +284,7 @@ func TestBlameSlowProbe(t *testing.T) {
 			}
 			front := serveProtocol(t, http1, h)
 			c.Trip(time.Nanosecond)
-			slow := raw(t, front, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\na")
+			slow := raw(t, front, allButLast(longBody))
 			<-arrived
 			for late := deadline(); c.State() != gateway.CircuitClosed; {
 				res, err := front.Client().Get(front.URL)

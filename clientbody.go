@@ -268,6 +268,13 @@ func (b *clientBody) reading() bool {
 	return b.turn.reading
 }
 
+// waited returns how long the client has been waited for.
+func (b *clientBody) waited() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.turn.clientTime()
+}
+
 // stopped reports whether reading was ended from outside.
 func (b *clientBody) stopped() bool {
 	b.mu.Lock()

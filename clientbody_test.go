@@ -415,7 +415,7 @@ func TestClientSpoilsItsBodyAfterTheAnswerBegan(t *testing.T) {
 func TestRefusalDoesNotWaitForTheBody(t *testing.T) {
 	dead := gateway.NewUpstream("dead", gateway.MustTargets("http://127.0.0.1:1"), nil)
 	s := serve(t, gateway.Proxy(dead, nil))
-	for _, body := range []string{"Content-Length: 100\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"} {
+	for _, body := range []string{"Content-Length: 20000\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"} {
 		answer, err := io.ReadAll(raw(t, s, "POST / HTTP/1.1\r\nHost: x\r\n"+body))
 		if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 502 ") {
 			t.Errorf("got %.60q, %v", answer, err)
@@ -431,7 +431,7 @@ func TestEarlyAnswerLeavesNoConnectionOpen(t *testing.T) {
 				http.NewResponseController(w).EnableFullDuplex()
 				io.WriteString(w, "early")
 			}})
-		answer, err := io.ReadAll(raw(t, w.server, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf"))
+		answer, err := io.ReadAll(raw(t, w.server, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 20000\r\n\r\nhalf"))
 		if err != nil || !strings.HasSuffix(string(answer), "early") {
 			t.Errorf("ReadTimeout %v: got %q, %v", readTimeout, answer, err)
 		}

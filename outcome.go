@@ -432,7 +432,7 @@ func (a *attempt) roundTripError(out *http.Request, err error) error {
 	case errors.Is(err, errSlowClient), leftEarly(a.client):
 		return err
 	case a.client.Err() == context.DeadlineExceeded:
-		if a.clock.clientIsLate() || a.clock.clientTime() > time.Since(a.start)/2 {
+		if a.clock.clientIsLate() || a.clientTookMost() {
 			return slowClient(err)
 		}
 	case errors.Is(err, ErrBadGateway) && a.clock.stalled() && !neterror.Unsent(err):
@@ -442,6 +442,12 @@ func (a *attempt) roundTripError(out *http.Request, err error) error {
 		return clientDeadline(err)
 	}
 	return err
+}
+
+// clientTookMost reports whether most of the request's time was spent waiting for its body.
+func (a *attempt) clientTookMost() bool {
+	before := a.body.waited()
+	return before+a.clock.clientTime() > (before+time.Since(a.start))/2
 }
 
 // failedByClient returns the error that replaces a 5xx for which the client may be the reason: the target

@@ -274,14 +274,17 @@ func TestOutcomeTable(t *testing.T) {
 		{name: "client leaves before the headers", path: "hang", client: leaves, outcome: gateway.OutcomeClientCanceled, status: "499", attempts: "1", attempt: "client_canceled"},
 		{name: "client leaves after the headers", path: "stream", client: leaves, outcome: gateway.OutcomeClientCanceled, status: "499", circuit: "success", attempts: "1", attempt: "ok"},
 		{name: "deadline of the client", path: "hang", client: hasDeadline, outcome: gateway.OutcomeClientCanceled, status: "499", attempts: "1", attempt: "client_canceled"},
-		{name: "client too slow", path: "ok", client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", false), outcome: gateway.OutcomeRejected, status: "408", attempts: "1", attempt: "rejected"},
-		{name: "client too slow for Timeout", path: "ok", mw: gateway.Timeout(50 * time.Millisecond), client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", false), outcome: gateway.OutcomeRejected, status: "408", attempts: "1", attempt: "rejected"},
+		{name: "client too slow", path: "ok", client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nx", "", false), outcome: gateway.OutcomeRejected, status: "408", attempts: "1", attempt: "rejected"},
+		{name: "client too slow, short body", path: "ok", client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", false), outcome: gateway.OutcomeRejected, status: "408"},
+		{name: "client too slow for Timeout", path: "ok", mw: gateway.Timeout(50 * time.Millisecond), client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nx", "", false), outcome: gateway.OutcomeRejected, status: "408", attempts: "1", attempt: "rejected"},
+		{name: "client too slow for Timeout, short body", path: "ok", mw: gateway.Timeout(50 * time.Millisecond), client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", false), outcome: gateway.OutcomeRejected, status: "408"},
 		{name: "client too slow for a handler", mw: gateway.Timeout(50 * time.Millisecond), client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", false), local: local(func(w http.ResponseWriter, r *http.Request) {
 			if _, err := io.Copy(io.Discard, r.Body); err != nil {
 				w.WriteHeader(500)
 			}
 		}), outcome: gateway.OutcomeClientCanceled, status: "499"},
-		{name: "client resets in its body", path: "ok", client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", true), outcome: gateway.OutcomeClientCanceled, status: "499", attempts: "1", attempt: "client_canceled"},
+		{name: "client resets in its body", path: "ok", client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nx", "", true), outcome: gateway.OutcomeClientCanceled, status: "499", attempts: "1", attempt: "client_canceled"},
+		{name: "client resets in its body, short body", path: "ok", client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", true), outcome: gateway.OutcomeClientCanceled, status: "499"},
 		{name: "WebSocket closed normally", path: "echo", client: dials(upgradeHead, "x", false), outcome: gateway.OutcomeOK, status: "101", circuit: "success", attempts: "1", attempt: "ok"},
 		{name: "WebSocket reset by the client", path: "echo", client: dials(upgradeHead, "x", true), outcome: gateway.OutcomeOK, status: "101", circuit: "success", attempts: "1", attempt: "ok"},
 		{name: "WebSocket reset by the target", path: "dies", client: dials(upgradeHead, "x", false), outcome: gateway.OutcomeAborted, status: "101", circuit: "failure", attempts: "1", ejected: true, attempt: "ok"},

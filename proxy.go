@@ -88,6 +88,10 @@ type ProxyOptions struct {
 // take for the same field. ResponseFields applies to the target's responses, including informational ones,
 // and not to answers of the gateway itself.
 //
+// A body of at most 16 KiB whose length is known is read whole before the target is asked, if the client speaks
+// HTTP/1.1 and does not expect 100 Continue. It is sent in one write with the header, and a client that sends it slowly
+// does not occupy the target. Other bodies are streamed.
+//
 // Otherwise the response reaches the client unchanged; Proxy adds no Content-Type. Every part of it is sent
 // as soon as it has arrived. If the length of the body is known, the header is sent together with the first
 // bytes of the body. If these do not arrive within 2ms, and the transport reports how much it has buffered,
@@ -212,6 +216,13 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if f.body != nil {
 		f.body.client.watch(out.Context())
+		if f.readsWhole(out) {
+			if err := f.body.readWhole(); err != nil {
+				f.interim.stop()
+				f.fail(attemptError(out, err))
+				return
+			}
+		}
 	}
 	res, err := f.send(out)
 	f.interim.stop()
@@ -260,6 +271,13 @@ func (f *forwarding) send(out *http.Request) (*http.Response, error) {
 		return u.roundTrip(out, call)
 	}
 	return f.to.RoundTrip(call.traced(out))
+}
+
+// readsWhole reports whether the client's body is read before the target is asked. It is not if it is long, or of
+// unknown length, or has trailers, or if the target is to say first whether it wants it.
+func (f *forwarding) readsWhole(out *http.Request) bool {
+	return out.Body == f.body && 0 < out.ContentLength && out.ContentLength <= wholeBytes && f.in.ContentLength == out.ContentLength &&
+		len(out.Trailer) == 0 && f.in.ProtoMajor == 1 && len(f.in.Header["Expect"]) == 0
 }
 
 // expectation returns nil unless the client expects 100-continue.

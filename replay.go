@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"time"
 )
 
 // replayChunk is the unit in which a replay buffers a body. A stalled upload holds at most one more than it
@@ -24,10 +25,11 @@ var replayChunks = sync.Pool{New: func() any { return new(replayChunk) }}
 // "def" arrives in the read of attempt 1: it is appended to the buffer, where attempt 2 reads it next.
 type replay struct {
 	source   io.ReadCloser
-	limit    int64       // most bytes to buffer
-	declared int64       // Content-Length; negative when it is not known
-	trailer  http.Header // the request's; filled by the last read of source
-	names    []string    // trailer names that were announced
+	limit    int64         // most bytes to buffer
+	declared int64         // Content-Length; negative when it is not known
+	trailer  http.Header   // the request's; filled by the last read of source
+	names    []string      // trailer names that were announced
+	before   time.Duration // how long the client was waited for before, if the whole body is here
 
 	reading sync.Mutex // held during a read of source, which takes as long as the client likes
 
@@ -54,18 +56,23 @@ type replayBuffer struct {
 }
 
 func (b *replayBuffer) append(p []byte) {
-	if b.chunks == nil {
-		b.chunks = b.first[:0]
-	}
 	for len(p) > 0 {
-		at := b.size % len(replayChunk{})
-		if at == 0 {
-			b.chunks = append(b.chunks, replayChunks.Get().(*replayChunk))
-		}
-		n := copy(b.chunks[len(b.chunks)-1][at:], p)
+		n := copy(b.space(), p)
 		b.size += n
 		p = p[n:]
 	}
+}
+
+// space returns room for more bytes, which count once size has grown by them.
+func (b *replayBuffer) space() []byte {
+	if b.chunks == nil {
+		b.chunks = b.first[:0]
+	}
+	chunk, at := b.size/len(replayChunk{}), b.size%len(replayChunk{})
+	if chunk == len(b.chunks) {
+		b.chunks = append(b.chunks, replayChunks.Get().(*replayChunk))
+	}
+	return b.chunks[chunk][at:]
 }
 
 // copy copies to p what follows position at, which lies before the end.
@@ -93,7 +100,33 @@ func newReplay(r *http.Request, limit int64) *replay {
 	for name := range r.Trailer {
 		b.names = append(b.names, name)
 	}
+	if small, ok := r.Body.(*requestBody); ok && r.ContentLength > 0 && small.take(&b.kept) {
+		b.read, b.err = int64(b.kept.size), io.EOF
+		b.lost = b.read > limit
+		b.before = small.client.waited()
+	}
 	return b
+}
+
+// pending returns b, or nil if the client has nothing to send any more.
+func (b *replay) pending() *replay {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err == io.EOF {
+		return nil
+	}
+	return b
+}
+
+// waited returns how long the client was waited for before the replay began.
+func (b *replay) waited() time.Duration {
+	if b == nil {
+		return 0
+	}
+	return b.before
 }
 
 // resendable reports whether the body can be read from its beginning again.
@@ -303,6 +336,9 @@ func (v *replayView) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// InMemory tells internal/h1 that Read never blocks.
+func (v *replayView) InMemory() bool { return v.of.pending() == nil }
 
 // Close ends the view. It closes the source only when no further view will need it.
 func (v *replayView) Close() error {

@@ -26,6 +26,8 @@ type requestBody struct {
 	mu     sync.Mutex // held while reading
 	read   int64
 	closed atomic.Bool
+	whole  replayBuffer // the whole body, when readWhole has read it and nobody has taken it
+	at     int          // position in whole
 
 	*expectation // nil unless the client expects 100-continue
 }
@@ -50,6 +52,16 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	if b.closed.Load() {
 		return 0, errBodyClosed
 	}
+	if b.at < b.whole.size {
+		n := b.whole.copy(p, b.at)
+		b.at += n
+		return n, nil
+	}
+	return b.readClient(p)
+}
+
+// readClient reads from the client. The caller holds b.mu.
+func (b *requestBody) readClient(p []byte) (int, error) {
 	if b.limit >= 0 && int64(len(p))-1 > b.limit-b.read {
 		p = p[:b.limit-b.read+1] // one more shows that there is more
 	}
@@ -67,6 +79,38 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		return n, b.fail(requestBodyError(err))
 	}
 	return n, err
+}
+
+// wholeBytes is up to which length a body is read before the target is asked.
+const wholeBytes = 16 << 10
+
+// readWhole reads a small body of known length to its end before the request is sent. So the body leaves in one
+// write with the header, the target is not kept waiting by a slow client, and the request can be sent again.
+func (b *requestBody) readWhole() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for {
+		n, err := b.readClient(b.whole.space())
+		b.whole.size += n
+		switch {
+		case err == io.EOF || int64(b.whole.size) > b.from.ContentLength: // the latter is for the transport to refuse
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// take hands the body over that readWhole has read, if it did and the length is right.
+func (b *requestBody) take(to *replayBuffer) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.whole.size == 0 || int64(b.whole.size) != b.from.ContentLength || b.at > 0 || b.closed.Load() {
+		return false
+	}
+	to.chunks, to.size = append(to.first[:0], b.whole.chunks...), b.whole.size
+	b.whole = replayBuffer{}
+	return true
 }
 
 // fillTrailer sets the trailers of the outgoing request, which have arrived with the end of the body.
@@ -129,4 +173,8 @@ func (b *requestBody) prepareRefusal() {
 func (b *requestBody) finish() {
 	b.Close()
 	b.client.release()
+	if b.mu.TryLock() { // a read of a body that is not here may still be waiting
+		b.whole.free()
+		b.mu.Unlock()
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -243,7 +244,7 @@ func TestForwardUnreadBodies(t *testing.T) {
 func TestForwardUnreadBodyIsNoRequest(t *testing.T) {
 	const inner = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
 	for name, ask := range map[string][2]string{
-		"length":           {fmt.Sprintf("Content-Length: %d\r\n\r\nhalf", 4+len(inner)), inner},
+		"length":           {fmt.Sprintf("Content-Length: %d\r\n\r\n%shalf", longBody+4+len(inner), strings.Repeat("x", longBody)), inner},
 		"chunks":           {"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(inner), inner)},
 		"within a chunk":   {fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\nhalf", 4+len(inner)), inner + "\r\n0\r\n\r\n"},
 		"the chunk's size": {"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n" + fmt.Sprintf("%x", len(inner)), "\r\n" + inner + "\r\n0\r\n\r\n"},
@@ -283,6 +284,35 @@ func TestForwardUnreadBodyIsNoRequest(t *testing.T) {
 	}
 }
 
+// TestForwardShortBody: a short body is sent with its header in one write, so a target that answers without reading it
+// does not cost the client its connection.
+func TestForwardShortBody(t *testing.T) {
+	w := toPlain(t, nil, func(conn net.Conn, br *bufio.Reader) {
+		for {
+			head, err := readHead(br)
+			if err != nil {
+				return
+			}
+			if flag.Lookup("standard").Value.String() == "false" && br.Buffered() < 100 {
+				t.Errorf("%d bytes of the body came with %q", br.Buffered(), head)
+			}
+			io.WriteString(conn, "HTTP/1.1 200 x\r\nContent-Length: 2\r\n\r\nok")
+			br.Discard(100)
+		}
+	})
+	conn := raw(t, w.server, "")
+	br := bufio.NewReader(conn)
+	for range 3 {
+		io.WriteString(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"+strings.Repeat("b", 50))
+		io.WriteString(conn, strings.Repeat("b", 50))
+		res, err := http.ReadResponse(br, nil)
+		if err != nil || res.StatusCode != 200 || res.Close {
+			t.Fatalf("got %v, %v", res, err)
+		}
+		io.Copy(io.Discard, res.Body)
+	}
+}
+
 // TestForwardAbortReachesASender: an answer that breaks off is seen by a client that has not sent its body and
 // will not.
 func TestForwardAbortReachesASender(t *testing.T) {
@@ -291,7 +321,7 @@ func TestForwardAbortReachesASender(t *testing.T) {
 		br.ReadString('f')
 		io.WriteString(conn, "HTTP/1.1 200 x\r\nContent-Length: 100\r\n\r\nhalf")
 	})
-	for _, framing := range []string{"Content-Length: 100\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"} {
+	for _, framing := range []string{"Content-Length: 20000\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"} {
 		br := bufio.NewReader(raw(t, w.server, "POST / HTTP/1.1\r\nHost: x\r\n"+framing))
 		if _, err := readHead(br); err != nil {
 			t.Fatal(err)

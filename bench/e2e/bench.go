@@ -165,6 +165,9 @@ func (b *bench) enter(ctx context.Context, w *workload, c *contender, n int) (*e
 	if err != nil {
 		return nil, err
 	}
+	if b.settings.profiles != "" {
+		env = append(env, profileEnv+"="+filepath.Join(b.settings.profiles, w.name+"-"+c.name+".prof"))
+	}
 	if e.process, err = b.launcher.start(b.cpus.contender, argv, env); err != nil {
 		return nil, err
 	}

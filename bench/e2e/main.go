@@ -34,6 +34,7 @@ type settings struct {
 	with             [][2]string // name, command
 	quick, markdown  bool
 	svg              string
+	profiles         string
 }
 
 func parse(args []string, errs io.Writer) (*settings, error) {
@@ -49,6 +50,7 @@ func parse(args []string, errs io.Writer) (*settings, error) {
 	f.BoolVar(&s.quick, "quick", false, "3 rounds of 2,000 requests, unless -rounds or -requests is given: shows that it works, measures little")
 	f.BoolVar(&s.markdown, "markdown", false, "print the tables as markdown")
 	f.StringVar(&s.svg, "svg", "", "write a chart of CPU per request ÷ ReverseProxy to `FILE`")
+	f.StringVar(&s.profiles, "profiles", "", "write a CPU profile of each Go contender and workload to the directory `DIR`; its figures are then not for quoting")
 	f.Func("with", "`name=command` adds a contender, a reverse proxy run by sh -c; $LISTEN is the address to serve, $TARGET the backend's,\n"+
 		"$SCHEME http or https, $CERT and $KEY the files for https; begin with exec. May be repeated", func(v string) error {
 		name, command, ok := strings.Cut(v, "=")

@@ -12,7 +12,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"runtime/pprof"
 	"strconv"
 	"syscall"
 )
@@ -61,7 +63,35 @@ func play(args []string) error {
 	if err != nil {
 		return err
 	}
+	if file := os.Getenv(profileEnv); file != "" {
+		if err := profile(file); err != nil {
+			return err
+		}
+	}
 	return (&http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0)}).Serve(l)
+}
+
+// profileEnv names the file that a contender of this program writes its CPU profile to.
+const profileEnv = "E2E_CPUPROFILE"
+
+// profile writes a CPU profile of the process from now until it is ended by SIGTERM.
+func profile(file string) error {
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return err
+	}
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGTERM)
+	go func() {
+		<-ended
+		pprof.StopCPUProfile()
+		f.Close()
+		os.Exit(0)
+	}()
+	return nil
 }
 
 // tokenKey is the key that tokens are verified by.

@@ -68,7 +68,8 @@ type Options struct {
 	// InlineBody is the largest body of known length that is read on the caller's goroutine, before anything
 	// is sent, so that it leaves in the same write as the header. While the caller waits for such a body, the
 	// end of its context does not release it: the body's Read must return by itself. Bodies that are in
-	// memory (those of bytes.Reader, bytes.Buffer and strings.Reader) are read so in any case, up to 16 KiB.
+	// memory (those of bytes.Reader, bytes.Buffer and strings.Reader, and those whose method InMemory returns true)
+	// are read so in any case, up to 16 KiB.
 	// 0 means those alone.
 	InlineBody int
 }

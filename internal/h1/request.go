@@ -363,9 +363,11 @@ func inMemory(body io.ReadCloser) bool {
 	if t := reflect.TypeOf(body); t == nopCloser || t == nopCloserWriterTo {
 		r = reflect.ValueOf(body).Field(0).Interface()
 	}
-	switch r.(type) {
+	switch r := r.(type) {
 	case *bytes.Reader, *bytes.Buffer, *strings.Reader:
 		return true
+	case interface{ InMemory() bool }:
+		return r.InMemory()
 	}
 	return false
 }
