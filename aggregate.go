@@ -393,10 +393,15 @@ func (f *fanout) runPart(i int) {
 		ctx, cancel = withLimit(ctx, p.Timeout)
 		defer cancel()
 	}
-	began := time.Now()
+	var began time.Time
+	if f.opts.ServerTiming {
+		began = time.Now()
+	}
 	ctx, span = f.startSpan(ctx, p)
 	answer.failure = p.ask(ctx, f, answer)
-	answer.took = time.Since(began)
+	if f.opts.ServerTiming {
+		answer.took = time.Since(began)
+	}
 	if answer.failure != nil {
 		answer.value, answer.source = p.fallback, p.fallback
 	}

@@ -217,7 +217,7 @@ func (p *part) ask(ctx context.Context, f *fanout, answer *partAnswer) *partFail
 		res.Body = http.NoBody
 	}
 	answer.status = res.StatusCode
-	answer.caching, answer.vary = httpfield.CachingOf(res.Header, time.Now()), res.Header["Vary"]
+	answer.caching, answer.vary = httpfield.CachingOf(res.Header, time.Now), res.Header["Vary"]
 
 	switch code := res.StatusCode; {
 	case code == http.StatusNoContent, code == http.StatusNotFound && p.NotFoundNull:

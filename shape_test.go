@@ -281,6 +281,19 @@ func TestReshapeProxy(t *testing.T) {
 	}
 }
 
+// TestReshapeTrailers: a small answer keeps its trailers, announced or not, but for digests of the old body.
+func TestReshapeTrailers(t *testing.T) {
+	for name, h := range map[string]steps{
+		"announced": {{set: fields("Content-Type", "application/json", "Trailer", "X-End, Repr-Digest"), write: catalog}, {set: fields("X-End", "1", "Repr-Digest", "x")}},
+		"late":      {{set: jsonType, write: catalog}, {set: fields(http.TrailerPrefix+"X-End", "1", http.TrailerPrefix+"Repr-Digest", "x")}},
+	} {
+		res := get(t, serve(t, gateway.Reshape(titles)(h)).URL)
+		if body := bodyOf(t, res); body != shaped || res.Trailer.Get("X-End") != "1" || res.Trailer.Get("Repr-Digest") != "" {
+			t.Errorf("%s: got %s, trailers %v", name, body, res.Trailer)
+		}
+	}
+}
+
 // TestReshapeStreams: what was flushed arrives before the rest is there.
 func TestReshapeStreams(t *testing.T) {
 	next := make(chan bool)

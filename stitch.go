@@ -38,7 +38,7 @@ func (f *fanout) stitch(w http.ResponseWriter) {
 // setCaching sets Cache-Control and Vary. complete is whether no part has failed.
 func (f *fanout) setCaching(h http.Header, complete bool) {
 	var strictest httpfield.Strictest
-	if own := httpfield.CachingOf(http.Header{"Cache-Control": h["Cache-Control"]}, time.Time{}); own != (httpfield.Caching{}) {
+	if own := httpfield.CachingOf(http.Header{"Cache-Control": h["Cache-Control"]}, time.Now); own != (httpfield.Caching{}) {
 		strictest.Add(own)
 	}
 	vary := varying{lines: h["Vary"]}

@@ -44,8 +44,9 @@ func (l *lifetime) limit(n int64) {
 	}
 }
 
-// CachingOf returns the caching of a response with the fields h. now is when it arrived.
-func CachingOf(h http.Header, now time.Time) Caching {
+// CachingOf returns the caching of a response with the fields h, which has just arrived. now is time.Now; it is called
+// only if it is needed.
+func CachingOf(h http.Header, now func() time.Time) Caching {
 	var c Caching
 	lines := h["Cache-Control"]
 	expires := h["Expires"]
@@ -84,15 +85,16 @@ func (l *lifetime) spend(n int64) {
 }
 
 // untilExpiry returns the seconds from Date, or now, to Expires. A malformed Expires is in the past.
-func untilExpiry(h http.Header, now time.Time) int64 {
+func untilExpiry(h http.Header, now func() time.Time) int64 {
 	at, err := http.ParseTime(h.Get("Expires"))
 	if err != nil {
 		return 0
 	}
-	if date, err := http.ParseTime(h.Get("Date")); err == nil {
-		now = date
+	from, err := http.ParseTime(h.Get("Date"))
+	if err != nil {
+		from = now()
 	}
-	return int64(at.Sub(now) / time.Second)
+	return int64(at.Sub(from) / time.Second)
 }
 
 // cutDirective cuts the first element off a list whose elements may have a quoted string.

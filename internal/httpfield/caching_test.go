@@ -7,7 +7,7 @@ import (
 )
 
 func TestCaching(t *testing.T) {
-	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	now := func() time.Time { return time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC) }
 	line := func(s string) http.Header { return http.Header{"Cache-Control": {s}} }
 	silent := http.Header{}
 	for _, tt := range []struct {
@@ -74,7 +74,7 @@ func TestCachingOrder(t *testing.T) {
 						if line != "" {
 							h["Cache-Control"] = []string{line}
 						}
-						s.Add(CachingOf(h, time.Time{}))
+						s.Add(CachingOf(h, time.Now))
 					}
 					return s.Format(false) + " / " + s.Format(true)
 				}
