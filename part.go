@@ -301,6 +301,9 @@ type partRequest struct {
 	url     url.URL
 }
 
+// getRequest has what the requests of all parts with a Path have in common.
+var getRequest = &http.Request{Method: http.MethodGet, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
+
 // partRecord is a partRequest with the record that it belongs to.
 type partRecord struct {
 	partRequest
@@ -324,17 +327,11 @@ func (p *part) request(ctx context.Context, f *fanout) (*http.Request, *partFail
 	if failure := p.setTarget(f, &made.url); failure != nil {
 		return nil, failure
 	}
-	req := http.Request{
-		Method:     http.MethodGet,
-		URL:        &made.url,
-		Proto:      "HTTP/1.1",
-		ProtoMajor: 1,
-		ProtoMinor: 1,
-		Header:     header,
-	}
-	made.request = *req.WithContext(ctx)
-	p.address(&made.request, f.in)
-	return &made.request, nil
+	req := &made.request
+	*req = *getRequest.WithContext(ctx)
+	req.URL, req.Header = &made.url, header
+	p.address(req, f.in)
+	return req, nil
 }
 
 // partHeader returns the fields of a part's request. ctx has the part's span.
