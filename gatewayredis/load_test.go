@@ -119,18 +119,30 @@ func TestLoad(t *testing.T) {
 			_, run := load(t, s, opts)
 			all := run(*loadTime)
 			got := admitted(all) + loadGateways
-			bound := loadBurst + loadRate*loadTime.Seconds()
-			t.Logf("%d of %d decisions let pass in %v; the bound is %.0f: %+.2f %%; p50 %v, p99 %v", got, len(all), *loadTime, bound,
+			took := lasted(all)
+			bound := loadBurst + loadRate*took.Seconds()
+			t.Logf("%d of %d decisions let pass in %v; the bound is %.0f: %+.2f %%; p50 %v, p99 %v", got, len(all), took, bound,
 				(float64(got)/bound-1)*100, quantile(all, .5, 0, *loadTime), quantile(all, .99, 0, *loadTime))
-			tolerance := 0.01 * bound
-			if *loadTime < 5*time.Second {
-				tolerance = 0.05 * bound
+			least := 0.99 * bound
+			if !long() { // a slow machine may not ask often enough
+				least = 0.5 * bound
 			}
-			if diff := float64(got) - bound; diff > tolerance || diff < -tolerance {
-				t.Errorf("%d pass, want %.0f", got, bound)
+			if most := 1.01*bound + 1; float64(got) < least || float64(got) > most {
+				t.Errorf("%d pass, want %.0f to %.0f", got, least, most)
 			}
 		})
 	}
+}
+
+// long reports whether the loads are those for the figures.
+func long() bool { return *loadTime >= 5*time.Second }
+
+// lasted returns when the last decision was there.
+func lasted(all []sample) (d time.Duration) {
+	for _, s := range all {
+		d = max(d, s.at+s.took)
+	}
+	return d
 }
 
 // TestLoadThroughOutages: under the same load, Redis is killed and started again, or stopped for a time. No decision
@@ -202,13 +214,17 @@ func reportOutage(t *testing.T, all []sample, broken, healed, back time.Duration
 	t.Logf("%d decisions, the slowest takes %v; without Redis from %v to %v: p50 %v, p99 %v; back after %v; %d pass, %.2f of the bound %.0f",
 		len(all), slowest, broken.Round(time.Millisecond), healed.Round(time.Millisecond), quantile(all, .5, after, healed), p99,
 		back, got, float64(got)/bound, bound)
-	if back > time.Second {
+	late := slack
+	if long() {
+		late = 300 * time.Millisecond
+	}
+	if back > time.Second+late-300*time.Millisecond {
 		t.Errorf("Redis decides %v after it is back", back)
 	}
-	if slowest > 50*time.Millisecond+slack {
+	if slowest > 50*time.Millisecond+late {
 		t.Errorf("a decision takes %v", slowest)
 	}
-	if limit := time.Millisecond; p99 > limit && *loadTime >= 5*time.Second {
+	if limit := time.Millisecond; p99 > limit && long() {
 		t.Errorf("p99 without Redis is %v", p99)
 	}
 	if float64(got) > 2*bound {

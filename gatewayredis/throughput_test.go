@@ -21,7 +21,7 @@ import (
 //
 //	go test -run LoadThroughput -v -load 10s ./gatewayredis
 func TestLoadThroughput(t *testing.T) {
-	if *loadTime < 5*time.Second {
+	if !long() {
 		t.Skip("without -load 10s")
 	}
 	program, err := exec.LookPath("redis-benchmark")
