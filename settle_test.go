@@ -61,6 +61,7 @@ func settled(l gateway.Limiter, used *[]gateway.Usage, change ...func(*gateway.R
 // acts is a handler that carries out a script, word by word:
 //
 //	units:3    AddUnits
+//	status:404 write the header
 //	hello      write the word
 //	401        write the error of this status, as a middleware does
 //	limited    be refused by another RateLimit; away: its limiter fails
@@ -86,6 +87,9 @@ func act(w http.ResponseWriter, r *http.Request, words []string) {
 		case "units":
 			n, _ := strconv.ParseInt(arg, 10, 64)
 			gateway.AddUnits(r.Context(), n)
+		case "status":
+			status, _ := strconv.Atoi(arg)
+			w.WriteHeader(status)
 		case "limited":
 			gateway.RateLimit(&scriptLimiter{}, byName("k"), nil)(acts("units:3 hello")).ServeHTTP(w, r)
 		case "away":

@@ -121,14 +121,15 @@ func TestShedWhenCapacityHalves(t *testing.T) {
 	const perSecond, patience, newCapacity = 190, time.Second, 100
 	const shift, length = 20 * time.Second, 80 * time.Second
 	for _, tt := range []struct {
-		name string
-		even bool
-		fall func(b *worker)
+		name    string
+		even    bool
+		workers int           // that are lost
+		slower  time.Duration // how many times
 	}{
-		{"half of the workers", false, func(b *worker) { b.capacity(-10) }},
-		{"half of the workers, even times", true, func(b *worker) { b.capacity(-10) }},
-		{"half of the speed", false, func(b *worker) { b.slower(2) }},
-		{"half of the speed, even times", true, func(b *worker) { b.slower(2) }},
+		{"half of the workers", false, 10, 1},
+		{"half of the workers, even times", true, 10, 1},
+		{"half of the speed", false, 0, 2},
+		{"half of the speed, even times", true, 0, 2},
 	} {
 		for _, shed := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, shed %t", tt.name, shed), func(t *testing.T) {
@@ -138,7 +139,10 @@ func TestShedWhenCapacityHalves(t *testing.T) {
 					if shed {
 						h = gateway.Shed(nil)(h)
 					}
-					time.AfterFunc(shift, func() { tt.fall(b) })
+					time.AfterFunc(shift, func() {
+						b.capacity(-tt.workers)
+						b.slower(tt.slower)
+					})
 					good, _ := load(t, h, perSecond, patience, shift, length, []string{"0"})
 					share := float64(good["0"]) / (newCapacity * (length - shift).Seconds())
 					t.Logf("goodput %.1f %% of the new capacity", 100*share)
@@ -267,21 +271,14 @@ func TestShedQueue(t *testing.T) {
 // A place comes back however the handler ends, and nobody waits where no queue is wanted.
 func TestShedReleases(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var next http.HandlerFunc
-		h := gateway.Shed(&gateway.ShedOptions{Min: 1, Max: 1, Queue: -1})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next(w, r) }))
-		for _, next = range []http.HandlerFunc{
-			func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
-			func(w http.ResponseWriter, r *http.Request) { gateway.WriteError(w, r, gateway.ErrBadGateway) },
-			func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) },
-			func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(101); w.WriteHeader(101) },
-		} {
-			func() {
-				defer func() { _ = recover() }()
-				recorded(h, nil)
-			}()
+		var next http.Handler
+		h := gateway.Shed(&gateway.ShedOptions{Min: 1, Max: 1, Queue: -1})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(w, r) }))
+		for _, does := range []string{"abort", "panic", "he abort", "401", "502", "limited", "status:404", "status:101 status:101", "status:101 abort"} {
+			next = acts(does)
+			_ = panicOf(func() { recorded(h, nil) })
 		}
 		b := &block{gate: make(chan struct{})}
-		next = b.ServeHTTP
+		next = b
 		first := asked(t.Context(), h, "a", 0)
 		start := time.Now()
 		if w := recorded(h, nil); w.Code != 503 || time.Since(start) != 0 {
@@ -294,9 +291,9 @@ func TestShedReleases(t *testing.T) {
 
 		// An upgraded connection has no place.
 		upgraded := make(chan struct{})
-		next = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(101); <-upgraded }
+		next = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(101); <-upgraded })
 		tunnel := asked(t.Context(), h, "tunnel", 0)
-		next = func(http.ResponseWriter, *http.Request) {}
+		next = silent
 		if w := recorded(h, nil); w.Code != 200 {
 			t.Errorf("an upgraded connection holds a place: %d", w.Code)
 		}
