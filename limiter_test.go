@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"math"
+	"math/rand/v2"
 	"strconv"
 	"strings"
 	"sync"
@@ -79,6 +80,9 @@ func TestLimiters(t *testing.T) {
 		{"token bucket, less than once in an age", func() *gateway.MemoryLimiter { return gateway.NewTokenBucket(1e-300, 1, nil) }, []takeStep{
 			{0, 1, D{OK: true, Limit: 1, Window: 9223372036 * time.Second, ResetAfter: longest}},
 			{1000 * time.Hour, 1, D{Limit: 1, Window: 9223372036 * time.Second, RetryAfter: longest, ResetAfter: longest}},
+		}},
+		{"token bucket, full for an age", func() *gateway.MemoryLimiter { return gateway.NewTokenBucket(1e-300, 1, nil) }, []takeStep{
+			{0, 2, D{Limit: 1, Remaining: 1, Window: 9223372036 * time.Second}},
 		}},
 		{"token bucket, as large as can be", func() *gateway.MemoryLimiter {
 			return gateway.NewTokenBucket(math.Inf(1), math.MaxInt, nil)
@@ -252,6 +256,8 @@ func TestLimiterReturn(t *testing.T) {
 		{"sliding window: in the next", gateway.NewSlidingWindow(60, time.Minute, nil), "a=k:40 wait:75s left:k:30 give:a:20 left:k:45 b=k:45"},
 		{"sliding window: too late", gateway.NewSlidingWindow(60, time.Minute, nil), "a=k:40 wait:2m b=k:2 give:a:40 left:k:58"},
 		{"sliding window: of the overflow", gateway.NewSlidingWindow(5, time.Hour, one), overflow},
+		{"sliding window: too late, while the window before has a count", gateway.NewSlidingWindow(60, time.Minute, nil),
+			"a=k:40 wait:1m b=k:10 wait:1m give:a:40 left:k:50 give:b:4 left:k:54"},
 		{"fixed window: in a later one", gateway.NewFixedWindow(5, time.Minute, nil), "a=k:4 wait:1m b=k:2 give:a:4 left:k:3"},
 		{"token bucket: of the overflow", gateway.NewTokenBucket(0.001, 5, one), overflow},
 		{"leaky bucket: of the overflow", gateway.NewLeakyBucket(0.001, 4, one), overflow},
@@ -261,6 +267,27 @@ func TestLimiterReturn(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { playLimiter(t, tt.l, tt.script) })
 		})
 	}
+}
+
+// The last slot goes back at any moment, also when slots are no whole numbers of nanoseconds.
+func TestLeakyBucketReturnAtAnyTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := rand.New(rand.NewPCG(1, 2))
+		l := gateway.NewLeakyBucket(7, 9, nil)
+		for i := range 1000 {
+			if d, _ := l.Take(t.Context(), "k", 1+r.IntN(5)); !d.OK {
+				time.Sleep(d.RetryAfter)
+			}
+			time.Sleep(time.Duration(r.Int64N(int64(300 * msec))))
+			d, _ := l.Take(t.Context(), "k", 1)
+			time.Sleep(time.Duration(r.Int64N(int64(50 * msec))))
+			before, _ := l.Take(t.Context(), "k", math.MaxInt)
+			_ = l.Return(t.Context(), "k", 1, d)
+			if after, _ := l.Take(t.Context(), "k", math.MaxInt); d.OK && after.ResetAfter >= before.ResetAfter {
+				t.Fatalf("%d: not given back: %+v, then %+v", i, before, after)
+			}
+		}
+	})
 }
 
 // However many requests come at once, exactly the burst passes.

@@ -118,6 +118,9 @@ func TestRateLimitFields(t *testing.T) {
 func TestRateLimitFieldsOfSeveral(t *testing.T) {
 	limit := func(name string, left int, headers gateway.RateLimitHeaders) gateway.Middleware {
 		d := gateway.Decision{OK: left >= 0, Limit: 10, Remaining: max(left, 0), Window: time.Second, ResetAfter: time.Second, RetryAfter: time.Second}
+		if !d.OK {
+			d.Limit = 20
+		}
 		return gateway.RateLimit(&scriptLimiter{d: d}, byName("k"), &gateway.RateLimitOptions{Name: name, Headers: headers})
 	}
 	ietf, legacy := gateway.RateLimitIETF, gateway.RateLimitLegacy
@@ -130,7 +133,7 @@ func TestRateLimitFieldsOfSeveral(t *testing.T) {
 			"RateLimit-Policy": `"a";q=10;w=1, "b";q=10;w=1, "c";q=10;w=1`, "RateLimit": `"a";r=3;t=1, "b";r=2;t=1, "c";r=5;t=1`}},
 		{"legacy: least remaining inside", gateway.Chain(limit("a", 3, legacy), limit("b", 2, legacy)), map[string]string{"X-RateLimit-Remaining": "2"}},
 		{"legacy: least remaining outside", gateway.Chain(limit("a", 1, legacy), limit("b", 2, legacy)), map[string]string{"X-RateLimit-Remaining": "1"}},
-		{"legacy: refused", gateway.Chain(limit("a", 0, legacy), limit("b", -1, legacy)), map[string]string{"X-RateLimit-Remaining": "0", "Retry-After": "1"}},
+		{"legacy: refused", gateway.Chain(limit("a", 0, legacy), limit("b", -1, legacy)), map[string]string{"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "0", "Retry-After": "1"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			res, _ := askServer(t, tt.mw(text("hello")), nil)
@@ -277,14 +280,30 @@ func TestRateLimitRefund(t *testing.T) {
 	}
 }
 
+// In the fallback of a Breaker the request has been refused already, so that a refusal inside is nothing to refund.
 func TestRateLimitRefundInAFallback(t *testing.T) {
 	c := gateway.NewCircuit("c", nil)
 	c.Trip(time.Hour)
-	l := &scriptLimiter{d: gateway.Decision{OK: true, Limit: 10, Remaining: 9}}
-	fallback := gateway.RateLimit(l, byName("k"), &gateway.RateLimitOptions{Refund: true})(text("hello"))
-	askServer(t, gateway.Breaker(c, &gateway.BreakerOptions{Fallback: fallback})(http.NotFoundHandler()), nil)
-	if got := l.asked(); got != "take k 1" {
-		t.Errorf("nothing inside refused: %s", got)
+	for _, tt := range []struct {
+		does    string // see acts
+		settles bool   // for 4 units, of 10
+		want    string
+	}{
+		{"hello", false, "take k 1"},
+		{"limited", false, "take k 1"},
+		{"hello", true, "take k 10, return k 6"},
+		{"limited", true, "take k 10, return k 6"},
+	} {
+		l := &accountLimiter{scriptLimiter{d: gateway.Decision{OK: true, Limit: 10, Remaining: 9}}}
+		opts := &gateway.RateLimitOptions{Refund: true}
+		if tt.settles {
+			opts.Cost, opts.Settle = costs(10), costs2(4)
+		}
+		fallback := gateway.RateLimit(l, byName("k"), opts)(acts(tt.does))
+		askServer(t, gateway.Breaker(c, &gateway.BreakerOptions{Fallback: fallback})(http.NotFoundHandler()), nil)
+		if got := l.asked(); got != tt.want {
+			t.Errorf("%s, settles %t: %s, want %s", tt.does, tt.settles, got, tt.want)
+		}
 	}
 }
 

@@ -305,16 +305,57 @@ func TestShedReleases(t *testing.T) {
 	})
 }
 
+// One Shed inside another: an upgraded connection has a place in neither, and a status that is sent after a Shed has ended
+// changes nothing in it.
+func TestShedNested(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one := &gateway.ShedOptions{Min: 1, Max: 1, Queue: -1}
+		upgraded := make(chan struct{})
+		var next http.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(101); <-upgraded })
+		h := gateway.Chain(gateway.Shed(one), gateway.Shed(one))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(w, r) }))
+		tunnel := asked(t.Context(), h, "tunnel", 0)
+		next = silent
+		if w := recorded(h, nil); w.Code != 200 {
+			t.Errorf("an upgraded connection holds a place: %d", w.Code)
+		}
+		close(upgraded)
+		tunnel()
+
+		b := &block{gate: make(chan struct{})}
+		next = silent
+		shed := gateway.Shed(one)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(w, r) }))
+		late := gateway.Timeout(time.Hour)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			shed.ServeHTTP(w, r)
+			w.WriteHeader(101)
+		}))
+		recorded(late, nil)
+		recorded(late, nil)
+		next = b
+		first := asked(t.Context(), shed, "a", 0)
+		if code := asked(t.Context(), shed, "b", 0)(); code != 503 {
+			t.Errorf("two have the one place: %d", code)
+		}
+		close(b.gate)
+		first()
+	})
+}
+
 // A flood of cheap refusals does not make the limiter take honest requests for slow ones, nor do slow clients.
 func TestShedIgnoresRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &worker{free: 20, service: 100 * msec, r: rand.New(rand.NewPCG(3, 4))}
+		excuse := gateway.HandleErrors(func(w http.ResponseWriter, _ *http.Request, _ *gateway.Error) { w.WriteHeader(200) })(acts("401"))
 		h := gateway.Shed(nil)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Header.Get("Priority") == "bad" {
-				if rand.IntN(2) == 0 {
+				switch rand.IntN(4) {
+				case 0:
 					w.WriteHeader(400)
-				} else {
+				case 1:
 					gateway.WriteError(w, r, gateway.ErrForbidden)
+				case 2:
+					excuse.ServeHTTP(w, r)
+				case 3:
+					gateway.WriteError(w, r, gateway.ErrBadGateway)
 				}
 				return
 			}
@@ -323,6 +364,60 @@ func TestShedIgnoresRefusals(t *testing.T) {
 		good, sent := load(t, h, 2000, time.Second, 5*time.Second, 20*time.Second, []string{"bad", "bad", "bad", "bad", "bad", "bad", "bad", "bad", "bad", "bad", "bad", "bad", "0"})
 		if share := float64(good["0"]) / float64(sent["0"]); share < 0.99 {
 			t.Errorf("%.1f %% of the honest requests are served", 100*share)
+		}
+	})
+}
+
+// Refusals that took long, such as those after a Wait, do not make the handler look slow.
+func TestShedIgnoresSlowRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var next http.Handler
+		h := gateway.Shed(&gateway.ShedOptions{Queue: -1})(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(100 * msec)
+			next.ServeHTTP(w, r)
+		}))
+		for _, does := range []string{"hello", "401", "away", "panic"} { // see acts
+			next = acts(does)
+			for range 60 {
+				if does != "hello" {
+					next = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						time.Sleep(time.Second)
+						acts(does).ServeHTTP(w, r)
+					})
+				}
+				_ = panicOf(func() { recorded(h, nil) })
+			}
+		}
+		next = silent
+		var wg sync.WaitGroup
+		for range 20 { // the limit at first
+			wg.Go(func() {
+				if w := recorded(h, nil); w.Code != 200 {
+					t.Errorf("%d", w.Code)
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
+// A backend loses nine tenths of its workers, so that all clients leave before their answers. Their requests count as slow
+// ones; if they did not, nothing would tell that the limit is too high, and no request would be served in time again.
+func TestShedCountsSlowFailures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &worker{free: 100, service: 100 * msec, r: rand.New(rand.NewPCG(3, 4))}
+		h := gateway.Shed(nil)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			b.ServeHTTP(httptest.NewRecorder(), r)
+			if err := r.Context().Err(); err != nil { // as a Proxy does, and not a late success
+				gateway.WriteError(w, r, err)
+				return
+			}
+			_, _ = io.WriteString(w, "hello")
+		}))
+		time.AfterFunc(10*time.Second, func() { b.capacity(-90) })
+		good, _ := load(t, h, 900, 300*msec, 20*time.Second, 40*time.Second, []string{"0"})
+		if share := float64(good["0"]) / (100 * 20); share < 0.7 {
+			t.Errorf("%.1f %% of the new capacity is served", 100*share)
 		}
 	})
 }

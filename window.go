@@ -155,8 +155,7 @@ func (w *slidingWindow) pass(s *slidingCount, n uint64) {
 	if full := uint64(s.used / w.limit); n > 1 && full > 1 {
 		skip := min(n-1, full-1)
 		s.used -= int(skip) * w.limit
-		s.before = w.limit
-		n -= skip
+		n -= skip // at least one is left, which sets before
 	}
 	for ; n > 0 && (s.before > 0 || s.used > 0); n-- {
 		s.before = min(s.used, w.limit)

@@ -14,7 +14,9 @@
 // requests have ended. The alternatives are worse: a base that is a long average rises during a steady overload, and a base
 // that is the minimum of all latencies stays too low when a server becomes slower. There is a probe every 30
 // windows, and whenever the limit has fallen by half: then either the server has lost capacity, or the base
-// is out of date. A probe costs little, because about half of the limit keeps the server almost busy.
+// is out of date. If the latency in the probe is far above the base, the limit is halved again, until that no longer
+// helps: a server that has lost nine tenths of its capacity still has a queue with half of the requests. A probe
+// costs little, because about half of the limit keeps the server almost busy.
 //
 // The package reads no clock: latencies are arguments.
 package concurrency
@@ -28,6 +30,11 @@ const (
 	tolerance  = 1.4 // latency may be this many times the base before the limit falls
 	leastCount = 20  // samples in a window
 	probeEvery = 30  // windows
+
+	// Logarithms of latencies. A probe goes on with half of the limit while its latency is more than twice the base,
+	// and less than 0.8 of that of the step before.
+	stepRise = 0.7
+	stepGain = 0.2
 )
 
 // Limit is the adaptive limit. Make it with New. It is not safe for concurrent use.
@@ -42,6 +49,7 @@ type Limit struct {
 	probing bool
 	deep    bool    // the next probe goes further down, because the last one has brought the base down
 	before  float64 // the limit before the probe
+	probed  float64 // logarithm of the latency of the step before, in a probe of several steps; otherwise NaN
 	highest float64 // the highest limit since the last probe
 
 	count   int
@@ -51,7 +59,7 @@ type Limit struct {
 
 // New returns a Limit between least and most, which begins at 20.
 func New(least, most int) *Limit {
-	l := &Limit{min: float64(least), max: float64(most), base: math.NaN(), deep: true}
+	l := &Limit{min: float64(least), max: float64(most), base: math.NaN(), probed: math.NaN(), deep: true}
 	l.limit = l.clamp(20)
 	return l
 }
@@ -96,6 +104,14 @@ func (l *Limit) window(latency float64, reached bool) {
 		l.base = latency
 	}
 	if l.probing {
+		if latency > l.base+stepRise && l.limit > l.min && !(latency >= l.probed-stepGain) {
+			// Has the server become slower, or do requests still queue in it? Half of them would tell.
+			l.probed = latency
+			l.limit = l.clamp(math.Floor(l.limit / 2))
+			l.epoch++
+			return
+		}
+		l.probed = math.NaN()
 		// A base that was too large, as when the limit was far too large at first, is brought down in steps.
 		l.deep = latency < l.base-0.05
 		if l.deep {
