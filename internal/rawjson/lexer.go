@@ -1,6 +1,7 @@
-// Package rawjson reads JSON text (RFC 8259) in place. One incremental Lexer splits the text into tokens. Two
-// parts use it. DecodeObject and StringMember are a strict decoder for text that security depends on. Value
-// checks a text and returns parts of it unchanged, with the original numbers, escapes and order of members.
+// Package rawjson reads JSON text (RFC 8259) in place. One incremental Lexer splits the text into tokens. All else
+// uses it. DecodeObject and StringMember are a strict decoder for text that security depends on. Value checks a
+// text and returns parts of it unchanged, with the original numbers, escapes and order of members. NumberFinder and
+// Projector read a text that comes in pieces: one finds a number, the other leaves out what a Projection does not keep.
 package rawjson
 
 import (
