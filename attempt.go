@@ -61,6 +61,7 @@ type progress struct {
 	standing success
 	cut      result // of a response that was cut off, when that counted against the target; else zero
 	answered bool   // there is a response
+	excused  bool   // the status of gRPC is the client's doing, as it kept the target waiting for messages
 	ended    atomic.Bool
 }
 
@@ -455,6 +456,9 @@ func (a *attempt) bodyEnd(err error) error {
 		if res := a.whole(); a.end(res) && a.trailer != nil && res.outcome() != OutcomeOK {
 			a.correct(res)
 		}
+		if a.excused {
+			exchangeFrom(a.client).excuse() // the body is read by the caller
+		}
 	default:
 		stalled := a.clock.stalled()
 		a.upstream.direct.failed(a.url.Host, err)
@@ -482,12 +486,10 @@ func (a *attempt) Buffered() int {
 
 // whole returns the result of an attempt that has a response.
 func (a *attempt) whole() result {
-	call := grpcCall{a.grpc, a.within > 0}
 	if a.grpc == grpcDeadlineExceeded && a.clock.keptWaiting() {
-		call.excused = true
-		exchangeFrom(a.client).excuse()
+		a.excused = true // also later, when the body of the request has been closed
 	}
-	return result{status: a.status, grpc: call}
+	return result{status: a.status, grpc: grpcCall{a.grpc, a.excused || a.within > 0}}
 }
 
 // correct records that a response which began well ended as res.

@@ -425,6 +425,11 @@ func isPanic(err error) bool {
 // returned for out. If the client was the cause, the error is the client's.
 func (a *attempt) roundTripError(out *http.Request, err error) error {
 	err = fmt.Errorf("target %s: %w", a.member.URL.Redacted(), attemptError(out, err))
+	if leftEarly(a.client) {
+		if slow := a.body.slow(); slow != nil {
+			return slow
+		}
+	}
 	if cause := a.body.cause(); bodyIsCause(cause, leftEarly(a.client)) {
 		return cause
 	}

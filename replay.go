@@ -218,6 +218,18 @@ func (b *replay) whole() (*replay, bool) {
 	return &replay{source: io.NopCloser(bytes.NewReader(body)), limit: b.limit, declared: b.declared}, true
 }
 
+// slow returns the error of a client that was slow, and nil if it was not. When a read of its body fails, the server
+// cancels the request first. So an attempt may end before the read does: slow waits for that.
+func (b *replay) slow() error {
+	if b == nil {
+		return nil
+	}
+	if body, ok := b.source.(heldBody); ok {
+		return body.awaitInterrupted()
+	}
+	return nil
+}
+
 // settle is called when no further view is needed. It frees the buffer if the current view has read all of
 // it, and closes the source if no view is open.
 func (b *replay) settle() {
@@ -245,10 +257,13 @@ func (b *replay) discard() {
 	}
 }
 
-// heldBody is a body whose reader may have to wait until the target requests it.
+// heldBody is the body of a client's request. Its reader may have to wait until the target requests the body.
 type heldBody interface {
 	awaitWanted() bool
 	wakeReader()
+
+	// awaitInterrupted waits for the end of a read that is being interrupted. It returns an error if the client was slow.
+	awaitInterrupted() error
 }
 
 // replayView is the body as one attempt reads it.

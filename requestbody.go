@@ -43,6 +43,9 @@ func (b *requestBody) wakeReader() {
 	}
 }
 
+// awaitInterrupted is that of the client's body.
+func (b *requestBody) awaitInterrupted() error { return b.client.awaitInterrupted() }
+
 func (b *requestBody) Read(p []byte) (int, error) {
 	if b.awaitWanted() {
 		return 0, nil

@@ -289,6 +289,11 @@ func (u *Upstream) roundTrip(r *http.Request, call directCall) (*http.Response, 
 			if n > 1 {
 				trace.SpanFromContext(r.Context()).SetAttributes(attribute.Int("http.request.resend_count", n-1))
 			}
+			if res != nil {
+				if answered, ok := res.Body.(*attempt); ok && answered.excused {
+					exchangeFrom(r.Context()).excuse()
+				}
+			}
 			return res, err
 		}
 		tried = append(tried, m)
