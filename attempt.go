@@ -33,6 +33,7 @@ type attempt struct {
 	clock   attemptClock
 	idle    *idleTimer
 	circuit ticket
+	span    attemptSpan
 	progress
 }
 
@@ -76,6 +77,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	if c := u.opts.Circuit; c != nil && !exchangeFrom(r.Context()).admits(c) {
 		var err error
 		if a.circuit, err = c.allow(); err != nil {
+			spanEvent(r.Context(), "gateway.circuit.refused", "gateway.circuit.name", c.name)
 			return nil, nil, err
 		}
 	}
@@ -114,6 +116,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	if out.Host == "" && a.url.Scheme == schemeUnix {
 		out.Host = unixHost
 	}
+	a.startSpan(len(tried))
 	res, err := u.send(out, body, &a.clock, call)
 	if err != nil {
 		u.direct.failed(a.url.Host, err)
@@ -513,9 +516,10 @@ func (a *attempt) Close() error {
 func (a *attempt) report(res result) {
 	o := res.outcome()
 	a.circuit.done(o, res.forCircuit())
+	a.span.circuitMoved(&a.circuit)
 	a.standing = a.upstream.pool.recordTraffic(a.member, res)
 	if u := a.upstream; u.duration.Enabled(a.client) {
-		u.duration.Record(a.client, time.Since(a.start).Seconds(), u.labels.Options(clientLabels{
+		u.duration.Record(a.span.context(a.client), time.Since(a.start).Seconds(), u.labels.Options(clientLabels{
 			method:   telemetry.Method(cmp.Or(a.method, http.MethodGet)),
 			upstream: u.name, target: a.member.URL, status: a.status, outcome: o,
 		})...)
@@ -540,6 +544,7 @@ func (a *attempt) end(res result) bool {
 	if a.done != nil {
 		a.done(res.outcome())
 	}
+	a.span.finish(a.status, res)
 	return true
 }
 
@@ -585,17 +590,10 @@ func (l clientLabels) AttributeSet() attribute.Set {
 		attribute.String("gateway.upstream.name", l.upstream),
 		attribute.String("gateway.outcome", l.outcome.String()),
 	)
-	if l.target.Scheme == schemeUnix {
-		attrs = append(attrs, attribute.String("server.address", l.target.Path))
-	} else {
-		port, err := strconv.Atoi(l.target.Port())
-		if err != nil {
-			port = 80
-			if l.target.Scheme == "https" {
-				port = 443
-			}
-		}
-		attrs = append(attrs, attribute.String("server.address", l.target.Hostname()), attribute.Int("server.port", port))
+	address, port := serverAddress(l.target)
+	attrs = append(attrs, attribute.String("server.address", address))
+	if port > 0 {
+		attrs = append(attrs, attribute.Int("server.port", port))
 	}
 	if l.status != 0 {
 		attrs = append(attrs, attribute.Int("http.response.status_code", l.status))

@@ -56,6 +56,7 @@ func Breaker(c *Circuit, opts *BreakerOptions) Middleware {
 			}
 			t, err := c.allow()
 			if err != nil {
+				spanEvent(r.Context(), "gateway.circuit.refused", "gateway.circuit.name", c.name)
 				if fallback == nil {
 					refuse(rw, r, err)
 				} else {

@@ -6,8 +6,12 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
+	"net/netip"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -58,6 +62,9 @@ type ObserveOptions struct {
 //   - error.type: set when the outcome is OutcomeTimeout, OutcomeUpstreamError, OutcomeAborted,
 //     OutcomeInternal or OutcomeUnavailable, and when the gateway itself refused with a 5xx
 //
+// The metric http.server.active_requests is the number of requests that are being served, by
+// http.request.method and url.scheme. A method has a series once a request with it was seen in service.
+//
 // The span's name is the method and the route, such as "GET /users/{id}". In it, a method that no RFC defines
 // is "HTTP". The span's status is Error when error.type is set. If no tracing SDK is installed, Observe
 // generates the ids and sets the sampled flag, so that services behind the gateway can trace. If the context
@@ -75,7 +82,7 @@ type ObserveOptions struct {
 //   - error: the cause of a failure or refusal; after a failed attempt it contains the target
 //   - remarks: problems that did not change the status of the answer, such as a failed optional part
 //
-// Its level is Error for the five outcomes of error.type, Warn for any other 5xx and for a request with
+// docs/telemetry.md has the names that OpenTelemetry uses for them. Its level is Error for the five outcomes of error.type, Warn for any other 5xx and for a request with
 // remarks, and Info otherwise. Values that a client chooses are truncated to 512 bytes.
 //
 // Observe panics when TraceHeader is not a field name.
@@ -105,6 +112,7 @@ func Observe(opts *ObserveOptions) Middleware {
 		trustTrace:  opt.TrustTrace,
 		log:         accessLog{logger: opt.Logger, quiet: opt.Quiet},
 	}
+	o.active.report(opt.Meter.Meter(scope))
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			o.serve(next, w, r)
@@ -131,6 +139,7 @@ type observer struct {
 	tracer      trace.Tracer
 	duration    metric.Float64Histogram
 	labels      telemetry.LabelCache[serverLabels]
+	active      activeRequests
 	stats       *Stats // nil: none
 	traceHeader string // in canonical form
 	trustTrace  func(*http.Request) bool
@@ -153,8 +162,11 @@ func (o *observer) serve(next http.Handler, w http.ResponseWriter, r *http.Reque
 	}
 
 	r, span := o.startSpan(ex, in, r)
+	active := o.active.count(r)
+	active.Add(1)
 	defer func() {
 		panicked := recover()
+		active.Add(-1)
 		o.finish(ex, rw, r, span, start, panicked)
 		if panicked != nil {
 			panic(panicked) // in this frame, so that the stack of the first panic is still printed
@@ -282,9 +294,81 @@ func describeRequest(span trace.Span, r *http.Request) {
 	if _, client := clientText(r); client != "" {
 		span.SetAttributes(attribute.String("client.address", client))
 	}
+	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		span.SetAttributes(attribute.String("network.peer.address", peer.Addr().String()), attribute.Int("network.peer.port", int(peer.Port())))
+	}
+	host, port, err := net.SplitHostPort(r.Host)
+	if err != nil {
+		host, port = r.Host, ""
+	}
+	if host != "" {
+		span.SetAttributes(attribute.String("server.address", exportable(host)))
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err == nil {
+		span.SetAttributes(attribute.Int("server.port", int(n)))
+	}
+	if agent := r.Header["User-Agent"]; len(agent) > 0 {
+		span.SetAttributes(attribute.String("user_agent.original", exportable(agent[0])))
+	}
 	if telemetry.Method(r.Method) != r.Method {
 		span.SetAttributes(attribute.String("http.request.method_original", exportable(r.Method)))
 	}
+}
+
+// activeRequests counts the requests that are being served. A request costs two atomic additions; the meter asks
+// for the counts when it collects.
+type activeRequests struct {
+	counts [len(telemetry.Methods) + 1][2]atomic.Int64 // by method, the last for all others, and by whether it is https
+}
+
+// report registers the metric http.server.active_requests.
+func (a *activeRequests) report(m metric.Meter) {
+	var attrs [len(a.counts)][2]metric.ObserveOption
+	for i := range attrs {
+		method := telemetry.OtherMethod
+		if i < len(telemetry.Methods) {
+			method = telemetry.Methods[i]
+		}
+		for secure, scheme := range []string{"http", "https"} {
+			attrs[i][secure] = metric.WithAttributeSet(attribute.NewSet(
+				attribute.String("http.request.method", method), attribute.String("url.scheme", scheme)))
+		}
+	}
+	var seen [len(a.counts)][2]atomic.Bool
+	gauge, err := m.Int64ObservableUpDownCounter("http.server.active_requests", metric.WithUnit("{request}"),
+		metric.WithDescription("Number of active HTTP server requests."))
+	if err != nil {
+		otel.Handle(err)
+		return
+	}
+	// Not as an option of the instrument: the SDK ignores that of a second Observe.
+	_, err = m.RegisterCallback(func(_ context.Context, to metric.Observer) error {
+		for i := range a.counts {
+			for secure := range a.counts[i] {
+				// A method that never came has no series.
+				n := a.counts[i][secure].Load()
+				if n != 0 {
+					seen[i][secure].Store(true)
+				}
+				if seen[i][secure].Load() {
+					to.ObserveInt64(gauge, n, attrs[i][secure])
+				}
+			}
+		}
+		return nil
+	}, gauge)
+	if err != nil {
+		otel.Handle(err)
+	}
+}
+
+// count returns the count that r belongs to.
+func (a *activeRequests) count(r *http.Request) *atomic.Int64 {
+	secure := 0
+	if r.TLS != nil {
+		secure = 1
+	}
+	return &a.counts[telemetry.MethodNumber(r.Method)][secure]
 }
 
 // summary is what Observe reports of one exchange.

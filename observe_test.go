@@ -211,10 +211,12 @@ func TestObserveTraceOfTheCaller(t *testing.T) {
 					if len(spans) != 0 {
 						t.Errorf("spans %+v", spans)
 					}
-				case len(spans) != 1 || (len(spans[0].Links) == 1) != tt.linked || spans[0].Parent.IsValid() != tt.continued:
-					t.Errorf("spans %+v", spans)
-				case tt.continued && tt.header.Get("Traceparent") != "" && spans[0].Parent.SpanID().String() != span:
-					t.Errorf("parent %v", spans[0].Parent)
+				case len(spans) != 2 || (len(spans[1].Links) == 1) != tt.linked || spans[1].Parent.IsValid() != tt.continued:
+					t.Errorf("spans %+v", spans) // the attempt's, and then the server's
+				case tt.continued && tt.header.Get("Traceparent") != "" && spans[1].Parent.SpanID().String() != span:
+					t.Errorf("parent %v", spans[1].Parent)
+				case !spans[0].Parent.Equal(spans[1].Context) || seen.Get("Traceparent") != parentOf(spans[0].Context):
+					t.Errorf("attempt's span %v below %v, the backend got %q", spans[0].Context, spans[0].Parent, seen.Get("Traceparent"))
 				}
 			})
 		}

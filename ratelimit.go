@@ -357,6 +357,7 @@ func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	d := c.Decision // as it is reported
 	if d.OK && d.Wait > 0 {
+		spanEvent(ctx, "gateway.limit.waiting", "gateway.limit.name", h.opts.Name)
 		d = h.wait(ctx, &c)
 		if !d.OK && ctx.Err() == context.Canceled {
 			WriteError(rw, r, context.Canceled)
@@ -365,6 +366,7 @@ func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	name := h.writeFields(rw.Header(), &d)
 	if !d.OK {
+		spanEvent(ctx, "gateway.limit.refused", "gateway.limit.name", h.opts.Name)
 		refusal := h.refused(name, d.RetryAfter)
 		if h.report == nil {
 			refuse(rw, r, refusal)

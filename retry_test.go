@@ -230,9 +230,11 @@ func TestRetryDoesNotWaitForTheBody(t *testing.T) {
 func TestRetryIsOnTheSpan(t *testing.T) {
 	tel := new(gatewaytest.Telemetry)
 	attempts := 0
+	var sent []string
 	u := gateway.NewUpstream("u", gateway.MustTargets("http://a"), &gateway.UpstreamOptions{
 		Retry: gateway.RetryOptions{Attempts: 3, Backoff: -1},
 		Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			sent = append(sent, r.Header.Get("Traceparent"))
 			if attempts++; attempts < 3 {
 				return nil, io.EOF
 			}
@@ -240,12 +242,19 @@ func TestRetryIsOnTheSpan(t *testing.T) {
 		}),
 	})
 	gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel})(gateway.Proxy(u, nil)).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
-	spans := tel.Spans()
-	if len(spans) != 1 || spans[0].Kind != trace.SpanKindServer {
+	spans := tel.Spans() // those of the attempts, and then the server's
+	if len(spans) != 4 || spans[3].Kind != trace.SpanKindServer {
 		t.Fatalf("spans %v", spans)
 	}
-	if n, _ := spans[0].Attributes.Value("http.request.resend_count"); n.AsInt64() != 2 {
-		t.Errorf("attributes %v", spans[0].Attributes.ToSlice())
+	for i, resends := range []int64{0, 1, 2, 2} {
+		if n, _ := spans[i].Attributes.Value("http.request.resend_count"); n.AsInt64() != resends {
+			t.Errorf("span %d: attributes %v", i, spans[i].Attributes.ToSlice())
+		}
+	}
+	for i, s := range spans[:3] {
+		if s.Kind != trace.SpanKindClient || !s.Parent.Equal(spans[3].Context) || parentOf(s.Context) != sent[i] {
+			t.Errorf("attempt %d: %v span %v below %v, the target got %s", i, s.Kind, s.Context, s.Parent, sent[i])
+		}
 	}
 }
 

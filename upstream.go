@@ -159,8 +159,11 @@ type UpstreamOptions struct {
 //
 // The histogram http.client.request.duration, of OpenTelemetry's semantic conventions, measures each attempt
 // up to the response headers. Its attributes are http.request.method, http.response.status_code,
-// gateway.upstream.name, gateway.outcome, error.type, and the target as server.address and server.port. If a
-// request was sent more than once, the span in its context gets the attribute http.request.resend_count.
+// gateway.upstream.name, gateway.outcome, error.type, and the target as server.address and server.port.
+//
+// If the span in the request's context is recorded, each attempt has a client span below it, and sends the
+// traceparent of that span. If a request was sent more than once, the span in its context and those of the
+// later attempts have the attribute http.request.resend_count.
 //
 // An Upstream needs about 350 bytes for each target. For each request in flight, it also buffers the body, up
 // to RetryOptions.MaxBodyBytes, until the response header arrives. A hedged request has a copy of its own.

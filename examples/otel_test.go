@@ -2,6 +2,7 @@ package examples_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -133,12 +134,12 @@ func TestSDKSpanOfTheCallersTrace(t *testing.T) {
 				}
 				return
 			}
-			if len(spans) != 1 {
+			if len(spans) != 2 { // the attempt's, and then the server's
 				t.Fatalf("%d spans", len(spans))
 			}
-			s := spans[0]
-			if sent != "00-"+s.SpanContext.TraceID().String()+"-"+s.SpanContext.SpanID().String()+flags {
-				t.Errorf("span %v, the backend got %q", s.SpanContext, sent)
+			s, attempt := spans[1], spans[0]
+			if sent != "00-"+s.SpanContext.TraceID().String()+"-"+attempt.SpanContext.SpanID().String()+flags || !attempt.Parent.Equal(s.SpanContext) {
+				t.Errorf("span %v of an attempt below %v, the backend got %q", attempt.SpanContext, attempt.Parent, sent)
 			}
 			if s.Parent.IsValid() != tt.continued || tt.continued && (s.Parent.SpanID().String() != span || !s.Parent.IsRemote()) {
 				t.Errorf("parent %v", s.Parent)
@@ -162,11 +163,13 @@ func TestSDKMetrics(t *testing.T) {
 	for range 3 { // the circuit refuses the third
 		rt.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("PUT", "/things/1", nil))
 	}
-
 	var rm metricdata.ResourceMetrics
-	if err := reader.Collect(t.Context(), &rm); err != nil {
-		t.Fatal(err)
-	}
+	observe := gateway.Observe(&gateway.ObserveOptions{Meter: meter})(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		if err := reader.Collect(t.Context(), &rm); err != nil {
+			t.Error(err)
+		}
+	}))
+	observe.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("PUT", "/", nil))
 	got := make(map[string]int)
 	for _, sm := range rm.ScopeMetrics {
 		if sm.Scope.Name != "github.com/seed-96248d0c/gateway" {
@@ -202,6 +205,7 @@ func TestSDKMetrics(t *testing.T) {
 		"gateway.circuit.changes gateway.circuit.name=c,gateway.circuit.state=open": 1,
 		"gateway.circuit.refusals gateway.circuit.name=c":                           1,
 		"gateway.circuit.state gateway.circuit.name=c":                              int(gateway.CircuitOpen),
+		"http.server.active_requests http.request.method=PUT,url.scheme=http":       1, // the one that collects
 	} {
 		if got[name] != want {
 			t.Errorf("%s: %d, want %d", name, got[name], want)
@@ -223,5 +227,128 @@ func BenchmarkSDKMetrics(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		h.ServeHTTP(httptest.NewRecorder(), r)
+	}
+}
+
+// A client that makes up paths, methods and hosts makes no series and no span names.
+func TestSDKCardinality(t *testing.T) {
+	reader := sdkmetric.NewManualReader()
+	meter := sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader))
+	defer meter.Shutdown(t.Context())
+	u := (&answers{status: 200}).over(gateway.UpstreamOptions{Meter: meter})
+	var rt gateway.Router
+	rt.Use(gateway.Observe(&gateway.ObserveOptions{Meter: meter}))
+	rt.Handle("/things/{id}", gateway.Proxy(u, nil))
+	random := rand.New(rand.NewPCG(1, 2))
+	for n := range 100_000 {
+		r := httptest.NewRequest("GET", fmt.Sprintf("/things/%x", random.Uint64()), nil)
+		if n%2 == 0 {
+			r.URL.Path = fmt.Sprintf("/%x/%x", random.Uint64(), n)
+		}
+		if n%3 == 0 {
+			r.Method = fmt.Sprintf("M%X", random.Uint64())
+		}
+		r.Host = fmt.Sprintf("h%x.example", random.Uint64())
+		r.Header.Set("User-Agent", r.Host)
+		rt.ServeHTTP(httptest.NewRecorder(), r)
+	}
+	var rm metricdata.ResourceMetrics
+	if err := reader.Collect(t.Context(), &rm); err != nil {
+		t.Fatal(err)
+	}
+	series := make(map[string]int)
+	for _, sm := range rm.ScopeMetrics {
+		for _, m := range sm.Metrics {
+			if data, ok := m.Data.(metricdata.Histogram[float64]); ok {
+				series[m.Name] = len(data.DataPoints)
+			}
+		}
+	}
+	// To the route: GET and _OTHER. To none: the same. Of the upstream: the same two methods.
+	if len(series) != 2 || series["http.server.request.duration"] != 4 || series["http.client.request.duration"] != 2 {
+		t.Errorf("series %v", series)
+	}
+}
+
+// An attempt has a client span as the conventions describe it, and the events of circuits and limiters are on
+// the spans that they concern.
+func TestSDKClientSpans(t *testing.T) {
+	tracer, exporter := newTracer(t)
+	circuit := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 2})
+	backend := &answers{status: 503}
+	u := backend.over(gateway.UpstreamOptions{Circuit: circuit})
+	h := gateway.Chain(
+		gateway.Observe(&gateway.ObserveOptions{Tracer: tracer}),
+		gateway.RateLimit(gateway.NewTokenBucket(0.001, 3, nil), gateway.KeyByIP, &gateway.RateLimitOptions{Name: "address"}),
+	)(gateway.Proxy(u, nil))
+	for range 4 { // two fail, the circuit refuses one, the limiter one
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("BREW", "/pots/1?token=secret", nil))
+	}
+	backend.status = 404
+	gateway.Observe(&gateway.ObserveOptions{Tracer: tracer})(gateway.Proxy(backend.over(gateway.UpstreamOptions{}), nil)).
+		ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+
+	var got []string
+	for _, s := range exporter.GetSpans() {
+		line := fmt.Sprint(s.SpanKind, " ", s.Name, " ", s.Status.Code)
+		for _, e := range s.Events {
+			if e.Name != "exception" {
+				line += " " + e.Name + " " + fmt.Sprint(e.Attributes[0].Value.AsString())
+			}
+		}
+		got = append(got, line)
+		if text := fmt.Sprint(s.Attributes); strings.Contains(text, "secret") {
+			t.Errorf("attributes %s", text)
+		}
+	}
+	want := []string{
+		"client HTTP Error", "server HTTP Error",
+		"client HTTP Error gateway.circuit.changed c", "server HTTP Error",
+		"server HTTP Error gateway.circuit.refused c",
+		"server HTTP Unset gateway.limit.refused address",
+		"client GET Error", "server GET Unset",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("spans %q, want %q", got, want)
+	}
+	attempt := exporter.GetSpans()[0]
+	for _, want := range []attribute.KeyValue{
+		attribute.String("http.request.method", "_OTHER"), attribute.String("http.request.method_original", "BREW"),
+		attribute.String("server.address", "t.example"), attribute.Int("server.port", 443), attribute.String("url.full", "https://t.example/pots/1"),
+		attribute.Int("http.response.status_code", 503), attribute.String("error.type", "503"),
+		attribute.String("gateway.upstream.name", "u"), attribute.String("gateway.outcome", "upstream_error"),
+	} {
+		if !slices.Contains(attempt.Attributes, want) {
+			t.Errorf("attributes %v lack %v", attempt.Attributes, want)
+		}
+	}
+}
+
+// A sampled request leaves an exemplar, by which a dashboard finds its trace.
+func TestSDKExemplars(t *testing.T) {
+	tracer, exporter := newTracer(t)
+	reader := sdkmetric.NewManualReader()
+	meter := sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader))
+	defer meter.Shutdown(t.Context())
+	u := (&answers{status: 200}).over(gateway.UpstreamOptions{Meter: meter})
+	h := gateway.Observe(&gateway.ObserveOptions{Tracer: tracer, Meter: meter})(gateway.Proxy(u, nil))
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+	var rm metricdata.ResourceMetrics
+	if err := reader.Collect(t.Context(), &rm); err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]string)
+	for _, sm := range rm.ScopeMetrics {
+		for _, m := range sm.Metrics {
+			if data, ok := m.Data.(metricdata.Histogram[float64]); ok {
+				for _, e := range data.DataPoints[0].Exemplars {
+					got[m.Name] = fmt.Sprintf("%x", e.SpanID)
+				}
+			}
+		}
+	}
+	spans := exporter.GetSpans()
+	if got["http.client.request.duration"] != spans[0].SpanContext.SpanID().String() || got["http.server.request.duration"] != spans[1].SpanContext.SpanID().String() {
+		t.Errorf("exemplars %v", got)
 	}
 }

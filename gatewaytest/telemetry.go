@@ -22,8 +22,8 @@ import (
 //	tel := new(gatewaytest.Telemetry)
 //	h := gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel})(handler)
 //
-// It needs no SDK. It records only what package gateway uses: spans with their attributes, links and errors,
-// and the instruments Float64Histogram, Int64Counter and Int64Gauge. Other instruments do nothing. Like the SDK's default
+// It needs no SDK. It records only what package gateway uses: spans with their attributes, links, events and
+// errors, and the instruments Float64Histogram, Int64Counter and Int64Gauge. Other instruments do nothing. Like the SDK's default
 // sampler, it samples spans without a parent and spans whose parent is sampled. Spans that are not sampled
 // are not recorded.
 //
@@ -54,6 +54,13 @@ type Span struct {
 	Attributes attribute.Set
 	Status     codes.Code
 	Errors     []error // in the order of RecordError
+	Events     []Event // in the order of AddEvent
+}
+
+// Event is an event of a span.
+type Event struct {
+	Name       string
+	Attributes attribute.Set
 }
 
 // Series is the sum of the measurements of one instrument with the same attributes.
@@ -184,6 +191,13 @@ func (s *span) AddLink(link trace.Link) {
 
 func (s *span) RecordError(err error, _ ...trace.EventOption) {
 	s.update(func() { s.span.Errors = append(s.span.Errors, err) })
+}
+
+func (s *span) AddEvent(name string, opts ...trace.EventOption) {
+	c := trace.NewEventConfig(opts...)
+	s.update(func() {
+		s.span.Events = append(s.span.Events, Event{name, attribute.NewSet(c.Attributes()...)})
+	})
 }
 
 func (s *span) End(...trace.SpanEndOption) {

@@ -55,19 +55,44 @@ func Gauge(m metric.Meter, name, description, unit string) metric.Int64Gauge {
 // OtherMethod stands for every method that Method does not list.
 const OtherMethod = "_OTHER"
 
-// methods are those of RFC 9110, PATCH (RFC 5789) and QUERY.
-var methods = []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch,
+// Methods are those of RFC 9110, PATCH (RFC 5789) and QUERY. It must not be changed.
+var Methods = [...]string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch,
 	http.MethodDelete, http.MethodConnect, http.MethodOptions, http.MethodTrace, "QUERY"}
 
 // Method returns method if an RFC defines it, and else OtherMethod. It keeps labels bounded, as the semantic
 // conventions require of http.request.method.
 func Method(method string) string {
-	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
-		http.MethodConnect, http.MethodOptions, http.MethodTrace, "QUERY":
-		return method
+	if MethodNumber(method) == len(Methods) {
+		return OtherMethod
 	}
-	return OtherMethod
+	return method
+}
+
+// MethodNumber returns the place of method in Methods, or len(Methods) if no RFC defines it.
+func MethodNumber(method string) int {
+	switch method {
+	case http.MethodGet:
+		return 0
+	case http.MethodHead:
+		return 1
+	case http.MethodPost:
+		return 2
+	case http.MethodPut:
+		return 3
+	case http.MethodPatch:
+		return 4
+	case http.MethodDelete:
+		return 5
+	case http.MethodConnect:
+		return 6
+	case http.MethodOptions:
+		return 7
+	case http.MethodTrace:
+		return 8
+	case "QUERY":
+		return 9
+	}
+	return len(Methods)
 }
 
 // SpanMethod returns the method for a span's name. The semantic conventions use "HTTP" there for a method
@@ -86,7 +111,7 @@ func ServerSpan(method string) []trace.SpanStartOption { return serverSpans[Meth
 // serverSpans holds the options of each method, so that a request does not build them.
 var serverSpans = func() map[string][]trace.SpanStartOption {
 	spans := make(map[string][]trace.SpanStartOption)
-	for _, method := range append(methods, OtherMethod) {
+	for _, method := range append(Methods[:], OtherMethod) {
 		spans[method] = []trace.SpanStartOption{
 			trace.WithSpanKind(trace.SpanKindServer),
 			trace.WithAttributes(attribute.String("http.request.method", method)),

@@ -11,8 +11,8 @@ import (
 )
 
 func TestMethod(t *testing.T) {
-	for _, method := range methods {
-		if Method(method) != method || SpanMethod(method) != method {
+	for i, method := range Methods {
+		if MethodNumber(method) != i || Method(method) != method || SpanMethod(method) != method {
 			t.Errorf("%s is %s and %s", method, Method(method), SpanMethod(method))
 		}
 	}
