@@ -125,6 +125,14 @@ func TestOutages(t *testing.T) {
 					t.Errorf("%d of 200 decisions take longer than a millisecond", slow)
 				}
 
+				// It stays away, through some probes.
+				for range 50 {
+					<-time.After(5 * time.Millisecond)
+					if d, _ := take(1); splitsToRedis(d) {
+						t.Fatalf("Redis counts as back: %+v", d)
+					}
+				}
+
 				tt.heals(s)
 				took = until(t, "a decision by Redis", 5*time.Second, func() bool { d, _ := take(1); return splitsToRedis(d) })
 				t.Logf("back after %v", took)
