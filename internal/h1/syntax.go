@@ -1,11 +1,14 @@
 package h1
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
+)
 
 // Classes of bytes.
 const (
 	tokenByte = 1 << iota // of a method or field name (RFC 9110 section 5.6.2)
-	valueByte             // of a field value (RFC 9110 section 5.5)
 	hostByte              // of a Host, leniently
 	upperByte             // A to Z
 	lowerByte             // a to z
@@ -30,9 +33,6 @@ var classes = func() (table [256]byte) {
 		if strings.IndexByte("!$%&'()*+,-.:;=[]_~", c) >= 0 {
 			table[i] |= hostByte
 		}
-		if c >= ' ' && c != 0x7f || c == '\t' {
-			table[i] |= valueByte
-		}
 	}
 	return table
 }()
@@ -47,7 +47,7 @@ func all(s string, class byte) bool {
 }
 
 func isToken(s string) bool { return s != "" && all(s, tokenByte) }
-func isValue(s string) bool { return all(s, valueByte) }
+func isValue(s string) bool { return !httpfield.HasControl(s) }
 func isHost(s string) bool  { return s != "" && all(s, hostByte) }
 
 func isBlank(c byte) bool { return c == ' ' || c == '\t' }
@@ -66,7 +66,7 @@ func isSpacedToken(s string) bool {
 func withoutControls(s string) string {
 	b := make([]byte, 0, len(s))
 	for i := range len(s) {
-		if classes[s[i]]&valueByte != 0 {
+		if c := s[i]; c >= ' ' && c != 0x7f || c == '\t' {
 			b = append(b, s[i])
 		}
 	}

@@ -41,9 +41,13 @@ func RemoveHopByHop(h http.Header) {
 }
 
 // RemoveNamed removes from h the fields that the lines of a Connection field name. Its cost grows with the
-// number of names, and not with names times fields: a hostile client can send a hundred thousand of each.
+// number of names, and not with names times fields: a hostile client can send a hundred thousand of each. It leaves
+// hop-by-hop fields to RemoveHopByHop or IsHopByHop.
 func RemoveNamed(h http.Header, connection []string) {
 	for _, line := range connection {
+		if line == "keep-alive" { // the usual one
+			continue
+		}
 		for name := range strings.SplitSeq(line, ",") {
 			if name = textproto.TrimString(name); name != "" {
 				h.Del(name)

@@ -115,6 +115,23 @@ func IsPrintable(s string) bool {
 
 // HasControl reports whether s has a control character other than a tab. A field value with one cannot be sent.
 func HasControl(s string) bool {
+	for len(s) >= 8 {
+		// Eight bytes at a time. The top bit of a byte of low is set where that byte is below a blank, and of del
+		// where it is 0x7f, and perhaps in bytes above such a one.
+		x := uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
+			uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+		const ones, tops = 0x0101010101010101, 0x8080808080808080
+		y := x ^ 0x7f*ones
+		low, del := (x-' '*ones)&^x, (y-ones)&^y
+		if (low|del)&tops != 0 && hasControl(s[:8]) {
+			return true
+		}
+		s = s[8:]
+	}
+	return hasControl(s)
+}
+
+func hasControl(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' && c != '\t' || c == 0x7f {
 			return true

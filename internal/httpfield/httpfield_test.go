@@ -1,6 +1,7 @@
 package httpfield
 
 import (
+	"bytes"
 	"net/http"
 	"slices"
 	"strings"
@@ -115,6 +116,19 @@ func TestHasControl(t *testing.T) {
 	} {
 		if got := HasControl(s); got != want {
 			t.Errorf("HasControl(%q) = %v", s, got)
+		}
+	}
+	// Every byte at every place of a word, among bytes that are next to the limits.
+	for _, other := range []byte{'a', ' ', '\t', '~', 0x80, 0xa0, 0xff} {
+		for place := range 19 {
+			for c := range 256 {
+				s := bytes.Repeat([]byte{other}, 19)
+				s[place] = byte(c)
+				want := c < ' ' && c != '\t' || c == 0x7f
+				if got := HasControl(string(s)); got != want {
+					t.Fatalf("HasControl(%q) = %v", s, got)
+				}
+			}
 		}
 	}
 }
