@@ -43,11 +43,12 @@ import (
 // those of the connection or, behind a peer that TrustProxies trusts, those that it reports in
 // X-Forwarded-Proto and -Host, or in Forwarded. A proxy that changes the path needs URL.
 //
-// Used proofs are remembered until they are too old, each in about 100 bytes. When MaxSeen are remembered,
+// Used proofs are remembered until they are too old, each in about 70 bytes. When MaxSeen are remembered,
 // requests with new ones get 503: to forget one would let it be used again. So raise MaxSeen to the number
 // of DPoP requests that arrive in MaxAge and Leeway, and put a RateLimit by address outside Auth. Each
 // gateway has a memory of its own: among several, a proof that somebody has copied can be used once on each.
-// Nonces bound by NonceKey do not change that; a short MaxAge helps.
+// Nonces do not change that; a short MaxAge helps. A request is authenticated once: to a second Auth with
+// the same JWT, inside the first, its proof is used.
 type DPoPOptions struct {
 	Required bool                       // refuse tokens that are not bound to a key for DPoP
 	MaxAge   time.Duration              // age up to which a proof is accepted; 0 means 1m

@@ -125,3 +125,23 @@ func BenchmarkJWTMissCached(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkDPoP accepts a cached token that is bound to a key, with a new proof for each request.
+func BenchmarkDPoP(b *testing.B) {
+	token := boundToken(nil)
+	j := edJWT(func(o *gateway.JWTOptions) { o.DPoP = &gateway.DPoPOptions{MaxSeen: 1 << 20} })
+	requests := make([]*http.Request, 256)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if i%len(requests) == 0 {
+			b.StopTimer()
+			for k := range requests {
+				requests[k] = proven(token, proofFor(token, nil, nil))
+			}
+			b.StartTimer()
+		}
+		if _, err := j.Authenticate(requests[i%len(requests)]); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -69,6 +69,13 @@ func TestMemoryIsAsDocumented(t *testing.T) {
 			}
 			return c
 		}, 700},
+		{"a DPoP proof", 100_000, func() any {
+			s := newSeenProofs(100_000, time.Hour)
+			for i := range 99_000 {
+				s.add(proofID([32]byte{1}, fmt.Sprint(i)), time.Now())
+			}
+			return s
+		}, 70},
 		{"a Circuit after many changes", 100, func() any {
 			var all []*Circuit
 			for range 100 {
