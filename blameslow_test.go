@@ -308,25 +308,27 @@ func TestBlameSlowProbe(t *testing.T) {
 // is where the client has sent everything.
 func TestBlameCutWhileStalled(t *testing.T) {
 	target := plainTarget(t, func(conn net.Conn, br *bufio.Reader) {
-		if _, err := http.ReadRequest(br); err == nil {
+		if r, err := http.ReadRequest(br); err == nil {
 			io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nab")
+			go io.Copy(io.Discard, r.Body)
 			<-time.After(100 * time.Millisecond)
 		}
 	})
-	for body, want := range map[string]gateway.CircuitState{"a": gateway.CircuitClosed, "ab": gateway.CircuitOpen} {
+	const length = longBody
+	for sent, want := range map[int]gateway.CircuitState{1: gateway.CircuitClosed, length: gateway.CircuitOpen} {
 		c := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 1})
 		up := gateway.NewUpstream("u", gateway.MustTargets(target), &gateway.UpstreamOptions{Circuit: c})
 		front := serveProtocol(t, http1, gateway.Proxy(up, nil))
-		conn := raw(t, front, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"+body)
+		conn := raw(t, front, fmt.Sprintf("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", length, strings.Repeat("a", sent)))
 		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got, err := io.ReadAll(res.Body); string(got) != "ab" || err == nil {
-			t.Errorf("%q sent: read %q, %v", body, got, err)
+			t.Errorf("%d sent: read %q, %v", sent, got, err)
 		}
 		if c.State() != want {
-			t.Errorf("%q sent: the circuit is %v", body, c.State())
+			t.Errorf("%d sent: the circuit is %v", sent, c.State())
 		}
 	}
 }

@@ -572,7 +572,7 @@ func TestRefusalKeepsTheServersDeadline(t *testing.T) {
 	for limit, want := range map[time.Duration]int{0: 1, time.Second: 0} {
 		w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
 		ctx := context.WithValue(t.Context(), http.ServerContextKey, &http.Server{ReadTimeout: limit})
-		r := httptest.NewRequestWithContext(ctx, "POST", "/", strings.NewReader("abc"))
+		r := httptest.NewRequestWithContext(ctx, "POST", "/", strings.NewReader(strings.Repeat("a", longBody)))
 		gateway.Proxy(roundTrip(func(r *http.Request) (*http.Response, error) {
 			io.CopyN(io.Discard, r.Body, 1)
 			return nil, io.ErrUnexpectedEOF
