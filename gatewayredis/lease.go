@@ -90,6 +90,10 @@ func (s *leases) take(ctx context.Context, key string, n int64) (gateway.Decisio
 			sh.mu.Unlock()
 			return d, nil
 		}
+		if s.l.link.refuses() { // before the flight, for which others would wait
+			sh.mu.Unlock()
+			return s.l.withoutRedis(ctx, key, n)
+		}
 		if p.flight == nil {
 			return s.refill(ctx, sh, p, key, n)
 		}

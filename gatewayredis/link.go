@@ -111,10 +111,18 @@ func (l *link) do(ctx context.Context, c *call) (answer any, err error) {
 	return c.answer, c.err
 }
 
+// refuses reports whether Redis is away, and notes that it is wanted.
+func (l *link) refuses() bool {
+	o := l.away.Load()
+	if o != nil {
+		l.ask(o)
+	}
+	return o != nil
+}
+
 // send has c run by a worker.
 func (l *link) send(c *call) error {
-	if o := l.away.Load(); o != nil {
-		l.ask(o)
+	if l.refuses() {
 		return errAway
 	}
 	c.at = time.Now()
