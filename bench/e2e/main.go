@@ -13,6 +13,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -34,6 +35,7 @@ type settings struct {
 	with             [][2]string // name, command
 	quick, markdown  bool
 	svg              string
+	results          string
 	profiles         string
 }
 
@@ -50,6 +52,7 @@ func parse(args []string, errs io.Writer) (*settings, error) {
 	f.BoolVar(&s.quick, "quick", false, "3 rounds of 2,000 requests, unless -rounds or -requests is given: shows that it works, measures little")
 	f.BoolVar(&s.markdown, "markdown", false, "print the tables as markdown")
 	f.StringVar(&s.svg, "svg", "", "write a chart of CPU per request ÷ ReverseProxy to `FILE`")
+	f.StringVar(&s.results, "results", "", "replace the text between the lines <!-- e2e --> and <!-- e2e end --> of `FILE` by the tables, in markdown")
 	f.StringVar(&s.profiles, "profiles", "", "write a CPU profile of each Go contender and workload to the directory `DIR`; its figures are then not for quoting")
 	f.Func("with", "`name=command` adds a contender, a reverse proxy run by sh -c; $LISTEN is the address to serve, $TARGET the backend's,\n"+
 		"$SCHEME http or https, $CERT and $KEY the files for https; begin with exec. May be repeated", func(v string) error {
@@ -139,7 +142,33 @@ func run(ctx context.Context, s *settings, at cpus) error {
 		}
 		fmt.Fprintln(os.Stderr, "e2e: wrote", s.svg)
 	}
+	if s.results != "" && len(results) > 0 && failed == nil {
+		b.settings.markdown = true
+		var tables bytes.Buffer
+		report(&tables, b, results, time.Since(began))
+		if err := replaceResults(s.results, tables.Bytes()); err != nil {
+			return err
+		}
+		fmt.Fprintln(os.Stderr, "e2e: wrote", s.results)
+	}
 	return failed
+}
+
+// The lines of a file between which its tables stand.
+const resultsBegin, resultsEnd = "<!-- e2e -->\n", "<!-- e2e end -->\n"
+
+// replaceResults replaces the tables in a file.
+func replaceResults(file string, tables []byte) error {
+	old, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	before, rest, ok := bytes.Cut(old, []byte(resultsBegin))
+	_, after, ended := bytes.Cut(rest, []byte(resultsEnd))
+	if !ok || !ended {
+		return fmt.Errorf("%s has no lines %q and %q", file, resultsBegin, resultsEnd)
+	}
+	return os.WriteFile(file, slices.Concat(before, []byte(resultsBegin+"\n"), tables, []byte("\n"+resultsEnd), after), 0o644)
 }
 
 // measure runs the workloads. When it returns, every process has ended and all files are gone, so that a reader of the

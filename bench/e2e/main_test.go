@@ -185,3 +185,24 @@ func TestSummaryLeavesDisturbedRoundsOut(t *testing.T) {
 		t.Errorf("nginx: %+v", f[2])
 	}
 }
+
+func TestReplaceResults(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "r.md")
+	if err := os.WriteFile(file, []byte("a\n<!-- e2e -->\nold\n<!-- e2e end -->\nb\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := replaceResults(file, []byte("new\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, _ := os.ReadFile(file); string(got) != "a\n<!-- e2e -->\n\nnew\n\n<!-- e2e end -->\nb\n" {
+		t.Errorf("got %q", got)
+	}
+	if err := os.WriteFile(file, []byte("none"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := replaceResults(file, nil); err == nil {
+		t.Error("no error without the lines")
+	}
+}
