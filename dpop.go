@@ -12,12 +12,13 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 	"github.com/seed-96248d0c/gateway/internal/jose"
+	"github.com/seed-96248d0c/gateway/internal/onetime"
 	"github.com/seed-96248d0c/gateway/internal/rawjson"
+	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
 // DPoPOptions configures proofs of possession (RFC 9449). The client sends "Authorization: DPoP <token>"
@@ -73,7 +74,7 @@ type proofs struct {
 	leeway   time.Duration
 	nonceKey []byte // nil: no nonce is demanded
 	url      func(*http.Request) string
-	seen     *seenProofs
+	seen     *onetime.Memory
 }
 
 // newProofs returns nil when opts is nil. It panics on options that make no sense. who is the constructor,
@@ -109,7 +110,7 @@ func newProofs(who string, opts *DPoPOptions, leeway time.Duration) *proofs {
 	if window < math.MaxInt64-leeway {
 		window += leeway
 	}
-	p.seen = newSeenProofs(o.MaxSeen, window)
+	p.seen = onetime.New(o.MaxSeen, window)
 	return p
 }
 
@@ -144,7 +145,7 @@ func (p *proofs) verify(r *http.Request, token string, thumbprint [sha256.Size]b
 	if err != nil {
 		return err
 	}
-	fresh, full := p.seen.add(proofID(thumbprint, id), now)
+	fresh, full := p.seen.Add(proofID(thumbprint, id), now)
 	switch {
 	case full:
 		return undecidedBy("DPoP", errProofsFull)
@@ -310,61 +311,12 @@ func onlyValue(values []string) string {
 // 6.2.3) and without query and fragment (RFC 9449 section 4.3).
 func sameURL(htu any, want string) bool {
 	text, _ := htu.(string)
-	a, ok := normalURL(text)
+	a, ok := urlpath.NormalURL(text)
 	if !ok {
 		return false
 	}
-	b, ok := normalURL(want)
+	b, ok := urlpath.NormalURL(want)
 	return ok && a == b
-}
-
-func normalURL(raw string) (normal string, ok bool) {
-	u, err := url.Parse(raw)
-	if err != nil || u.User != nil || u.Opaque != "" || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return "", false
-	}
-	path := u.EscapedPath()
-	if path == "" {
-		path = "/"
-	}
-	return u.Scheme + "://" + withoutPort(strings.ToLower(u.Host), u.Scheme) + normalEscapes(path), true
-}
-
-// withoutPort removes the default port of the scheme from host.
-func withoutPort(host, scheme string) string {
-	switch scheme {
-	case "http":
-		return strings.TrimSuffix(host, ":80")
-	case "https":
-		return strings.TrimSuffix(host, ":443")
-	}
-	return host
-}
-
-// normalEscapes decodes escapes of unreserved characters and writes the others in capitals.
-func normalEscapes(path string) string {
-	if !strings.Contains(path, "%") {
-		return path
-	}
-	b := make([]byte, 0, len(path))
-	for i := 0; i < len(path); i++ {
-		if path[i] != '%' || i+2 >= len(path) {
-			b = append(b, path[i])
-			continue
-		}
-		escape := strings.ToUpper(path[i : i+3])
-		if s, err := url.PathUnescape(escape); err == nil && isUnreserved(s[0]) {
-			b = append(b, s[0])
-		} else {
-			b = append(b, escape...)
-		}
-		i += 2
-	}
-	return string(b)
-}
-
-func isUnreserved(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~", c) >= 0
 }
 
 // proofID identifies a proof: jti is unique among the proofs of one key (RFC 9449 section 4.2).
@@ -375,67 +327,3 @@ func proofID(thumbprint [sha256.Size]byte, jti string) (id [16]byte) {
 }
 
 var errProofsFull = errors.New("as many proofs as MaxSeen are remembered")
-
-// seenProofs remembers proofs for the time window in which they would be accepted. It is divided into shards
-// by the proof, so that requests do not wait for one lock.
-type seenProofs struct {
-	window time.Duration
-	shards []seenShard
-}
-
-type seenShard struct {
-	mu    sync.Mutex
-	max   int
-	known map[[16]byte]struct{}
-	queue []seenProof // in the order of their time, from first on
-	first int
-}
-
-type seenProof struct {
-	id [16]byte
-	at int64 // nanoseconds since 1970, by the clock that iat is compared with
-}
-
-func newSeenProofs(most int, window time.Duration) *seenProofs {
-	n := 1
-	if most >= 64*64 {
-		n = 64
-	}
-	s := &seenProofs{window: window, shards: make([]seenShard, n)}
-	for i := range s.shards {
-		s.shards[i].max = most / n
-		s.shards[i].known = make(map[[16]byte]struct{})
-	}
-	return s
-}
-
-// add remembers a proof. fresh is false for one that is remembered already. full means that there is no room
-// for it.
-func (s *seenProofs) add(id [16]byte, now time.Time) (fresh, full bool) {
-	at := now.UnixNano()
-	shard := &s.shards[int(id[15])%len(s.shards)]
-	shard.mu.Lock()
-	defer shard.mu.Unlock()
-	shard.forget(at - int64(s.window))
-	if _, ok := shard.known[id]; ok {
-		return false, false
-	}
-	if len(shard.known) >= shard.max {
-		return false, true
-	}
-	shard.known[id] = struct{}{}
-	shard.queue = append(shard.queue, seenProof{id, at})
-	return true, false
-}
-
-// forget drops the proofs from before the time. The caller holds the lock.
-func (s *seenShard) forget(before int64) {
-	for s.first < len(s.queue) && s.queue[s.first].at < before {
-		delete(s.known, s.queue[s.first].id)
-		s.first++
-	}
-	if s.first > len(s.queue)/2 {
-		s.queue = append(s.queue[:0], s.queue[s.first:]...)
-		s.first = 0
-	}
-}

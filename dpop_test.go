@@ -205,7 +205,7 @@ func hostileProofs() map[string]*http.Request {
 		"alg none with a signature":       proven(token, headed(object{"typ": "dpop+jwt", "alg": "none", "jwk": public})+good[strings.LastIndex(good, ".")+1:]),
 		"HS256 with the public key":       proven(token, sign("HS256", must(json.Marshal(public)), object{"typ": "dpop+jwt", "jwk": public}, c)),
 		"HS256 with an oct key":           proven(token, sign("HS256", testSecret, object{"typ": "dpop+jwt", "jwk": jwk("", testSecret, nil)}, c)),
-		"jwk with d":                      head(withJWK(object{"d": segment(proofKey().D.Bytes())})),
+		"jwk with d":                      head(withJWK(object{"d": segment(must(proofKey().Bytes()))})),
 		"jwk with an empty d":             head(withJWK(object{"d": ""})),
 		"jwk with k":                      head(withJWK(object{"k": "AAAA"})),
 		"jwk missing":                     head(object{"jwk": nil}),

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-96248d0c/gateway/internal/onetime"
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
@@ -70,9 +71,9 @@ func TestMemoryIsAsDocumented(t *testing.T) {
 			return c
 		}, 700},
 		{"a DPoP proof", 100_000, func() any {
-			s := newSeenProofs(100_000, time.Hour)
+			s := onetime.New(100_000, time.Hour)
 			for i := range 99_000 {
-				s.add(proofID([32]byte{1}, fmt.Sprint(i)), time.Now())
+				s.Add(proofID([32]byte{1}, fmt.Sprint(i)), time.Now())
 			}
 			return s
 		}, 70},

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
+	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
 // originRules decide whose pages may make requests with credentials that a browser adds by itself. See
@@ -90,8 +91,8 @@ func (rules *originRules) allow(r *http.Request) bool {
 		// The scheme is not compared, as in http.CrossOriginProtection: a proxy before the gateway may have
 		// ended TLS.
 		_, host := clientOrigin(r)
-		own := withoutPort(strings.ToLower(r.Host), u.Scheme)
-		return u.Host == own || u.Host == withoutPort(strings.ToLower(host), u.Scheme)
+		own := urlpath.WithoutPort(strings.ToLower(r.Host), u.Scheme)
+		return u.Host == own || u.Host == urlpath.WithoutPort(strings.ToLower(host), u.Scheme)
 	}
 	return false
 }
@@ -104,7 +105,7 @@ func normalOrigin(s string) (origin string, u *url.URL, ok bool) {
 		u.Fragment != "" || strings.HasSuffix(s, "#") {
 		return "", nil, false
 	}
-	u.Host = withoutPort(strings.ToLower(u.Host), u.Scheme)
+	u.Host = urlpath.WithoutPort(strings.ToLower(u.Host), u.Scheme)
 	return u.Scheme + "://" + u.Host, u, true
 }
 
