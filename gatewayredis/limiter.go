@@ -45,8 +45,9 @@ type Options struct {
 	// Leases for up to 65,536 keys are kept, at about 250 bytes each; other keys are not leased.
 	Lease int
 
-	// Fallback decides while Redis cannot. Return and Owe are passed on to it if it is a gateway.Returner or a
-	// gateway.Debtor. Nil means a limiter in memory with this gateway's share of the limit.
+	// Fallback decides while Redis cannot, and when 8,192 calls are waiting for Redis. Return and Owe are passed on to it
+	// if it is a gateway.Returner or a gateway.Debtor. Nil means a limiter in memory with this gateway's share of the
+	// limit, for 1<<20 keys as in gateway.LimiterOptions.
 	Fallback gateway.Limiter
 
 	// Meter provides two counters, with the attribute gateway.limiter: gateway.redis.fallbacks counts the decisions of
@@ -84,7 +85,8 @@ var (
 	_ gateway.Debtor   = (*Limiter)(nil)
 )
 
-// NewTokenBucket returns a limiter that allows bursts, as gateway.NewTokenBucket does.
+// NewTokenBucket returns a limiter that allows bursts, as gateway.NewTokenBucket does. It panics when client is nil,
+// perSecond is not a positive number, burst is not between 1 and 1<<52, or an option is negative.
 func NewTokenBucket(client redis.UniversalClient, perSecond float64, burst int, opts *Options) *Limiter {
 	if burst < 1 {
 		panic("gatewayredis: NewTokenBucket: burst must be at least 1")
@@ -95,6 +97,9 @@ func NewTokenBucket(client redis.UniversalClient, perSecond float64, burst int, 
 
 // NewLeakyBucket returns a limiter that spaces units evenly, as gateway.NewLeakyBucket does. Above
 // 500,000 a second, where half a slot is shorter than a microsecond, Return may take a slot back for the one after it.
+//
+// It panics when client is nil, perSecond is not a positive number, queue is not between 0 and 1<<52 - 1, or an option is
+// negative.
 func NewLeakyBucket(client redis.UniversalClient, perSecond float64, queue int, opts *Options) *Limiter {
 	if queue < 0 {
 		panic("gatewayredis: NewLeakyBucket: queue must not be negative")
@@ -104,13 +109,16 @@ func NewLeakyBucket(client redis.UniversalClient, perSecond float64, queue int, 
 }
 
 // NewFixedWindow returns a limiter that lets limit units pass in each window, as gateway.NewFixedWindow does.
+// It panics when client is nil, limit is not between 1 and 1<<52, window is not a positive number of whole microseconds of
+// at most 100 years, or an option is negative.
 func NewFixedWindow(client redis.UniversalClient, limit int, window time.Duration, opts *Options) *Limiter {
 	w := newWindow("NewFixedWindow", limit, window, false)
 	return newLimiter("NewFixedWindow", client, w, opts, "fixed:"+strconv.Itoa(limit)+":"+window.String())
 }
 
 // NewSlidingWindow returns a limiter that lets about limit units pass in the last window, as gateway.NewSlidingWindow
-// does.
+// does. It panics as NewFixedWindow does. Where limit times window in microseconds is above 1<<53, a decision may be wrong by
+// a part in 1<<53.
 func NewSlidingWindow(client redis.UniversalClient, limit int, window time.Duration, opts *Options) *Limiter {
 	w := newWindow("NewSlidingWindow", limit, window, true)
 	return newLimiter("NewSlidingWindow", client, w, opts, "sliding:"+strconv.Itoa(limit)+":"+window.String())

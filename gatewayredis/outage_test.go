@@ -165,6 +165,42 @@ func wantReports(t *testing.T, tel *gatewaytest.Telemetry, log *lines) {
 	}
 }
 
+// latency is a hook that delays what a client sends.
+type latency struct{ ns *atomic.Int64 }
+
+func (latency) DialHook(next redis.DialHook) redis.DialHook          { return next }
+func (latency) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+func (l latency) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		<-time.After(time.Duration(l.ns.Load()))
+		return next(ctx, cmds)
+	}
+}
+
+// TestSlowRedis: one that answers, but always late, is away, and does not come back between.
+func TestSlowRedis(t *testing.T) {
+	t.Parallel()
+	var ns atomic.Int64
+	client := redistest.Start(t).Client()
+	client.AddHook(latency{&ns})
+	log := new(lines)
+	l := NewTokenBucket(client, 1, 1000, &Options{Timeout: testTimeout, Logger: slog.New(slog.NewTextHandler(log, nil))})
+	until(t, "a decision by Redis", 5*time.Second, func() bool { return splitsToRedis(mustTake(t, l)) })
+	before := len(log.all())
+	ns.Store(int64(4 * testTimeout))
+	for range 100 {
+		<-time.After(5 * time.Millisecond)
+		if splitsToRedis(mustTake(t, l)) {
+			t.Fatal("a slow Redis decides")
+		}
+	}
+	if got := log.all(); len(got) > before+1 {
+		t.Errorf("the log has %q", got)
+	}
+	ns.Store(0)
+	until(t, "a decision by Redis", time.Second+slack, func() bool { return splitsToRedis(mustTake(t, l)) })
+}
+
 // answers is a hook that replaces what scripts answer.
 type answers struct{ with any }
 

@@ -47,21 +47,32 @@ func (l *link) probe(o *outage) {
 	}
 }
 
-// answers reports whether Redis runs a script that writes, in time.
+// answers reports whether Redis runs scripts that write, in time. It asks twice: the first time, the client may have to
+// connect, which takes several round trips.
 func (l *link) answers(o *outage) bool {
-	start := time.Now()
-	ctx, cancel := context.WithTimeout(context.Background(), max(l.timeout, probeEvery))
+	ctx, cancel := context.WithTimeout(context.Background(), 2*max(l.timeout, probeEvery))
 	defer cancel()
 	client := l.client
-	if c, ok := client.(*redis.Client); ok {
+	switch c := client.(type) {
+	case *redis.Client:
 		if !dials(ctx, c) {
 			return false
 		}
-		client = c.WithTimeout(l.timeout)
+		client = c.WithTimeout(l.timeout) // which never hangs; it lacks the hooks of c
+	case *redis.ClusterClient:
+		// There may be another master by now. The client asks for it by itself only after failures that take longer.
+		c.ReloadState(ctx)
 	}
-	// The keys have the hash tag of the key that failed, so that in a Cluster the same node answers. The limiter's own
-	// script runs as well, with a debt of nothing.
-	failed := o.failed
+	if !runsScripts(ctx, client, o.failed) {
+		return false
+	}
+	start := time.Now()
+	return runsScripts(ctx, l.client, o.failed) && time.Since(start) <= l.timeout
+}
+
+// runsScripts runs a script that writes and that of a call that failed, with a debt of nothing. The keys have the hash tag
+// of the call's, so that in a Cluster the same node answers.
+func runsScripts(ctx context.Context, client redis.UniversalClient, failed *call) bool {
 	calls := []*call{
 		newCall(probeScript, failed.key()+":probe"),
 		newCall(failed.script, failed.key(), "owe", "0", failed.args[6], failed.args[7]),
@@ -72,14 +83,10 @@ func (l *link) answers(o *outage) bool {
 			_, err = calls[i].script.parse(answer)
 		}
 		if err != nil {
-			// A Cluster may have another master by now, which its client asks for only after a failure that takes longer.
-			if c, ok := client.(*redis.ClusterClient); ok {
-				c.ReloadState(context.Background())
-			}
 			return false
 		}
 	}
-	return time.Since(start) <= 2*l.timeout
+	return true
 }
 
 // dials reports whether the server can be reached at all. It keeps failures to connect from the client's pool: after
