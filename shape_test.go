@@ -223,6 +223,39 @@ func TestReshapeRequest(t *testing.T) {
 	}
 }
 
+// TestReshapeRevalidates: the weak validator that a client got is one that the handler inside knows.
+func TestReshapeRevalidates(t *testing.T) {
+	h := gateway.Reshape(titles)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"v1"`)
+		http.ServeContent(w, r, "a.json", time.Time{}, strings.NewReader(catalog))
+	}))
+	first := ask(h, "GET", "/")
+	if body := bodyOf(t, first); first.StatusCode != 200 || body != shaped {
+		t.Fatalf("got %d %s", first.StatusCode, body)
+	}
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header.Set("If-None-Match", first.Header.Get("ETag"))
+	if w := recorded(h, r); w.Code != 304 || w.Header().Get("ETag") != `W/"v1"` || w.Body.Len() != 0 {
+		t.Errorf("got %d %v", w.Code, w.Header())
+	}
+}
+
+// TestReshapeUnreadBody: a refusal does not wait for the rest of the client's body.
+func TestReshapeUnreadBody(t *testing.T) {
+	f := newFront(t, nil, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, "<html>")
+	}, gateway.Reshape(titles))
+	conn := raw(t, f.Server, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nbegin")
+	answer, _ := io.ReadAll(conn) // the connection has a deadline
+	if text := string(answer); text != "" && !strings.HasPrefix(text, "HTTP/1.1 502 ") {
+		t.Errorf("got %.100q", text)
+	}
+	if line := f.journal.next(t); line["outcome"] != "aborted" {
+		t.Errorf("log: %v", line)
+	}
+}
+
 // TestReshapeProxy: over connections, with trailers, and with a target that dies.
 func TestReshapeProxy(t *testing.T) {
 	large := `{"items":[` + strings.Repeat(`{"title":"A","plot":"long"},`, 20_000) + `{"title":"B"}],"debug":1}`
