@@ -138,8 +138,7 @@ func Auth(a Authenticator, opts *AuthOptions) Middleware {
 				refuseUndecided(rw, r, p.challenges.refusal(err))
 				return
 			}
-			ex.authenticated(p, id)
-			next.ServeHTTP(rw, owned.authenticated(ex, r, id))
+			next.ServeHTTP(rw, owned.authenticated(ex, r, ex.authenticated(p, id)))
 		})
 	}
 }
@@ -177,18 +176,22 @@ type authorized struct {
 	until      time.Time   // when an upgraded connection ends; zero for never
 }
 
-// authenticated records p's decision. Where Auths are nested, the first to expire ends an upgraded
-// connection.
-func (ex *exchange) authenticated(p *authPolicy, id *Identity) {
+// authenticated records p's decision, and returns the Identity that counts inside: id or, when it is nil, the one
+// that an outer Auth stored. Where Auths are nested, the first to expire ends an upgraded connection.
+func (ex *exchange) authenticated(p *authPolicy, id *Identity) *Identity {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
 	ex.challenges = p.challenges
-	if id == nil || id.Expiry.IsZero() || p.grace < 0 {
-		return
+	if id == nil {
+		return ex.identity
 	}
-	if until := id.Expiry.Add(p.grace); ex.until.IsZero() || until.Before(ex.until) {
-		ex.until = until
+	ex.identity = id
+	if !id.Expiry.IsZero() && p.grace >= 0 {
+		if until := id.Expiry.Add(p.grace); ex.until.IsZero() || until.Before(ex.until) {
+			ex.until = until
+		}
 	}
+	return id
 }
 
 // identify calls a and checks that its result is one that the interface allows.
@@ -205,19 +208,10 @@ func identify(a Authenticator, r *http.Request) (*Identity, error) {
 	return id, nil
 }
 
-// authenticated stores id in the record, and returns the request for the handlers inside Auth: with the
-// subject in X-User-ID, and without the client's fields and trailers that could be taken for it. When id is
-// nil, the Identity that an outer Auth stored stays. r itself is not changed, since the Authenticator and the
-// handlers outside may hold it.
+// authenticated returns the request for the handlers inside Auth: with the subject of id, which may be nil, in
+// X-User-ID, and without the client's fields and trailers that could be taken for it. r itself is not changed,
+// since the Authenticator and the handlers outside may hold it.
 func (f *ownedFields) authenticated(ex *exchange, r *http.Request, id *Identity) *http.Request {
-	ex.mu.Lock()
-	if id != nil {
-		ex.identity = id
-	} else {
-		id = ex.identity
-	}
-	ex.mu.Unlock()
-
 	forged := false
 	for name := range r.Header {
 		if httpfield.SameName(name, userField) {

@@ -257,7 +257,7 @@ func hostileProofs() map[string]*http.Request {
 		"expired, with a good proof":      proven(boundToken(object{"exp": 1}), good),
 		"a bad token, with a good proof":  proven(token[:len(token)-4]+"AAAA", good),
 		"a bound token as a bearer":       withBearer(token),
-		"a bound bearer, with a proof":    withBearer(token),
+		"a bound bearer, with a proof":    proven(token, proofFor(token, nil, nil)),
 		"Bearer and DPoP in two fields":   proven(token, good),
 		"the scheme without a token":      proven("", good),
 		"the scheme with two tokens":      proven(token+" "+token, good),
@@ -265,7 +265,7 @@ func hostileProofs() map[string]*http.Request {
 		"proof under the scheme's name":   proven(good, good),
 		"another request with this proof": proven(token, good),
 	}
-	m["a bound bearer, with a proof"].Header.Set("DPoP", proofFor(token, nil, nil))
+	m["a bound bearer, with a proof"].Header.Set("Authorization", "Bearer "+token)
 	m["Bearer and DPoP in two fields"].Header.Add("Authorization", "Bearer "+edToken(nil))
 	m["the scheme with a tab"].Header.Set("Authorization", "DPoP\t"+token)
 	m["another request with this proof"].Method = "DELETE"
@@ -317,6 +317,19 @@ func TestDPoPNotConfigured(t *testing.T) {
 		if _, err := edJWT(nil).Authenticate(tt.r); !errors.Is(err, tt.want) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	header := http.Header{"X-Token": {token}, "Dpop": {proofFor(token, nil, nil)}}
+	placed := edJWT(func(o *gateway.JWTOptions) { o.Token = gateway.HeaderToken("X-Token") })
+	r := proven(token)
+	r.Header = header
+	if _, err := placed.Authenticate(r); !errors.Is(err, gateway.ErrUnauthenticated) {
+		t.Errorf("in a field of its own: %v", err)
+	}
+	both := edJWT(func(o *gateway.JWTOptions) {
+		o.Token, o.DPoP = gateway.HeaderToken("X-Token"), &gateway.DPoPOptions{}
+	})
+	if _, err := both.Authenticate(r); err != nil {
+		t.Errorf("in a field of its own, with DPoP: %v", err)
 	}
 	for _, j := range []*gateway.JWT{edJWT(nil), dpopJWT(gateway.DPoPOptions{})} {
 		if _, err := j.Verify(t.Context(), token); !errors.Is(err, gateway.ErrUnauthenticated) {

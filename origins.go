@@ -42,8 +42,8 @@ var errForeignPage = errors.New("a page of another origin has sent it")
 // concern reports whether r may be one to refuse: a browser has sent it, with a cookie or where every
 // request counts.
 func (rules *originRules) concern(r *http.Request) bool {
-	return !rules.any && (len(r.Header["Origin"]) > 0 || len(r.Header["Sec-Fetch-Site"]) > 0) &&
-		(rules.all || len(r.Header["Cookie"]) > 0)
+	return (rules.all || len(r.Header["Cookie"]) > 0) && !rules.any &&
+		(len(r.Header["Origin"]) > 0 || len(r.Header["Sec-Fetch-Site"]) > 0)
 }
 
 // check returns a 403 for a request that a page of another origin has sent. authenticated is false for one
