@@ -63,8 +63,8 @@ func (s Shape) compile() (*rawjson.Projection, error) {
 //
 // An answer that is not one whole JSON text in UTF-8 is never passed on as if it were: a body that is
 // malformed, is cut off, or is shorter than its Content-Length. If nothing has been sent yet, the client gets
-// 502. Otherwise the connection is aborted with http.ErrAbortHandler. The outcome is OutcomeAborted. Text
-// that follows the JSON and that the Content-Type hides, such as a second JSON text, is malformed as well.
+// 502. Otherwise the connection is aborted with http.ErrAbortHandler. The outcome is OutcomeAborted. A body
+// of several JSON texts is malformed, too.
 //
 // The request inside has no Range and no If-Range, since ranges would be those of the unchanged body, and its
 // Accept-Encoding becomes identity. An answer that has a Content-Encoding or the status 206 all the same
