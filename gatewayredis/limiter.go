@@ -152,7 +152,7 @@ func newLimiter(caller string, client redis.UniversalClient, a algorithm, opts *
 		l.leases = newLeases(l, o.Lease)
 	}
 	l.report = newReporter(name, &o)
-	l.link = &link{client: client, timeout: o.Timeout, begins: l.begins}
+	l.link = &link{client: client, timeout: o.Timeout, begins: l.begins, late: l.undo}
 	l.link.changed = func(o *outage, back bool) {
 		l.report.change(o, l.roster.known(), back)
 		if back {
@@ -206,6 +206,9 @@ func (l *Limiter) Take(ctx context.Context, key string, n int) (gateway.Decision
 
 // ask asks Redis for n units.
 func (l *Limiter) ask(ctx context.Context, key string, n int64) (gateway.Decision, error) {
+	if l.link.refuses() {
+		return l.withoutRedis(ctx, key, n)
+	}
 	answer, err := l.do(ctx, l.takeCall(l.key(key), n, n, 0, 0))
 	if err != nil {
 		return l.withoutRedis(ctx, key, n)
@@ -223,7 +226,7 @@ func (l *Limiter) takeCall(key string, n, most, back, start int64) *call {
 	if most > n || back > 0 {
 		c.args = append(c.args, formatUnits(most), formatUnits(back), strconv.FormatInt(start, 10))
 	}
-	c.late = l.undo
+	c.undo = true
 	return c
 }
 

@@ -35,7 +35,8 @@ var (
 type link struct {
 	client  redis.UniversalClient
 	timeout time.Duration
-	begins  func()                     // is called before an outage begins, with mu held
+	begins  func() // is called before an outage begins, with mu held
+	late    func(c *call, answer any)
 	changed func(o *outage, back bool) // is called after the begin and the end of each outage, in order
 
 	away atomic.Pointer[outage] // nil: Redis answers
@@ -63,7 +64,7 @@ type call struct {
 	script *script
 	args   []any // of EVALSHA
 	at     time.Time
-	late   func(c *call, answer any) // is called with an answer for which the caller no longer waits; nil: nothing
+	undo   bool // the link's late is called with an answer for which the caller no longer waits
 
 	state  atomic.Int32
 	done   chan struct{} // is closed when state is callDone
@@ -258,8 +259,8 @@ func (w *worker) finish(c *call, cmd *redis.Cmd) {
 		c.finish(nil, errAway)
 		return
 	}
-	if !c.finish(answer, nil) && c.late != nil {
-		c.late(c, answer)
+	if !c.finish(answer, nil) && c.undo {
+		w.link.late(c, answer)
 	}
 }
 
