@@ -256,7 +256,7 @@ func TestConsoleExplains(t *testing.T) {
 				t.Errorf("%q, want %q", got, prefix)
 			}
 			for _, c := range want.Candidates {
-				outcome := c.Reason
+				outcome := "✗ " + c.Reason
 				if c.Matched {
 					outcome = "✓ taken"
 				}
@@ -329,8 +329,8 @@ func TestConsoleLayout(t *testing.T) {
 		width, height int
 		dark          bool
 	}{
-		{"console.png", 1200, 1330, false},
-		{"console-dark.png", 1200, 1330, true},
+		{"console.png", 1200, 1500, false},
+		{"console-dark.png", 1200, 1500, true},
 		{"console-phone.png", 360, 2600, false},
 	}
 	var tabs []*tab
@@ -342,7 +342,7 @@ func TestConsoleLayout(t *testing.T) {
 	stop := s.traffic()
 	watch := time.Second
 	if *screenshots != "" {
-		watch = 40 * time.Second
+		watch = 24 * time.Second
 	}
 	wait := func(d time.Duration) {
 		select {

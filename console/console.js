@@ -43,7 +43,7 @@ function percent(share) {
 function duration(ms) {
   if (ms === 0) return "–";
   if (ms < 1) return Math.max(1, Math.round(ms * 1000)) + " µs";
-  if (ms < 10) return ms.toFixed(1) + " ms";
+  if (ms < 9.95) return ms.toFixed(1) + " ms";
   return ms < 10000 ? Math.round(ms) + " ms" : (ms / 1000).toFixed(1) + " s";
 }
 
@@ -366,7 +366,7 @@ function explained(x) {
 function candidates(list, caption) {
   const row = (c) => el("tr", c.matched ? {class: "taken"} : {},
     el("th", {scope: "row", class: "name"}, c.name, ...(c.pattern !== c.name ? [el("span", {class: "sub mono narrow"}, c.pattern)] : [])),
-    el("td", {class: "mono"}, c.pattern), el("td", {}, c.matched ? "✓ taken" : c.reason));
+    el("td", {class: "mono"}, c.pattern), el("td", {}, c.matched ? "✓ taken" : "✗ " + c.reason));
   return el("table", {}, el("caption", {class: "hidden"}, caption),
     el("thead", {}, el("tr", {}, el("th", {scope: "col"}, "Route"), el("th", {scope: "col"}, "Pattern"), el("th", {scope: "col"}, "Outcome"))),
     el("tbody", {}, ...list.map(row)));
