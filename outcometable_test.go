@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/seed-96248d0c/gateway"
 	"github.com/seed-96248d0c/gateway/gatewaytest"
@@ -442,15 +443,26 @@ func TestOutcomeTable(t *testing.T) {
 			attempts, _ := strconv.Atoi(tt.attempts)
 			checkSeries("http.client.request.duration", tt.attempt, attempts)
 
-			spans := tel.Spans()
-			if len(spans) != 1 {
-				t.Fatalf("%d spans", len(spans))
+			var served []gatewaytest.Span
+			asked := 0
+			for _, s := range tel.Spans() {
+				if s.Kind == trace.SpanKindServer {
+					served = append(served, s)
+					continue
+				}
+				asked++
+				if o, _ := s.Attributes.Value("gateway.outcome"); o.AsString() != tt.attempt && tt.attempt != "ok" {
+					t.Errorf("an attempt's span has %v, want %s", s.Attributes.ToSlice(), tt.attempt)
+				}
 			}
-			if got := spans[0].Status == codes.Error; got != (errorType != "") {
-				t.Errorf("the span's status is %v", spans[0].Status)
+			if len(served) != 1 || asked != attempts {
+				t.Fatalf("%d spans of the server, %d of attempts", len(served), asked)
 			}
-			if o, _ := spans[0].Attributes.Value("gateway.outcome"); o.AsString() != outcome {
-				t.Errorf("the span has %v", spans[0].Attributes.ToSlice())
+			if got := served[0].Status == codes.Error; got != (errorType != "") {
+				t.Errorf("the span's status is %v", served[0].Status)
+			}
+			if o, _ := served[0].Attributes.Value("gateway.outcome"); o.AsString() != outcome {
+				t.Errorf("the span has %v", served[0].Attributes.ToSlice())
 			}
 		})
 	}
