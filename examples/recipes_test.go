@@ -26,8 +26,8 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// The recipes of docs/recipes.md. The comment of each function is the title of its section, and its body is the
-// section's code.
+// The recipes of docs/recipes.md. The comment of each function is the title of its section, and its body is
+// the section's code.
 
 // CORS
 func recipeCORS(rt *gateway.Router, tokens gateway.Authenticator, items http.Handler) {

@@ -42,7 +42,8 @@ func (a *authority) pool() *x509.CertPool {
 	return p
 }
 
-// workload is a name as SPIFFE has it, by which servers know callers; hostname is what callers know servers by.
+// workload is a name as SPIFFE has it, by which servers know callers; hostname is what callers know servers
+// by.
 func workload(name string) *url.URL {
 	return &url.URL{Scheme: "spiffe", Host: "shop.example", Path: "/" + name}
 }
@@ -55,8 +56,8 @@ func template(name string) *x509.Certificate {
 	}
 }
 
-// issue writes a certificate and its key, one for both sides of a connection, to files in dir. Each file is replaced by
-// a rename, so that nobody sees half of it.
+// issue writes a certificate and its key, one for both sides of a connection, to files in dir. Each file is
+// replaced by a rename, so that nobody sees half of it.
 func (a *authority) issue(dir, name string) (gateway.CertPair, error) {
 	files := gateway.CertPair{Cert: filepath.Join(dir, name+".crt"), Key: filepath.Join(dir, name+".key")}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// check starts everything, sends requests through all of it and prints what it asked and saw. The first difference
-// from what it expected is its error.
+// check starts everything, sends requests through all of it and prints what it asked and saw. The first
+// difference from what it expected is its error.
 func check(ctx context.Context, out io.Writer) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -113,7 +113,8 @@ func (c *checker) knock(name string) string {
 		return "handshake: " + err.Error()
 	}
 	defer conn.Close()
-	// A server tells only after a TLS 1.3 handshake what it thinks of the certificate. In HTTP/2 it speaks first, too.
+	// A server tells only after a TLS 1.3 handshake what it thinks of the certificate. In HTTP/2 it speaks
+	// first, too.
 	if _, err := conn.Read(make([]byte, 1)); err != nil {
 		return "handshake: " + err.Error()
 	}
@@ -150,7 +151,8 @@ func (c *checker) trace() string {
 	return "one in 4 hops, and in the answer"
 }
 
-// rotate replaces the certificate of orders, and waits until new connections in both directions have the new one.
+// rotate replaces the certificate of orders, and waits until new connections in both directions have the new
+// one.
 func (c *checker) rotate() string {
 	files, err := c.authority.issue(c.dir, "orders")
 	if err != nil {

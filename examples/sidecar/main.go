@@ -1,6 +1,7 @@
-// Sidecar is the mesh half of the pattern. Two services speak plain HTTP on loopback, each with this library as its
-// sidecar: what comes in from another host, and what goes out to one, passes it. Sidecars speak mTLS with certificates
-// that are replaced while they run, retry, and tell who calls. A gateway lets in those outside.
+// Sidecar is the mesh half of the pattern. Two services speak plain HTTP on loopback, each with this library
+// as its sidecar: what comes in from another host, and what goes out to one, passes it. Sidecars speak mTLS
+// with certificates that are replaced while they run, retry, and tell who calls. A gateway lets in those
+// outside.
 //
 //	client → gateway ⇒ orders' sidecar → orders → orders' sidecar ⇒ stock's sidecar → stock      (⇒ is mTLS)
 //

@@ -7,8 +7,9 @@ import (
 	"sync/atomic"
 )
 
-// The two services know nothing of certificates, retries or this library. As in any mesh, a service that asks another
-// passes on the fields of the trace and the user, as OpenTelemetry's instrumentation does for the trace.
+// The two services know nothing of certificates, retries or this library. As in any mesh, a service that asks
+// another passes on the fields of the trace and the user, as OpenTelemetry's instrumentation does for the
+// trace.
 
 // newOrders asks for the stock at a URL on this host.
 func newOrders(stock string) http.Handler {

@@ -11,8 +11,8 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// mesh is what a workload needs to speak mTLS with the others: a certificate of its own, whose files are replaced
-// while it runs, and the authority that all trust.
+// mesh is what a workload needs to speak mTLS with the others: a certificate of its own, whose files are
+// replaced while it runs, and the authority that all trust.
 type mesh struct {
 	own   func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	roots *x509.CertPool
@@ -50,8 +50,8 @@ func (m mesh) upstream(name, target string) *gateway.Upstream {
 	})
 }
 
-// byCert takes a workload's name from its certificate, and from it the user for whom it asks: callers are workloads of
-// ours, which have authenticated the user or have been told by one that has.
+// byCert takes a workload's name from its certificate, and from it the user for whom it asks: callers are
+// workloads of ours, which have authenticated the user or have been told by one that has.
 func byCert() gateway.Authenticator {
 	workload := gateway.ClientCert(func(cs *tls.ConnectionState) (*gateway.Identity, error) {
 		uris := cs.VerifiedChains[0][0].URIs
@@ -69,8 +69,8 @@ func byCert() gateway.Authenticator {
 	})
 }
 
-// inbound stands before a service on this host: of the workloads, callers may ask. The service is told who does, in
-// X-Caller, and for whom, in X-User-ID.
+// inbound stands before a service on this host: of the workloads, callers may ask. The service is told who
+// does, in X-Caller, and for whom, in X-User-ID.
 func inbound(service string, logger *slog.Logger, callers ...string) http.Handler {
 	to := gateway.NewUpstream("service", gateway.MustTargets(service), nil)
 	var rt gateway.Router

@@ -14,8 +14,8 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// selfSigned writes a certificate for host, and its key, to files in dir. Each file is replaced by a rename, so that
-// nobody sees half of it.
+// selfSigned writes a certificate for host, and its key, to files in dir. Each file is replaced by a rename,
+// so that nobody sees half of it.
 func selfSigned(dir, host string) (gateway.CertPair, error) {
 	files := gateway.CertPair{Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -1,6 +1,6 @@
-// Tls terminates TLS before a backend: certificates from files, which certbot or cert-manager replaces while the
-// gateway runs, a redirect from HTTP to HTTPS, and HSTS (RFC 6797). For certificates that the gateway gets itself, see
-// examples/with/autocert.
+// Tls terminates TLS before a backend: certificates from files, which certbot or cert-manager replaces while
+// the gateway runs, a redirect from HTTP to HTTPS, and HSTS (RFC 6797). For certificates that the gateway
+// gets itself, see examples/with/autocert.
 //
 //	go run ./examples/tls -backend http://127.0.0.1:9000 -cert tls.crt -key tls.key
 //
@@ -42,8 +42,9 @@ func hsts(next http.Handler) http.Handler {
 	})
 }
 
-// redirectTo is what is served over HTTP. It sends browsers to the host over HTTPS, whatever host they asked for. What
-// is no GET or HEAD is refused: its body and credentials came in the clear, and its sender should notice.
+// redirectTo is what is served over HTTP. It sends browsers to the host over HTTPS, whatever host they asked
+// for. What is no GET or HEAD is refused: its body and credentials came in the clear, and its sender should
+// notice.
 func redirectTo(host string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {

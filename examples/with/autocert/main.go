@@ -1,5 +1,6 @@
-// Autocert gets a gateway's certificates from an ACME authority such as Let's Encrypt, by golang.org/x/crypto. Where
-// another program gets them and leaves them in files, see gateway.CertFiles and examples/tls.
+// Autocert gets a gateway's certificates from an ACME authority such as Let's Encrypt, by
+// golang.org/x/crypto. Where another program gets them and leaves them in files, see gateway.CertFiles and
+// examples/tls.
 package main
 
 import (
@@ -16,8 +17,8 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// newManager gets certificates for hosts from the authority whose directory is given, "" for Let's Encrypt, and keeps
-// them in a folder. Several gateways share one, or have a Cache of their own on a database.
+// newManager gets certificates for hosts from the authority whose directory is given, "" for Let's Encrypt,
+// and keeps them in a folder. Several gateways share one, or have a Cache of their own on a database.
 func newManager(folder, directory string, client *http.Client, hosts ...string) *autocert.Manager {
 	return &autocert.Manager{
 		Prompt:     autocert.AcceptTOS,

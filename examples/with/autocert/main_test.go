@@ -68,8 +68,8 @@ func authority(t *testing.T, http1, https int) (directory string, client *http.C
 	return srv.URL + wfe.DirectoryPath, srv.Client(), roots
 }
 
-// TestAutocert has the first handshake get a certificate, which proves that the gateway has the name, and the next use
-// it. After a restart it comes from the folder.
+// TestAutocert has the first handshake get a certificate, which proves that the gateway has the name, and the
+// next use it. After a restart it comes from the folder.
 func TestAutocert(t *testing.T) {
 	https, http1 := listen(t), listen(t)
 	directory, client, roots := authority(t, port(http1), port(https))

@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// cache is a small shared cache (RFC 9111). It stores 200 answers to GET that say how long they are fresh, and asks
-// again with their ETag when they are not. It guesses no freshness, stores nothing partial, and serves nothing stale.
+// cache is a small shared cache (RFC 9111). It stores 200 answers to GET that say how long they are fresh,
+// and asks again with their ETag when they are not. It guesses no freshness, stores nothing partial, and
+// serves nothing stale.
 type cache struct {
 	next     http.RoundTripper
 	max      int   // answers held
@@ -175,7 +176,8 @@ func (b *recorder) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// freshness returns how long an answer is fresh in a shared cache, 0 if it must not be stored (sections 3 and 4.2.1).
+// freshness returns how long an answer is fresh in a shared cache, 0 if it must not be stored (sections 3 and
+// 4.2.1).
 func freshness(request, answer http.Header) time.Duration {
 	d := directives(answer)
 	age, shared := d["s-maxage"]

@@ -1,5 +1,5 @@
-// Cache puts a shared cache of answers (RFC 9111) in front of an Upstream: a RoundTripper around a RoundTripper, which
-// Proxy and Aggregate take alike. The cache itself is in cache.go.
+// Cache puts a shared cache of answers (RFC 9111) in front of an Upstream: a RoundTripper around a
+// RoundTripper, which Proxy and Aggregate take alike. The cache itself is in cache.go.
 package main
 
 import (
@@ -15,8 +15,8 @@ func newHandler(backend http.RoundTripper) http.Handler {
 	var rt gateway.Router
 	rt.Use(gateway.Observe(nil))
 	// The cache stands behind Auth, so that a hit is for those alone who may ask. An answer to a request with
-	// Authorization is stored only if it says that it is for all. Where Identity makes answers differ, and the backend
-	// does not send "Vary: X-User-ID" or "private", do not cache.
+	// Authorization is stored only if it says that it is for all. Where Identity makes answers differ, and
+	// the backend does not send "Vary: X-User-ID" or "private", do not cache.
 	rt.Handle("/catalog/", gateway.Proxy(cached, nil))
 	rt.Handle("/", gateway.Proxy(backend, nil))
 	return &rt

@@ -1,5 +1,5 @@
-// Chi combines the gateway with github.com/go-chi/chi: its router outside, with the gateway's middleware and Proxy
-// in it, and inside, as the handler of a route of gateway.Router.
+// Chi combines the gateway with github.com/go-chi/chi: its router outside, with the gateway's middleware and
+// Proxy in it, and inside, as the handler of a route of gateway.Router.
 package main
 
 import (
@@ -15,8 +15,9 @@ import (
 	"github.com/seed-96248d0c/gateway"
 )
 
-// newOutside has chi choose the route. Put Observe into Use of the outermost router, and not around it: chi tells
-// a route's pattern, which labels metrics and logs, only to what runs inside. Proxy takes path values from chi too.
+// newOutside has chi choose the route. Put Observe into Use of the outermost router, and not around it: chi
+// tells a route's pattern, which labels metrics and logs, only to what runs inside. Proxy takes path values
+// from chi too.
 func newOutside(users http.RoundTripper, auth gateway.Middleware, logger *slog.Logger) http.Handler {
 	r := chi.NewRouter()
 	r.Use(gateway.Observe(&gateway.ObserveOptions{Logger: logger}))

@@ -1,6 +1,6 @@
-// Connect combines the gateway with connectrpc.com/connect: its middleware around a Connect handler in this process,
-// which finds the caller by IdentityFrom, and Proxy before a Connect service elsewhere. Both speak all three protocols:
-// Connect, gRPC and gRPC-Web.
+// Connect combines the gateway with connectrpc.com/connect: its middleware around a Connect handler in this
+// process, which finds the caller by IdentityFrom, and Proxy before a Connect service elsewhere. Both speak
+// all three protocols: Connect, gRPC and gRPC-Web.
 package main
 
 import (

@@ -23,8 +23,8 @@ func serve(t *testing.T, h http.Handler) string {
 	return srv.URL
 }
 
-// TestConnect calls, by each protocol, the handler in this process and the service behind the gateway. The messages of
-// a stream arrive one by one, and then its error.
+// TestConnect calls, by each protocol, the handler in this process and the service behind the gateway. The
+// messages of a stream arrive one by one, and then its error.
 func TestConnect(t *testing.T) {
 	next := make(chan bool)
 	target := "h2c" + strings.TrimPrefix(serve(t, newRemote(next)), "http")

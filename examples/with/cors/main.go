@@ -1,5 +1,5 @@
-// Cors puts github.com/rs/cors before Auth: a browser sends its preflight without credentials, and reads a refusal
-// only if it carries the fields of CORS too.
+// Cors puts github.com/rs/cors before Auth: a browser sends its preflight without credentials, and reads a
+// refusal only if it carries the fields of CORS too.
 package main
 
 import (
@@ -23,7 +23,8 @@ func newHandler(items http.RoundTripper) http.Handler {
 	var rt gateway.Router
 	rt.Use(gateway.Observe(nil), policy.Handler, gateway.Auth(gateway.AuthenticatorFunc(byKey), nil))
 	rt.Handle("/items/{id}", gateway.Proxy(items, &gateway.ProxyOptions{
-		// A backend with a CORS policy of its own would add its fields to those above, and browsers refuse two.
+		// A backend with a CORS policy of its own would add its fields to those above, and browsers refuse
+		// two.
 		ResponseFields: gateway.FieldEdits{Drop: []string{"Access-Control-Allow-Origin", "Access-Control-Allow-Credentials"}},
 	}))
 	return &rt

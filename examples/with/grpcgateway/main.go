@@ -1,5 +1,6 @@
-// Grpcgateway puts the gateway's middleware around a mux of github.com/grpc-ecosystem/grpc-gateway, which translates
-// JSON over HTTP into gRPC. The gRPC service is told the caller whom Auth found, and by nobody else.
+// Grpcgateway puts the gateway's middleware around a mux of github.com/grpc-ecosystem/grpc-gateway, which
+// translates JSON over HTTP into gRPC. The gRPC service is told the caller whom Auth found, and by nobody
+// else.
 package main
 
 import (

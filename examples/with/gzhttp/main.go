@@ -1,5 +1,6 @@
-// Gzhttp compresses answers by github.com/klauspost/compress/gzhttp. It stands inside Observe, which so counts the
-// bytes that are sent, and around Proxy, whose streams stay streams: each event is compressed and flushed by itself.
+// Gzhttp compresses answers by github.com/klauspost/compress/gzhttp. It stands inside Observe, which so
+// counts the bytes that are sent, and around Proxy, whose streams stay streams: each event is compressed and
+// flushed by itself.
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Http3 serves a gateway over HTTP/3 by github.com/quic-go/quic-go, beside HTTP/1.1 and HTTP/2 on the same port. The
-// answers of the two tell clients by Alt-Svc that there is a third.
+// Http3 serves a gateway over HTTP/3 by github.com/quic-go/quic-go, beside HTTP/1.1 and HTTP/2 on the same
+// port. The answers of the two tell clients by Alt-Svc that there is a third.
 package main
 
 import (

@@ -20,8 +20,8 @@ import (
 
 func TestMain(m *testing.M) { gatewaytest.CheckGoroutines(m) }
 
-// TestHTTP3 asks with a QUIC client: for an answer, with a body, for events one by one, and for an answer that breaks
-// off.
+// TestHTTP3 asks with a QUIC client: for an answer, with a body, for events one by one, and for an answer
+// that breaks off.
 func TestHTTP3(t *testing.T) {
 	next := make(chan bool)
 	backend := ask.Upstream(t, func(w http.ResponseWriter, r *http.Request) {

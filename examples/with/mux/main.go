@@ -1,5 +1,5 @@
-// Mux combines the gateway with github.com/gorilla/mux: its router outside, with the gateway's middleware and Proxy
-// in it, and inside, as the handler of a route of gateway.Router.
+// Mux combines the gateway with github.com/gorilla/mux: its router outside, with the gateway's middleware and
+// Proxy in it, and inside, as the handler of a route of gateway.Router.
 package main
 
 import (
@@ -23,8 +23,8 @@ func newOutside(users http.RoundTripper, auth gateway.Middleware, logger *slog.L
 	return r
 }
 
-// named sets what net/http's own mux would: the pattern, which labels metrics and logs, and the path values, which
-// ProxyOptions.Path takes. The request is mux's own copy.
+// named sets what net/http's own mux would: the pattern, which labels metrics and logs, and the path values,
+// which ProxyOptions.Path takes. The request is mux's own copy.
 func named(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if path, err := mux.CurrentRoute(r).GetPathTemplate(); err == nil {

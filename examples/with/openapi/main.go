@@ -1,5 +1,5 @@
-// Openapi holds requests to an OpenAPI description by github.com/getkin/kin-openapi, before they reach the backend. It
-// stands inside Auth and limits, since it reads the body.
+// Openapi holds requests to an OpenAPI description by github.com/getkin/kin-openapi, before they reach the
+// backend. It stands inside Auth and limits, since it reads the body.
 package main
 
 import (

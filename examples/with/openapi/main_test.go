@@ -13,7 +13,8 @@ import (
 
 func TestMain(m *testing.M) { gatewaytest.CheckGoroutines(m) }
 
-// TestValidation has requests that match pass as they came, and the others refused before the backend is asked.
+// TestValidation has requests that match pass as they came, and the others refused before the backend is
+// asked.
 func TestValidation(t *testing.T) {
 	var asked atomic.Int32
 	h, err := newHandler(ask.Upstream(t, func(w http.ResponseWriter, r *http.Request) {

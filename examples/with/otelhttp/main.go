@@ -1,6 +1,6 @@
-// Otelhttp combines the gateway with otelhttp, the instrumentation of net/http by OpenTelemetry. Around the gateway its
-// span is the parent of Observe's, and decides on the caller's trace; around an Upstream's transport it makes a client
-// span for each attempt, which the backend's span gets as its parent.
+// Otelhttp combines the gateway with otelhttp, the instrumentation of net/http by OpenTelemetry. Around the
+// gateway its span is the parent of Observe's, and decides on the caller's trace; around an Upstream's
+// transport it makes a client span for each attempt, which the backend's span gets as its parent.
 package main
 
 import (
@@ -22,7 +22,8 @@ func newHandler(target string, opts ...otelhttp.Option) http.Handler {
 	var rt gateway.Router
 	rt.Use(gateway.Observe(nil))
 	rt.Handle("GET /items/{id}", gateway.Proxy(backend, nil))
-	// WithPublicEndpointFn, in opts, makes the caller's trace a link instead of the parent, as Observe does by itself.
+	// WithPublicEndpointFn, in opts, makes the caller's trace a link instead of the parent, as Observe does
+	// by itself.
 	return otelhttp.NewHandler(&rt, "gateway", opts...)
 }
 

@@ -17,8 +17,8 @@ import (
 
 func TestMain(m *testing.M) { gatewaytest.CheckGoroutines(m) }
 
-// TestOneTrace has each span as the parent of the next: the caller's, otelhttp's server span, Observe's, otelhttp's
-// client span, and what the backend is told.
+// TestOneTrace has each span as the parent of the next: the caller's, otelhttp's server span, Observe's,
+// otelhttp's client span, and what the backend is told.
 func TestOneTrace(t *testing.T) {
 	spans := tracetest.NewSpanRecorder()
 	otel.SetTracerProvider(sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans)))

@@ -1,6 +1,7 @@
-// Proxyproto takes connections from a TCP load balancer that announces the client by the PROXY protocol, as AWS NLB,
-// HAProxy and Traefik do. The listener of github.com/pires/go-proxyproto makes the announced address the connection's,
-// so ClientAddr, limits, X-Forwarded-For and the log have it. There is no need for TrustProxies.
+// Proxyproto takes connections from a TCP load balancer that announces the client by the PROXY protocol, as
+// AWS NLB, HAProxy and Traefik do. The listener of github.com/pires/go-proxyproto makes the announced address
+// the connection's, so ClientAddr, limits, X-Forwarded-For and the log have it. There is no need for
+// TrustProxies.
 package main
 
 import (
@@ -21,8 +22,8 @@ func newHandler(backend http.RoundTripper) http.Handler {
 	return &rt
 }
 
-// run serves h on l. Connections from balancers must announce a client; others must not, for anybody can announce
-// whatever they like.
+// run serves h on l. Connections from balancers must announce a client; others must not, for anybody can
+// announce whatever they like.
 func run(ctx context.Context, l net.Listener, h http.Handler, balancers ...string) error {
 	policy, err := proxyproto.PolicyFromRanges(balancers, proxyproto.REQUIRE, proxyproto.REJECT)
 	if err != nil {

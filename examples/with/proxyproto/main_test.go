@@ -18,7 +18,8 @@ import (
 
 func TestMain(m *testing.M) { gatewaytest.CheckGoroutines(m) }
 
-// start returns the address of a gateway that believes balancers, with a backend that answers with what it is told.
+// start returns the address of a gateway that believes balancers, with a backend that answers with what it is
+// told.
 func start(t *testing.T, balancers ...string) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -37,7 +38,8 @@ func start(t *testing.T, balancers ...string) string {
 	return l.Addr().String()
 }
 
-// send opens a connection, writes before and a request, and returns the answer's status and body, or "closed".
+// send opens a connection, writes before and a request, and returns the answer's status and body, or
+// "closed".
 func send(t *testing.T, addr, before string) string {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr)

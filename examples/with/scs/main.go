@@ -1,5 +1,6 @@
-// Scs authenticates by sessions of github.com/alexedwards/scs: the login is here, the backends know nothing of it.
-// The session's cookie is set when the answer's header is written, whoever writes it: a handler, Proxy or a refusal.
+// Scs authenticates by sessions of github.com/alexedwards/scs: the login is here, the backends know nothing
+// of it. The session's cookie is set when the answer's header is written, whoever writes it: a handler, Proxy
+// or a refusal.
 package main
 
 import (
@@ -36,7 +37,8 @@ func newHandler(backend http.RoundTripper, sessions *scs.SessionManager) http.Ha
 		sessions.Put(r.Context(), "user", "alice")
 		w.WriteHeader(http.StatusNoContent)
 	}))
-	// Origins, even if it is empty: a session comes in a cookie, which browsers send with other sites' requests too.
+	// Origins, even if it is empty: a session comes in a cookie, which browsers send with other sites'
+	// requests too.
 	signedIn := rt.With(gateway.Auth(bySession, &gateway.AuthOptions{Origins: []string{}}))
 	signedIn.Handle("/", gateway.Proxy(backend, &gateway.ProxyOptions{
 		RequestFields: gateway.FieldEdits{Drop: []string{"Cookie"}}, // no backend needs the session's token

@@ -1,6 +1,6 @@
-// Tableflip replaces a gateway's binary without losing a request, by github.com/cloudflare/tableflip. On SIGHUP the
-// binary is started anew and inherits the listener. When the new process is ready, the old one stops to accept and
-// drains. If the new one does not start, the old one goes on.
+// Tableflip replaces a gateway's binary without losing a request, by github.com/cloudflare/tableflip. On
+// SIGHUP the binary is started anew and inherits the listener. When the new process is ready, the old one
+// stops to accept and drains. If the new one does not start, the old one goes on.
 package main
 
 import (

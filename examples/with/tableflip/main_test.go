@@ -19,8 +19,8 @@ import (
 	"github.com/seed-96248d0c/gateway/examples/with/internal/ask"
 )
 
-// With this in its environment the test's binary is the gateway. It answers with its process id, and at /slow with more
-// when the request's body ends.
+// With this in its environment the test's binary is the gateway. It answers with its process id, and at /slow
+// with more when the request's body ends.
 const asGateway = "GATEWAY_TABLEFLIP"
 
 func TestMain(m *testing.M) {

@@ -43,7 +43,8 @@ type Answer struct {
 // String returns the status and the body.
 func (a Answer) String() string { return fmt.Sprint(a.Status, " ", a.Body) }
 
-// Do sends a request with fields, which are names and values in turn, and reads the answer. Redirects are answers.
+// Do sends a request with fields, which are names and values in turn, and reads the answer. Redirects are
+// answers.
 func Do(t testing.TB, method, url, body string, fields ...string) Answer {
 	t.Helper()
 	return DoWith(t, http.DefaultTransport, method, url, body, fields...)
