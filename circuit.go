@@ -516,7 +516,7 @@ type circuitMetrics struct {
 
 func newCircuitMetrics(meter metric.Meter, circuit string) circuitMetrics {
 	m := circuitMetrics{
-		state:   telemetry.Gauge(meter, "gateway.circuit.state", "State of a circuit: 0 closed, 1 half-open, 2 open.", "1"),
+		state:   telemetry.Gauge(meter, "gateway.circuit.state", "State of a circuit: 0 closed, 1 half-open, 2 open.", "{state}"),
 		changed: telemetry.Counter(meter, "gateway.circuit.changes", "Changes of a circuit's state, by the state that was entered.", "{change}"),
 		refused: telemetry.Counter(meter, "gateway.circuit.refusals", "Requests that a circuit did not let through.", "{request}"),
 	}
