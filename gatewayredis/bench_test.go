@@ -59,7 +59,7 @@ func BenchmarkTake(b *testing.B) {
 func TestDecisionsHereAllocateNothing(t *testing.T) {
 	s := redistest.Start(t)
 	ctx := context.Background()
-	opts := &Options{Timeout: 5 * time.Second, Lease: 1 << 20, Logger: slog.New(slog.DiscardHandler)}
+	opts := &Options{Timeout: 500 * time.Millisecond, Lease: 1 << 20, Logger: slog.New(slog.DiscardHandler)}
 	leased := NewTokenBucket(s.Client(), 1e9, 1<<40, opts)
 	opts.Lease = 0
 	away := NewTokenBucket(s.Client(), 1e9, 1<<40, opts)
