@@ -95,6 +95,7 @@ func TestJWTUse(t *testing.T) {
 		"called Bearer, with a hash":      {"JWT", object{"typ": "Bearer", "at_hash": "h"}, false, true},
 		"Keycloak's refresh token":        {"JWT", object{"typ": "Refresh"}, false, false},
 		"Keycloak's offline token":        {"JWT", object{"typ": "Offline"}, false, false},
+		"a refresh token with a hash":     {"JWT", object{"token_use": "refresh", "at_hash": "h"}, false, false},
 		"token_use refresh":               {"JWT", object{"token_use": "refresh"}, false, false},
 		"refresh, though it is an at+jwt": {"at+jwt", object{"token_use": "refresh_token"}, false, false},
 		"a logout token":                  {"logout+jwt", nil, false, false},

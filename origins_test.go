@@ -137,6 +137,12 @@ func TestOriginsBehindProxy(t *testing.T) {
 	if w := recorded(gateway.Chain(outer, inner)(caller), r); w.Code != 403 {
 		t.Errorf("inner: %d", w.Code)
 	}
+	own := gateway.AuthenticatorFunc(func(*http.Request) (*gateway.Identity, error) { return &gateway.Identity{Subject: "u"}, nil })
+	r.Method = "GET"
+	r.Header.Set("Upgrade", "websocket")
+	if w := recorded(gateway.Chain(outer, gateway.Auth(own, nil))(caller), r); w.Code != 403 {
+		t.Errorf("inner, an Authenticator of its own: %d", w.Code)
+	}
 }
 
 func TestOriginsPanics(t *testing.T) {
