@@ -132,13 +132,14 @@ func (s *stack) listen(ctx context.Context, srv *http.Server) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	scheme := "http://"
+	if srv.TLSConfig != nil {
+		scheme = "https://"
+	}
 	ended := make(chan error, 1)
 	go func() { ended <- gateway.Serve(ctx, srv, &gateway.ServeOptions{Listener: l}) }()
 	s.ended = append(s.ended, ended)
-	if srv.TLSConfig != nil {
-		return "https://" + l.Addr().String(), nil
-	}
-	return "http://" + l.Addr().String(), nil
+	return scheme + l.Addr().String(), nil
 }
 
 // close drains and stops all.

@@ -1,6 +1,7 @@
-// Otelhttp combines the gateway with otelhttp, the instrumentation of net/http by OpenTelemetry. Around the
-// gateway its span is the parent of Observe's, and decides on the caller's trace; around an Upstream's
-// transport it makes a client span for each attempt, which the backend's span gets as its parent.
+// Otelhttp combines the gateway with otelhttp, the instrumentation of net/http by OpenTelemetry, where it is
+// around everything already. Its span is the parent of Observe's, and it decides on the caller's trace. A
+// transport of otelhttp is not needed: an Upstream has a client span for each attempt, which the backend's span
+// gets as its parent.
 package main
 
 import (
@@ -16,9 +17,7 @@ import (
 )
 
 func newHandler(target string, opts ...otelhttp.Option) http.Handler {
-	backend := gateway.NewUpstream("backend", gateway.MustTargets(target), &gateway.UpstreamOptions{
-		Transport: otelhttp.NewTransport(gateway.NewTransport(nil), opts...),
-	})
+	backend := gateway.NewUpstream("backend", gateway.MustTargets(target), nil)
 	var rt gateway.Router
 	rt.Use(gateway.Observe(nil))
 	rt.Handle("GET /items/{id}", gateway.Proxy(backend, nil))

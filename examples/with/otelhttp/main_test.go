@@ -17,8 +17,8 @@ import (
 
 func TestMain(m *testing.M) { gatewaytest.CheckGoroutines(m) }
 
-// TestOneTrace has each span as the parent of the next: the caller's, otelhttp's server span, Observe's,
-// otelhttp's client span, and what the backend is told.
+// TestOneTrace has each span as the parent of the next: the caller's, otelhttp's, Observe's, the attempt's, and
+// what the backend is told.
 func TestOneTrace(t *testing.T) {
 	spans := tracetest.NewSpanRecorder()
 	otel.SetTracerProvider(sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans)))
@@ -33,7 +33,7 @@ func TestOneTrace(t *testing.T) {
 		t.Fatalf("%s with trace id %s", got, got.Header.Get("X-Trace-ID"))
 	}
 	parent := caller
-	for _, name := range []string{"GET /items/{id}", "GET /items/{id}", "HTTP GET"} {
+	for _, name := range []string{"GET /items/{id}", "GET /items/{id}", "GET"} {
 		span := child(spans, parent)
 		if span == nil || !strings.HasPrefix(span.Name(), name) || span.SpanContext().TraceID().String() != trace {
 			t.Fatalf("below %s is %v; want %s", parent, span, name)
