@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"runtime"
 	"strings"
@@ -298,5 +299,34 @@ func TestFirstOfJWTAndOpaque(t *testing.T) {
 	cookie := edJWT(func(o *gateway.JWTOptions) { o.Token = gateway.CookieToken("s") })
 	if _, err := gateway.FirstOf(cookie, fixedAuthenticator(&gateway.Identity{Subject: "u"}, nil)).Authenticate(two); !errors.Is(err, gateway.ErrUnauthenticated) {
 		t.Errorf("two cookies: %v", err)
+	}
+}
+
+// TestIdentityLargestNumbers: the largest number works as "no limit" in the options that are limits.
+func TestIdentityLargestNumbers(t *testing.T) {
+	const most, forever = math.MaxInt64, time.Duration(math.MaxInt64)
+	proof := gateway.DPoPOptions{MaxAge: forever, MaxSeen: most}
+	j := edJWT(func(o *gateway.JWTOptions) {
+		o.Leeway, o.CacheSize, o.CacheBytes, o.MaxBytes, o.DPoP = forever, most, most, most, &proof
+	})
+	in := introspect(gateway.IntrospectionOptions{MaxInFlight: most, CacheFor: forever, CacheSize: most, CacheBytes: most, DPoP: &proof},
+		func(r *http.Request) (*http.Response, error) {
+			return answeredText(r, 200, fmt.Sprintf(`{"active":true,"sub":"u","cnf":{"jkt":"%s"}}`, jktOf(&proofKey().PublicKey)), nil), nil
+		})
+	token := boundToken(nil)
+	for name, a := range map[string]gateway.Authenticator{"JWT": j, "Introspection": in} {
+		h := gateway.Auth(a, &gateway.AuthOptions{UpgradeGrace: forever})(caller)
+		r := proven(token, proofFor(token, nil, nil))
+		for _, want := range []int{200, 401} { // the second time, the proof is used
+			if w := recorded(h, r); w.Code != want {
+				t.Errorf("%s: %d %s", name, w.Code, w.Header().Get("WWW-Authenticate"))
+			}
+		}
+		if w := recorded(h, proven(token, proofFor(token, nil, map[string]any{"iat": 1}))); w.Code != 200 {
+			t.Errorf("%s, an old proof: %d %s", name, w.Code, w.Header().Get("WWW-Authenticate"))
+		}
+	}
+	if _, err := gateway.NewJWKS("https://id.example", &gateway.JWKSOptions{MaxAge: forever, MinInterval: forever}); err != nil {
+		t.Error(err)
 	}
 }
