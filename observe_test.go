@@ -13,7 +13,9 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/seed-96248d0c/gateway"
 	"github.com/seed-96248d0c/gateway/gatewaytest"
@@ -311,5 +313,42 @@ func TestObserveLooksAtNoRequestOfAnother(t *testing.T) {
 func TestObservePanicsAtSetup(t *testing.T) {
 	if got := panicOf(func() { gateway.Observe(&gateway.ObserveOptions{TraceHeader: "X Trace"}) }); !strings.HasPrefix(got, "gateway: Observe: ") {
 		t.Errorf("panicked with %q", got)
+	}
+}
+
+// With providers that do nothing, Observe allocates the record, the span's context, the traceparent and a span.
+func TestObserveAllocations(t *testing.T) {
+	h := gateway.Observe(&gateway.ObserveOptions{Tracer: tracenoop.NewTracerProvider(), Meter: metricnoop.NewMeterProvider()})(
+		http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	w, r := discardWriter{make(http.Header)}, httptest.NewRequest("GET", "/", nil)
+	if allocs := testing.AllocsPerRun(100, func() { h.ServeHTTP(w, r) }); allocs > 4 {
+		t.Errorf("%v allocations", allocs)
+	}
+}
+
+// The events of circuits and limits are on the spans, and an attempt below a span that is not recorded has none.
+func TestAttemptSpans(t *testing.T) {
+	var sent string
+	u := gateway.NewUpstream("u", gateway.MustTargets("http://a"), &gateway.UpstreamOptions{
+		Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			sent = r.Header.Get("Traceparent")
+			return answered(r, 200, http.NoBody), nil
+		}),
+	})
+	tel := new(gatewaytest.Telemetry)
+	open := gateway.NewCircuit("c", nil)
+	open.Trip(time.Hour)
+	trust := func(*http.Request) bool { return true }
+	observe := gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel, TrustTrace: trust})
+	unsampled := httptest.NewRequest("GET", "/", nil)
+	unsampled.Header.Set("Traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00")
+	recorded(observe(gateway.Proxy(u, nil)), unsampled)
+	if spans := tel.Spans(); len(spans) != 0 || !strings.HasPrefix(sent, "00-0af7651916cd43dd8448eb211c80319c-") || !strings.HasSuffix(sent, "-00") {
+		t.Errorf("spans %v, the target got %q", spans, sent)
+	}
+	recorded(observe(gateway.Breaker(open, nil)(gateway.Proxy(u, nil))), httptest.NewRequest("GET", "/", nil))
+	spans := tel.Spans()
+	if len(spans) != 1 || len(spans[0].Events) != 1 || spans[0].Events[0].Name != "gateway.circuit.refused" {
+		t.Errorf("spans %+v", spans)
 	}
 }
