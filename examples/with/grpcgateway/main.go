@@ -20,7 +20,8 @@ import (
 
 func newHandler(conn grpc.ClientConnInterface) (http.Handler, error) {
 	mux := runtime.NewServeMux(
-		// The default matcher passes on Grpc-Metadata-*, by which a client could send x-user-id itself.
+		// The default of earlier releases passes on Grpc-Metadata-*, by which an anonymous client could send
+		// x-user-id.
 		runtime.WithIncomingHeaderMatcher(func(string) (string, bool) { return "", false }),
 		runtime.WithMetadata(func(ctx context.Context, _ *http.Request) metadata.MD {
 			md := metadata.Pairs("x-trace-id", gateway.TraceID(ctx))
@@ -39,7 +40,7 @@ func newHandler(conn grpc.ClientConnInterface) (http.Handler, error) {
 		return nil, err
 	}
 	var rt gateway.Router
-	rt.Use(gateway.Observe(nil), gateway.Auth(gateway.AuthenticatorFunc(byKey), nil))
+	rt.Use(gateway.Observe(nil), gateway.Auth(gateway.AuthenticatorFunc(byKey), &gateway.AuthOptions{Optional: true}))
 	rt.Handle("/v1/", mux)
 	return &rt, nil
 }

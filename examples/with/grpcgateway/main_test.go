@@ -69,6 +69,10 @@ func TestGRPCGateway(t *testing.T) {
 	if want := `200 "WORD alice ` + got.Header.Get("X-Trace-ID") + `"`; got.String() != want {
 		t.Errorf("%s; want %s", got, want)
 	}
+	got = ask.Do(t, "GET", url+"/v1/upper/word", "", forged[2:]...)
+	if want := `200 "WORD  ` + got.Header.Get("X-Trace-ID") + `"`; got.String() != want {
+		t.Errorf("by nobody: %s; want %s", got, want)
+	}
 	for _, tt := range []struct{ path, key, want string }{
 		{"/v1/upper/fail", "key of alice", "400"},
 		{"/v1/lower/word", "key of alice", "404"},

@@ -37,6 +37,7 @@ func TestValidation(t *testing.T) {
 		{"no JSON", "PUT", "/orders/7", "application/json", `{"item": `, 400, "does not match"},
 		{"of another type", "PUT", "/orders/7", "text/plain", good, 400, "does not match"},
 		{"empty", "PUT", "/orders/7", "application/json", "", 400, "does not match"},
+		{"a body where there is none", "GET", "/orders/7", "application/json", good, 400, "does not match"},
 		{"path", "PUT", "/orders/seven", "application/json", good, 400, "parameter id"},
 		{"method", "DELETE", "/orders/7", "", "", 405, ""},
 		{"no such path", "PUT", "/orders/7/items", "application/json", good, 404, ""},
