@@ -82,8 +82,9 @@ type ObserveOptions struct {
 //   - error: the cause of a failure or refusal; after a failed attempt it contains the target
 //   - remarks: problems that did not change the status of the answer, such as a failed optional part
 //
-// docs/telemetry.md has the names that OpenTelemetry uses for them. Its level is Error for the five outcomes of error.type, Warn for any other 5xx and for a request with
-// remarks, and Info otherwise. Values that a client chooses are truncated to 512 bytes.
+// docs/telemetry.md has the names that OpenTelemetry uses for them. The line's level is Error for the five
+// outcomes of error.type, Warn for any other 5xx and for a request with remarks, and Info otherwise. Values that
+// a client chooses are truncated to 512 bytes.
 //
 // Observe panics when TraceHeader is not a field name.
 func Observe(opts *ObserveOptions) Middleware {

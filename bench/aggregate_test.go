@@ -56,9 +56,9 @@ func gather(from http.RoundTripper, names []string, combine func(io.Reader) (any
 	})
 }
 
-// BenchmarkAggregate stitches five JSON answers, of 500 bytes and of 50 KB each, into one object, over a transport without a network. "decode-encode"
-// decodes each and encodes the whole, which loses the order of members and big numbers; "raw" keeps the bytes in
-// json.RawMessage, which encoding/json checks and compacts again.
+// BenchmarkAggregate stitches five JSON answers, of 500 bytes and of 50 KB each, into one object, over a transport
+// without a network. "decode-encode" decodes each and encodes the whole, which loses the order of members and big
+// numbers; "raw" keeps the bytes in json.RawMessage, which encoding/json checks and compacts again.
 func BenchmarkAggregate(b *testing.B) {
 	names := []string{"user", "orders", "history", "offers", "messages"}
 	for _, items := range []int{12, 1350} {

@@ -87,7 +87,7 @@ func BenchmarkConsole(b *testing.B) {
 			}
 		}
 	}()
-	time.Sleep(10 * time.Second)
+	<-time.After(10 * time.Second) // fills the figures of the last ten seconds
 	close(stop)
 	<-done
 	b.Run("reading", func(b *testing.B) {
