@@ -270,6 +270,8 @@ func (row blameRow) run(t *testing.T, before, behind string) {
 			t.Errorf("%v: healthy %v (%s), %d pending", s.Target.URL, s.Healthy, s.Reason, s.Pending)
 		}
 	}
+	mu.Lock() // a request whose client left at once may begin even now
+	defer mu.Unlock()
 	for outcome, n := range outcomes {
 		kind, _, _ := strings.Cut(outcome, " ")
 		if !row.failed && !slices.Contains([]string{"ok", "rejected", "client_canceled"}, kind) {

@@ -58,8 +58,10 @@ func otherGoroutines() string {
 	_, others, _ := strings.Cut(string(buf), "\n\n") // the first is the caller's
 	var left []string
 	for stack := range strings.SplitSeq(others, "\n\n") {
+		_, frames, _ := strings.Cut(stack, "\n")
 		switch {
 		case stack == "",
+			strings.HasPrefix(frames, "testing.tRunner"), // a test that has returned
 			strings.Contains(stack, "testing.(*M)"),
 			strings.Contains(stack, "testing.(*T).Run("), // a test that waits for its subtest
 			strings.Contains(stack, "os/signal."),
