@@ -24,16 +24,16 @@ import (
 // forwards path and body unchanged, and the query without the parameters that Go cannot parse.
 type ProxyOptions struct {
 	StripPrefix    string            // prefix that is removed from the path, in whole decoded segments; other paths get 404; "" removes nothing
-	Path           string            // new path; {name} is a path value of the route, and that of {name...} keeps its slashes and may be empty; "" keeps the path
+	Path           string            // new path; {name} is a path value of the route; {name...} keeps its slashes and may be empty; "" keeps the path
 	PreserveHost   bool              // send the client's Host instead of the target's
 	MaxBodyBytes   int64             // limit of a request's body, above which the client gets 413; 0 means 10 MiB, negative no limit
-	BodyTimeout    time.Duration     // longest pause within a request's body, after which the client gets 408; not for a body without Content-Length whose answer has begun; 0 means 60s, negative no limit
+	BodyTimeout    time.Duration     // longest pause within a request's body, after which the client gets 408; without a Content-Length, it ends when the answer begins; 0 means 60s, negative no limit
 	MaxFieldBytes  int               // limit of all request fields together (names, values and 4 bytes each), above which the client gets 431; 0 means 64 KiB, negative no limit
 	Identity       map[string]string // claims to send by field: {"X-Email": "email"}; the client's own such fields are removed; nil means {"X-User-ID": "sub"}
 	ClientCert     bool              // send the verified client certificate as Client-Cert (RFC 9440)
 	KeepQuery      bool              // send the query unchanged; false drops parameters that Go cannot parse, such as those with ";", and counts them in the log line's remarks
-	RequestFields  FieldEdits        // edits of the client's request fields, before the gateway sets its own and calls Rewrite
-	ResponseFields FieldEdits        // edits of the fields of the target's response, before ModifyResponse
+	RequestFields  FieldEdits        // edits of the client's request fields; applied before the gateway sets its own fields and calls Rewrite
+	ResponseFields FieldEdits        // edits of the fields of the target's response; applied before ModifyResponse
 
 	// RewriteLocation translates Location, Content-Location and the Path of cookies in the target's response
 	// to the address that the client used. StripPrefix is put back in front of a path. The target's scheme
@@ -84,25 +84,25 @@ type ProxyOptions struct {
 //     gateway could not check; the request is HTTP/1.0; or the request has a body.
 //
 // A field that RequestFields or ResponseFields drops or sets is removed from the trailers as well. A client
-// cannot send a field that RequestFields drops or sets. That holds for every spelling that a backend could
-// take for the same field. ResponseFields applies to the target's responses, including informational ones,
-// and not to answers of the gateway itself.
+// cannot send a field that RequestFields drops or sets, in any spelling that a backend could take for the
+// same field. ResponseFields applies to the target's responses, including informational ones. It does not
+// apply to answers of the gateway itself.
 //
-// A body of at most 16 KiB whose length is known is read whole before the target is asked, if the client speaks
-// HTTP/1.1 and does not expect 100 Continue. It is sent in one write with the header, and a client that sends it slowly
-// does not occupy the target. Other bodies are streamed.
+// Proxy reads a request body of at most 16 KiB and of known length completely before it asks the target, if
+// the client speaks HTTP/1.1 and does not expect 100 Continue. The body is then sent in one write with the
+// header, and a client that sends it slowly does not occupy the target. Other bodies are streamed.
 //
-// Otherwise the response reaches the client unchanged; Proxy adds no Content-Type. Every part of it is sent
-// as soon as it has arrived. If the length of the body is known, the header is sent together with the first
-// bytes of the body. If these do not arrive within 2ms, and the transport reports how much it has buffered,
-// the header is sent alone. A small response that arrives whole is sent in one write. Up to 100 informational
-// (1xx) responses are passed on at once.
+// Apart from the edits above, the response reaches the client unchanged; Proxy adds no Content-Type. Each
+// piece of the body is sent as soon as it arrives. If the length of the body is known, the header is sent
+// together with the first bytes of the body. If these do not arrive within 2ms, and the transport reports how
+// much it has buffered, the header is sent alone. A small response that arrives whole is sent in one write.
+// Up to 100 informational (1xx) responses are passed on, each as soon as it arrives.
 //
 // An error before the response has begun is answered by WriteError. Once it has begun, Proxy aborts the
 // connection with http.ErrAbortHandler, so that the client can tell that its response is incomplete.
 //
-// A client that sends Expect: 100-continue over HTTP/1.1 gets 100 Continue only when the target requests the
-// body, or when the transport no longer waits for that request (after one second with NewTransport).
+// A client that sends Expect: 100-continue over HTTP/1.1 gets 100 Continue when the target has sent it, or
+// when the transport has waited long enough for it (one second with NewTransport).
 //
 // Rewrite may modify Out or replace it. Either way, the outgoing request is canceled when In is.
 // ModifyResponse must leave a consistent response: a new body needs its own Content-Length. A panic in either
@@ -156,8 +156,9 @@ type proxy struct {
 	requestFields, responseFields fieldEdits
 }
 
-// editFields checks the edits of fields. The fields that RequestFields drops or sets become owned fields: a
-// client cannot send them under an alias or in a trailer, or have them removed by Connection.
+// editFields checks RequestFields and ResponseFields. The fields that RequestFields drops or sets become
+// owned fields: a client cannot send them under an alias or in a trailer, and cannot name them in Connection
+// to have them removed.
 func (p *proxy) editFields() {
 	p.requestFields = newFieldEdits("RequestFields", p.opts.RequestFields, func(name string) bool {
 		return p.owned.has(name, ownedHere{})
@@ -170,19 +171,20 @@ func (p *proxy) editFields() {
 	})
 }
 
-// forwarding is the state of one request in a proxy. It is one allocation for all that the steps share.
+// forwarding is the state of one request in a proxy. It holds everything that the steps share, in one
+// allocation.
 type forwarding struct {
 	*proxy
 	ex        *exchange
 	w         *responseWriter
-	in        *http.Request // the client's
+	in        *http.Request // the client's request
 	ownedHere ownedHere     // the fields that the gateway owns on this request
 	body      *requestBody  // nil when the client sends no body
 
 	interim interim
 
-	// What is sent, unless Rewrite replaces it. out's URL is url, and values holds the values of the
-	// gateway's own fields.
+	// The outgoing request, unless Rewrite replaces it. out.URL points to url, and the gateway's own fields
+	// are slices of values.
 	out    http.Request
 	url    url.URL
 	values [10]string
@@ -202,8 +204,8 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	f.setBody(out)
 	if f.body != nil {
-		// The transport may still be reading when the response is complete. It must not read after the
-		// handler returns.
+		// The transport may still be reading the body when the response is complete. It must not read it
+		// after the handler returns.
 		defer f.body.finish()
 	}
 	if p.opts.Rewrite != nil {
@@ -231,9 +233,9 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if f.body != nil && f.in.ContentLength < 0 {
-		f.body.client.unlimited() // a stream in both directions may well be quiet in one
+		f.body.client.unlimited() // in a bidirectional stream, the client may send nothing for a long time
 	}
-	// ModifyResponse may replace the body or panic. The target's body is closed in any case.
+	// The target's body is closed even if ModifyResponse replaces it or panics.
 	arrived := res.Body
 	defer arrived.Close()
 	if err := checkResponse(out, res); err != nil {
@@ -255,13 +257,15 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.answer(res)
 }
 
-// send sends out through the gate, unless header has checked all that the gate would.
+// send sends out. It calls gate first, unless the method header has already checked everything that gate
+// checks.
 func (f *forwarding) send(out *http.Request) (*http.Response, error) {
 	call := directCall{hooks: &interimHooks, arg: f}
 	if f.expectation() != nil || len(out.Header["Upgrade"]) > 0 {
 		call.hooks = &allHooks
 	}
-	if f.opts.Rewrite != nil || f.ownedHere.addr != "" || len(out.Trailer) > 0 { // addr: a trusted proxy's fields are passed on
+	// ownedHere.addr is set if the fields of a trusted proxy are passed on.
+	if f.opts.Rewrite != nil || f.ownedHere.addr != "" || len(out.Trailer) > 0 {
 		var err error
 		if out, err = gate(out); err != nil {
 			return nil, err
@@ -273,14 +277,15 @@ func (f *forwarding) send(out *http.Request) (*http.Response, error) {
 	return f.to.RoundTrip(call.traced(out))
 }
 
-// readsWhole reports whether the client's body is read before the target is asked. It is not if it is long, or of
-// unknown length, or has trailers, or if the target is to say first whether it wants it.
+// readsWhole reports whether to read the client's whole body before the target is asked. Some bodies are
+// streamed instead: long ones, those of unknown length, those with trailers, and those for which the client
+// waits for 100 Continue.
 func (f *forwarding) readsWhole(out *http.Request) bool {
 	return out.Body == f.body && 0 < out.ContentLength && out.ContentLength <= wholeBytes && f.in.ContentLength == out.ContentLength &&
 		len(out.Trailer) == 0 && f.in.ProtoMajor == 1 && len(f.in.Header["Expect"]) == 0
 }
 
-// expectation returns nil unless the client expects 100-continue.
+// expectation returns the state of the client's Expect: 100-continue, or nil if the client did not send it.
 func (f *forwarding) expectation() *expectation {
 	if f.body == nil {
 		return nil
@@ -288,7 +293,7 @@ func (f *forwarding) expectation() *expectation {
 	return f.body.expectation
 }
 
-// The hooks of a forwarding, which is their argument.
+// The hooks that Proxy gives to a transport. Each is called with the forwarding as its first argument.
 var (
 	interimHooks = h1.Hooks{Got1xxResponse: passInterim, Max1xx: maxInterim}
 	allHooks     = h1.Hooks{GotConn: forwardingConn, GotFirstResponseByte: forwardingAnswered, Got1xxResponse: passInterim, Max1xx: maxInterim}
@@ -311,7 +316,8 @@ func forwardingAnswered(f any) {
 	}
 }
 
-// checkRequest returns why r is not forwarded, however it was routed, and nil when it is.
+// checkRequest returns the error with which r is refused, or nil if r may be forwarded. It does not rely on
+// checks of a Router, since any mux may have routed r.
 func (p *proxy) checkRequest(r *http.Request) error {
 	var reason string
 	switch {
@@ -338,7 +344,7 @@ func (p *proxy) checkRequest(r *http.Request) error {
 	return &Error{Status: http.StatusBadRequest, Err: errors.New("gateway: Proxy: " + reason)}
 }
 
-// outgoing returns the request that is sent, without its body.
+// outgoing returns the outgoing request, without its body.
 func (f *forwarding) outgoing() (*http.Request, error) {
 	f.interim.w, f.interim.edits, f.interim.here = f.w, &f.responseFields, f.ownedHere
 	f.interim.silent = !f.in.ProtoAtLeast(1, 1)
@@ -364,8 +370,8 @@ func (f *forwarding) outgoing() (*http.Request, error) {
 	return out, nil
 }
 
-// setURL sets the path and the query that are sent. The Upstream or Rewrite sets scheme and host: those of an
-// absolute URL are the client's choice and are dropped.
+// setURL sets the path and the query of the outgoing request. The Upstream or Rewrite sets scheme and host.
+// If the client sent an absolute URL, its scheme and host are dropped, since the client chose them.
 func (f *forwarding) setURL() error {
 	link := &f.url
 	*link = *f.in.URL
@@ -391,7 +397,7 @@ func (f *forwarding) setURL() error {
 	return nil
 }
 
-// query returns the query that is sent.
+// query returns the query of the outgoing request.
 func (f *forwarding) query() string {
 	if f.opts.KeepQuery {
 		return urlpath.CarryQuery(f.in.URL.RawQuery)
@@ -421,15 +427,15 @@ func fillPath(template *urlpath.Template, r *http.Request, ambiguity func(string
 	switch {
 	case err == nil:
 		return path, nil
-	case errors.Is(err, urlpath.ErrAmbiguous): // the target could read another path than the one that was routed
+	case errors.Is(err, urlpath.ErrAmbiguous): // the target could read a path that differs from the routed one
 		return "", &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("gateway: Proxy: Path: %w", err)}
 	}
 	return "", fmt.Errorf("gateway: Proxy: Path: %w", err)
 }
 
-// isRest reports whether the path value of that name is one of a {name...}. Where Routers nest, the innermost
-// pattern that has the name decides. For example, in "/a/{id}/show" inside "/a/{id...}" the value is one
-// segment, and its encoded slashes stay encoded.
+// isRest reports whether the route declares the path value as {name...}, not as {name}. If Routers are
+// nested, the innermost pattern that has the name decides. For example, in "/a/{id}/show" inside
+// "/a/{id...}" the value is one segment, and its encoded slashes stay encoded.
 func isRest(r *http.Request, name string) bool {
 	for _, pattern := range [2]string{r.Pattern, RoutePattern(r.Context())} {
 		switch {
@@ -442,7 +448,8 @@ func isRest(r *http.Request, name string) bool {
 	return false
 }
 
-// ambiguity is urlpath.Ambiguity, or RawAmbiguity where the route has RawRest.
+// ambiguity returns what is ambiguous in path, or "". A route with RawRest permits more (see
+// urlpath.RawAmbiguity).
 func (ex *exchange) ambiguity(path string) string {
 	why := urlpath.Ambiguity(path)
 	if why != "" && ex.allowsRaw() {
@@ -461,13 +468,13 @@ func (ex *exchange) allowsRaw() bool {
 	return ex.rawRest
 }
 
-// noField is the value of a field that the transport does not send.
+// noField is the value of a field that a transport leaves out.
 var noField = []string{""}
 
-// header returns the fields that are sent. Every rule for them is here: a client's field is copied unless it
-// is for the client's connection alone or is the gateway's own; what Connection names is removed; TE and
-// Upgrade, which are for one connection, are written anew; last come the gateway's own fields, so that
-// Connection cannot remove them.
+// header returns the fields of the outgoing request, in four steps. It copies the client's fields, without
+// hop-by-hop fields and those that the gateway owns. It removes the fields that Connection names. It sets TE
+// and Upgrade, which apply to one connection, for the connection to the target. Last, it sets the gateway's
+// own fields, so that Connection cannot remove them.
 func (f *forwarding) header() (http.Header, error) {
 	in := f.in.Header
 	h := make(http.Header, len(in)+8)
@@ -479,7 +486,7 @@ func (f *forwarding) header() (http.Header, error) {
 			return nil, cannotSend(fmt.Sprintf("malformed field %q", name))
 		}
 		if f.opts.Rewrite != nil {
-			values = slices.Clone(values) // In keeps its values, whatever Rewrite does to Out
+			values = slices.Clone(values) // Rewrite may modify the values of Out, and In must not change
 		}
 		h[name] = values
 	}
@@ -504,7 +511,8 @@ func (f *forwarding) header() (http.Header, error) {
 	return h, nil
 }
 
-// forwardedPrefix adds the prefix that is stripped to those that trusted proxies have stripped before.
+// forwardedPrefix sets X-Forwarded-Prefix: the prefixes that trusted proxies have stripped, then the one that
+// this proxy strips. For example, "/v1" from a trusted proxy and StripPrefix "/api" become "/v1/api".
 func (f *forwarding) forwardedPrefix(h http.Header) {
 	if f.prefix == "" {
 		return
@@ -518,8 +526,8 @@ func (f *forwarding) forwardedPrefix(h http.Header) {
 	h["X-Forwarded-Prefix"] = []string{prefix + f.prefix}
 }
 
-// trailer returns the names of the trailers that the client announced and that are sent. Their values come
-// with the end of the body. Nil means that there can be none.
+// trailer returns the names of the trailers that the client announced and that may be sent on. Their values
+// arrive with the end of the body. Nil means that the request cannot have trailers.
 func (f *forwarding) trailer() http.Header {
 	if !hasContent(f.in) || f.in.ContentLength >= 0 && len(f.in.Trailer) == 0 {
 		return nil
@@ -538,7 +546,7 @@ func hasContent(r *http.Request) bool {
 	return r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0
 }
 
-// setBody gives out the client's body, within the limit.
+// setBody makes the client's body the body of out, limited to MaxBodyBytes.
 func (f *forwarding) setBody(out *http.Request) {
 	if !hasContent(f.in) {
 		out.Body = nil // lets the transport send the request again on another connection
@@ -576,17 +584,17 @@ func (f *forwarding) rewrite(out *http.Request) (rewritten *http.Request, releas
 	if agent && traced {
 		return rewritten, release
 	}
-	rewritten.Header = maps.Clone(rewritten.Header) // Rewrite may have taken the map of In, or one that it shares
+	rewritten.Header = maps.Clone(rewritten.Header) // other code may hold the map, if Rewrite replaced it
 	if rewritten.Header == nil {
 		rewritten.Header = make(http.Header)
 	}
 	if !traced {
-		rewritten.Header[fieldTraceparent] = nil // otherwise an Upstream writes it again
+		rewritten.Header[fieldTraceparent] = nil // so that an Upstream does not set it
 	}
 	return rewritten, release
 }
 
-// fail answers a request that got no response that can be passed on.
+// fail answers a request for which there is no response to pass on.
 func (f *forwarding) fail(err error) {
 	var cause error
 	slow := false
@@ -597,21 +605,21 @@ func (f *forwarding) fail(err error) {
 	}
 	err = forwardError(err, cause, slow, leftEarly(f.in.Context()))
 	if errors.Is(err, errSlowClient) {
-		refuse(f.w, f.in, err) // the client did not leave, though the failed read has canceled its context
+		refuse(f.w, f.in, err) // the failed read canceled the context, but the client has not left
 		return
 	}
 	WriteError(f.w, f.in, err)
 }
 
-// answerEarly lets the answer begin before the client has sent its whole body.
+// answerEarly permits the answer to begin before the client has sent its whole body.
 func (f *forwarding) answerEarly() {
 	if f.body != nil {
 		f.body.client.answerNow()
 	}
 }
 
-// modify edits the response to out by the options, and calls ModifyResponse. When that returns an error,
-// modify answers with it and returns false.
+// modify applies RewriteLocation, ResponseFields and ModifyResponse to the response to out. If ModifyResponse
+// returns an error, modify answers the request with that error and returns false.
 func (f *forwarding) modify(out *http.Request, res *http.Response) bool {
 	if f.opts.RewriteLocation {
 		f.relocate(out, res)
@@ -637,7 +645,7 @@ func (f *forwarding) modify(out *http.Request, res *http.Response) bool {
 	return false
 }
 
-// answer passes the response on.
+// answer sends the response to the client.
 func (f *forwarding) answer(res *http.Response) {
 	announced := len(res.Trailer)
 	f.answerHeader(res)
@@ -655,7 +663,7 @@ func (f *forwarding) answer(res *http.Response) {
 	if err := f.answerBody(res.Body, length); err != nil {
 		f.abort()
 	}
-	res.Body.Close() // adds the trailers that were not announced
+	res.Body.Close() // puts unannounced trailers into res.Trailer
 	f.answerTrailer(res, announced)
 }
 
@@ -664,7 +672,7 @@ func (f *forwarding) answerHeader(res *http.Response) {
 	h := f.w.Header()
 	for name, values := range res.Header {
 		if f.ownedHere.isTrace(name) {
-			continue // the gateway has set its own
+			continue // Observe has set it
 		}
 		if had, ok := h[name]; ok {
 			values = append(had[:len(had):len(had)], values...)
@@ -683,7 +691,7 @@ func (f *forwarding) answerHeader(res *http.Response) {
 		}
 	}
 	if f.in.ProtoMajor == 1 && f.in.Method != http.MethodHead {
-		delete(h, "Content-Length") // the target sent it over HTTP/2; over HTTP/1.1 only a chunked body has trailers
+		delete(h, "Content-Length") // a target may send both over HTTP/2; over HTTP/1.1, trailers need chunked coding
 	}
 }
 
@@ -693,11 +701,11 @@ func (f *forwarding) answerBody(body io.Reader, length int64) error {
 	readErr, writeErr := copyBody(f.w, body, length, f.in.ProtoMajor == 1 && f.in.TLS == nil)
 	switch {
 	case errors.Is(writeErr, http.ErrContentLength):
-		// ModifyResponse has replaced the body and left the length of the old one.
+		// ModifyResponse replaced the body, but did not set the new Content-Length.
 		f.ex.note(result{panicked: true}.outcome(), writeErr)
 		return writeErr
 	case writeErr != nil:
-		// The client or its connection is gone, so nobody can be answered.
+		// The client has left, or its connection has failed.
 		f.ex.note(result{gone: true}.outcome(), writeErr)
 		return writeErr
 	case readErr != nil:
@@ -708,12 +716,13 @@ func (f *forwarding) answerBody(body io.Reader, length int64) error {
 	return nil
 }
 
-// answerTrailer sets the trailers of the response, of which announced many were announced before its body.
+// answerTrailer sends the trailers of the response. announced is the number of trailers that the target
+// announced before the body.
 func (f *forwarding) answerTrailer(res *http.Response, announced int) {
 	if len(res.Trailer) == 0 {
 		return
 	}
-	_ = f.w.FlushError() // otherwise the server sends a short body with a Content-Length and without trailers
+	_ = f.w.FlushError() // otherwise net/http sends a short body with a Content-Length and drops the trailers
 	h := f.w.Header()
 	for name, values := range res.Trailer {
 		if !f.answersTrailer(name) {
@@ -726,7 +735,7 @@ func (f *forwarding) answerTrailer(res *http.Response, announced int) {
 	}
 }
 
-// answersTrailer reports whether a trailer of the response goes on to the client.
+// answersTrailer reports whether to send a trailer of the response to the client.
 func (f *forwarding) answersTrailer(name string) bool {
 	return httpfield.AllowedInTrailer(name) && !f.responseFields.removes(name) && !f.ownedHere.isTrace(name)
 }
@@ -734,7 +743,7 @@ func (f *forwarding) answersTrailer(name string) bool {
 // abort ends a response that has begun and cannot be completed.
 func (f *forwarding) abort() {
 	if f.body != nil && f.body.client.unread() {
-		// Otherwise the server would wait for the rest of the client's body before it closes the connection.
+		// Otherwise net/http would wait for the rest of the client's body before it closes the connection.
 		f.body.client.abort()
 	}
 	panic(http.ErrAbortHandler)
