@@ -22,8 +22,8 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
-// attempt is one attempt to send a request to one target. When a response arrives, the attempt becomes its
-// body. It ends when the body has been read or closed.
+// attempt is one attempt to send a request to one target. When a response arrives, the attempt becomes the
+// response's body. The attempt ends when the body has been read to its end, fails, or is closed.
 type attempt struct {
 	io.ReadCloser // the response's body
 
@@ -42,32 +42,32 @@ type caller struct {
 	method string
 	client context.Context // canceled when the client leaves
 	start  time.Time
-	body   *replay       // nil without one
-	within time.Duration // the deadline that the client itself chose, from start; 0 for none
+	body   *replay       // nil if the request has no body
+	within time.Duration // the deadline that the client itself chose, counted from start; 0 for none
 }
 
 // destination is the target that the balancer picked.
 type destination struct {
 	member *member      // nil before the pick
-	out    http.Request // what is sent; its URL is url
+	out    http.Request // the outgoing request; out.URL points to url
 	url    url.URL
-	done   func(Outcome) // the balancer's; may be nil
+	done   func(Outcome) // returned by the balancer's Pick; may be nil
 }
 
-// progress is how far an attempt has come.
+// progress is the state of an attempt after the request was sent.
 type progress struct {
 	status   int // of the response; 0 before there is one
 	grpc     grpcStatus
-	trailer  *http.Header // of a response of gRPC whose status has not arrived; otherwise nil
-	standing success
-	cut      result // of a response that was cut off, when that counted against the target; else zero
-	answered bool   // there is a response
-	excused  bool   // the status of gRPC is the client's doing, as it kept the target waiting for messages
+	trailer  *http.Header // the trailers of a gRPC response, if its status is to arrive there; otherwise nil
+	standing success      // the success that was recorded when the response's header arrived
+	cut      result       // the result of a response that was cut off, if that counted against the target
+	answered bool         // a response has arrived
+	excused  bool         // the gRPC status does not count against the target: the client's messages came late
 	ended    atomic.Bool
 }
 
-// attempt sends r once, if possible to a target that is not in tried. It returns the target, or nil if none
-// was picked. l is nil unless another attempt may run at the same time.
+// attempt sends r once, if possible to a target that is not in tried. It returns the target that it picked,
+// or nil if it picked none. l is nil unless another attempt may run at the same time.
 func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *lane, call directCall) (*http.Response, *member, error) {
 	choice := u.pool.choice()
 	if len(choice.members) == 0 {
@@ -99,9 +99,9 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	a.url = *r.URL
 	setTarget(&a.url, a.member.URL)
 	limit := u.opts.Timeout
-	pending := body.pending() // a body that is here is like none
+	pending := body.pending() // nil if the client has nothing more to send
 	if pending == nil && limit > 0 && u.direct != nil && u.direct.speaksHTTP1(&a.url, len(r.Header["Upgrade"]) > 0) {
-		call.by, limit = a.start.Add(limit), 0 // costs less than a timer and a context
+		call.by, limit = a.start.Add(limit), 0 // a deadline costs less than a timer and a context
 	}
 	ctx := a.clock.start(a.client, limit, pending, l != nil)
 	if pending != nil {
@@ -122,7 +122,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 		u.direct.failed(a.url.Host, err)
 	}
 	if expired := a.clock.stop(); expired && err == nil {
-		// The headers arrived just as the time ran out. The body is canceled already.
+		// The header arrived just as the time ran out. The body's context is already canceled.
 		res.Body.Close()
 		res, err = nil, ErrTimeout
 	}
@@ -145,8 +145,8 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	return res, a.member, nil
 }
 
-// limitedContext is a context with a limit of time that this package has set. Its Value returns that limit,
-// which attempts compare with the time that they had.
+// limitedContext is a context with a time limit that this package has set. Its Value returns the limit for
+// limitKey. An attempt compares the limit with the time that it had (see endedBeforeHalf).
 type limitedContext struct {
 	context.Context
 	limit time.Duration
@@ -161,17 +161,17 @@ func (l *limitedContext) Value(key any) any {
 	return l.Context.Value(key)
 }
 
-// withLimit is context.WithTimeout for a handler or for a part of its work.
+// withLimit is context.WithTimeout, and stores d in the context (see limitedContext).
 func withLimit(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(&limitedContext{ctx, d}, d)
 }
 
-// pastOwnDeadline reports whether the deadline that the client itself chose has passed. The target had the
-// same one, and began to count it later.
+// pastOwnDeadline reports whether the deadline that the client itself chose has passed. The target has the
+// same deadline, but its clock started later.
 func (a *attempt) pastOwnDeadline() bool { return a.within > 0 && time.Since(a.start) >= a.within }
 
-// grpcTimeout returns the deadline of a gRPC call ("PROTOCOL-HTTP2", field grpc-timeout), from its beginning.
-// It returns 0 for none.
+// grpcTimeout returns the timeout of a gRPC call, from its field grpc-timeout (PROTOCOL-HTTP2.md of gRPC). It
+// returns 0 if there is none.
 func grpcTimeout(h http.Header) time.Duration {
 	values := h["Grpc-Timeout"]
 	if len(values) == 0 || len(h["Content-Type"]) == 0 || !strings.HasPrefix(h["Content-Type"][0], "application/grpc") {
@@ -193,27 +193,26 @@ func grpcTimeout(h http.Header) time.Duration {
 	return max(1, time.Duration(n)*unit) // 0 is a deadline that has passed
 }
 
-// attemptClock cancels an attempt whose target is too slow. It stops during a read of the request's body,
-// because the attempt then waits for the client. It starts again when the target has accepted the part of the
-// body that had arrived, so that a long body does not add up to a timeout. For example, with a limit of 2s, a
-// target that accepts a part of the body every second may take a minute for the whole body; then it has 2s
-// for the response header.
+// attemptClock cancels an attempt whose target is too slow. The clock stops during a read of the request's
+// body, because the attempt then waits for the client. After each read, the target has the whole limit again,
+// so that a long body does not add up to a timeout. For example, with a limit of 2s, a target that accepts a
+// part of the body every second may take a minute for the whole body; then it has 2s for the response header.
 type attemptClock struct {
 	limit  time.Duration
 	cancel context.CancelCauseFunc // nil when the attempt has no context of its own
-	wake   heldBody                // nil unless the body may keep its reader waiting
+	wake   heldBody                // nil unless a read of the body may wait for 100 Continue
 
 	mu      sync.Mutex
 	timer   *time.Timer // nil without a limit
-	turn    turn
-	idle    bool // the timer fired during a read and does not run
+	turn    turn        // who is to act: the client or the target
+	idle    bool        // the timer fired during a read, and has not been set again
 	expired bool
 	stopped bool
 }
 
-// start returns the context for the attempt. It is canceled with ErrTimeout when the target has made the
-// attempt wait for d, if d is positive and stop is not called before. It is a context of its own if d is
-// positive or own is set. body is nil if the client has nothing to send.
+// start starts the clock and returns the context for the attempt. If d is positive, the context is canceled
+// with ErrTimeout when the attempt has waited for the target for d, unless stop is called before. If d is not
+// positive and own is false, the context is ctx itself. body is nil if the client has nothing more to send.
 func (c *attemptClock) start(ctx context.Context, d time.Duration, body *replay, own bool) context.Context {
 	c.turn = newTurn()
 	c.turn.complete = body == nil
@@ -234,7 +233,8 @@ func (c *attemptClock) start(ctx context.Context, d time.Duration, body *replay,
 	return ctx
 }
 
-// fire is called by the timer. Reads do not reset the timer, so it may come early.
+// fire is called by the timer. A read does not reset the timer, so the timer may fire before the limit has
+// passed.
 func (c *attemptClock) fire() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -260,8 +260,8 @@ func (c *attemptClock) hasExpired() bool {
 	return c.expired
 }
 
-// begin begins a read of the request's body, and reports whether there is time for it. None begins once the
-// attempt has timed out: a transport may wait for its end.
+// begin begins a read of the request's body. It returns false if the attempt has timed out. The caller must
+// not read then, because a transport may wait until the read returns.
 func (c *attemptClock) begin() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -283,7 +283,8 @@ func (c *attemptClock) end(complete bool) {
 	}
 }
 
-// stop stops the clock and reports whether the time had run out. The attempt's context stays as it is.
+// stop stops the clock and reports whether the attempt has timed out. It does not cancel the attempt's
+// context.
 func (c *attemptClock) stop() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -302,7 +303,8 @@ func (c *attemptClock) release() {
 	}
 }
 
-// clientIsLate reports whether a request whose time ran out was clientIsLate because of its client.
+// clientIsLate reports whether a request that ran out of time did so because its client sent the body too
+// slowly.
 func (c *attemptClock) clientIsLate() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -316,25 +318,30 @@ func (c *attemptClock) clientTime() time.Duration {
 	return c.turn.clientTime()
 }
 
-// keptWaiting reports whether a target that fails may do so because its client has kept it waiting.
+// keptWaiting reports whether the client may be the reason for a failure of the target, because it has kept
+// the target waiting for the body.
 func (c *attemptClock) keptWaiting() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.turn.keptWaiting()
 }
 
-// stalled reports whether a target that breaks off may do so because of a client that does not send its body.
+// stalled reports whether the client may be the reason why the target broke the connection off, because it
+// has stopped sending its body.
 func (c *attemptClock) stalled() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.turn.stalled()
 }
 
-// send makes the round trip of one attempt. A transport of NewTransport gets call directly when it speaks
-// HTTP/1.1. When a connection from its pool turns out to be dead, it sends the request again by itself. Any
-// other transport gets the hooks of call in a context. net/http.Transport sends a request again only if it
-// has no body and a safe method. For the other idempotent requests send does so, if their body can be
-// replayed.
+// send makes the round trip of one attempt.
+//
+// A transport of NewTransport that speaks HTTP/1.1 to the target gets call as an argument. If a connection
+// from its pool turns out to be dead, that transport itself sends the request again.
+//
+// Any other transport gets the hooks of call in the request's context. http.Transport sends a request again
+// after a dead connection only if the request has no body and a safe method. So send sends the other
+// idempotent requests again, if their body can be replayed.
 func (u *Upstream) send(out *http.Request, body *replay, clock *attemptClock, call directCall) (*http.Response, error) {
 	if t := u.direct; t != nil && t.speaksHTTP1(out.URL, len(out.Header["Upgrade"]) > 0) {
 		if body != nil {
@@ -342,7 +349,8 @@ func (u *Upstream) send(out *http.Request, body *replay, clock *attemptClock, ca
 				return nil, err
 			}
 			if body.trailer != nil {
-				// The connection that has ended may still read the trailers of the earlier view.
+				// The dead connection's goroutine may still read the trailers of the earlier view, so attach
+				// makes a new map.
 				var again func() (io.ReadCloser, error)
 				again = func() (io.ReadCloser, error) {
 					err := body.attach(out, clock)
@@ -377,8 +385,8 @@ func (u *Upstream) send(out *http.Request, body *replay, clock *attemptClock, ca
 // maxDeadConns is how many dead connections from the pool a request may meet before it fails.
 const maxDeadConns = 5
 
-// pooledConn observes whether a request was sent on a connection from the pool. A nil pooledConn observed
-// nothing.
+// pooledConn records whether a request was sent on a connection from the pool, and whether a response began.
+// Nil means that neither is recorded.
 type pooledConn struct{ reused, answered atomic.Bool }
 
 func (c *pooledConn) got(info httptrace.GotConnInfo) {
@@ -392,7 +400,7 @@ func (c *pooledConn) answer() { c.answered.Store(true) }
 // arrived.
 func (c *pooledConn) wasDead() bool { return c != nil && c.reused.Load() && !c.answered.Load() }
 
-// answer makes the attempt the body of res, so that the attempt ends with it.
+// answer makes the attempt the body of res, so that the attempt ends when the body ends.
 func (a *attempt) answer(res *http.Response, body *replay) {
 	a.answered = true
 	a.status = res.StatusCode
@@ -404,10 +412,11 @@ func (a *attempt) answer(res *http.Response, body *replay) {
 	a.report(a.whole())
 	a.ReadCloser = res.Body
 	if conn, ok := res.Body.(io.ReadWriteCloser); ok {
-		a.idle = newIdleTimer(a.upstream.opts.Idle, a.Close, nil) // silence in a connection is a normal end
-		res.Body = &attemptConn{attempt: a, conn: conn}           // the protocol was switched
+		// The protocol was switched. After silence, the connection ends normally.
+		a.idle = newIdleTimer(a.upstream.opts.Idle, a.Close, nil)
+		res.Body = &attemptConn{attempt: a, conn: conn}
 	} else {
-		if idle := a.upstream.opts.Idle; idle > 0 { // else the method value would be an allocation for nothing
+		if idle := a.upstream.opts.Idle; idle > 0 { // the method value below allocates
 			a.idle = newIdleTimer(idle, res.Body.Close, body)
 		}
 		res.Body = a
@@ -421,14 +430,14 @@ func (a *attempt) Read(p []byte) (int, error) {
 	a.idle.end()
 	if err != nil && err != io.EOF {
 		if cause := a.idle.cause(); cause != nil {
-			err = cause // and not that of the close which interrupted the read
+			err = cause // the timer closed the body, which made the read fail
 		}
 	}
 	return n, a.bodyEnd(err)
 }
 
-// Splice copies the rest of the body to w by the kernel's means, as h1.Body does, and ends the attempt. It
-// does nothing and returns false where that is not possible, and with Idle, which measures each read.
+// Splice copies the rest of the body to w inside the kernel, as h1.Body does, and ends the attempt. It does
+// nothing and returns false if that is not possible, and with UpstreamOptions.Idle, which measures each read.
 func (a *attempt) Splice(w io.ReaderFrom) (n int64, done bool, err error) {
 	body, ok := a.ReadCloser.(h1.Body)
 	if !ok || a.idle != nil {
@@ -437,7 +446,7 @@ func (a *attempt) Splice(w io.ReaderFrom) (n int64, done bool, err error) {
 	n, done, err = body.Splice(w)
 	var writing *h1.WriteError
 	switch {
-	case !done, errors.As(err, &writing): // an error of w does not end the attempt; Close does
+	case !done, errors.As(err, &writing): // a failed write does not end the attempt: Close will
 		return n, done, err
 	case err == nil:
 		err = io.EOF
@@ -448,7 +457,8 @@ func (a *attempt) Splice(w io.ReaderFrom) (n int64, done bool, err error) {
 	return n, true, err
 }
 
-// bodyEnd ends the attempt if err, of a read of the body, is not nil. It returns the error for the reader.
+// bodyEnd ends the attempt if err, the error of a read of the body, is not nil. It returns the error for the
+// reader.
 func (a *attempt) bodyEnd(err error) error {
 	switch {
 	case err == nil:
@@ -460,16 +470,16 @@ func (a *attempt) bodyEnd(err error) error {
 			a.correct(res)
 		}
 		if a.excused {
-			exchangeFrom(a.client).excuse() // the body is read by the caller
+			exchangeFrom(a.client).excuse() // allowed here: the caller's own goroutine reads the body
 		}
 	default:
 		stalled := a.clock.stalled()
 		a.upstream.direct.failed(a.url.Host, err)
 		err = a.bodyError(err)
 		res := result{err: err, began: true, gone: leftEarly(a.client)}
-		// Only an abort replaces the success that was counted for the header. A timeout does not: a stream
-		// that exceeds the caller's own deadline is not a failure of the target, which answered in time. Nor
-		// is an abort while the client has not sent its whole body.
+		// The header counted as a success. Only an abort by the target turns that into a failure. A stream
+		// that exceeds the caller's deadline does not: the target answered in time. An abort does not either
+		// if the target was waiting for the rest of the client's body.
 		if a.end(res) && res.outcome() == OutcomeAborted && !stalled {
 			a.correct(res)
 			a.cut = res
@@ -479,7 +489,7 @@ func (a *attempt) bodyEnd(err error) error {
 	return err
 }
 
-// Buffered returns how many bytes of the body Read returns without waiting, and -1 when that is not known.
+// Buffered returns the number of bytes that Read can return without waiting, or -1 if it is not known.
 func (a *attempt) Buffered() int {
 	if b, ok := a.ReadCloser.(interface{ Buffered() int }); ok {
 		return b.Buffered()
@@ -490,20 +500,21 @@ func (a *attempt) Buffered() int {
 // whole returns the result of an attempt that has a response.
 func (a *attempt) whole() result {
 	if a.grpc == grpcDeadlineExceeded && a.clock.keptWaiting() {
-		a.excused = true // also later, when the body of the request has been closed
+		a.excused = true // stored, because keptWaiting changes when the request's body is closed
 	}
 	return result{status: a.status, grpc: grpcCall{a.grpc, a.excused || a.within > 0}}
 }
 
-// correct records that a response which began well ended as res.
+// correct replaces the success that was recorded for the response's header by res, the result at the end of
+// the body.
 func (a *attempt) correct(res result) {
 	a.circuit.correct(res.outcome(), res.forCircuit())
 	a.upstream.pool.correctTraffic(a.member, res, a.standing)
 }
 
-// Close ends the attempt. Closing before the end of the body is the caller's choice and no failure. The
-// attempt ends before the body is closed, because a Read under way, as on a switched connection, fails when
-// the body is closed.
+// Close ends the attempt. Closing the body before its end is not a failure of the target. Close ends the
+// attempt first and then closes the body: a Read in progress, as on a switched connection, fails when the
+// body is closed, and that error must not count.
 func (a *attempt) Close() error {
 	res := a.whole()
 	res.gone = leftEarly(a.client)
@@ -511,7 +522,7 @@ func (a *attempt) Close() error {
 	return a.ReadCloser.Close()
 }
 
-// report records the outcome up to the response headers: with the circuit, the target's health and the
+// report records the outcome as of the response's header: with the circuit, the target's health and the
 // histogram.
 func (a *attempt) report(res result) {
 	o := res.outcome()
@@ -526,14 +537,14 @@ func (a *attempt) report(res result) {
 	}
 }
 
-// end releases what the attempt holds. Only the first call has an effect; end reports whether this was the
-// first.
+// end ends the attempt with res and releases what it holds. Only the first call has an effect, and only that
+// one returns true.
 func (a *attempt) end(res result) bool {
 	if !a.ended.CompareAndSwap(false, true) {
 		return false
 	}
 	a.clock.release()
-	if a.member == nil { // a panic before a target was picked
+	if a.member == nil { // the balancer panicked
 		a.circuit.done(res.outcome(), 0)
 		return true
 	}
@@ -554,7 +565,8 @@ type attemptConn struct {
 	conn io.ReadWriteCloser
 }
 
-// Read returns an error other than io.EOF after silence, since both directions end then.
+// Read returns an error other than io.EOF if the connection was silent for too long, so that both directions
+// end.
 func (c *attemptConn) Read(p []byte) (int, error) {
 	n, err := c.attempt.Read(p)
 	if err == io.EOF {
@@ -573,7 +585,7 @@ func (c *attemptConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// clientLabels are the values by which http.client.request.duration is split.
+// clientLabels are the attributes of http.client.request.duration.
 type clientLabels struct {
 	method   string
 	upstream string

@@ -20,7 +20,7 @@ import (
 
 // exchange is the record of a request. The first middleware of this package that a request passes creates it
 // and puts it in the request's context. The others find it there and write to it. So the outermost middleware
-// has the decisions of everything inside it.
+// sees the decisions of all inner handlers.
 //
 // The record is itself a context, so that one allocation holds the record, the context value and the writer
 // wrapper. It is never pooled: a context can outlive its request, and a reused record would hold another
@@ -28,8 +28,8 @@ import (
 type exchange struct {
 	context.Context // the context that the request arrived with
 
-	// whole is the record of the whole request, when this record is a variant of it (see WithIdentity).
-	// Outcomes and remarks are written to both. Nil otherwise.
+	// whole is the record of the whole request if this record is a variant of it (see WithIdentity), and nil
+	// otherwise. Outcomes and remarks are written to both.
 	whole *exchange
 
 	w responseWriter // the wrapper that was allocated with the record
@@ -42,29 +42,29 @@ type exchange struct {
 	origin
 	tracing
 	observing
-	detached bool // a foreign middleware may run its inner handler, and use req, on another goroutine; not inherited
+	detached bool // a foreign middleware may run its inner handler on another goroutine, which uses req; not inherited
 	matched
 	answering
 	forwarded
-	admitted *admission // the Breakers that let the request through; a part and a variant inherit it
+	admitted *admission // the circuits that let the request through; a part and a variant inherit it
 	ended
 	spending
 }
 
-// The record's fields are grouped by who inherits them: see child, part and variant.
+// The record's fields are grouped by which other records inherit them: see child, part and variant.
 
 // incoming is the request that the record belongs to. No other record inherits it.
 type incoming struct {
 	req   *http.Request   // this package's copy of the request
 	place credentialPlace // where the credentials were found, for Auth
 
-	// Values of fields, here to save an allocation each. They are set once and not changed after, since
-	// headers hold them.
-	user  [1]string // X-User-ID, as the first Auth wrote it
+	// The values of header fields, stored here to save an allocation each. They are set once and then not
+	// changed, because http.Header maps refer to them.
+	user  [1]string // X-User-ID of the request, set by the first Auth
 	trace [1]string // the trace id in the answer
 }
 
-// origin is who sent the request. Every record made from this one inherits it.
+// origin describes who sent the request. Every record made from this one inherits it.
 type origin struct {
 	hops
 	identity *Identity
@@ -82,8 +82,8 @@ type tracing struct {
 // observing is set by Observe. Only a variant inherits it: a part is a request of its own, which an Observe
 // around the part's handler may measure.
 type observing struct {
-	observed bool // an Observe stands outside
-	logged   bool // and it writes an access log
+	observed bool // an outer Observe records this exchange
+	logged   bool // that Observe writes an access log
 }
 
 // matched is the outermost Router's decision. Only a variant inherits it.
@@ -91,10 +91,10 @@ type matched struct {
 	route    string       // the route's name
 	pattern  string       // the route's pattern
 	rawRest  bool         // the path may have empty segments and backslashes, by Route.RawRest of the innermost Router
-	unrouted http.Handler // answers a request that no route takes, once it has passed the middleware of Use
+	unrouted http.Handler // answers a request that no route matches, after the middleware of Use
 }
 
-// answering is about outer middleware that influences the answer. Only a variant inherits it.
+// answering is set by outer middleware that replaces error answers. Only a variant inherits it.
 type answering struct {
 	onError  func(http.ResponseWriter, *http.Request, *Error) // the innermost HandleErrors
 	answered *Error                                           // the error that onError or a fallback is answering
@@ -105,7 +105,7 @@ type answering struct {
 type forwarded struct {
 	upstream string   // its name
 	target   *url.URL // nil when no target was asked
-	attempts int      // at targets of the upstream
+	attempts int      // number of attempts at targets of the upstream
 }
 
 // sent records where the request was sent.
@@ -123,18 +123,19 @@ type ended struct {
 	noted   bool     // outcome and err are set; later notes are ignored
 	outcome Outcome  // how the exchange ended
 	err     error    // why; for the log and the span
-	remarks []string // what went wrong without changing the answer; for the log
+	remarks []string // problems that did not change the answer; for the log
 	tunnel  *tunnel  // nil unless Proxy has taken over the connection
-	excused bool     // a gRPC status DEADLINE_EXCEEDED is the client's doing: it kept the target waiting for messages
+	excused bool     // a gRPC status DEADLINE_EXCEEDED does not count as a failure: the client's messages came late
 }
 
-// spending is what the handlers inside have reported by AddUnits. No other record inherits it.
+// spending is the units that inner handlers have reported by AddUnits. No other record inherits it.
 type spending struct {
 	units int64     // of this record and of all parts and variants of it
 	outer *exchange // the record that this one is a part or a variant of; nil for none
 }
 
-// tunnel is what passed over a connection that Proxy took over, once both directions have ended.
+// tunnel counts the bytes that passed over a connection that Proxy took over. It is set when both directions
+// have ended.
 type tunnel struct {
 	sent, received int64 // bytes to the client and from it
 }
@@ -161,12 +162,12 @@ type arrival struct {
 	request http.Request
 }
 
-// enter returns the request's record, which it creates if there is none, a writer that reports to the record,
-// and a request whose context holds it.
+// enter returns the request's record, a writer that reports to the record, and a request whose context holds
+// the record. It creates the record if there is none.
 //
-// When enter has created the record, the request is a new one, which is not r. The caller may modify it and
-// its context until it passes them on. The request that a middleware was given is never modified, since other
-// code may hold it.
+// If enter has created the record, the request that it returns is a copy of r. The caller may modify the copy
+// and its context until it passes them on. The request that a middleware was given is never modified, since
+// other code may hold it.
 func enter(w http.ResponseWriter, r *http.Request) (*exchange, *responseWriter, *http.Request) {
 	ctx := r.Context()
 	ex := exchangeFrom(ctx)
@@ -191,8 +192,8 @@ func enter(w http.ResponseWriter, r *http.Request) (*exchange, *responseWriter, 
 	return ex, &responseWriter{ResponseWriter: w, ex: ex}, r
 }
 
-// isWrappedBy reports whether the record's wrapper is found by unwrapping w. Where it is not, as under
-// http.TimeoutHandler, the handler that has w may still run when the request has been answered.
+// isWrappedBy reports whether unwrapping w leads to the record's own wrapper. If it does not, as inside
+// http.TimeoutHandler, the handler that has w may still run after the request has been answered.
 func (ex *exchange) isWrappedBy(w http.ResponseWriter) bool {
 	for {
 		switch v := w.(type) {
@@ -210,8 +211,8 @@ func (ex *exchange) isWrappedBy(w http.ResponseWriter) bool {
 }
 
 // child returns a record for work that is independent of the request, such as a shadow request. It starts
-// with the sender and the trace of ex. Nothing that is written to it reaches ex. It has no writer yet. If ex
-// is nil, the record is empty.
+// with the sender and the trace of ex. Later changes of it do not reach ex. It has no writer yet. If ex is
+// nil, the record is empty.
 func (ex *exchange) child(ctx context.Context) *exchange {
 	c := &exchange{Context: ctx}
 	if ex != nil {
@@ -222,15 +223,15 @@ func (ex *exchange) child(ctx context.Context) *exchange {
 	return c
 }
 
-// part is child for work that the answer waits for. Its outcome reaches ex's circuits through the answer, so
-// it does not ask them again.
+// part is like child, for work that the answer waits for. The circuits that let ex through count the outcome
+// of the whole answer, so the part does not ask them again.
 func (ex *exchange) part(ctx context.Context) *exchange {
 	c := new(exchange)
 	ex.initPart(c, ctx)
 	return c
 }
 
-// initPart makes c, which is new, a part of ex.
+// initPart makes the new record c a part of ex.
 func (ex *exchange) initPart(c *exchange, ctx context.Context) {
 	c.Context = ctx
 	if ex == nil {
@@ -242,9 +243,9 @@ func (ex *exchange) initPart(c *exchange, ctx context.Context) {
 	c.admitted, c.outer = ex.admitted, ex
 }
 
-// variant returns a record of the same request for some of its handlers, in which something may differ, such
-// as the identity. It starts as a copy of ex, uses the same writer, and reports outcomes to the record of the
-// whole request.
+// variant returns another record of the same request, for inner handlers to which something must look
+// different, such as the identity. It starts as a copy of ex and uses the same writer. Its outcomes are also
+// written to the record of the whole request.
 func (ex *exchange) variant(ctx context.Context) *exchange {
 	v := ex.part(ctx)
 	if ex == nil {
@@ -260,14 +261,14 @@ func (ex *exchange) variant(ctx context.Context) *exchange {
 	return v
 }
 
-// admission is a circuit that let the request through. To ask it again would count one request twice, and a
-// half-open circuit would refuse its own probe.
+// admission is a circuit that let the request through. The circuit is not asked again, because it would count
+// one request twice, and a half-open circuit would refuse its own probe.
 type admission struct {
 	circuit *Circuit
-	outer   *admission // the one before
+	outer   *admission // of the next Breaker outside; nil for none
 }
 
-// admits reports whether c let the request through already.
+// admits reports whether c has already let the request through.
 func (ex *exchange) admits(c *Circuit) bool {
 	if ex == nil {
 		return false
@@ -282,7 +283,7 @@ func (ex *exchange) admits(c *Circuit) bool {
 	return false
 }
 
-// derived records that r, a copy of the request, is passed on in its place. So the record sees what inner
+// derived records that r, a copy of the request, is now passed on instead. So the record sees what inner
 // handlers set on the request, such as its pattern.
 func (ex *exchange) derived(r *http.Request) {
 	if ex == nil {
@@ -293,8 +294,8 @@ func (ex *exchange) derived(r *http.Request) {
 	ex.req = r
 }
 
-// note records the outcome of the exchange and its cause. Only the first note counts: it is from the code
-// that refused the request or failed, which is closer to the cause than the code that writes the answer.
+// note records the outcome of the exchange and its cause. Only the first call counts: the code that refused
+// the request or failed calls note first, and knows the cause better than the code that writes the answer.
 func (ex *exchange) note(o Outcome, err error) {
 	if ex != nil {
 		o, err = blameServer(ex.Context, o, err)
@@ -311,7 +312,7 @@ func (ex *exchange) note(o Outcome, err error) {
 // maxRemarks is how many remarks of one request are kept.
 const maxRemarks = 16
 
-// remark adds a problem that the answer does not show to the log line's remarks.
+// remark adds a problem to the log line's remarks. The client does not see it.
 func (ex *exchange) remark(what string, err error) {
 	text := what + ": " + bounded(causeText(err))
 	for ; ex != nil; ex = ex.whole {
@@ -323,7 +324,8 @@ func (ex *exchange) remark(what string, err error) {
 	}
 }
 
-// tunneled records the bytes that passed to the client and from it after the protocol was switched.
+// tunneled records how many bytes were sent to the client and received from it after the protocol was
+// switched.
 func (ex *exchange) tunneled(sent, received int64) {
 	for ; ex != nil; ex = ex.whole {
 		ex.mu.Lock()
@@ -332,8 +334,7 @@ func (ex *exchange) tunneled(sent, received int64) {
 	}
 }
 
-// excuse records that the client's own messages came so late that the target's deadline for a gRPC call
-// passed.
+// excuse records that the deadline of a gRPC call passed because the client's own messages came late.
 func (ex *exchange) excuse() {
 	for ; ex != nil; ex = ex.whole {
 		ex.mu.Lock()
@@ -349,8 +350,8 @@ func (ex *exchange) rejected() bool {
 	return ex.noted && isRefused(ex.outcome)
 }
 
-// end decides how the exchange ended, and with which status, for the outermost middleware, whose writer is w.
-// panicked is what recover returned.
+// end returns the outcome of the exchange, its status and its cause. The outermost middleware calls it with
+// its own writer. panicked is what recover returned.
 func (ex *exchange) end(w *responseWriter, panicked any) (Outcome, int, error) {
 	left := ex.Context.Err()
 	ex.mu.Lock()
@@ -370,17 +371,17 @@ func (ex *exchange) end(w *responseWriter, panicked any) (Outcome, int, error) {
 	return ex.outcome, e.status, ex.err
 }
 
-// result returns the result of a handler, as far as the writer recorded it. left is the error of the
-// handler's context, panicked is what recover returned. The caller holds ex.mu.
+// result returns the result of a handler, from what the writer has recorded. left is the error of the
+// handler's context, and panicked is what recover returned. The caller holds ex.mu.
 func (w *responseWriter) result(left error, panicked any) result {
 	e := result{status: w.status, began: w.status != 0}
 	switch {
 	case panicked == nil:
 		e.grpc = w.grpc()
 		if e.status == 0 {
-			e.status = http.StatusOK // net/http sends it for a handler that writes nothing
+			e.status = http.StatusOK // net/http sends 200 if a handler writes nothing
 		}
-		// A client that left after a complete answer did not cancel anything.
+		// If the answer is complete, it does not matter that the client has left.
 		if left != nil && !w.complete() {
 			e.err = left
 		}
@@ -397,7 +398,8 @@ func (w *responseWriter) result(left error, panicked any) result {
 	return e
 }
 
-// grpc returns the state of a gRPC call, as far as the response has been written. The caller holds ex.mu.
+// grpc returns the status of a gRPC call, from the trailers that have been set so far. The caller holds
+// ex.mu.
 func (w *responseWriter) grpc() (call grpcCall) {
 	h := w.Header()
 	if !isGRPC(h) {
@@ -420,19 +422,18 @@ type responseWriter struct {
 
 	// Guarded by ex.mu.
 	status   int   // final status; 0 until there is one
-	written  int64 // bytes of body
+	written  int64 // bytes of the body
 	failed   bool  // a write failed
 	hijacked bool
-	begun    atomic.Bool // status is set, so that start has nothing to do; read without ex.mu
+	begun    atomic.Bool // status is set; start reads it without ex.mu
 	switched time.Time   // when the connection was hijacked
 	starts   startHook   // called with the final status before it is sent; nil for none
 
-	filter bodyFilter // changes what the handler writes; nil for none. Only the handler's goroutine uses it
+	filter bodyFilter // changes what the handler writes; nil for none; used by the handler's goroutine only
 }
 
-// bodyFilter changes a response between the handler and the client. The writer has recorded the final status
-// before it calls the filter. The filter passes on what it makes of the response by headerTo, writeTo and
-// flushTo.
+// bodyFilter changes a response between the handler and the client. The writer records the final status
+// before it calls the filter. The filter sends its output with headerTo, writeTo and flushTo.
 type bodyFilter interface {
 	header(status int) // the handler has set the final status
 	write(p []byte) (int, error)
@@ -476,9 +477,9 @@ func (w *responseWriter) started() bool {
 	return w.status != 0 || w.hijacked
 }
 
-// complete reports whether the whole answer was written before the handler returned. An answer without a
-// Content-Length is never complete then: net/http sends its end after the handler returns. The caller holds
-// ex.mu.
+// complete reports whether the whole answer was written before the handler returned. It returns false for a
+// body without a Content-Length, because net/http sends the end of such a body after the handler has
+// returned. The caller holds ex.mu.
 func (w *responseWriter) complete() bool {
 	if w.status == 0 || w.failed {
 		return false
@@ -490,7 +491,8 @@ func (w *responseWriter) complete() bool {
 	return len(declared) == 1 && declared[0] == strconv.FormatInt(w.written, 10)
 }
 
-// WriteHeader passes on informational statuses without recording them. 101 is recorded: it is final.
+// WriteHeader records the final status. It passes on informational statuses without recording them, except
+// 101, which is final.
 func (w *responseWriter) WriteHeader(code int) {
 	if code < 200 && code != http.StatusSwitchingProtocols {
 		w.ResponseWriter.WriteHeader(code)
@@ -505,8 +507,8 @@ func (w *responseWriter) Write(p []byte) (int, error) {
 	return w.writeTo(w.filter, p)
 }
 
-// headerTo sends the final status through f, the filter outside the one that calls it, or to the client if f
-// is nil.
+// headerTo sends the final status through f, or to the client if f is nil. A filter calls it with the next
+// filter outside.
 func (w *responseWriter) headerTo(f bodyFilter, code int) {
 	if f != nil {
 		f.header(code)
@@ -515,7 +517,7 @@ func (w *responseWriter) headerTo(f bodyFilter, code int) {
 	w.ResponseWriter.WriteHeader(code)
 }
 
-// writeTo is headerTo for a part of the body.
+// writeTo is like headerTo, for a piece of the body.
 func (w *responseWriter) writeTo(f bodyFilter, p []byte) (int, error) {
 	if f != nil {
 		return f.write(p)
@@ -525,7 +527,7 @@ func (w *responseWriter) writeTo(f bodyFilter, p []byte) (int, error) {
 	return n, err
 }
 
-// flushTo is headerTo for what is buffered.
+// flushTo is like headerTo, and sends buffered data.
 func (w *responseWriter) flushTo(f bodyFilter) error {
 	if f != nil {
 		return f.flush()
@@ -533,7 +535,7 @@ func (w *responseWriter) flushTo(f bodyFilter) error {
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-// restart lets another response take the place of one whose header a filter has held back.
+// restart discards a response whose header a filter has held back, so that another can be written.
 func (w *responseWriter) restart() {
 	w.ex.mu.Lock()
 	w.status = 0
@@ -541,7 +543,7 @@ func (w *responseWriter) restart() {
 	w.ex.mu.Unlock()
 }
 
-// ReadFrom lets the server copy from a file or a connection by the kernel's means, such as sendfile.
+// ReadFrom permits net/http to copy from a file or a connection inside the kernel, for example by sendfile.
 func (w *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	w.start(http.StatusOK)
 	if w.filter != nil {
@@ -558,10 +560,10 @@ func (w *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	return n, err
 }
 
-// Flush sends what is buffered, if the wrapped writer can.
+// Flush sends buffered data, if the wrapped writer can.
 func (w *responseWriter) Flush() { _ = w.FlushError() }
 
-// FlushError is Flush with an error, for http.ResponseController.
+// FlushError is Flush with an error. http.ResponseController calls it.
 func (w *responseWriter) FlushError() error {
 	if !w.started() && !flushes(w.ResponseWriter) {
 		return http.ErrNotSupported // nothing is sent, so the response has not begun
@@ -586,8 +588,8 @@ func flushes(w http.ResponseWriter) bool {
 	}
 }
 
-// Hijack takes over the connection. The final status is then 101: another protocol follows. The connection
-// is closed when the client's credentials have expired (see AuthOptions.UpgradeGrace).
+// Hijack takes over the connection and records 101 as the final status. The connection is closed when the
+// client's credentials have expired (see AuthOptions.UpgradeGrace).
 func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if err == nil {
@@ -604,5 +606,5 @@ func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, rw, err
 }
 
-// Unwrap is for http.ResponseController.
+// Unwrap returns the wrapped writer. http.ResponseController calls it.
 func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
