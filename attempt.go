@@ -6,18 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
 
+	"github.com/seed-96248d0c/gateway/internal/bodywait"
+	"github.com/seed-96248d0c/gateway/internal/grpcmeta"
 	"github.com/seed-96248d0c/gateway/internal/h1"
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
@@ -57,7 +56,7 @@ type destination struct {
 // progress is the state of an attempt after the request was sent.
 type progress struct {
 	status   int // of the response; 0 before there is one
-	grpc     grpcStatus
+	grpc     grpcmeta.Status
 	trailer  *http.Header // the trailers of a gRPC response, if its status is to arrive there; otherwise nil
 	standing success      // the success that was recorded when the response's header arrived
 	cut      result       // the result of a response that was cut off, if that counted against the target
@@ -73,7 +72,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	if len(choice.members) == 0 {
 		return nil, nil, fmt.Errorf("%w: upstream %s", ErrNoTarget, u.name)
 	}
-	a := &attempt{upstream: u, caller: caller{method: r.Method, client: r.Context(), start: time.Now(), body: body, within: grpcTimeout(r.Header)}}
+	a := &attempt{upstream: u, caller: caller{method: r.Method, client: r.Context(), start: time.Now(), body: body, within: grpcmeta.Timeout(r.Header)}}
 	if c := u.opts.Circuit; c != nil && !exchangeFrom(r.Context()).admits(c) {
 		var err error
 		if a.circuit, err = c.allow(); err != nil {
@@ -170,29 +169,6 @@ func withLimit(ctx context.Context, d time.Duration) (context.Context, context.C
 // same deadline, but its clock started later.
 func (a *attempt) pastOwnDeadline() bool { return a.within > 0 && time.Since(a.start) >= a.within }
 
-// grpcTimeout returns the timeout of a gRPC call, from its field grpc-timeout (PROTOCOL-HTTP2.md of gRPC). It
-// returns 0 if there is none.
-func grpcTimeout(h http.Header) time.Duration {
-	values := h["Grpc-Timeout"]
-	if len(values) == 0 || len(h["Content-Type"]) == 0 || !strings.HasPrefix(h["Content-Type"][0], "application/grpc") {
-		return 0
-	}
-	units := map[byte]time.Duration{'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond}
-	last := len(values[0]) - 1
-	if last < 1 || last > 8 || !isDigits(values[0][:last]) {
-		return 0
-	}
-	n, _ := strconv.ParseInt(values[0][:last], 10, 64)
-	unit := units[values[0][last]]
-	if unit == 0 {
-		return 0
-	}
-	if n > int64(math.MaxInt64/unit) {
-		return math.MaxInt64
-	}
-	return max(1, time.Duration(n)*unit) // 0 is a deadline that has passed
-}
-
 // attemptClock cancels an attempt whose target is too slow. The clock stops during a read of the request's
 // body, because the attempt then waits for the client. After each read, the target has the whole limit again,
 // so that a long body does not add up to a timeout. For example, with a limit of 2s, a target that accepts a
@@ -203,9 +179,9 @@ type attemptClock struct {
 	wake   heldBody                // nil unless a read of the body may wait for 100 Continue
 
 	mu      sync.Mutex
-	timer   *time.Timer // nil without a limit
-	turn    turn        // who is to act: the client or the target
-	idle    bool        // the timer fired during a read, and has not been set again
+	timer   *time.Timer    // nil without a limit
+	wait    bodywait.Clock // who is to act: the client or the target
+	idle    bool           // the timer fired during a read, and has not been set again
 	expired bool
 	stopped bool
 }
@@ -214,8 +190,7 @@ type attemptClock struct {
 // with ErrTimeout when the attempt has waited for the target for d, unless stop is called before. If d is not
 // positive and own is false, the context is ctx itself. body is nil if the client has nothing more to send.
 func (c *attemptClock) start(ctx context.Context, d time.Duration, body *replay, own bool) context.Context {
-	c.turn = newTurn()
-	c.turn.complete = body == nil
+	c.wait = bodywait.Start(body == nil)
 	if body != nil {
 		c.wake, _ = body.source.(heldBody)
 	}
@@ -238,9 +213,9 @@ func (c *attemptClock) start(ctx context.Context, d time.Duration, body *replay,
 func (c *attemptClock) fire() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch rest := c.limit - time.Since(c.turn.since); {
+	switch rest := c.limit - time.Since(c.wait.Since()); {
 	case c.stopped:
-	case c.turn.reading:
+	case c.wait.Reading():
 		c.idle = true
 	case rest > 0:
 		c.timer.Reset(rest)
@@ -268,7 +243,7 @@ func (c *attemptClock) begin() bool {
 	if c.expired {
 		return false
 	}
-	c.turn.begin()
+	c.wait.BeginRead()
 	return true
 }
 
@@ -276,7 +251,7 @@ func (c *attemptClock) begin() bool {
 func (c *attemptClock) end(complete bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.turn.end(complete)
+	c.wait.EndRead(complete)
 	if c.idle && !c.stopped {
 		c.idle = false
 		c.timer.Reset(c.limit)
@@ -308,14 +283,14 @@ func (c *attemptClock) release() {
 func (c *attemptClock) clientIsLate() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.turn.clientIsLate()
+	return c.wait.ClientIsLate()
 }
 
 // clientTime returns how long the attempt has waited for the client's body.
 func (c *attemptClock) clientTime() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.turn.clientTime()
+	return c.wait.ClientTime()
 }
 
 // keptWaiting reports whether the client may be the reason for a failure of the target, because it has kept
@@ -323,7 +298,7 @@ func (c *attemptClock) clientTime() time.Duration {
 func (c *attemptClock) keptWaiting() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.turn.keptWaiting()
+	return c.wait.KeptWaiting()
 }
 
 // stalled reports whether the client may be the reason why the target broke the connection off, because it
@@ -331,7 +306,7 @@ func (c *attemptClock) keptWaiting() bool {
 func (c *attemptClock) stalled() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.turn.stalled()
+	return c.wait.Stalled()
 }
 
 // send makes the round trip of one attempt.
@@ -404,8 +379,8 @@ func (c *pooledConn) wasDead() bool { return c != nil && c.reused.Load() && !c.a
 func (a *attempt) answer(res *http.Response, body *replay) {
 	a.answered = true
 	a.status = res.StatusCode
-	if isGRPC(res.Header) {
-		if a.grpc = grpcStatusIn(res.Header, ""); len(res.Header["Grpc-Status"]) == 0 {
+	if grpcmeta.Is(res.Header) {
+		if a.grpc = grpcmeta.StatusIn(res.Header, ""); len(res.Header["Grpc-Status"]) == 0 {
 			a.trailer = &res.Trailer
 		}
 	}
@@ -464,7 +439,7 @@ func (a *attempt) bodyEnd(err error) error {
 	case err == nil:
 	case err == io.EOF:
 		if a.trailer != nil {
-			a.grpc = grpcStatusIn(*a.trailer, "")
+			a.grpc = grpcmeta.StatusIn(*a.trailer, "")
 		}
 		if res := a.whole(); a.end(res) && a.trailer != nil && res.outcome() != OutcomeOK {
 			a.correct(res)
@@ -499,7 +474,7 @@ func (a *attempt) Buffered() int {
 
 // whole returns the result of an attempt that has a response.
 func (a *attempt) whole() result {
-	if a.grpc == grpcDeadlineExceeded && a.clock.keptWaiting() {
+	if a.grpc == grpcmeta.DeadlineExceeded && a.clock.keptWaiting() {
 		a.excused = true // stored, because keptWaiting changes when the request's body is closed
 	}
 	return result{status: a.status, grpc: grpcCall{a.grpc, a.excused || a.within > 0}}

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/seed-96248d0c/gateway/internal/bodywait"
 )
 
 // BreakerOptions configures what Breaker does while its circuit is open.
@@ -109,7 +111,7 @@ func (g *guard) watch(ex *exchange, r *http.Request) *http.Request {
 		g.began = time.Now()
 	}
 	if hasContent(r) && (limited || g.ticket.needsClient()) {
-		g.body = &timedBody{ReadCloser: r.Body, turn: newTurn()}
+		g.body = &timedBody{ReadCloser: r.Body, wait: bodywait.Start(false)}
 		r = r.WithContext(r.Context())
 		r.Body = g.body
 		ex.derived(r)
@@ -171,16 +173,16 @@ func (g *guard) report(res result) {
 type timedBody struct {
 	io.ReadCloser
 	mu   sync.Mutex
-	turn turn
+	wait bodywait.Clock
 }
 
 func (b *timedBody) Read(p []byte) (int, error) {
 	b.mu.Lock()
-	b.turn.begin()
+	b.wait.BeginRead()
 	b.mu.Unlock()
 	n, err := b.ReadCloser.Read(p)
 	b.mu.Lock()
-	b.turn.end(err == io.EOF)
+	b.wait.EndRead(err == io.EOF)
 	b.mu.Unlock()
 	return n, err
 }
@@ -188,7 +190,7 @@ func (b *timedBody) Read(p []byte) (int, error) {
 func (b *timedBody) clientTime() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.turn.clientTime()
+	return b.wait.ClientTime()
 }
 
 // tookTime reports whether the time since began, which is over, went to the client. A nil timedBody has none.
@@ -198,11 +200,11 @@ func (b *timedBody) tookTime(began time.Time) bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.turn.clientIsLate() || b.turn.clientTime() > time.Since(began)/2
+	return b.wait.ClientIsLate() || b.wait.ClientTime() > time.Since(began)/2
 }
 
 func (b *timedBody) stalled() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.turn.stalled()
+	return b.wait.Stalled()
 }

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/seed-96248d0c/gateway/internal/bodywait"
 )
 
 // clientBody is the body of a client's request, whose reads can be ended from outside. It ends them when the
@@ -27,7 +29,7 @@ type clientBody struct {
 
 	mu     sync.Mutex
 	cond   sync.Cond // signals the end of a read
-	turn   turn
+	wait   bodywait.Clock
 	limits readLimits
 	bodyProgress
 }
@@ -73,7 +75,7 @@ func (b *clientBody) init(w http.ResponseWriter, r *http.Request, pause time.Dur
 	b.src, b.w, b.pause = r.Body, w, pause
 	b.http1, b.declared = r.ProtoMajor == 1, r.ContentLength
 	b.cond.L = &b.mu
-	b.turn = newTurn()
+	b.wait = bodywait.Start(false)
 }
 
 // newClientBody returns the body of r, which is watched until release. It returns nil when r has none.
@@ -117,8 +119,8 @@ func (b *clientBody) begin() error {
 	if b.reason != nil {
 		return b.reason
 	}
-	b.turn.begin()
-	if b.pause > 0 && !b.limits.armed && !b.turn.complete {
+	b.wait.BeginRead()
+	if b.pause > 0 && !b.limits.armed && !b.wait.Complete() {
 		b.limits.armed = true
 		if b.limits.timer == nil {
 			b.limits.timer = time.AfterFunc(b.pause, b.paused)
@@ -135,7 +137,7 @@ func (b *clientBody) end(n int, err error) error {
 	defer b.mu.Unlock()
 	b.read += int64(n)
 	b.eof = b.eof || err == io.EOF
-	b.turn.end(b.eof || b.declared >= 0 && b.read >= b.declared)
+	b.wait.EndRead(b.eof || b.declared >= 0 && b.read >= b.declared)
 	if b.eof && b.limits.timer != nil {
 		b.limits.timer.Stop()
 	}
@@ -154,10 +156,10 @@ func (b *clientBody) paused() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.limits.armed = false
-	if !b.turn.reading || b.turn.complete || b.pause <= 0 || b.reason != nil {
+	if !b.wait.Reading() || b.wait.Complete() || b.pause <= 0 || b.reason != nil {
 		return
 	}
-	if rest := b.pause - time.Since(b.turn.since); rest > 0 {
+	if rest := b.pause - time.Since(b.wait.Since()); rest > 0 {
 		b.limits.armed = true
 		b.limits.timer.Reset(rest)
 		return
@@ -172,11 +174,11 @@ func (b *clientBody) expire() {
 	switch err := b.ctx.Err(); {
 	case b.limits.released || err == nil:
 	case errors.Is(err, context.DeadlineExceeded):
-		if b.turn.clientIsLate() {
+		if b.wait.ClientIsLate() {
 			err = slowClient(errors.New("the request's time ran out"))
 		}
 		b.interrupt(err)
-	case b.http1 && b.turn.reading:
+	case b.http1 && b.wait.Reading():
 		// The server cancels the context when a read fails, and that read is about to return. Otherwise,
 		// other code has canceled the context.
 		time.AfterFunc(cancelGrace, func() {
@@ -214,7 +216,7 @@ func (b *clientBody) awaitInterrupted() error {
 	if b.ctx != nil && b.ctx.Err() != nil {
 		b.expire()
 		b.mu.Lock()
-		for b.turn.reading && !b.limits.uninterruptible {
+		for b.wait.Reading() && !b.limits.uninterruptible {
 			b.cond.Wait()
 		}
 		b.mu.Unlock()
@@ -265,14 +267,14 @@ func (b *clientBody) unread() bool {
 func (b *clientBody) reading() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.turn.reading
+	return b.wait.Reading()
 }
 
 // waited returns how long the client has been waited for.
 func (b *clientBody) waited() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.turn.clientTime()
+	return b.wait.ClientTime()
 }
 
 // stopped reports whether reading was ended from outside.
@@ -323,9 +325,9 @@ func (b *clientBody) release() {
 	if b.limits.unwatch != nil {
 		b.limits.unwatch()
 	}
-	if b.http1 && b.turn.reading {
+	if b.http1 && b.wait.Reading() {
 		b.interrupt(errBodyClosed)
-		for b.turn.reading && !b.limits.uninterruptible {
+		for b.wait.Reading() && !b.limits.uninterruptible {
 			b.cond.Wait()
 		}
 		if b.limits.interrupted && !b.limits.released {
@@ -336,79 +338,4 @@ func (b *clientBody) release() {
 		b.reason = errBodyClosed
 	}
 	b.limits.released = true
-}
-
-// turn tracks for whom a request waits while its body is sent: for the client, during a read of the body, or
-// for the target, between two reads.
-type turn struct {
-	began    time.Time     // of the whole
-	since    time.Time     // when the present turn began
-	reading  bool          // it is the client's
-	waited   time.Duration // the client's turns that are over
-	complete bool          // the whole body has been read
-}
-
-func newTurn() turn {
-	now := time.Now()
-	return turn{began: now, since: now}
-}
-
-// begin begins a read. After the last byte there is nothing that the client has to send.
-func (t *turn) begin() {
-	if t.complete {
-		return
-	}
-	t.reading, t.since = true, time.Now()
-}
-
-func (t *turn) end(complete bool) {
-	if t.reading {
-		now := time.Now()
-		t.waited += now.Sub(t.since)
-		t.reading, t.since = false, now
-	}
-	t.complete = t.complete || complete
-}
-
-const (
-	// stuckFor is how long a target has to leave a body alone before the time is the target's.
-	stuckFor = time.Second
-	// stalledFor is how long a client has to send nothing before it is the reason why a target breaks off.
-	stalledFor = 25 * time.Millisecond
-	// unsentFor is how long a client has to send nothing before it is the reason why a target answers with an
-	// error.
-	unsentFor = 100 * time.Millisecond
-)
-
-// clientIsLate reports whether the request, whose time ran out, was late because of its client: the body is
-// not complete, and the target went on taking it.
-func (t *turn) clientIsLate() bool {
-	if t.complete {
-		return false
-	}
-	idle := time.Since(t.since)
-	return t.reading || idle < stuckFor && idle < time.Since(t.began)/2
-}
-
-// clientTime returns how long the request has waited for its client.
-func (t *turn) clientTime() time.Duration {
-	if t.reading {
-		return t.waited + time.Since(t.since)
-	}
-	return t.waited
-}
-
-// stalled reports whether a target that breaks off may do so because of a client that does not send its body.
-func (t *turn) stalled() bool {
-	return t.clientIsLate() && t.reading && time.Since(t.since) >= stalledFor || t.keptWaiting()
-}
-
-// keptWaiting reports whether the body has been late for so long that a limit of the target's own may have
-// passed: the body has taken long, or the client has sent nothing for most of the time.
-func (t *turn) keptWaiting() bool {
-	if !t.clientIsLate() {
-		return false
-	}
-	whole, pause := time.Since(t.began), time.Since(t.since)
-	return whole >= stuckFor || t.reading && pause >= unsentFor && pause >= whole/2
 }

@@ -15,6 +15,7 @@ import (
 
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/seed-96248d0c/gateway/internal/grpcmeta"
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
@@ -360,7 +361,7 @@ func (ex *exchange) end(w *responseWriter, panicked any) (Outcome, int, error) {
 	if !ex.noted {
 		o := e.outcome()
 		if e.err == nil {
-			e.err = e.grpc.status.err()
+			e.err = e.grpc.status.Err()
 		}
 		o, err := blameServer(ex.Context, o, e.err)
 		ex.noted, ex.outcome, ex.err = true, o, err
@@ -402,14 +403,14 @@ func (w *responseWriter) result(left error, panicked any) result {
 // ex.mu.
 func (w *responseWriter) grpc() (call grpcCall) {
 	h := w.Header()
-	if !isGRPC(h) {
+	if !grpcmeta.Is(h) {
 		return call
 	}
-	if call.status = grpcStatusIn(h, ""); call.status == 0 {
-		call.status = grpcStatusIn(h, http.TrailerPrefix)
+	if call.status = grpcmeta.StatusIn(h, ""); call.status == 0 {
+		call.status = grpcmeta.StatusIn(h, http.TrailerPrefix)
 	}
 	if call.status != 0 {
-		call.excused = w.ex.excused || hasGRPCTimeout(w.ex.req)
+		call.excused = w.ex.excused || w.ex.req != nil && grpcmeta.HasTimeout(w.ex.req.Header)
 	}
 	return call
 }

@@ -135,7 +135,7 @@ func (x *race) hedge() {
 		return
 	}
 	body, ok := x.body.whole()
-	if !ok || !u.budget.spend() {
+	if !ok || !u.budget.Spend() {
 		return
 	}
 	defer body.settle()

@@ -31,8 +31,8 @@ func TestHedgeBodyIsFreed(t *testing.T) {
 			t.Fatalf("%v, asked %d", err, asked.Load())
 		}
 		defer res.Body.Close()
-		if kept := res.Body.(*attempt).body.kept; kept.size != 0 || len(kept.chunks) != 0 {
-			t.Errorf("%d bytes are kept", kept.size)
+		if kept := &res.Body.(*attempt).body.kept; kept.Len() != 0 {
+			t.Errorf("%d bytes are kept", kept.Len())
 		}
 	})
 }

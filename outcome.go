@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/seed-96248d0c/gateway/internal/grpcmeta"
 	"github.com/seed-96248d0c/gateway/internal/neterror"
 )
 
@@ -75,19 +76,19 @@ type result struct {
 
 // grpcCall is what is known of a call of gRPC.
 type grpcCall struct {
-	status  grpcStatus
+	status  grpcmeta.Status
 	excused bool // the client chose the deadline, or kept the target waiting for its messages
 }
 
 // expired reports whether a deadline ended the call for which the client is the reason. Any client can choose
 // a deadline that no server meets, or leave its messages unsent until the server's own has passed. So this is
 // like a client that leaves.
-func (c grpcCall) expired() bool { return c.status == grpcDeadlineExceeded && c.excused }
+func (c grpcCall) expired() bool { return c.status == grpcmeta.DeadlineExceeded && c.excused }
 
 // answered returns the status that decides the outcome: that of HTTP, or the 5xx that corresponds to the
 // status of gRPC. For example, UNAVAILABLE is a 503.
 func (e result) answered() int {
-	if status := e.grpc.status.httpStatus(); status != 0 && !e.grpc.expired() {
+	if status := e.grpc.status.HTTPStatus(); status != 0 && !e.grpc.expired() {
 		return status
 	}
 	return e.status
@@ -97,7 +98,7 @@ func (e result) answered() int {
 // have it from a server of gRPC, by a malformed message, too many or too few messages, or a malformed field
 // of metadata.
 func (e result) forCircuit() int {
-	if e.grpc.status == grpcInternal {
+	if e.grpc.status == grpcmeta.Internal {
 		return http.StatusNotImplemented
 	}
 	return e.answered()
@@ -460,7 +461,7 @@ func (a *attempt) clientTookMost() bool {
 // counts against the target, even if the client has not sent its whole body. A status of gRPC stays: its
 // streams are often open and quiet.
 func (a *attempt) failedByClient(res *http.Response) error {
-	if res.StatusCode < 500 || isGRPC(res.Header) || !a.clock.keptWaiting() {
+	if res.StatusCode < 500 || grpcmeta.Is(res.Header) || !a.clock.keptWaiting() {
 		return nil
 	}
 	return slowClient(fmt.Errorf("the target answered %d while it waited for the rest of the body", res.StatusCode))

@@ -7,13 +7,9 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/seed-96248d0c/gateway/internal/chunkbuf"
 )
-
-// replayChunk is the unit in which a replay buffers a body. A stalled upload holds at most one more than it
-// has sent.
-type replayChunk [8 << 10]byte
-
-var replayChunks = sync.Pool{New: func() any { return new(replayChunk) }}
 
 // replay buffers the beginning of a request's body until a response arrives, so that the request can be sent
 // again. A nil replay is that of a request without a body.
@@ -35,7 +31,7 @@ type replay struct {
 
 	mu   sync.Mutex
 	read int64 // bytes read of source
-	kept replayBuffer
+	kept chunkbuf.Buffer
 	lost bool  // kept is incomplete: the body is longer than limit, or no further view is needed
 	err  error // with which source ended
 	replayViews
@@ -45,50 +41,6 @@ type replay struct {
 type replayViews struct {
 	current *replayView // the newest view
 	done    bool        // there will be no further view
-}
-
-// replayBuffer holds the bytes of a body in chunks, which come from a pool: keeping a body for a moment
-// leaves no garbage, and it never holds much more than what was read.
-type replayBuffer struct {
-	chunks []*replayChunk
-	first  [8]*replayChunk // the first elements of chunks: as many as the default limit needs
-	size   int
-}
-
-func (b *replayBuffer) append(p []byte) {
-	for len(p) > 0 {
-		n := copy(b.space(), p)
-		b.size += n
-		p = p[n:]
-	}
-}
-
-// space returns room for more bytes, which count once size has grown by them.
-func (b *replayBuffer) space() []byte {
-	if b.chunks == nil {
-		b.chunks = b.first[:0]
-	}
-	chunk, at := b.size/len(replayChunk{}), b.size%len(replayChunk{})
-	if chunk == len(b.chunks) {
-		b.chunks = append(b.chunks, replayChunks.Get().(*replayChunk))
-	}
-	return b.chunks[chunk][at:]
-}
-
-// copy copies to p what follows position at, which lies before the end.
-func (b *replayBuffer) copy(p []byte, at int) int {
-	rest := b.size - at
-	chunk := b.chunks[at/len(replayChunk{})]
-	at %= len(chunk)
-	return copy(p, chunk[at:min(len(chunk), at+rest)])
-}
-
-func (b *replayBuffer) free() {
-	for _, chunk := range b.chunks {
-		replayChunks.Put(chunk)
-	}
-	clear(b.chunks)
-	b.chunks, b.size = nil, 0
 }
 
 // newReplay returns nil for a request without a body.
@@ -101,7 +53,7 @@ func newReplay(r *http.Request, limit int64) *replay {
 		b.names = append(b.names, name)
 	}
 	if small, ok := r.Body.(*requestBody); ok && r.ContentLength > 0 && small.take(&b.kept) {
-		b.read, b.err = int64(b.kept.size), io.EOF
+		b.read, b.err = int64(b.kept.Len()), io.EOF
 		b.lost = b.read > limit
 		b.before = small.client.waited()
 	}
@@ -211,11 +163,7 @@ func (b *replay) whole() (*replay, bool) {
 	if b.lost || !ended || b.trailer != nil {
 		return nil, false
 	}
-	body := make([]byte, b.kept.size)
-	for at := 0; at < len(body); {
-		at += b.kept.copy(body[at:], at)
-	}
-	return &replay{source: io.NopCloser(bytes.NewReader(body)), limit: b.limit, declared: b.declared}, true
+	return &replay{source: io.NopCloser(bytes.NewReader(b.kept.Bytes())), limit: b.limit, declared: b.declared}, true
 }
 
 // slow returns the error of a client that was slow, and nil if it was not. When a read of its body fails, the server
@@ -238,7 +186,7 @@ func (b *replay) settle() {
 	}
 	b.mu.Lock()
 	b.done = true
-	if b.current == nil || b.current.at == b.kept.size {
+	if b.current == nil || b.current.at == b.kept.Len() {
 		b.discard()
 	}
 	unused := b.current == nil || b.current.ended
@@ -251,7 +199,7 @@ func (b *replay) settle() {
 // discard frees the buffer. The current view has read all of it. The caller holds mu.
 func (b *replay) discard() {
 	b.lost = true
-	b.kept.free()
+	b.kept.Free()
 	if b.current != nil {
 		b.current.at = 0 // a late read of an earlier view may still append to kept
 	}
@@ -294,9 +242,9 @@ func (v *replayView) readKept(p []byte) (n int, err error, ok bool) {
 	switch {
 	case v.ended:
 		return 0, errBodyClosed, true
-	case v.at < b.kept.size:
-		n = b.kept.copy(p, v.at)
-		if v.at += n; v.at == b.kept.size && b.done {
+	case v.at < b.kept.Len():
+		n = b.kept.CopyAt(p, v.at)
+		if v.at += n; v.at == b.kept.Len() && b.done {
 			b.discard() // there will be no other view
 		}
 		return n, nil, true
@@ -340,9 +288,9 @@ func (v *replayView) Read(p []byte) (int, error) {
 	complete = err == io.EOF || b.declared >= 0 && b.read >= b.declared
 	stale := b.current != v // the bytes belong to a newer view
 	switch {
-	case stale, !b.lost && !b.done && int64(b.kept.size+n) <= b.limit:
-		b.kept.append(p[:n])
-		v.at = b.kept.size
+	case stale, !b.lost && !b.done && int64(b.kept.Len()+n) <= b.limit:
+		b.kept.Append(p[:n])
+		v.at = b.kept.Len()
 	default:
 		b.discard()
 	}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/seed-96248d0c/gateway/internal/chunkbuf"
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
@@ -26,8 +27,8 @@ type requestBody struct {
 	mu     sync.Mutex // held while reading
 	read   int64
 	closed atomic.Bool
-	whole  replayBuffer // the whole body, when readWhole has read it and nobody has taken it
-	at     int          // position in whole
+	whole  chunkbuf.Buffer // the whole body, when readWhole has read it and nobody has taken it
+	at     int             // position in whole
 
 	*expectation // nil unless the client expects 100-continue
 }
@@ -55,8 +56,8 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	if b.closed.Load() {
 		return 0, errBodyClosed
 	}
-	if b.at < b.whole.size {
-		n := b.whole.copy(p, b.at)
+	if b.at < b.whole.Len() {
+		n := b.whole.CopyAt(p, b.at)
 		b.at += n
 		return n, nil
 	}
@@ -93,10 +94,10 @@ func (b *requestBody) readWhole() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for {
-		n, err := b.readClient(b.whole.space())
-		b.whole.size += n
+		n, err := b.readClient(b.whole.Space())
+		b.whole.Grow(n)
 		switch {
-		case err == io.EOF || int64(b.whole.size) > b.from.ContentLength: // the latter is for the transport to refuse
+		case err == io.EOF || int64(b.whole.Len()) > b.from.ContentLength: // the latter is for the transport to refuse
 			return nil
 		case err != nil:
 			return err
@@ -105,14 +106,13 @@ func (b *requestBody) readWhole() error {
 }
 
 // take hands the body over that readWhole has read, if it did and the length is right.
-func (b *requestBody) take(to *replayBuffer) bool {
+func (b *requestBody) take(to *chunkbuf.Buffer) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.whole.size == 0 || int64(b.whole.size) != b.from.ContentLength || b.at > 0 || b.closed.Load() {
+	if b.whole.Len() == 0 || int64(b.whole.Len()) != b.from.ContentLength || b.at > 0 || b.closed.Load() {
 		return false
 	}
-	to.chunks, to.size = append(to.first[:0], b.whole.chunks...), b.whole.size
-	b.whole = replayBuffer{}
+	b.whole.MoveTo(to)
 	return true
 }
 
@@ -177,7 +177,7 @@ func (b *requestBody) finish() {
 	b.Close()
 	b.client.release()
 	if b.mu.TryLock() { // a read of a body that is not here may still be waiting
-		b.whole.free()
+		b.whole.Free()
 		b.mu.Unlock()
 	}
 }

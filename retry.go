@@ -5,11 +5,10 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
-	"sync"
 	"time"
 
+	"github.com/seed-96248d0c/gateway/internal/grpcmeta"
 	"github.com/seed-96248d0c/gateway/internal/neterror"
-	"golang.org/x/time/rate"
 )
 
 // RetryOptions configures when an Upstream sends a request again. The zero value means no retries.
@@ -78,49 +77,6 @@ func (o RetryOptions) withDefaults() RetryOptions {
 	return o
 }
 
-// retryBudget keeps retries from multiplying the load of an upstream that is already down. It follows the
-// retry budget of Twitter's Finagle.
-type retryBudget struct {
-	share float64
-	floor *rate.Limiter // retries earned by the passing of time
-
-	mu     sync.Mutex
-	earned float64 // retries earned by requests
-}
-
-const (
-	retryFloor  = 3   // retries a second; a new budget starts with as many
-	floorSaved  = 30  // most retries saved up of the floor: ten seconds' worth
-	earnedSaved = 500 // most retries saved up of the requests' share
-)
-
-func newRetryBudget(share float64) *retryBudget {
-	b := &retryBudget{share: share, floor: rate.NewLimiter(retryFloor, floorSaved)}
-	b.floor.AllowN(time.Now(), floorSaved-retryFloor) // a limiter starts full
-	return b
-}
-
-// request adds the share of one request.
-func (b *retryBudget) request() {
-	if b.share <= 0 {
-		return
-	}
-	b.mu.Lock()
-	b.earned = min(earnedSaved, b.earned+b.share)
-	b.mu.Unlock()
-}
-
-// spend takes one retry from the budget and reports whether there was one.
-func (b *retryBudget) spend() bool {
-	b.mu.Lock()
-	earned := b.earned >= 1
-	if earned {
-		b.earned--
-	}
-	b.mu.Unlock()
-	return earned || b.floor.Allow()
-}
-
 // mayRetry reports whether r may be sent again after attempt n, which ended with a response of this status or
 // with err.
 func (u *Upstream) mayRetry(r *http.Request, body *replay, n, status int, err error) bool {
@@ -144,12 +100,12 @@ func (u *Upstream) mayRetry(r *http.Request, body *replay, n, status int, err er
 		return false // the retry would be refused, and that would hide how the upstream failed
 	}
 	// A request that was never sent cost the upstream nothing, so it costs no budget.
-	return unsent || u.budget.spend()
+	return unsent || u.budget.Spend()
 }
 
 // mayRepeat reports whether a target may get r twice.
 func (o *RetryOptions) mayRepeat(r *http.Request) bool {
-	return isIdempotent(r.Method) || o.GRPC && isGRPC(r.Header)
+	return isIdempotent(r.Method) || o.GRPC && grpcmeta.Is(r.Header)
 }
 
 // pause waits before the retry that follows attempt n. It returns early, with false, when ctx ends.

@@ -1,15 +1,14 @@
 package gateway
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/http"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/seed-96248d0c/gateway/internal/concurrency"
+	"github.com/seed-96248d0c/gateway/internal/waitqueue"
 )
 
 // ShedOptions configures the limit and the queue of Shed. The zero value selects the defaults.
@@ -83,7 +82,7 @@ type shed struct {
 	mu      sync.Mutex
 	limit   *concurrency.Limit
 	running int
-	waiting shedQueue
+	waiting waitqueue.Queue[shedWaiter]
 }
 
 var errShed = fmt.Errorf("%w: too many requests at once", ErrOverloaded)
@@ -129,46 +128,46 @@ func (s *shed) admit(ctx context.Context, priority int) (epoch uint32, ok bool) 
 		s.mu.Unlock()
 		return 0, false
 	}
-	if s.waiting.n >= s.limit.Limit() {
-		last := s.waiting.last()
-		if last == nil || last.priority >= priority {
+	if s.waiting.Len() >= s.limit.Limit() {
+		last := s.waiting.Last()
+		if last == nil || last.Priority >= priority {
 			s.mu.Unlock()
 			return 0, false
 		}
-		s.waiting.remove(last)
-		close(last.done)
+		s.waiting.Remove(last)
+		close(last.Value.done)
 	}
-	me := &shedWaiter{priority: priority, done: make(chan struct{})}
-	s.waiting.add(me)
+	me := &waitqueue.Waiter[shedWaiter]{Priority: priority, Value: shedWaiter{done: make(chan struct{})}}
+	s.waiting.Add(me)
 	s.mu.Unlock()
 
 	timeout := time.NewTimer(s.opts.Queue)
 	defer timeout.Stop()
 	select {
-	case <-me.done:
+	case <-me.Value.done:
 	case <-timeout.C:
 	case <-ctx.Done():
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if me.level != nil { // still waiting
-		s.waiting.remove(me)
+	if me.Waits() {
+		s.waiting.Remove(me)
 	}
-	return me.epoch, me.admitted
+	return me.Value.epoch, me.Value.admitted
 }
 
 // release gives free places to waiting requests. The caller holds s.mu.
 func (s *shed) release() {
 	s.running--
 	for s.running < s.limit.Limit() {
-		first := s.waiting.first()
+		first := s.waiting.First()
 		if first == nil {
 			return
 		}
-		s.waiting.remove(first)
+		s.waiting.Remove(first)
 		s.running++
-		first.admitted, first.epoch = true, s.limit.Started(s.running)
-		close(first.done)
+		first.Value.admitted, first.Value.epoch = true, s.limit.Started(s.running)
+		close(first.Value.done)
 	}
 }
 
@@ -245,80 +244,9 @@ func (s *shedSlot) end() {
 	}
 }
 
-// shedQueue holds the waiting requests, by priority. Those of the same priority are in the order of their
-// arrival.
-type shedQueue struct {
-	n      int
-	levels []*shedLevel // the highest priority first; none is empty
-}
-
-type shedLevel struct {
-	priority    int
-	first, last *shedWaiter
-}
-
-// shedWaiter is a request that waits. All its fields are guarded by shed.mu.
+// shedWaiter is a request that waits. shed.mu guards its fields.
 type shedWaiter struct {
-	priority   int
-	done       chan struct{} // is closed when it waits no longer
-	level      *shedLevel    // nil when it waits no longer
-	prev, next *shedWaiter
-	admitted   bool
-	epoch      uint32
-}
-
-func (q *shedQueue) find(priority int) (int, bool) {
-	return slices.BinarySearchFunc(q.levels, priority, func(l *shedLevel, p int) int { return cmp.Compare(p, l.priority) })
-}
-
-func (q *shedQueue) add(w *shedWaiter) {
-	i, ok := q.find(w.priority)
-	if !ok {
-		q.levels = slices.Insert(q.levels, i, &shedLevel{priority: w.priority})
-	}
-	l := q.levels[i]
-	w.level, w.prev = l, l.last
-	if l.last == nil {
-		l.first = w
-	} else {
-		l.last.next = w
-	}
-	l.last = w
-	q.n++
-}
-
-func (q *shedQueue) remove(w *shedWaiter) {
-	l := w.level
-	if w.prev == nil {
-		l.first = w.next
-	} else {
-		w.prev.next = w.next
-	}
-	if w.next == nil {
-		l.last = w.prev
-	} else {
-		w.next.prev = w.prev
-	}
-	w.level, w.prev, w.next = nil, nil, nil
-	q.n--
-	if l.first == nil {
-		i, _ := q.find(l.priority)
-		q.levels = slices.Delete(q.levels, i, i+1)
-	}
-}
-
-// first returns the request that is served next, and last the one that is refused first. They return nil if
-// no request waits.
-func (q *shedQueue) first() *shedWaiter {
-	if q.n == 0 {
-		return nil
-	}
-	return q.levels[0].first
-}
-
-func (q *shedQueue) last() *shedWaiter {
-	if q.n == 0 {
-		return nil
-	}
-	return q.levels[len(q.levels)-1].last
+	done     chan struct{} // closed when the request no longer waits
+	admitted bool
+	epoch    uint32
 }

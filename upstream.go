@@ -17,6 +17,8 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/seed-96248d0c/gateway/internal/grpcmeta"
+	"github.com/seed-96248d0c/gateway/internal/retrybudget"
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
@@ -172,7 +174,7 @@ type Upstream struct {
 	opts     UpstreamOptions
 	direct   *transport // opts.Transport, if it is one of this package
 	probe    *url.URL   // path and query of the health check; nil for none
-	budget   *retryBudget
+	budget   *retrybudget.Budget
 	duration metric.Float64Histogram
 	labels   telemetry.LabelCache[clientLabels]
 	pool     pool
@@ -208,7 +210,7 @@ func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream
 			panic("gateway: NewUpstream: Health.Path: " + err.Error())
 		}
 	}
-	u.budget = newRetryBudget(u.opts.Retry.Budget)
+	u.budget = retrybudget.New(u.opts.Retry.Budget)
 	u.duration = telemetry.DurationHistogram(u.opts.Meter.Meter(scope), "http.client.request.duration",
 		"Duration of HTTP client requests.")
 	u.pool.health = u.opts.Health
@@ -273,7 +275,7 @@ func (u *Upstream) roundTrip(r *http.Request, call directCall) (*http.Response, 
 	body := newReplay(r, u.opts.Retry.MaxBodyBytes)
 	defer body.settle()
 	if u.opts.Retry.Attempts > 1 {
-		u.budget.request()
+		u.budget.Earn()
 	}
 	var tried []*member
 	for n := 1; ; n++ {
@@ -313,8 +315,8 @@ func (u *Upstream) roundTrip(r *http.Request, call directCall) (*http.Response, 
 // answeredStatus returns the status by which a response is judged before its body.
 func answeredStatus(r *http.Request, res *http.Response) int {
 	answer := result{status: res.StatusCode}
-	if isGRPC(res.Header) {
-		answer.grpc = grpcCall{grpcStatusIn(res.Header, ""), hasGRPCTimeout(r)}
+	if grpcmeta.Is(res.Header) {
+		answer.grpc = grpcCall{grpcmeta.StatusIn(res.Header, ""), grpcmeta.HasTimeout(r.Header)}
 	}
 	return answer.answered()
 }
