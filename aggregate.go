@@ -27,7 +27,7 @@ type AggregateOptions struct {
 	MaxBytes      int64             // limit of one part's body, after decompression; 0 means 1 MiB
 	MaxTotalBytes int64             // limit of all parts' bodies together; 0 means 16 MiB
 	MaxInFlight   int               // number of parts requested at the same time, for one incoming request; 0 means all
-	Headers       []string          // request fields passed to the parts besides the gateway's own; nil: Accept-Language, and Authorization to Upstreams and HandlerTransports alone
+	Headers       []string          // client's fields that the parts get besides the gateway's own; nil means Accept-Language, and Authorization for Upstreams and HandlerTransports only
 	Identity      map[string]string // as in ProxyOptions, for every part's request
 	Merge         bool              // put the members of a part that is an object into the answer itself, not under Name; see Aggregate
 	ServerTiming  bool              // report each part's time in the field Server-Timing
@@ -124,7 +124,7 @@ type aggregate struct {
 	parts   []part
 	opts    AggregateOptions
 	headers []string // canonical names, without those that are never passed
-	private bool     // Authorization goes to the gateway's own parts alone
+	private bool     // only parts from an Upstream or a HandlerTransport get the client's Authorization
 	own     *ownedFields
 }
 
@@ -157,7 +157,8 @@ func (a *aggregate) setOptions() {
 	}
 }
 
-// neverPassed reports whether a field of the client's request means nothing on a part's request.
+// neverPassed reports whether a field is about the client's own request, so that it would be wrong on a
+// part's request.
 func neverPassed(name string) bool {
 	switch name {
 	case "Accept-Encoding", "Expect", "Host", "Range":
@@ -166,7 +167,8 @@ func neverPassed(name string) bool {
 	return httpfield.IsHopByHop(name) || strings.HasPrefix(name, "If-") || strings.HasPrefix(name, "Content-")
 }
 
-// refuseCycles panics when parts need one another in a cycle, so that none of them could be asked first.
+// refuseCycles panics if parts need each other's fields in a cycle, so that none of them can be requested
+// first.
 func (a *aggregate) refuseCycles() {
 	asked := make([]bool, len(a.parts))
 	for range a.parts {
@@ -185,28 +187,29 @@ func (a *aggregate) refuseCycles() {
 	}
 }
 
-// fanout is the requests of one aggregate, for one incoming request. A part's goroutine writes its answer;
-// other goroutines read the answer only after the part's number has been received from finished.
+// fanout is the state of an aggregate for one incoming request. Each part's goroutine writes to its own
+// element of answers. Other goroutines read that element only after the part's number has been received from
+// finished.
 type fanout struct {
 	*aggregate
 	ex        *exchange
 	in        *http.Request
 	ctx       context.Context
 	ownedHere ownedHere
-	header    http.Header  // the fields that every part's request has, but for private
-	passed    bool         // the gate would let header pass
-	private   bool         // header has the client's Authorization, which only the gateway's own parts get
-	tracer    trace.Tracer // starts the parts' spans; nil when the request's is not recorded
-	total     atomic.Int64 // bytes of bodies so far
+	header    http.Header  // the fields of every part's request; some do not get Authorization, see private
+	passed    bool         // gate would accept header
+	private   bool         // only parts from an Upstream or a HandlerTransport get Authorization of header
+	tracer    trace.Tracer // starts the parts' spans; nil if the request's span is not recorded
+	total     atomic.Int64 // bytes of the parts' bodies so far
 	finished  chan int     // the numbers of parts that have finished
 	answers   []partAnswer
-	stopped   bool // a required part has failed: no further part is asked
+	stopped   bool // a required part has failed: no further part is requested
 }
 
 // partAnswer is the result of one part.
 type partAnswer struct {
-	value    rawjson.Value // the member of the answer
-	source   rawjson.Value // value before its Shape, from which other parts' paths are filled
+	value    rawjson.Value // the value of the part's member in the answer
+	source   rawjson.Value // the value before Shape; the Path of another part takes fields from it
 	status   int           // of the response; 0 for none
 	caching  httpfield.Caching
 	vary     []string
@@ -215,8 +218,9 @@ type partAnswer struct {
 	panicked any
 
 	// Only the handler's goroutine uses these.
-	asked, known bool // known: the part's number has been received from finished
-	waitsFor     int  // the parts that must finish first
+	asked    bool // the part's goroutine was started
+	known    bool // the part's number has been received from finished
+	waitsFor int  // number of parts that must finish first
 }
 
 func (a *aggregate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -260,7 +264,7 @@ func (f *fanout) setHeader() error {
 			f.header[name] = values
 		}
 	}
-	f.private = f.aggregate.private && !f.owns("Authorization") // else it is the gateway's own
+	f.private = f.aggregate.private && !f.owns("Authorization") // if owned, Authorization is not the client's
 	f.setTracer()
 	if err := f.own.write(f.header, f.in, make([]string, 0, 9+len(f.own.identity))); err != nil {
 		return err
@@ -272,8 +276,8 @@ func (f *fanout) setHeader() error {
 	return nil
 }
 
-// setTracer makes the parts have spans if the request's span is recorded. It must be of the trace that the
-// parts' requests continue: see tracing.parent.
+// setTracer gives the parts spans if the request's span is recorded and belongs to the trace that the parts'
+// requests continue (see tracing.parent).
 func (f *fanout) setTracer() {
 	span := trace.SpanFromContext(f.in.Context())
 	if !span.IsRecording() {
@@ -292,9 +296,9 @@ func (f *fanout) owns(name string) bool {
 	return f.own.has(name, f.ownedHere)
 }
 
-// run requests every part as soon as the parts that it needs have finished. It returns when no part is in
-// flight: all have finished, or a required one has failed. It returns the failure of the first required part
-// that failed.
+// run requests every part as soon as the parts that it needs have finished. If a required part fails, run
+// requests no further part. It returns when no part is in flight, with the failure of the required part that
+// failed first.
 func (f *fanout) run(cancel context.CancelFunc) (failure *partFailure) {
 	for i := range f.parts {
 		f.answers[i].waitsFor = len(f.parts[i].needs)
@@ -329,16 +333,16 @@ func (f *fanout) run(cancel context.CancelFunc) (failure *partFailure) {
 	return failure
 }
 
-// isProbesInFlight reports whether err is the refusal of a half-open circuit that has all of its probes in
-// flight. One of them may be another part of the same aggregate. If it were canceled, the circuit could never
-// close.
+// isProbesInFlight reports whether a half-open circuit refused a part because all its probes are in flight.
+// One probe may be another part of the same aggregate. If every such refusal canceled that probe, the circuit
+// could never close.
 func isProbesInFlight(err error) bool {
 	var no *refusal
 	return errors.As(err, &no) && no.until.IsZero()
 }
 
-// start starts the parts that can be asked now, in their order, and returns how many run. When the client has
-// left or a required part has failed, it starts none.
+// start starts the parts that can be requested now, in their order. It returns the number of parts in flight.
+// If the client has left or a required part has failed, it starts none.
 func (f *fanout) start(running int) int {
 	if f.stopped || leftEarly(f.ctx) {
 		return running
@@ -364,7 +368,7 @@ func (f *fanout) cutShort() bool {
 	return slices.ContainsFunc(f.answers, func(a partAnswer) bool { return !a.known || a.failure != nil })
 }
 
-// runPart asks part i, stores its answer and reports that it has finished.
+// runPart requests part i, stores its answer and reports that the part has finished.
 func (f *fanout) runPart(i int) {
 	p, answer := &f.parts[i], &f.answers[i]
 	var span trace.Span
@@ -418,7 +422,7 @@ func (f *fanout) startSpan(ctx context.Context, p *part) (context.Context, trace
 		trace.WithAttributes(attribute.String("gateway.part", p.Name)))
 }
 
-// endSpan ends the client span of a part, with what the part's answer was.
+// endSpan describes the part's answer on its client span, and ends the span.
 func (a *partAnswer) endSpan(span trace.Span) {
 	if span == nil {
 		return

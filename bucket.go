@@ -5,27 +5,27 @@ import (
 	"time"
 )
 
-// rateBucket is the token bucket and, if queued is true, the leaky bucket. A leaky bucket is a token bucket
-// in which a unit waits until those that were taken before it have come back. For example, at 10 a second,
-// the first unit passes at once, the second waits 100 ms and the third 200 ms.
+// rateBucket is the algorithm of the token bucket and, if queued is true, of the leaky bucket. A leaky bucket
+// is a token bucket in which a unit waits until the tokens taken before it have been refilled. For example,
+// at 10 a second, the first unit passes at once, the second waits 100 ms and the third 200 ms.
 //
-// The arithmetic is that of rate.Limiter of golang.org/x/time/rate, in plain numbers under the table's lock.
-// TestBucketEqualsRateLimiter compares the two: they admit the same. A rate.Limiter for each key is not used, because
-// it has a lock of its own, takes five times the memory, must be called twice for a whole Decision, and creates units
-// when its clock is set back.
+// The arithmetic is that of rate.Limiter of golang.org/x/time/rate, on plain numbers under the table's lock.
+// TestBucketEqualsRateLimiter shows that both admit the same units. One rate.Limiter for each key is not
+// used, because it has a lock of its own, takes five times the memory, must be called twice for a whole
+// Decision, and creates units when its clock is set back.
 type rateBucket struct {
-	perNS  float64 // units a nanosecond
-	nsEach float64 // nanoseconds until one unit comes
+	perNS  float64 // tokens refilled in a nanosecond
+	nsEach float64 // nanoseconds in which one token is refilled
 	burst  float64
-	limit  int     // burst, as it was given
-	slack  float64 // units that may be missing: those of a nanosecond, and what floats of this size cannot tell
+	limit  int     // burst as an int
+	slack  float64 // tokens that may be missing: the refill of a nanosecond, or the rounding error of burst
 	queued bool
 }
 
-// bucketState is how full a bucket is. Below 0, it is in debt.
+// bucketState is the state of one key's bucket.
 type bucketState struct {
-	tokens float64
-	at     int64 // the time of tokens
+	tokens float64 // below 0, the key is in debt
+	at     int64   // the time at which tokens was right
 }
 
 func newRateBucket(caller string, perSecond float64, burst int, queued bool) *rateBucket {
@@ -35,7 +35,7 @@ func newRateBucket(caller string, perSecond float64, burst int, queued bool) *ra
 	perSecond = min(perSecond, 1e9)
 	return &rateBucket{
 		perNS: perSecond / 1e9,
-		// Not infinite, or no units would take no number of nanoseconds.
+		// Not infinite, because 0 tokens times infinity would be NaN nanoseconds.
 		nsEach: min(1e9/perSecond, math.MaxFloat64),
 		burst:  float64(burst), limit: burst, queued: queued,
 		slack: max(perSecond/1e9, min(float64(burst)*0x1p-51, 0.5)),
@@ -54,7 +54,7 @@ func (b *rateBucket) window() time.Duration {
 
 func (b *rateBucket) Begin(s *bucketState, now int64) { *s = bucketState{tokens: b.burst, at: now} }
 
-// tokens returns how full the bucket is now.
+// tokens returns the number of tokens in the bucket now.
 func (b *rateBucket) tokens(s *bucketState, now int64) float64 {
 	if t := s.tokens + float64(now-s.at)*b.perNS; t < b.burst {
 		return t
@@ -62,8 +62,9 @@ func (b *rateBucket) tokens(s *bucketState, now int64) float64 {
 	return b.burst
 }
 
-// take admits n units when they are there, or come within a nanosecond, the resolution of the clock. In a bucket of
-// billions of units it may be some nanoseconds, so that a cost passes once its RetryAfter is over.
+// take admits n units if the bucket has n tokens, or will have them within a nanosecond, the resolution of
+// the clock. In a bucket of billions of tokens, where a float64 is less exact, it may be a few nanoseconds.
+// So a request that waits for its RetryAfter is always admitted.
 func (b *rateBucket) take(s *bucketState, now int64, n int) (t takeResult, ok bool) {
 	tokens := b.tokens(s, now)
 	if n <= b.limit {
@@ -85,8 +86,8 @@ func (b *rateBucket) take(s *bucketState, now int64, n int) (t takeResult, ok bo
 	return t, ok
 }
 
-// give gives back the slot of a leaky bucket only while that is the last in the queue. Those that came later
-// have been granted a Wait that begins after this slot, and keep it.
+// give puts n tokens back. In a leaky bucket, it does so only while the slots of these units are the last in
+// the queue: units that came later were told to wait until after these slots, and that does not change.
 func (b *rateBucket) give(s *bucketState, now int64, n int, ref int64) {
 	tokens := b.tokens(s, now)
 	if b.queued {
@@ -108,7 +109,7 @@ func (b *rateBucket) spent(s *bucketState, now int64) float64 {
 	return (b.burst - b.tokens(s, now)) / b.burst
 }
 
-// units returns how many units could be taken at once. It ignores a lack of less than slack.
+// units returns how many units could be taken at once. Fewer missing tokens than slack do not count.
 func (b *rateBucket) units(tokens float64) int {
 	tokens += b.slack * 0.999
 	switch {
@@ -120,8 +121,8 @@ func (b *rateBucket) units(tokens float64) int {
 	return int(tokens)
 }
 
-// timeFor returns the time in which so many tokens come, in whole nanoseconds. It rounds up, unless the
-// excess is only a rounding error of the quotient.
+// timeFor returns the time in which that many tokens are refilled, in whole nanoseconds. It rounds up, unless
+// the fraction is only a rounding error.
 func (b *rateBucket) timeFor(tokens float64) time.Duration {
 	switch ns := tokens * b.nsEach; {
 	case ns < 1:
@@ -133,7 +134,8 @@ func (b *rateBucket) timeFor(tokens float64) time.Duration {
 	}
 }
 
-// queueEnd returns the time at which a queue that lasts for after is empty. It is never negative.
+// queueEnd returns the time at which the queue is empty, if it is empty after that duration from now. It is
+// never negative.
 func queueEnd(now int64, after time.Duration) int64 {
 	at := max(now, 0)
 	if int64(after) > math.MaxInt64-at {

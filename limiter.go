@@ -37,12 +37,12 @@ const defaultMaxKeys = 1 << 20
 // a new key almost always gets a place. Setting the clock back creates no units.
 type MemoryLimiter struct {
 	keys   keyLimiter
-	wall   *wallClock // of the windows; nil: a bucket counts from the start of the process
+	wall   *wallClock // the clock of a window; nil for a bucket, which counts from the start of the process
 	limit  int
 	window time.Duration
 }
 
-// keyLimiter is a stateLimiter with the states of any algorithm. Times are in nanoseconds.
+// keyLimiter is a stateLimiter of any algorithm. Times are in nanoseconds.
 type keyLimiter interface {
 	take(now int64, key string, n int) (t takeResult, ok bool)
 	give(now int64, key string, n int, ref int64)
@@ -51,12 +51,11 @@ type keyLimiter interface {
 	size() int
 }
 
-// takeResult is the part of a Decision that is not the same for all decisions of a limiter. It is small
-// enough for the compiler to return it in registers: copies of a whole Decision take longer than the
-// arithmetic.
+// takeResult is the part of a Decision that differs between decisions of one limiter. It is small enough for
+// the compiler to return it in registers. To copy a whole Decision would take longer than the arithmetic.
 type takeResult struct {
 	remaining  int
-	pause      time.Duration // Wait when the units are granted, RetryAfter otherwise
+	pause      time.Duration // Wait if the units are granted, RetryAfter otherwise
 	resetAfter time.Duration
 	ref        int64
 }
@@ -136,7 +135,7 @@ func checkWindow(caller string, limit int, window time.Duration) {
 // error is always nil.
 func (l *MemoryLimiter) Take(_ context.Context, key string, n int) (d Decision, _ error) {
 	t, ok := l.keys.take(l.now(), key, max(n, 1))
-	// Field by field: a composite literal is copied, 20 ns more.
+	// Set field by field, because a composite literal is copied, which takes 20 ns more.
 	d.OK, d.Limit, d.Window = ok, l.limit, l.window
 	d.Remaining, d.ResetAfter, d.Ref = t.remaining, t.resetAfter, t.ref
 	if ok {
@@ -197,20 +196,20 @@ type keyUsage struct {
 	spent float64
 }
 
-// busiest returns the n largest usages that all reports, the largest first. Of equal ones, the smaller key
-// comes first.
+// busiest returns the n largest usages, the largest first. all calls its argument once for each key. Of equal
+// usages, the smaller key comes first.
 func busiest(n int, all func(f func(key string, spent float64))) []keyUsage {
 	order := func(a, b keyUsage) int {
 		return cmp.Or(cmp.Compare(b.spent, a.spent), cmp.Compare(a.key, b.key))
 	}
 	var top []keyUsage
-	least := 0.0 // the share of the last of the n
+	least := 0.0 // the smallest share among the first n of top, once it was sorted
 	all(func(key string, spent float64) {
 		if spent <= 0 || len(top) >= n && spent < least {
 			return
 		}
 		top = append(top, keyUsage{key, spent})
-		if len(top)/2 >= n { // twice n are kept, so that it is not sorted each time
+		if len(top)/2 >= n { // sorting only when top has 2n elements is cheaper than for each one
 			slices.SortFunc(top, order)
 			top = top[:n]
 			least = top[n-1].spent
@@ -220,8 +219,8 @@ func busiest(n int, all func(f func(key string, spent float64))) []keyUsage {
 	return top[:min(n, len(top))]
 }
 
-// now returns the time of the limiter's clock: nanoseconds of Unix time for a window, and of the time since
-// the process began for a bucket.
+// now returns the time of the limiter's clock in nanoseconds: the Unix time for a window, and sinceStart for
+// a bucket.
 func (l *MemoryLimiter) now() int64 {
 	if l.wall != nil {
 		return l.wall.now()
@@ -229,16 +228,16 @@ func (l *MemoryLimiter) now() int64 {
 	return sinceStart()
 }
 
-// processStart is the origin of the times of buckets.
+// processStart is the time at which the process started.
 var processStart = time.Now()
 
-// sinceStart reads the monotonic clock, at half the cost of time.Now. It counts from 36 years before the
-// start, so that it is not negative in a bubble of testing/synctest either, whose clock begins in the year
-// 2000.
+// sinceStart returns the nanoseconds since the start of the process, plus 1<<60 (36 years). It reads only the
+// monotonic clock, at half the cost of time.Now. In a bubble of testing/synctest, whose clock begins in the
+// year 2000, time.Since is negative: the 36 years keep the result positive.
 func sinceStart() int64 { return int64(time.Since(processStart)) + 1<<60 }
 
-// wallClock is the Unix time, read from the monotonic clock. Once in a second it is set by time.Now, because
-// the wall clock may be set, and the monotonic clock stands still while a machine is suspended.
+// wallClock returns the Unix time at the cost of sinceStart. It reads time.Now once in a second, because the
+// wall clock may be set, and the monotonic clock stands still while a machine is suspended.
 type wallClock struct {
 	setAt  atomic.Int64 // by sinceStart
 	offset atomic.Int64 // Unix time minus sinceStart
@@ -253,17 +252,17 @@ func (c *wallClock) now() int64 {
 	return at + c.offset.Load()
 }
 
-// limitAlgorithm is the arithmetic on the state S of one key. Its methods are called with the state's lock
-// held, and with a time that never goes back for this state.
+// limitAlgorithm is the arithmetic on S, the state of one key. Its methods are called with the state's lock
+// held, and with times that never go back for this state.
 type limitAlgorithm[S any] interface {
 	keytable.States[S]
 	take(s *S, now int64, n int) (t takeResult, ok bool)
 	give(s *S, now int64, n int, ref int64)
 	owe(s *S, now int64, n int)
-	spent(s *S, now int64) float64 // the share of the allowance
+	spent(s *S, now int64) float64 // share of the allowance; above 1, the key is in debt
 }
 
-// stateLimiter applies an algorithm to the states of a table.
+// stateLimiter applies an algorithm to the states in a table.
 type stateLimiter[S any] struct {
 	algorithm limitAlgorithm[S]
 	table     *keytable.Table[S]
@@ -290,7 +289,7 @@ func (l *stateLimiter[S]) usage(now int64, f func(string, float64)) {
 	l.table.Each(now, func(key string, s *S, now int64) { f(key, l.algorithm.spent(s, now)) })
 }
 
-// take marks a decision of the overflow by a negative Ref, so that give knows where the units came from.
+// take makes Ref negative if the units came from the overflow allowance. give then returns them to it.
 func (l *stateLimiter[S]) take(now int64, key string, n int) (t takeResult, ok bool) {
 	s := l.table.Lock(key, now)
 	t, ok = l.algorithm.take(s.State, s.Now, n)
@@ -316,7 +315,7 @@ func (l *stateLimiter[S]) give(now int64, key string, n int, ref int64) {
 		s = l.table.LockHeld(key, now)
 	}
 	if s.State == nil {
-		return // the key is not held, so it is at rest and has its whole allowance
+		return // the key is not held, so it is idle and has its whole allowance
 	}
 	l.algorithm.give(s.State, s.Now, n, ref)
 	s.Unlock()

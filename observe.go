@@ -63,7 +63,8 @@ type ObserveOptions struct {
 //     OutcomeInternal or OutcomeUnavailable, and when the gateway itself refused with a 5xx
 //
 // The metric http.server.active_requests is the number of requests that are being served, by
-// http.request.method and url.scheme. A method has a series once a request with it was seen in service.
+// http.request.method and url.scheme. A method has a series only after a collection has found a request with
+// that method in service.
 //
 // The span's name is the method and the route, such as "GET /users/{id}". In it, a method that no RFC defines
 // is "HTTP". The span's status is Error when error.type is set. If no tracing SDK is installed, Observe
@@ -75,16 +76,16 @@ type ObserveOptions struct {
 //
 //   - method, host, path (without the query), route (its name), status (499 when the client left first),
 //     outcome, duration, bytes (of the answer's body), client (its address) and trace_id, always
-//   - bytes_in, when Proxy forwards an upgraded connection: the bytes that the client sent over it. bytes are
-//     then those that it received over it, and duration is that of the whole session
+//   - bytes_in, when Proxy forwards an upgraded connection: the bytes that the client sent over it. In this
+//     case, bytes is what the client received over it, and duration is that of the whole session
 //   - subject, when the caller was authenticated
 //   - upstream, target (that of the last attempt) and attempts, when the request went to an Upstream
 //   - error: the cause of a failure or refusal; after a failed attempt it contains the target
 //   - remarks: problems that did not change the status of the answer, such as a failed optional part
 //
-// docs/telemetry.md has the names that OpenTelemetry uses for them. The line's level is Error for the five
-// outcomes of error.type, Warn for any other 5xx and for a request with remarks, and Info otherwise. Values that
-// a client chooses are truncated to 512 bytes.
+// docs/telemetry.md has the names that OpenTelemetry uses for these attributes. The line's level is Error for
+// the five outcomes of error.type, Warn for any other 5xx and for a request with remarks, and Info otherwise.
+// Values that a client chooses are truncated to 512 bytes.
 //
 // Observe panics when TraceHeader is not a field name.
 func Observe(opts *ObserveOptions) Middleware {
@@ -141,7 +142,7 @@ type observer struct {
 	duration    metric.Float64Histogram
 	labels      telemetry.LabelCache[serverLabels]
 	active      activeRequests
-	stats       *Stats // nil: none
+	stats       *Stats // nil for none
 	traceHeader string // in canonical form
 	trustTrace  func(*http.Request) bool
 	log         accessLog
@@ -170,7 +171,7 @@ func (o *observer) serve(next http.Handler, w http.ResponseWriter, r *http.Reque
 		active.Add(-1)
 		o.finish(ex, rw, r, span, start, panicked)
 		if panicked != nil {
-			panic(panicked) // in this frame, so that the stack of the first panic is still printed
+			panic(panicked) // from the deferred function, so that the first panic's stack is still printed
 		}
 	}()
 	ex.trace[0] = ex.traceID()
@@ -178,13 +179,13 @@ func (o *observer) serve(next http.Handler, w http.ResponseWriter, r *http.Reque
 	next.ServeHTTP(rw, r)
 }
 
-// startSpan starts the server span and writes the trace's ids into the record. The request that it returns
-// has the span in its context. enter has made r of in, the request that Observe was given.
+// startSpan starts the server span and stores the trace's ids in the record. It returns the request with the
+// span in its context. in is the request that Observe was given, and r is what enter returned for it.
 func (o *observer) startSpan(ex *exchange, in, r *http.Request) (*http.Request, trace.Span) {
 	ctx, opts := in.Context(), telemetry.ServerSpan(r.Method)
 	state := ""
-	// A span in the context has been started outside for this same request. It is the parent, and has dealt
-	// with the caller's.
+	// A span in the context was started for this request by an outer middleware, which has decided whether
+	// to continue the caller's trace. That span is the parent.
 	if !trace.SpanContextFromContext(ctx).IsValid() {
 		ctx, state, opts = o.continueCaller(ctx, in, opts)
 	}
@@ -195,8 +196,8 @@ func (o *observer) startSpan(ex *exchange, in, r *http.Request) (*http.Request, 
 	case !sc.IsValid():
 		sc = telemetry.NewSpanContext()
 	case r != in:
-		// Record and request are new, so nobody has this context yet: the span can go below the record, and
-		// no other request is needed.
+		// The record is new, so no other code holds it yet. Its Context may be replaced, and the request need
+		// not be copied again.
 		ex.Context = ctx
 	default:
 		r = r.WithContext(ctx)
@@ -210,7 +211,8 @@ func (o *observer) startSpan(ex *exchange, in, r *http.Request) (*http.Request, 
 	}
 	ex.mu.Lock()
 	if outer := ex.span; outer.IsValid() && !span.SpanContext().IsValid() {
-		// Without an SDK, only the record knows of the trace that a request of this process belongs to.
+		// There is no SDK, and the request was sent by another handler of this process. Its record has the
+		// trace to continue.
 		sc = sc.WithTraceID(outer.TraceID()).WithTraceFlags(outer.TraceFlags())
 	}
 	ex.span, ex.traceState = sc, state
@@ -219,9 +221,9 @@ func (o *observer) startSpan(ex *exchange, in, r *http.Request) (*http.Request, 
 	return r, span
 }
 
-// continueCaller reads the caller's trace from in. When it is trusted, the context that is returned continues
-// it, and state is its tracestate. When it is not, the options link to it. TrustTrace may keep the request
-// that it is given, so it gets in.
+// continueCaller reads the caller's trace from in. If TrustTrace trusts the caller, the returned context
+// continues the trace, and the returned string is its tracestate. Otherwise the returned options link to the
+// trace. TrustTrace may keep the request that it is given. So it gets in, which this package does not modify.
 func (o *observer) continueCaller(ctx context.Context, in *http.Request, opts []trace.SpanStartOption) (context.Context, string, []trace.SpanStartOption) {
 	caller, state := telemetry.Extract(in.Header, o.traceHeader)
 	switch {
@@ -245,9 +247,9 @@ const (
 	fieldTracestate  = "Tracestate"
 )
 
-// parent returns the traceparent and tracestate for a request that is sent within ctx. It continues the
-// current span of ctx, such as that of otelhttp, unless an Observe outside has started another trace. Without
-// Observe, t is empty. An empty traceparent means that there is no span to continue.
+// parent returns the traceparent and tracestate for a request that is sent with the context ctx. They
+// continue the current span of ctx, such as that of otelhttp, unless an outer Observe has started another
+// trace. Without Observe, t is empty. An empty traceparent means that there is no span to continue.
 func (t *tracing) parent(ctx context.Context) (traceparent, tracestate string) {
 	sc := trace.SpanContextFromContext(ctx)
 	if !sc.IsValid() || t.span.IsValid() && (sc.TraceID() != t.span.TraceID() || sc.SpanID() == t.span.SpanID()) {
@@ -256,8 +258,8 @@ func (t *tracing) parent(ctx context.Context) (traceparent, tracestate string) {
 	return telemetry.FormatTraceparent(sc), sc.TraceState().String()
 }
 
-// continueTrace returns r with traceparent, when it has none and there is a span to continue. It does not
-// change r.
+// continueTrace adds traceparent to a copy of r, if r has none and there is a span to continue. Otherwise it
+// returns r.
 func continueTrace(r *http.Request) *http.Request {
 	if _, ok := r.Header[fieldTraceparent]; ok {
 		return r
@@ -316,10 +318,12 @@ func describeRequest(span trace.Span, r *http.Request) {
 	}
 }
 
-// activeRequests counts the requests that are being served. A request costs two atomic additions; the meter asks
-// for the counts when it collects.
+// activeRequests counts the requests that are being served. A request costs two atomic additions. The meter
+// reads the counts when it collects.
 type activeRequests struct {
-	counts [len(telemetry.Methods) + 1][2]atomic.Int64 // by method, the last for all others, and by whether it is https
+	// By method and scheme. The last method stands for all that are not in telemetry.Methods. The scheme 0 is
+	// http, 1 is https.
+	counts [len(telemetry.Methods) + 1][2]atomic.Int64
 }
 
 // report registers the metric http.server.active_requests.
@@ -342,11 +346,11 @@ func (a *activeRequests) report(m metric.Meter) {
 		otel.Handle(err)
 		return
 	}
-	// Not as an option of the instrument: the SDK ignores that of a second Observe.
+	// The callback is not an option of the instrument, because the SDK would ignore that of a second Observe.
 	_, err = m.RegisterCallback(func(_ context.Context, to metric.Observer) error {
 		for i := range a.counts {
 			for secure := range a.counts[i] {
-				// A method that never came has no series.
+				// A method that was never seen gets no series.
 				n := a.counts[i][secure].Load()
 				if n != 0 {
 					seen[i][secure].Store(true)
@@ -363,7 +367,7 @@ func (a *activeRequests) report(m metric.Meter) {
 	}
 }
 
-// count returns the count that r belongs to.
+// count returns the counter for r.
 func (a *activeRequests) count(r *http.Request) *atomic.Int64 {
 	secure := 0
 	if r.TLS != nil {
@@ -374,11 +378,11 @@ func (a *activeRequests) count(r *http.Request) *atomic.Int64 {
 
 // summary is what Observe reports of one exchange.
 type summary struct {
-	pattern   string // of the route that matched; "" when none did
-	routeName string // its name, or else the pattern
+	pattern   string // of the route that matched; "" if none did
+	routeName string // the route's name, or its pattern if it has no name
 	status    int
 	outcome   Outcome
-	err       error // why the outcome is what it is; may be nil
+	err       error // the cause of the outcome; may be nil
 	duration  time.Duration
 }
 
@@ -396,7 +400,7 @@ func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, spa
 	measured := s.duration
 	ex.mu.Lock()
 	if s.pattern == "" && !ex.detached {
-		s.pattern = r.Pattern // set by a foreign mux on a request that the record does not hold
+		s.pattern = r.Pattern // set by a foreign mux; the record may hold another copy of the request
 	}
 	s.routeName = cmp.Or(ex.route, s.pattern)
 	if !rw.switched.IsZero() {
@@ -446,11 +450,11 @@ func describeResult(span trace.Span, r *http.Request, s *summary) {
 	}
 }
 
-// exportable returns s cut by bounded, with U+FFFD for what is not UTF-8. OTLP uses protocol buffers, where
-// one invalid string loses all the spans of a batch.
+// exportable truncates s as bounded does, and replaces invalid UTF-8 by U+FFFD. OTLP uses protocol buffers,
+// in which one invalid string makes the collector reject all spans of a batch.
 func exportable(s string) string { return strings.ToValidUTF8(bounded(s), "\uFFFD") }
 
-// serverLabels are the values by which http.server.request.duration is split.
+// serverLabels are the attributes of http.server.request.duration.
 type serverLabels struct {
 	method, route, routeName, scheme, version string
 	status                                    int

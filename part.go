@@ -58,8 +58,9 @@ type Part struct {
 	// must not be modified, and only one part can read its body.
 	//
 	// Aggregate adds to the returned request the part's context, the fields that the gateway itself sets, and
-	// those of AggregateOptions.Headers that are not set. It removes trailers that the gateway itself sets,
-	// and those without a value. When the part is required, an *Error from Request is the answer.
+	// those of AggregateOptions.Headers that are not set. It removes trailers without a value, and trailers
+	// whose name is a field that the gateway itself sets. If Request returns an *Error and the part is
+	// required, that error is the answer.
 	Request func(in *http.Request) (*http.Request, error)
 
 	// Optional means that the aggregate succeeds even when this part fails: the answer then has Default in
@@ -93,22 +94,22 @@ type part struct {
 	Part
 	member   []byte        // Name as a JSON string
 	metric   string        // Name as a token, for Server-Timing
-	fallback rawjson.Value // Default
+	fallback rawjson.Value // the value if the part fails: Default, or null
 	pointer  rawjson.Pointer
 	shape    *rawjson.Projection // nil if the value is not changed
 
-	upstream *Upstream // From, when it is one
+	upstream *Upstream // From, if it is an Upstream; otherwise nil
 	local    bool      // From is a HandlerTransport
 
 	path     *urlpath.Template
-	fixed    *url.URL // the URL, when path has no holes
-	needs    []int    // the parts whose fields path takes
-	neededBy []int
+	fixed    *url.URL // the URL, if path has no holes; otherwise nil
+	needs    []int    // the parts whose fields path uses
+	neededBy []int    // the parts whose paths use fields of this part
 }
 
 var jsonNull = rawjson.Value("null")
 
-// set prepares the part. index has the number of each part by its name.
+// set checks from and prepares the part. index maps a part's name to its number.
 func (p *part) set(from Part, index map[string]int) error {
 	p.Part = from
 	switch {
@@ -185,13 +186,13 @@ func (p *part) setPath(index map[string]int) error {
 	return nil
 }
 
-// partFailure is why a part is missing.
+// partFailure is the result of a part that failed.
 type partFailure struct {
 	outcome Outcome
 	err     *Error // the answer when the part is required
 }
 
-// ask sends the part's request and stores the value that the answer shows.
+// ask sends the part's request and stores the part's value in answer.
 func (p *part) ask(ctx context.Context, f *fanout, answer *partAnswer) *partFailure {
 	if err := ctx.Err(); err != nil {
 		return p.fail(result{err: err})
@@ -233,7 +234,7 @@ func (p *part) ask(ctx context.Context, f *fanout, answer *partAnswer) *partFail
 			ErrBadGateway, truncate(res.Header.Get("Content-Encoding")))})
 	}
 	body, err := f.read(res)
-	res.Body.Close() // also a body that is too large and may be endless
+	res.Body.Close() // needed if the body is too large: it may be endless
 	if err != nil {
 		tooLarge := errors.Is(err, errPartTooLarge)
 		return p.fail(result{err: partError(req, err), began: !tooLarge, gone: leftEarly(ctx)})
@@ -245,7 +246,8 @@ func (p *part) ask(ctx context.Context, f *fanout, answer *partAnswer) *partFail
 	return nil
 }
 
-// send sends the part's request. Every part has the same fields, so the gate need not check those of each.
+// send sends the part's request. If all parts have the same fields, setHeader has checked them, and an
+// Upstream need not call gate for each part.
 func (p *part) send(f *fanout, req *http.Request) (*http.Response, error) {
 	if p.upstream != nil && p.Request == nil && f.passed {
 		return p.upstream.roundTrip(req, directCall{})
@@ -253,11 +255,11 @@ func (p *part) send(f *fanout, req *http.Request) (*http.Response, error) {
 	return p.From.RoundTrip(req)
 }
 
-// setValue stores what the answer shows of a body.
+// setValue stores the part's value, which it takes from a body by Pick and Shape.
 func (p *part) setValue(f *fanout, body []byte, answer *partAnswer) error {
 	var err error
 	if p.shape != nil && len(p.pointer) == 0 && len(p.neededBy) == 0 {
-		if answer.value, err = p.project(f, body); err != nil { // in one pass
+		if answer.value, err = p.project(f, body); err != nil { // parses and reshapes in one pass
 			return err
 		}
 	} else {
@@ -283,7 +285,7 @@ func (p *part) setValue(f *fanout, body []byte, answer *partAnswer) error {
 	return nil
 }
 
-// project applies the part's Shape to a text.
+// project applies the part's Shape to a JSON text.
 func (p *part) project(f *fanout, text []byte) (rawjson.Value, error) {
 	value, err := p.shape.Start().Append(make([]byte, 0, len(text)/4+64), text, true)
 	if err != nil {
@@ -295,16 +297,16 @@ func (p *part) project(f *fanout, text []byte) (rawjson.Value, error) {
 	return value, nil
 }
 
-// partRequest is the request of a part with a Path, in one allocation.
+// partRequest holds the request of a part with a Path and its URL, in one allocation.
 type partRequest struct {
 	request http.Request
 	url     url.URL
 }
 
-// getRequest has what the requests of all parts with a Path have in common.
+// getRequest is the template of the requests of parts with a Path.
 var getRequest = &http.Request{Method: http.MethodGet, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 
-// partRecord is a partRequest with the record that it belongs to.
+// partRecord is a partRequest and its record, in one allocation.
 type partRecord struct {
 	partRequest
 	exchange exchange
@@ -313,7 +315,7 @@ type partRecord struct {
 // request makes the part's request.
 func (p *part) request(ctx context.Context, f *fanout) (*http.Request, *partFailure) {
 	var made *partRequest
-	if p.local { // HandlerTransport itself makes a record and copies the fields
+	if p.local { // HandlerTransport makes its own record and copies the fields
 		made = new(partRequest)
 	} else {
 		m := new(partRecord)
@@ -334,13 +336,14 @@ func (p *part) request(ctx context.Context, f *fanout) (*http.Request, *partFail
 	return req, nil
 }
 
-// partHeader returns the fields of a part's request. ctx has the part's span.
+// partHeader returns the fields of a part's request. ctx has the part's span. The map is a copy if the fields
+// differ from those of other parts, or if the RoundTripper is foreign code, which may modify it.
 func (f *fanout) partHeader(p *part, ctx context.Context) http.Header {
-	third := !p.local && p.upstream == nil // code that may change what it gets
+	third := !p.local && p.upstream == nil // a RoundTripper that is not this package's
 	if !third && f.tracer == nil {
 		return f.header
 	}
-	header := make(http.Header, len(f.header)+1) // for a few fields faster than a clone
+	header := make(http.Header, len(f.header)+1) // faster than maps.Clone for a few fields
 	for name, values := range f.header {
 		if !third || !f.private || name != "Authorization" {
 			header[name] = values
@@ -352,8 +355,7 @@ func (f *fanout) partHeader(p *part, ctx context.Context) http.Header {
 	return header
 }
 
-// customRequest makes the part's request with Part.Request. header has the fields that every part's request
-// has.
+// customRequest makes the part's request with Part.Request. header is what partHeader returned.
 func (p *part) customRequest(ctx context.Context, f *fanout, header http.Header) (*http.Request, *partFailure) {
 	req, err := p.Request(f.in.WithContext(ctx))
 	if err == nil && (req == nil || req.URL == nil) {
@@ -387,8 +389,8 @@ func (p *part) customRequest(ctx context.Context, f *fanout, header http.Header)
 	return req, nil
 }
 
-// trailer returns the trailers of a part's request that are sent. It is a copy of those that have values now:
-// in the map of the client's request, the server still sets what the client sends.
+// trailer returns the trailers of a part's request: a copy of those in given that have values now and that
+// the gateway does not own. If given is the map of the client's request, net/http may add values to it later.
 func (f *fanout) trailer(given http.Header) http.Header {
 	var sent http.Header
 	for name, values := range given {
@@ -403,11 +405,11 @@ func (f *fanout) trailer(given http.Header) http.Header {
 	return sent
 }
 
-// address sets the request's host and sender as From expects them.
+// address sets Host, and for a HandlerTransport also RemoteAddr and TLS of the client.
 func (p *part) address(req, in *http.Request) {
 	switch {
 	case p.upstream != nil:
-		req.Host = "" // the target's
+		req.Host = "" // the Upstream sends the target's host
 	case p.local:
 		req.Host, req.RemoteAddr, req.TLS = in.Host, in.RemoteAddr, in.TLS
 	}
@@ -419,7 +421,7 @@ func (p *part) setTarget(f *fanout, u *url.URL) *partFailure {
 		*u = *p.fixed
 		return nil
 	}
-	var cause *partFailure // of the part whose failure leaves a hole empty
+	var cause *partFailure // the failure of another part that left a hole empty
 	target, err := p.path.Expand(func(hole *urlpath.Hole) (string, error) {
 		if hole.Field == nil {
 			return f.in.PathValue(hole.Name), nil
@@ -447,7 +449,7 @@ func (p *part) setTarget(f *fanout, u *url.URL) *partFailure {
 	return p.fail(result{err: fmt.Errorf("%w: %w", ErrBadGateway, err)})
 }
 
-// fieldText returns a field of a part's value as a URL carries it.
+// fieldText returns a field of a part's value as text for a URL, not yet escaped.
 func fieldText(v rawjson.Value, field []string) (string, error) {
 	v, err := v.At(field)
 	if err != nil {
@@ -462,12 +464,12 @@ func fieldText(v rawjson.Value, field []string) (string, error) {
 
 var errPartTooLarge = fmt.Errorf("%w: body too large", ErrBadGateway)
 
-// read reads a part's body, within the bounds of one body and of all.
+// read reads a part's body, limited by MaxBytes and MaxTotalBytes.
 func (f *fanout) read(res *http.Response) ([]byte, error) {
 	if res.ContentLength > f.opts.MaxBytes {
 		return nil, fmt.Errorf("%w: %d bytes", errPartTooLarge, res.ContentLength)
 	}
-	// A declared length is not trusted with more memory than this, until as much has arrived.
+	// At most 32 KiB are allocated for a declared length before that much has arrived.
 	b := make([]byte, 0, 1+min(max(res.ContentLength, 511), 32<<10))
 	for {
 		n, err := res.Body.Read(b[len(b):cap(b)])
@@ -501,7 +503,7 @@ func (p *part) fail(r result) *partFailure {
 	case p.Request != nil && errors.As(r.err, &own):
 		*f.err = *answer
 	case answer.Status < 500 && answer.Status != statusClientClosed:
-		f.err.Status = answer.Status // this process found the client at fault
+		f.err.Status = answer.Status // this process refused the part's request as the client's error
 	default:
 		f.err.Status = partStatus(f.outcome)
 	}
@@ -514,7 +516,7 @@ func (p *part) fail(r result) *partFailure {
 	return f
 }
 
-// failStatus returns the failure of a part that was answered with a status other than 2xx.
+// failStatus returns the failure of a part whose response has another status than 2xx.
 func (p *part) failStatus(res *http.Response) *partFailure {
 	code := res.StatusCode
 	f := &partFailure{err: &Error{Header: make(http.Header), Err: fmt.Errorf("gateway: part %q: answered %d", p.Name, code)}}

@@ -11,7 +11,7 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/rawjson"
 )
 
-// stitch writes the answer, which is made of pieces of the parts' bodies.
+// stitch writes the answer. It consists of pieces of the parts' bodies, which are not copied.
 func (f *fanout) stitch(w http.ResponseWriter) {
 	object := jsonObject{pieces: make([][]byte, 0, 4*len(f.parts)+3)}
 	object.add(openBrace)
@@ -35,7 +35,7 @@ func (f *fanout) stitch(w http.ResponseWriter) {
 	object.writeTo(w)
 }
 
-// setCaching sets Cache-Control and Vary. complete is whether no part has failed.
+// setCaching sets Cache-Control and Vary. complete is true if no part has failed.
 func (f *fanout) setCaching(h http.Header, complete bool) {
 	var strictest httpfield.Strictest
 	if own := httpfield.CachingOf(http.Header{"Cache-Control": h["Cache-Control"]}, time.Now); own != (httpfield.Caching{}) {
@@ -57,21 +57,21 @@ func (f *fanout) setCaching(h http.Header, complete bool) {
 	vary.set(h)
 }
 
-// personal reports whether the request says who is calling.
+// personal reports whether the request has an Identity or the field Authorization.
 func (f *fanout) personal() bool {
 	f.ex.mu.Lock()
 	defer f.ex.mu.Unlock()
 	return f.ex.identity != nil || len(f.in.Header["Authorization"]) > 0
 }
 
-// maxVary bounds the names in Vary. More of them are as good as all.
+// maxVary limits the number of names in Vary. If the parts name more, Vary is "*".
 const maxVary = 64
 
-// varying is the names in Vary.
+// varying collects the names in Vary.
 type varying struct {
-	lines []string // as a middleware outside has set them
-	more  []string // of the parts
-	all   bool     // the answer varies by what no cache can see
+	lines []string // the values that an outer middleware has set
+	more  []string // names of the parts that are not in lines
+	all   bool     // Vary is "*"
 }
 
 // add adds the names in a part's Vary.
@@ -101,7 +101,7 @@ func (v *varying) set(h http.Header) {
 	}
 }
 
-// failures returns the array of the parts that failed, or nil when none has.
+// failures returns the JSON array "errors", which lists the parts that failed. It returns nil if none failed.
 func (f *fanout) failures() []byte {
 	var b []byte
 	for i := range f.answers {
@@ -128,9 +128,9 @@ func (f *fanout) failures() []byte {
 	return b
 }
 
-// merge adds the members of all parts side by side.
+// merge adds the members of all parts to object. A name of an earlier part is not added again.
 func (f *fanout) merge(object *jsonObject) {
-	taken := map[string]struct{}{"errors": {}} // the names of earlier parts' members
+	taken := map[string]struct{}{"errors": {}} // the names of the earlier parts' members
 	var buf [64]byte
 	for i := range f.parts {
 		value := f.answers[i].value
@@ -150,7 +150,7 @@ func (f *fanout) merge(object *jsonObject) {
 		if i == len(f.parts)-1 {
 			break
 		}
-		// Only now: two members of one name in one part are both kept.
+		// The names are added only now, so that two members of the same name in one part are both kept.
 		items = value.Items()
 		for item, ok := items.Next(); ok; item, ok = items.Next() {
 			taken[string(item.Name(buf[:]))] = struct{}{}
@@ -158,7 +158,7 @@ func (f *fanout) merge(object *jsonObject) {
 	}
 }
 
-// maxMergedMembers bounds the names of one part that Merge keeps.
+// maxMergedMembers limits the number of names in taken for each part.
 const maxMergedMembers = 10_000
 
 // fewMembers reports whether an object has at most maxMergedMembers members.
@@ -181,11 +181,11 @@ var (
 	comma        = []byte(",")
 )
 
-// jsonObject is an object in pieces.
+// jsonObject is a JSON object as a list of pieces of text.
 type jsonObject struct {
 	pieces [][]byte
-	size   int
-	begun  bool // it has a member
+	size   int  // bytes of all pieces
+	begun  bool // the object has a member
 }
 
 func (o *jsonObject) add(piece []byte) {
@@ -193,7 +193,7 @@ func (o *jsonObject) add(piece []byte) {
 	o.size += len(piece)
 }
 
-// writeTo writes the object. Short pieces are collected in a buffer, so that a small object is one write.
+// writeTo writes the object. It collects short pieces in a buffer, so that a small object is one write.
 func (o *jsonObject) writeTo(w io.Writer) {
 	buf := buffers.Get().(*[32 << 10]byte)
 	defer buffers.Put(buf)
@@ -218,7 +218,7 @@ func (o *jsonObject) writeTo(w io.Writer) {
 	_, _ = w.Write(buf[:n])
 }
 
-// item adds a member as it stands.
+// item adds a member, which is already the text of a name, a colon and a value.
 func (o *jsonObject) item(item []byte) {
 	if o.begun {
 		o.add(comma)
@@ -227,7 +227,7 @@ func (o *jsonObject) item(item []byte) {
 	o.add(item)
 }
 
-// member adds a member. name is quoted.
+// member adds a member. name is a JSON string, with its quotes.
 func (o *jsonObject) member(name, value []byte) {
 	o.item(name)
 	o.add(colon)

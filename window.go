@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// windowStart returns the start of the window that now is in, aligned to the Unix epoch.
+// windowStart returns the start of the window that contains now. Windows are aligned to the Unix epoch.
 func windowStart(now int64, length time.Duration) int64 {
 	into := now % int64(length)
 	if into < 0 {
@@ -15,7 +15,7 @@ func windowStart(now int64, length time.Duration) int64 {
 	return now - into
 }
 
-// after returns start + n*length - now. It is at most math.MaxInt64.
+// after returns the time from now until start + n*length, at most math.MaxInt64.
 func after(start, now, n int64, length time.Duration) time.Duration {
 	hi, lo := bits.Mul64(uint64(n), uint64(length))
 	if past := now - start; past > 0 {
@@ -33,7 +33,7 @@ func after(start, now, n int64, length time.Duration) time.Duration {
 	return time.Duration(lo)
 }
 
-// inWindow reports whether now is in the window that begins at start, or before it.
+// inWindow reports whether now is in the window that begins at start, or earlier.
 func inWindow(start, now int64, length time.Duration) bool {
 	return now < start || uint64(now)-uint64(start) < uint64(length)
 }
@@ -46,27 +46,27 @@ func addUnits(a, b int) int {
 	return a + b
 }
 
-// fixedWindow is the fixed window.
+// fixedWindow is the algorithm of the fixed window.
 type fixedWindow struct {
 	limit  int
 	length time.Duration
 }
 
-// windowCount counts the units that one key has taken in a window. Above the limit, it is in debt.
+// windowCount is the state of one key: the units that it has taken in the current window.
 type windowCount struct {
-	start int64
-	used  int
+	start int64 // of the window
+	used  int   // above the limit, the key is in debt
 }
 
-// roll moves s to the window that now is in. When the clock is set back, the present window goes on.
+// roll moves s to the window that contains now. If the clock is set back, the current window continues.
 func (w *fixedWindow) roll(s *windowCount, now int64) {
 	if inWindow(s.start, now, w.length) {
-		return // without a division
+		return // the usual case, without a division
 	}
 	start := windowStart(now, w.length)
 	if s.used <= w.limit {
 		s.used = 0
-	} else { // each window that has passed has paid for limit units
+	} else { // each window that has passed pays off limit units of the debt
 		passed := (uint64(start) - uint64(s.start)) / uint64(w.length)
 		if hi, paid := bits.Mul64(passed, uint64(w.limit)); hi != 0 || paid >= uint64(s.used) {
 			s.used = 0
@@ -86,7 +86,8 @@ func (w *fixedWindow) take(s *windowCount, now int64, n int) (t takeResult, ok b
 		ok = true
 		s.used += n
 	} else if n <= w.limit {
-		// In window k from now, used - k*limit is left of the debt.
+		// k windows from now, used - k*limit units are still used. The request waits for the first k at which
+		// that is at most limit - n.
 		t.pause = after(s.start, now, windows(s.used-(w.limit-n), w.limit), w.length)
 	}
 	t.remaining = max(0, w.limit-s.used)
@@ -126,20 +127,21 @@ func (w *fixedWindow) spent(s *windowCount, now int64) float64 {
 	return float64(s.used) / float64(w.limit)
 }
 
-// slidingWindow is the sliding window. It calculates in whole numbers of 128 bits, without an error.
+// slidingWindow is the algorithm of the sliding window. It calculates with 128-bit integers, so its results
+// are exact.
 type slidingWindow struct {
 	limit  int
 	length time.Duration
 }
 
-// slidingCount counts the units of the present window and those of the one before, which are at most the limit. What
-// is above the limit is a debt, and counts in the next window.
+// slidingCount is the state of one key: the units of the current window and of the previous one.
 type slidingCount struct {
-	start        int64 // of the present window
-	before, used int
+	start  int64 // of the current window
+	before int   // units of the previous window, at most the limit
+	used   int   // units of the current window; those above the limit are a debt, and count in the next one
 }
 
-// roll moves s to the window that now is in. When the clock is set back, the present window goes on.
+// roll moves s to the window that contains now. If the clock is set back, the current window continues.
 func (w *slidingWindow) roll(s *slidingCount, now int64) {
 	if inWindow(s.start, now, w.length) {
 		return
@@ -149,9 +151,11 @@ func (w *slidingWindow) roll(s *slidingCount, now int64) {
 	s.start = start
 }
 
-// pass lets n windows pass.
+// pass moves s n windows on. For example, with a limit of 100, used is 250 now. After one window, before is
+// 100 and used 150; after two, before is 100 and used 50.
 func (w *slidingWindow) pass(s *slidingCount, n uint64) {
-	// While the debt is larger than the limit, a window is full and takes limit from it.
+	// While used is at least twice the limit, each window takes limit from it and is full. A division does
+	// these windows in one step.
 	if full := uint64(s.used / w.limit); n > 1 && full > 1 {
 		skip := min(n-1, full-1)
 		s.used -= int(skip) * w.limit
@@ -163,14 +167,16 @@ func (w *slidingWindow) pass(s *slidingCount, n uint64) {
 	}
 }
 
-// weighs reports whether n units of the window before count for at most room, with left of the length to go.
-func (w *slidingWindow) weighs(n int, left int64, room int) bool {
+// weighsAtMost reports whether n units of the previous window count for at most room units, if left nanoseconds of
+// the current window are still to come.
+func (w *slidingWindow) weighsAtMost(n int, left int64, room int) bool {
 	nHi, nLo := bits.Mul64(uint64(n), uint64(left))
 	rHi, rLo := bits.Mul64(uint64(room), uint64(w.length))
 	return nHi < rHi || nHi == rHi && nLo <= rLo
 }
 
-// fits returns the earliest time in the window, counted from its start, at which n more units fit.
+// fits returns the earliest time in the current window at which n more units fit, counted from the window's
+// start. ok is false if they do not fit in this window.
 func (w *slidingWindow) fits(s *slidingCount, n int) (into int64, ok bool) {
 	room := w.limit - s.used - n
 	switch {
@@ -180,7 +186,7 @@ func (w *slidingWindow) fits(s *slidingCount, n int) (into int64, ok bool) {
 		return 0, true
 	}
 	hi, lo := bits.Mul64(uint64(room), uint64(w.length))
-	left, _ := bits.Div64(hi, lo, uint64(s.before)) // room < before, so that it is less than the length
+	left, _ := bits.Div64(hi, lo, uint64(s.before)) // less than length, because room < before
 	return int64(w.length) - int64(left), left > 0
 }
 
@@ -188,9 +194,9 @@ func (w *slidingWindow) Begin(s *slidingCount, now int64) { s.start = windowStar
 
 func (w *slidingWindow) take(s *slidingCount, now int64, n int) (t takeResult, ok bool) {
 	w.roll(s, now)
-	left := int64(w.length) - max(0, now-s.start) // now is before the window when the clock was set back
+	left := int64(w.length) - max(0, now-s.start) // now is before s.start if the clock was set back
 	t.ref = s.start
-	if n <= w.limit && s.used <= w.limit-n && w.weighs(s.before, left, w.limit-s.used-n) {
+	if n <= w.limit && s.used <= w.limit-n && w.weighsAtMost(s.before, left, w.limit-s.used-n) {
 		ok = true
 		s.used += n
 	} else if n <= w.limit {
@@ -200,7 +206,7 @@ func (w *slidingWindow) take(s *slidingCount, now int64, n int) (t takeResult, o
 		t.remaining = max(0, w.limit-s.used-w.weight(s.before, left))
 	}
 	switch {
-	case s.used > 0: // the last window with a count, and the one after it
+	case s.used > 0: // the windows that used fills, and one more, in which the last of them still weighs
 		t.resetAfter = after(s.start, now, windows(s.used, w.limit)+1, w.length)
 	case s.before > 0:
 		t.resetAfter = after(s.start, now, 1, w.length)
@@ -208,20 +214,21 @@ func (w *slidingWindow) take(s *slidingCount, now int64, n int) (t takeResult, o
 	return t, ok
 }
 
-// weight returns what n units of the window before count for, rounded up.
+// weight returns what n units of the previous window count for, rounded up, if left nanoseconds of the
+// current window are still to come.
 func (w *slidingWindow) weight(n int, left int64) int {
 	if n == 0 {
 		return 0 // without a division
 	}
 	hi, lo := bits.Mul64(uint64(n), uint64(left))
-	q, r := bits.Div64(hi, lo, uint64(w.length)) // left <= length, so that q <= n
+	q, r := bits.Div64(hi, lo, uint64(w.length)) // q <= n, because left <= length
 	if r > 0 {
 		q++
 	}
 	return int(q)
 }
 
-// retryAfter returns how long n units have to wait that do not fit now.
+// retryAfter returns the time after which n units fit that do not fit now.
 func (w *slidingWindow) retryAfter(s slidingCount, now int64, n int) time.Duration {
 	passed := int64(0)
 	if full := int64(s.used / w.limit); full > 1 {
