@@ -324,13 +324,51 @@ type rateLimit struct {
 	next    http.Handler
 }
 
+// ServeHTTP calls the next handler with little on the stack. With two limits and the rest of a gateway, the stack of the
+// connection's goroutine then stays at 8 KiB.
 func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ex, rw, r := enter(w, r)
-	c := charge{limiter: h.limiter, cost: 1}
+	switch {
+	case h.opts.Settle != nil || h.opts.Refund:
+		h.serveSettled(ex, rw, r)
+	case h.admits(ex, rw, r):
+		h.next.ServeHTTP(rw, r)
+	}
+}
+
+// serveSettled is ServeHTTP for a request whose units may change after the handler inside has ended.
+func (h *rateLimit) serveSettled(ex *exchange, rw *responseWriter, r *http.Request) {
+	var c charge
+	if !h.take(ex, rw, r, &c) {
+		return
+	}
+	switch {
+	case !c.OK: // it is free, or FailOpen or ReportOnly let it pass
+	case h.opts.Settle != nil:
+		s := settlement{h: h, charge: c}
+		s.begin(ex, rw, r)
+		defer s.end()
+	case !ex.rejected():
+		defer c.refund(r.Context(), ex)
+	}
+	h.next.ServeHTTP(rw, r)
+}
+
+// admits is take for a request whose charge nobody needs later.
+//
+//go:noinline
+func (h *rateLimit) admits(ex *exchange, rw *responseWriter, r *http.Request) bool {
+	var c charge
+	return h.take(ex, rw, r, &c)
+}
+
+// take takes the request's units and reports whether it passes. One that does not has been answered. c is what was
+// taken; it is not OK if nothing was.
+func (h *rateLimit) take(ex *exchange, rw *responseWriter, r *http.Request, c *charge) bool {
+	c.limiter, c.cost = h.limiter, 1
 	if h.opts.Cost != nil {
 		if c.cost = h.opts.Cost(r); c.cost < 1 {
-			h.next.ServeHTTP(rw, r)
-			return
+			return true
 		}
 	}
 	if h.opts.Limiter != nil {
@@ -339,56 +377,43 @@ func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 
-	if _, ok := c.limiter.(settler); h.opts.Settle != nil && !ok {
-		h.deny(ex, rw, r, errNoSettler)
-		return
+	if h.opts.Settle != nil {
+		if _, ok := c.limiter.(settler); !ok {
+			return h.deny(ex, rw, r, errNoSettler)
+		}
 	}
 
 	var err error
 	if c.key, err = h.key(r); err != nil {
-		h.deny(ex, rw, r, err)
-		return
+		return h.deny(ex, rw, r, err)
 	}
 	ctx := r.Context()
 	if c.Decision, err = c.limiter.Take(ctx, c.key, c.cost); err != nil {
-		h.undecided(ex, rw, r, err)
-		return
+		c.Decision = Decision{} // nothing was taken
+		return h.undecided(ex, rw, r, err)
 	}
 
 	d := c.Decision // as it is reported
 	if d.OK && d.Wait > 0 {
 		spanEvent(ctx, "gateway.limit.waiting", "gateway.limit.name", h.opts.Name)
-		d = h.wait(ctx, &c)
+		d = h.wait(ctx, c)
 		if !d.OK && ctx.Err() == context.Canceled {
 			WriteError(rw, r, context.Canceled)
-			return
+			return false
 		}
 	}
 	name := h.writeFields(rw.Header(), &d)
-	if !d.OK {
-		spanEvent(ctx, "gateway.limit.refused", "gateway.limit.name", h.opts.Name)
-		refusal := h.refused(name, d.RetryAfter)
-		if h.report == nil {
-			refuse(rw, r, refusal)
-			return
-		}
-		h.report.add(ex, r, refusal)
+	if d.OK {
+		return true
 	}
-	h.serve(ex, rw, r, &c)
-}
-
-// serve calls the handler inside, and settles what the request has cost.
-func (h *rateLimit) serve(ex *exchange, rw *responseWriter, r *http.Request, c *charge) {
-	switch {
-	case !c.OK: // with ReportOnly
-	case h.opts.Settle != nil:
-		s := settlement{h: h, charge: *c}
-		s.begin(ex, rw, r)
-		defer s.end()
-	case h.opts.Refund && !ex.rejected():
-		defer c.refund(r.Context(), ex)
+	spanEvent(ctx, "gateway.limit.refused", "gateway.limit.name", h.opts.Name)
+	refusal := h.refused(name, d.RetryAfter)
+	if h.report == nil {
+		refuse(rw, r, refusal)
+		return false
 	}
-	h.next.ServeHTTP(rw, r)
+	h.report.add(ex, r, refusal)
+	return true
 }
 
 // quotaExceeded returns the refusal by the policy of a name, without Retry-After.
@@ -417,29 +442,29 @@ func (h *rateLimit) refused(name string, wait time.Duration) *Error {
 	return e
 }
 
-// undecided answers a request about which the limiter returned err instead of a decision.
-func (h *rateLimit) undecided(ex *exchange, w http.ResponseWriter, r *http.Request, err error) {
+// undecided handles a request about which the limiter returned err instead of a decision, and reports whether it passes.
+func (h *rateLimit) undecided(ex *exchange, w http.ResponseWriter, r *http.Request, err error) bool {
 	if leftEarly(r.Context()) {
 		WriteError(w, r, context.Canceled)
-		return
+		return false
 	}
 	err = undecidedBy("rate limiter", err)
 	if h.opened == nil {
-		h.deny(ex, w, r, err)
-		return
+		return h.deny(ex, w, r, err)
 	}
 	h.opened.add(ex, r, err)
-	h.next.ServeHTTP(w, r)
+	return true
 }
 
-// deny refuses the request. With ReportOnly, it reports the refusal and calls the next handler instead.
-func (h *rateLimit) deny(ex *exchange, w http.ResponseWriter, r *http.Request, err error) {
+// deny refuses the request and returns false. With ReportOnly, it reports the refusal and returns true: the request
+// passes.
+func (h *rateLimit) deny(ex *exchange, w http.ResponseWriter, r *http.Request, err error) bool {
 	if h.report == nil {
 		refuseUndecided(w, r, err)
-		return
+		return false
 	}
 	h.report.add(ex, r, err)
-	h.next.ServeHTTP(w, r)
+	return true
 }
 
 // wait waits for c.Wait, and returns the decision of c. If that is too long, or the request's context ends

@@ -287,19 +287,28 @@ func (rt *Router) Routes() iter.Seq[Route] {
 // ServeHTTP calls the handler of the route that matches the request. The route is determined before the
 // middleware of Use runs, so that this middleware can use RoutePattern.
 func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h, w, r := rt.handler(w, r)
+	if h != nil {
+		h.ServeHTTP(w, r)
+	}
+}
+
+// handler returns the handler of the route that takes the request, and what to call it with. It returns nil when it has
+// answered the request itself. What it needs on the stack is free again when the handler runs.
+func (rt *Router) handler(w http.ResponseWriter, r *http.Request) (http.Handler, http.ResponseWriter, *http.Request) {
 	var s routing.Search
 	d := rt.tree.Decide(r, &s)
 	if r.Method == http.MethodOptions && rt.servePreflight(w, r, d, &s) {
-		return
+		return nil, w, r
 	}
 	if d.Status != http.StatusOK {
 		rt.once.Do(func() { rt.unrouted = compose("Router", rt.use, http.HandlerFunc(serveUnrouted)) })
 		serveAnswer(w, r, rt.unrouted, &unrouted{d})
-		return
+		return nil, w, r
 	}
 	route := rt.routes[d.Route]
 	rw, r := route.takes(w, r, &s)
-	route.handler.ServeHTTP(rw, r)
+	return route.handler, rw, r
 }
 
 // takes records that the route takes r. s has found it.
