@@ -305,12 +305,12 @@ func isASCII(s string) bool {
 
 // send makes a round trip by HTTP/1.1.
 func (c directCall) send(t *h1.Transport, r *http.Request) (*http.Response, error) {
-	d := h1.Deadline{By: c.by, Late: ErrTimeout}
+	d := h1.Deadline{By: c.by, Err: ErrTimeout}
 	if c.hooks == nil {
-		return t.DoBy(r, d)
+		return t.RoundTripBy(r, d)
 	}
 	if httptrace.ContextClientTrace(r.Context()) != nil { // somebody else's
-		return t.DoBy(c.traced(r), d)
+		return t.RoundTripBy(c.traced(r), d)
 	}
 	return t.Do(r, d, c.hooks, c.arg)
 }

@@ -55,20 +55,20 @@ var errClosedWhileReading = errors.New("h1: body closed while it is read")
 
 // body is the body of a response. The connection is given back when the end has been read, or by Close.
 type body struct {
-	res    *response
-	conn   *conn
-	left   int64 // bytes of the body, or of the chunk
-	phase  uint8 // of a chunked body
-	excess int   // of chunked framing
-	err    error // what Read returns from now on, io.EOF at the end
-	limit  io.LimitedReader
+	res      *response
+	conn     *conn
+	left     int64 // bytes of the body, or of the chunk
+	phase    uint8 // of a chunked body
+	overhead int   // of chunked framing
+	err      error // what Read returns from now on, io.EOF at the end
+	limited  io.LimitedReader
 
-	state atomic.Int32
-	mu    sync.Mutex // guards live
-	live  bool       // conn is this body's
+	state    atomic.Int32
+	mu       sync.Mutex // guards live
+	ownsConn bool       // conn is this body's
 }
 
-func (b *body) enter() error {
+func (b *body) beginRead() error {
 	if b.state.CompareAndSwap(bodyIdle, bodyBusy) {
 		return nil
 	}
@@ -78,7 +78,7 @@ func (b *body) enter() error {
 	return http.ErrBodyReadAfterClose
 }
 
-func (b *body) leave() {
+func (b *body) endRead() {
 	if !b.state.CompareAndSwap(bodyBusy, bodyIdle) {
 		b.state.Store(bodyClosed)
 		b.finish(false)
@@ -88,8 +88,8 @@ func (b *body) leave() {
 // finish gives the connection back, once.
 func (b *body) finish(clean bool) {
 	b.mu.Lock()
-	live := b.live
-	b.live = false
+	live := b.ownsConn
+	b.ownsConn = false
 	b.mu.Unlock()
 	if live {
 		c := b.conn
@@ -116,7 +116,7 @@ func (b *body) Close() error {
 				continue
 			}
 			b.mu.Lock()
-			if b.live {
+			if b.ownsConn {
 				b.conn.wire.fail(errClosedWhileReading)
 			}
 			b.mu.Unlock()
@@ -129,10 +129,10 @@ func (b *body) Close() error {
 
 // drain reads what is buffered. The connection is given back afterwards in any case.
 func (b *body) drain() {
-	if b.res.framing == byStream {
+	if b.res.framing == closeDelimited {
 		return
 	}
-	b.conn.stuck = true
+	b.conn.bufferedOnly = true
 	for b.skip() == nil {
 	}
 }
@@ -140,7 +140,7 @@ func (b *body) drain() {
 // fail ends the body with an error, or with io.EOF where it is whole. errNoFill ends nothing.
 func (b *body) fail(err error) error {
 	switch err {
-	case errNoFill:
+	case errNotBuffered:
 		return err
 	case io.EOF:
 		b.err = err
@@ -148,7 +148,7 @@ func (b *body) fail(err error) error {
 		return err
 	}
 	w := b.conn.wire
-	if failure := w.failed(); failure != nil {
+	if failure := w.failureErr(); failure != nil {
 		err = failure
 	} else if ctx := w.ctx; ctx != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -173,12 +173,12 @@ func (b *body) available() (int64, error) {
 		return 0, b.err
 	}
 	switch b.res.framing {
-	case byLength:
+	case lengthDelimited:
 		if b.left == 0 {
 			return 0, b.fail(io.EOF)
 		}
 		return b.left, nil
-	case byStream:
+	case closeDelimited:
 		return 1 << 62, nil
 	}
 	for b.phase != chunkData {
@@ -189,13 +189,13 @@ func (b *body) available() (int64, error) {
 	return b.left, nil
 }
 
-// took is called after n bytes were consumed, or an error was met.
-func (b *body) took(n int, err error) error {
+// consumed is called after n bytes were consumed, or an error was met.
+func (b *body) consumed(n int, err error) error {
 	if n > 0 {
 		err = nil // it comes again
 	}
 	if err != nil {
-		if b.res.framing == byStream {
+		if b.res.framing == closeDelimited {
 			if err == io.EOF && !b.conn.endOfStream() {
 				err = io.ErrUnexpectedEOF
 			}
@@ -203,37 +203,37 @@ func (b *body) took(n int, err error) error {
 		}
 		return b.fail(unexpected(err))
 	}
-	if b.res.framing == byStream {
+	if b.res.framing == closeDelimited {
 		return nil
 	}
 	if b.left -= int64(n); b.left > 0 {
 		return nil
 	}
-	if b.res.framing == byLength {
+	if b.res.framing == lengthDelimited {
 		return b.fail(io.EOF)
 	}
 	// The end of the body may be here already. Then it is found now, so that the connection is free sooner.
 	b.phase = chunkEnd
-	stuck := b.conn.stuck
-	b.conn.stuck = true
+	bufferedOnly := b.conn.bufferedOnly
+	b.conn.bufferedOnly = true
 	for b.phase != chunkData {
-		if err := b.advance(); err == errNoFill {
+		if err := b.advance(); err == errNotBuffered {
 			break
 		} else if err != nil {
 			return b.fail(err)
 		}
 	}
-	b.conn.stuck = stuck
+	b.conn.bufferedOnly = bufferedOnly
 	return nil
 }
 
 // Buffered returns how many bytes of a body of known length Read returns without waiting. For other bodies it
 // returns -1.
 func (b *body) Buffered() int {
-	if b.res.framing != byLength || b.enter() != nil {
+	if b.res.framing != lengthDelimited || b.beginRead() != nil {
 		return -1
 	}
-	defer b.leave()
+	defer b.endRead()
 	if b.err != nil {
 		return -1
 	}
@@ -242,10 +242,10 @@ func (b *body) Buffered() int {
 
 // Read reads body bytes. It returns io.EOF together with the last of them where that is known.
 func (b *body) Read(p []byte) (int, error) {
-	if err := b.enter(); err != nil {
+	if err := b.beginRead(); err != nil {
 		return 0, err
 	}
-	defer b.leave()
+	defer b.endRead()
 	if len(p) == 0 {
 		return 0, nil
 	}
@@ -257,7 +257,7 @@ func (b *body) Read(p []byte) (int, error) {
 		p = p[:left]
 	}
 	n, err := b.conn.read(p)
-	return n, b.took(n, err)
+	return n, b.consumed(n, err)
 }
 
 // skip consumes what is buffered of the body, up to the next framing.
@@ -268,21 +268,21 @@ func (b *body) skip() error {
 	}
 	n := len(b.conn.buffered())
 	if n == 0 {
-		return errNoFill
+		return errNotBuffered
 	}
 	if int64(n) > left {
 		n = int(left)
 	}
 	b.conn.r += n
-	return b.took(n, nil)
+	return b.consumed(n, nil)
 }
 
 // WriteTo copies what is left of the body to w.
 func (b *body) WriteTo(w io.Writer) (total int64, err error) {
-	if err := b.enter(); err != nil {
+	if err := b.beginRead(); err != nil {
 		return 0, err
 	}
-	defer b.leave()
+	defer b.endRead()
 	var pooled *[copySize]byte
 	defer func() {
 		if pooled != nil {
@@ -304,21 +304,21 @@ func (b *body) WriteTo(w io.Writer) (total int64, err error) {
 			written, werr := write(w, have[:n])
 			total += int64(written)
 			b.conn.r += n
-			if err := b.took(n, nil); werr != nil || err != nil {
+			if err := b.consumed(n, nil); werr != nil || err != nil {
 				return total, copyError(werr, err)
 			}
 			continue
 		}
-		if left >= spliceFrom && b.res.framing == byLength {
+		if left >= spliceFrom && b.res.framing == lengthDelimited {
 			if rf, ok := w.(io.ReaderFrom); ok {
 				if n, done, err := b.splice(rf); done {
 					return total + n, err
 				}
 			}
 		}
-		if left < bufferSize || b.res.framing == byChunks {
+		if left < bufferSize || b.res.framing == chunkDelimited {
 			if err := b.conn.fill(bufferSize); err != nil {
-				return total, copyError(nil, b.took(0, err))
+				return total, copyError(nil, b.consumed(0, err))
 			}
 			continue
 		}
@@ -335,7 +335,7 @@ func (b *body) WriteTo(w io.Writer) (total int64, err error) {
 		if n == 0 && rerr == nil {
 			continue
 		}
-		if err := b.took(n, rerr); werr != nil || err != nil {
+		if err := b.consumed(n, rerr); werr != nil || err != nil {
 			return total, copyError(werr, err)
 		}
 	}
@@ -368,11 +368,11 @@ func write(w io.Writer, p []byte) (int, error) {
 
 // Splice hands what is left of the body to the kernel, where that can be.
 func (b *body) Splice(w io.ReaderFrom) (n int64, done bool, err error) {
-	if err := b.enter(); err != nil {
+	if err := b.beginRead(); err != nil {
 		return 0, true, err
 	}
-	defer b.leave()
-	if b.err != nil || b.res.framing != byLength || b.left < spliceFrom || len(b.conn.buffered()) > 0 {
+	defer b.endRead()
+	if b.err != nil || b.res.framing != lengthDelimited || b.left < spliceFrom || len(b.conn.buffered()) > 0 {
 		return 0, false, nil
 	}
 	return b.splice(w)
@@ -386,12 +386,12 @@ func (b *body) splice(w io.ReaderFrom) (n int64, done bool, err error) {
 	if !ok || c.tls != nil {
 		return 0, false, nil
 	}
-	if err := c.wire.watch(); err != nil {
+	if err := c.wire.watchNow(); err != nil {
 		return 0, true, b.fail(err)
 	}
-	b.limit = io.LimitedReader{R: tcp, N: b.left}
-	n, err = w.ReadFrom(&b.limit)
-	b.left = b.limit.N
+	b.limited = io.LimitedReader{R: tcp, N: b.left}
+	n, err = w.ReadFrom(&b.limited)
+	b.left = b.limited.N
 	switch {
 	case b.left == 0:
 		b.fail(io.EOF)
@@ -401,7 +401,7 @@ func (b *body) splice(w io.ReaderFrom) (n int64, done bool, err error) {
 		return n, true, err
 	case err == nil:
 		return n, true, b.fail(io.ErrUnexpectedEOF)
-	case c.wire.failed() != nil || c.wire.ended():
+	case c.wire.failureErr() != nil || c.wire.peerClosed():
 		return n, true, b.fail(unexpected(err))
 	default:
 		b.err = &WriteError{err} // bytes may be lost between the two connections

@@ -81,7 +81,7 @@ func TestCancel(t *testing.T) {
 						if tt.edit != nil {
 							tt.edit(req)
 						}
-						if _, err := tr.DoBy(req, Deadline{time.Now().Add(50 * time.Second), cause}); !errors.Is(err, cause) || time.Since(start) != 50*time.Second {
+						if _, err := tr.RoundTripBy(req, Deadline{time.Now().Add(50 * time.Second), cause}); !errors.Is(err, cause) || time.Since(start) != 50*time.Second {
 							t.Errorf("after %v: %v", time.Since(start), err)
 						}
 						time.Sleep(2 * time.Hour)
@@ -138,12 +138,12 @@ func TestLimit(t *testing.T) {
 			time.Sleep(time.Minute)
 			io.WriteString(c, "ok")
 		})})
-		res, err := tr.DoBy(newRequest(t, "GET", "http://a/", nil).WithContext(context.Background()), Deadline{time.Now().Add(10 * time.Second), late})
+		res, err := tr.RoundTripBy(newRequest(t, "GET", "http://a/", nil).WithContext(context.Background()), Deadline{time.Now().Add(10 * time.Second), late})
 		if err != nil {
 			t.Fatal(err)
 		}
 		start := time.Now()
-		if _, err := tr.DoBy(newRequest(t, "GET", "http://a/", nil), Deadline{time.Now().Add(10 * time.Second), late}); err != late || time.Since(start) != 10*time.Second {
+		if _, err := tr.RoundTripBy(newRequest(t, "GET", "http://a/", nil), Deadline{time.Now().Add(10 * time.Second), late}); err != late || time.Since(start) != 10*time.Second {
 			t.Errorf("after %v: %v", time.Since(start), err)
 		}
 		if body, err := io.ReadAll(res.Body); string(body) != "ok" || err != nil {
@@ -244,7 +244,7 @@ func TestLateWatcher(t *testing.T) {
 		w := newWire(&memoryConn{})
 		ctx, cancel := context.WithCancel(t.Context())
 		w.begin(ctx)
-		if err := w.watch(); err != nil {
+		if err := w.watchNow(); err != nil {
 			t.Fatal(err)
 		}
 		cancel()
@@ -488,7 +488,7 @@ func TestEarlyResponse(t *testing.T) {
 		body := &closeCounter{Reader: r}
 		start := time.Now()
 		res, text := ask(t, tr, newRequest(t, "POST", "http://a/", body))
-		if res.StatusCode != 413 || text != "no" || time.Since(start) != sendGrace {
+		if res.StatusCode != 413 || text != "no" || time.Since(start) != bodyEndGrace {
 			t.Error(res.Status, text, time.Since(start))
 		}
 		if len(tr.hosts) != 0 {

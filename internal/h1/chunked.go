@@ -28,20 +28,20 @@ func (b *body) advance() error {
 		if err != nil {
 			return err
 		}
-		size, odd, err := parseChunkSize(line)
+		size, padded, err := parseChunkSize(line)
 		if err != nil {
 			return err
 		}
-		c.odd = c.odd || odd
+		c.noReuse = c.noReuse || padded
 		// Sixteen bytes of framing for each chunk, and twice its data, are free. So a body that comes byte by
 		// byte is welcome, and one of extensions alone is not.
-		b.excess += len(line) + len("\r\n") - 16
+		b.overhead += len(line) + len("\r\n") - 16
 		if size < maxChunkExcess {
-			b.excess -= 2 * int(size)
+			b.overhead -= 2 * int(size)
 		} else {
-			b.excess = 0
+			b.overhead = 0
 		}
-		if b.excess = max(b.excess, 0); b.excess > maxChunkExcess {
+		if b.overhead = max(b.overhead, 0); b.overhead > maxChunkExcess {
 			return malformed("too much chunked framing for little data")
 		}
 		c.r += len(line) + len("\r\n")
@@ -90,7 +90,7 @@ func (c *conn) chunkLine() ([]byte, error) {
 
 // parseChunkSize reads hexadecimal digits and ignores extensions (RFC 9112 section 7.1). Blanks behind the
 // size, which some servers pad it with, are odd.
-func parseChunkSize(line []byte) (size int64, odd bool, err error) {
+func parseChunkSize(line []byte) (size int64, padded bool, err error) {
 	digits := 0
 	for digits < len(line) {
 		c := line[digits]
@@ -152,9 +152,9 @@ func (b *body) readTrailer() error {
 	if seen&bareLF != 0 {
 		return malformed("trailer with a line that ends with LF alone")
 	}
-	c.odd = c.odd || seen != 0
+	c.noReuse = c.noReuse || seen != 0
 	for name, values := range trailer {
-		c.odd = c.odd || !mayTrail(name)
+		c.noReuse = c.noReuse || !allowedInTrailer(name)
 		if b.res.Trailer == nil {
 			b.res.Trailer = make(http.Header, len(trailer))
 		}

@@ -47,15 +47,15 @@ type conn struct {
 	input
 
 	// Of the exchange.
-	send *sender // of its streamed body, or nil
-	odd  bool    // something was seen after which the connection is not used again
+	send    *sender // of its streamed body, or nil
+	noReuse bool    // something was seen after which the connection is not used again
 }
 
 // input is what has been read and not consumed: buf.b[r:w]. An idle connection has no buffer.
 type input struct {
-	buf   *buffer
-	r, w  int
-	stuck bool // fill returns errNoFill
+	buf          *buffer
+	r, w         int
+	bufferedOnly bool // fill returns errNoFill
 }
 
 // dial opens a connection. The place among the open connections of the host is the caller's.
@@ -143,8 +143,8 @@ func (c *conn) alive() bool {
 	return c.wire.quiet(c.rw, c.scratch[:])
 }
 
-// takesTurns reports whether the wire's take serves for this connection.
-func (c *conn) takesTurns() bool { return c.tls == nil && c.wire.raw != nil }
+// hasFastPath reports whether the wire's take serves for this connection.
+func (c *conn) hasFastPath() bool { return c.tls == nil && c.wire.raw != nil }
 
 // close closes an idle connection, over TLS with a farewell.
 func (c *conn) close() { c.rw.Close() }
@@ -152,17 +152,17 @@ func (c *conn) close() { c.rw.Close() }
 // abort closes the connection at once.
 func (c *conn) abort() { c.wire.Conn.Close() }
 
-// readUnasked takes what a target has sent on a new connection before it was asked anything. That serves as an
+// readUnsolicited takes what a target has sent on a new connection before it was asked anything. That serves as an
 // answer, as a target may say in this way that it is overloaded. But its answer to the request may follow, so
 // the connection is not used again.
-func (c *conn) readUnasked() {
-	if !c.takesTurns() {
+func (c *conn) readUnsolicited() {
+	if !c.hasFastPath() {
 		return
 	}
 	c.buf = getBuffer()
 	n, err := c.wire.readIfReady(c.buf.b)
-	if n > 0 || err != wouldBlock {
-		c.odd = true
+	if n > 0 || err != errWouldBlock {
+		c.noReuse = true
 	}
 	c.w = n
 }
@@ -184,8 +184,8 @@ func (c *conn) netConn() net.Conn {
 	return c.wire.Conn
 }
 
-// errNoFill is what fill returns where nothing may be waited for.
-var errNoFill = errors.New("h1: nothing more is buffered")
+// errNotBuffered is what fill returns where nothing may be waited for.
+var errNotBuffered = errors.New("h1: nothing more is buffered")
 
 // buffered is the bytes that were read and not consumed.
 func (c *conn) buffered() []byte {
@@ -198,8 +198,8 @@ func (c *conn) buffered() []byte {
 // fill reads more, at most up to limit bytes that are not consumed. It fails with bufio.ErrBufferFull where
 // there are as many already.
 func (c *conn) fill(limit int) error {
-	if c.stuck {
-		return errNoFill
+	if c.bufferedOnly {
+		return errNotBuffered
 	}
 	if c.buf == nil {
 		c.buf = getBuffer()
@@ -242,8 +242,8 @@ func (c *conn) read(p []byte) (int, error) {
 		c.r += n
 		return n, nil
 	}
-	if c.stuck {
-		return 0, errNoFill
+	if c.bufferedOnly {
+		return 0, errNotBuffered
 	}
 	if len(p) >= bufferSize/4 {
 		return c.rw.Read(p)
@@ -264,8 +264,8 @@ func (c *conn) endOfStream() bool { return c.tls == nil || !c.wire.eof }
 // it.
 func (c *conn) finish(clean bool) {
 	if c.send != nil {
-		if clean = clean && !c.odd && c.send.finished(); !clean {
-			c.send.skip()
+		if clean = clean && !c.noReuse && c.send.finished(); !clean {
+			c.send.withholdBody()
 		}
 		c.send = nil
 	}
@@ -276,7 +276,7 @@ func (c *conn) finish(clean bool) {
 		c.buf.release()
 	}
 	c.input = input{}
-	if !c.wire.end() || !clean || c.odd {
+	if !c.wire.end() || !clean || c.noReuse {
 		c.t.drop(c)
 		return
 	}

@@ -223,11 +223,11 @@ func setDefault[T int | time.Duration](option *T, value T) {
 // context ends may be returned all the same. It calls the hooks of the httptrace.ClientTrace in the request's
 // context, but for PutIdleConn and WroteHeaderField.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	return t.DoBy(req, Deadline{})
+	return t.RoundTripBy(req, Deadline{})
 }
 
-// DoBy is RoundTrip with a deadline.
-func (t *Transport) DoBy(req *http.Request, d Deadline) (*http.Response, error) {
+// RoundTripBy is RoundTrip with a deadline.
+func (t *Transport) RoundTripBy(req *http.Request, d Deadline) (*http.Response, error) {
 	if trace := httptrace.ContextClientTrace(req.Context()); trace != nil {
 		return t.Do(req, d, traceHooks(trace), nil)
 	}
@@ -238,8 +238,8 @@ func (t *Transport) DoBy(req *http.Request, d Deadline) (*http.Response, error) 
 // connection, opening it, and sending the request. It does not end a Read of the request's body. It costs less than
 // a context with a deadline.
 type Deadline struct {
-	By   time.Time // zero: as long as it takes
-	Late error     // what the round trip fails with
+	By  time.Time // zero: as long as it takes
+	Err error     // what the round trip fails with
 }
 
 // bound returns a context with this deadline.
@@ -247,7 +247,7 @@ func (d Deadline) bound(ctx context.Context) (context.Context, context.CancelFun
 	if d.By.IsZero() {
 		return ctx, func() {}
 	}
-	return context.WithDeadlineCause(ctx, d.By, d.Late)
+	return context.WithDeadlineCause(ctx, d.By, d.Err)
 }
 
 // Do is DoBy with hooks of its own, which may be nil, and the argument that they get. It does not look
@@ -283,7 +283,7 @@ func (t *Transport) Negotiate(ctx context.Context, target string) (string, *tls.
 		return "", nil, err
 	}
 	if proto := c.otherProtocol(); proto != "" {
-		t.releasePlace(c.host)
+		t.releaseSlot(c.host)
 		return proto, c.rw.(*tls.Conn), nil
 	}
 	t.put(c)

@@ -29,8 +29,8 @@ type host struct {
 
 // waiter is a request that waits because of MaxPerHost. Those that came first are served first.
 type waiter struct {
-	ready chan grant // has room for one
-	gone  bool       // the request does not wait any more
+	ready    chan grant // has room for one
+	canceled bool       // the request does not wait any more
 }
 
 // grant is a connection, or without one the right to dial.
@@ -40,8 +40,8 @@ type grant struct{ c *conn }
 //
 // Where unprobed is set, the caller itself finds out whether a connection whose wire can take a turn is
 // alive.
-func (t *Transport) get(ctx context.Context, key hostKey, unprobed bool, d Deadline, hooks *Hooks, arg any) (*conn, error) {
-	c, h, w := t.acquire(key, unprobed)
+func (t *Transport) get(ctx context.Context, key hostKey, skipProbe bool, d Deadline, hooks *Hooks, arg any) (*conn, error) {
+	c, h, w := t.acquire(key, skipProbe)
 	if c != nil {
 		return c, nil
 	}
@@ -55,14 +55,14 @@ func (t *Transport) get(ctx context.Context, key hostKey, unprobed bool, d Deadl
 	}
 	c, err := t.dial(ctx, h, hooks, arg)
 	if err != nil {
-		t.releasePlace(h)
+		t.releaseSlot(h)
 	}
 	return c, err
 }
 
 // acquire returns an idle connection, or a waiter, or neither where the caller is to dial, for which it has a
 // place.
-func (t *Transport) acquire(key hostKey, unprobed bool) (*conn, *host, *waiter) {
+func (t *Transport) acquire(key hostKey, skipProbe bool) (*conn, *host, *waiter) {
 	now := time.Now()
 	t.mu.Lock()
 	t.closeIdle = false
@@ -71,30 +71,30 @@ func (t *Transport) acquire(key hostKey, unprobed bool) (*conn, *host, *waiter) 
 		h = &host{key: key}
 		t.hosts[key] = h
 	}
-	place := false // one of the open connections is this request's, to use or to replace
+	hasSlot := false // one of the open connections is this request's, to use or to replace
 	for {
 		c, expired := h.popIdle(now, t.opts.IdleTimeout)
 		if c == nil && expired == nil {
 			break
 		}
-		if place {
+		if hasSlot {
 			h.open--
 		}
-		place = true
+		hasSlot = true
 		t.mu.Unlock()
 		if len(expired) > 0 {
 			expired[0].close() // its place is this request's
 			t.discard(expired[1:])
 		}
 		if c != nil {
-			if unprobed && c.takesTurns() || c.alive() {
+			if skipProbe && c.hasFastPath() || c.alive() {
 				return c, h, nil
 			}
 			c.close()
 		}
 		t.mu.Lock()
 	}
-	if place {
+	if hasSlot {
 		t.mu.Unlock()
 		return nil, h, nil
 	}
@@ -121,15 +121,15 @@ func (t *Transport) await(ctx context.Context, h *host, w *waiter) (*conn, error
 	case <-ctx.Done():
 	}
 	t.mu.Lock()
-	w.gone = true
-	h.forget(w)
+	w.canceled = true
+	h.removeWaiter(w)
 	t.mu.Unlock()
 	select {
 	case g := <-w.ready: // it came meanwhile
 		if g.c != nil {
 			t.put(g.c)
 		} else {
-			t.releasePlace(h)
+			t.releaseSlot(h)
 		}
 	default:
 		// The host still has the open connections that this request has waited for.
@@ -161,7 +161,7 @@ func (h *host) nextWaiter() *waiter {
 		w := h.waiters[0]
 		h.waiters[0] = nil
 		h.waiters = h.waiters[1:]
-		if !w.gone {
+		if !w.canceled {
 			return w
 		}
 	}
@@ -169,8 +169,8 @@ func (h *host) nextWaiter() *waiter {
 	return nil
 }
 
-// forget removes a waiter that is gone.
-func (h *host) forget(gone *waiter) {
+// removeWaiter removes a waiter that is gone.
+func (h *host) removeWaiter(gone *waiter) {
 	for i, w := range h.waiters {
 		if w == gone {
 			h.waiters = append(h.waiters[:i], h.waiters[i+1:]...)
@@ -193,7 +193,7 @@ func (t *Transport) put(c *conn) {
 	if t.closeIdle || len(h.idle) >= t.opts.MaxIdlePerHost {
 		t.mu.Unlock()
 		c.close()
-		t.releasePlace(h)
+		t.releaseSlot(h)
 		return
 	}
 	h.idle = append(h.idle, c)
@@ -204,11 +204,11 @@ func (t *Transport) put(c *conn) {
 // drop closes a connection that was acquired or dialed.
 func (t *Transport) drop(c *conn) {
 	c.abort()
-	t.releasePlace(c.host)
+	t.releaseSlot(c.host)
 }
 
-// releasePlace gives up a place among the open connections of a host.
-func (t *Transport) releasePlace(h *host) {
+// releaseSlot gives up a place among the open connections of a host.
+func (t *Transport) releaseSlot(h *host) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if w := h.nextWaiter(); w != nil {
@@ -292,6 +292,6 @@ func (t *Transport) CloseIdleConnections() {
 func (t *Transport) discard(conns []*conn) {
 	for _, c := range conns {
 		c.close()
-		t.releasePlace(c.host)
+		t.releaseSlot(c.host)
 	}
 }

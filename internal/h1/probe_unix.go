@@ -17,7 +17,7 @@ func readSocket(fd uintptr, p []byte) (int, error) {
 		switch {
 		case err == syscall.EINTR:
 		case err == syscall.EAGAIN:
-			return 0, wouldBlock
+			return 0, errWouldBlock
 		case err != nil:
 			return 0, os.NewSyscallError("read", err)
 		case n == 0:

@@ -12,15 +12,15 @@ import (
 	"strings"
 )
 
-// inlineMemory is up to which length a body in memory is sent together with the header.
-const inlineMemory = 16 << 10
+// maxInMemoryInline is up to which length a body in memory is sent together with the header.
+const maxInMemoryInline = 16 << 10
 
 // call is one round trip until its response is handed out. It is pooled, and nothing keeps it.
 type call struct {
 	t        *Transport
 	req      *http.Request
-	asked    *http.Request // as it was given; req may be a copy with another body
-	owned    bool          // req.Body is to be closed here
+	original *http.Request // as it was given; req may be a copy with another body
+	ownsBody bool          // req.Body is to be closed here
 	hooks    *Hooks
 	arg      any
 	key      hostKey
@@ -30,14 +30,14 @@ type call struct {
 
 // outgoing is what is sent.
 type outgoing struct {
-	buf     *buffer // the header, and the body if it is sent inline
-	head    int     // where the header ends in it
-	body    io.ReadCloser
-	length  int64 // of the body; 0 means none, -1 that it is chunked
-	inline  bool  // the body is in buf
-	expect  bool  // the body waits for 100 Continue
-	upgrade bool  // the request asks for another protocol
-	close   bool  // the connection is not to be used again
+	buf       *buffer // the header, and the body if it is sent inline
+	headerLen int     // where the header ends in it
+	body      io.ReadCloser
+	length    int64 // of the body; 0 means none, -1 that it is chunked
+	inline    bool  // the body is in buf
+	expect    bool  // the body waits for 100 Continue
+	upgrade   bool  // the request asks for another protocol
+	close     bool  // the connection is not to be used again
 }
 
 // invalid is an ErrInvalidRequest.
@@ -67,7 +67,7 @@ func (c *call) prepare() error {
 		return invalid("host %q", req.URL.Host)
 	}
 	c.key = key
-	if err := c.frame(); err != nil {
+	if err := c.setBodyLength(); err != nil {
 		return err
 	}
 	b, err := c.appendRequestLine(c.buf.b[:0])
@@ -77,7 +77,7 @@ func (c *call) prepare() error {
 	if b, err = c.appendFields(b); err != nil {
 		return err
 	}
-	c.buf.b, c.head = b, len(b)
+	c.buf.b, c.headerLen = b, len(b)
 	return nil
 }
 
@@ -116,8 +116,8 @@ func lower(s string) string {
 	return s
 }
 
-// frame decides on the body.
-func (c *call) frame() error {
+// setBodyLength decides on the body.
+func (c *call) setBodyLength() error {
 	req := c.req
 	switch {
 	case req.Body == nil:
@@ -133,7 +133,7 @@ func (c *call) frame() error {
 	}
 	if c.length == -1 {
 		for name := range req.Trailer {
-			if !isToken(name) || !mayTrail(name) {
+			if !isToken(name) || !allowedInTrailer(name) {
 				return invalid("trailer %q", name)
 			}
 		}
@@ -141,8 +141,8 @@ func (c *call) frame() error {
 	return nil
 }
 
-// mayTrail reports whether a field may be in a trailer: not if it frames the message.
-func mayTrail(name string) bool {
+// allowedInTrailer reports whether a field may be in a trailer: not if it frames the message.
+func allowedInTrailer(name string) bool {
 	return !strings.EqualFold(name, "Content-Length") && !strings.EqualFold(name, "Transfer-Encoding") &&
 		!strings.EqualFold(name, "Trailer")
 }
@@ -296,7 +296,7 @@ func appendTrailerNames(b []byte, trailer http.Header) []byte {
 // appendTrailer writes the fields of a trailer, sorted by name.
 func appendTrailer(b []byte, trailer http.Header) ([]byte, error) {
 	for _, name := range slices.Sorted(maps.Keys(trailer)) {
-		if !isToken(name) || !mayTrail(name) {
+		if !isToken(name) || !allowedInTrailer(name) {
 			return b, invalid("trailer %q", name)
 		}
 		for _, value := range trailer[name] {
@@ -315,15 +315,15 @@ func (c *call) readInline() error {
 	if c.length <= 0 || c.expect {
 		return nil
 	}
-	if c.length > int64(c.t.opts.InlineBody) && (c.length > inlineMemory || !inMemory(c.body)) {
+	if c.length > int64(c.t.opts.InlineBody) && (c.length > maxInMemoryInline || !inMemory(c.body)) {
 		return nil
 	}
 	n := int(c.length)
-	b := slices.Grow(c.buf.b, n+1)[:c.head+n+1] // one more shows a body that is too long
+	b := slices.Grow(c.buf.b, n+1)[:c.headerLen+n+1] // one more shows a body that is too long
 	c.buf.b = b
 	got := 0
 	for empty := 0; ; {
-		m, err := c.body.Read(b[c.head+got:])
+		m, err := c.body.Read(b[c.headerLen+got:])
 		got += m
 		if m > 0 {
 			empty = 0
@@ -343,7 +343,7 @@ func (c *call) readInline() error {
 	if got < n {
 		return fmt.Errorf("%w: %w: %w: %d bytes of Content-Length %d are missing", ErrRequestBody, ErrInvalidRequest, io.ErrUnexpectedEOF, n-got, n)
 	}
-	c.buf.b = b[:c.head+n]
+	c.buf.b = b[:c.headerLen+n]
 	c.inline = true
 	return nil
 }

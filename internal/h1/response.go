@@ -16,28 +16,28 @@ const maxFields = 8192
 // response is an http.Response and what it points to, in one allocation.
 type response struct {
 	http.Response
-	stream  body
-	values  [12]string // of the fields, if there are not more
-	coding  [1]string
-	seen    oddity
-	framing uint8
+	stream     body
+	values     [12]string // of the fields, if there are not more
+	coding     [1]string
+	deviations deviation
+	framing    uint8
 }
 
-// oddity is what a header has that is accepted, and after which the connection is not used again.
-type oddity uint8
+// deviation is what a header has that is accepted, and after which the connection is not used again.
+type deviation uint8
 
 const (
-	bareLF  oddity = 1 << iota // a line ended with LF alone
-	lenient                    // it is malformed in another way, but has one meaning
+	bareLF         deviation = 1 << iota // a line ended with LF alone
+	otherDeviation                       // it is malformed in another way, but has one meaning
 )
 
 // How the body of a response ends.
 const (
-	noBody     = iota
-	byLength   // after ContentLength bytes
-	byChunks   // with the last chunk
-	byStream   // with the connection
-	notAllowed // there is none, but fields say that there is
+	noBody          = iota
+	lengthDelimited // after ContentLength bytes
+	chunkDelimited  // with the last chunk
+	closeDelimited  // with the connection
+	bodyForbidden   // there is none, but fields say that there is
 )
 
 func malformed(format string, args ...any) error {
@@ -120,7 +120,7 @@ func nextLine(s string) (line, rest string, bareLF bool) {
 func (res *response) parseHead(head string, lines int, method string) error {
 	line, rest, bare := nextLine(head)
 	if bare {
-		res.seen |= bareLF
+		res.deviations |= bareLF
 	}
 	const minimum = len("HTTP/1.1 200")
 	if len(line) < minimum || line[:7] != protocolStart || !isDigit(line[7]) || line[8] != ' ' {
@@ -129,7 +129,7 @@ func (res *response) parseHead(head string, lines int, method string) error {
 	status := line[9:]
 	if status[0] == ' ' {
 		status = strings.TrimLeft(status, " ")
-		res.seen |= lenient
+		res.deviations |= otherDeviation
 	}
 	if len(status) < 3 || !isDigit(status[0]) || !isDigit(status[1]) || !isDigit(status[2]) || status[0] == '0' ||
 		len(status) > 3 && status[3] != ' ' {
@@ -137,7 +137,7 @@ func (res *response) parseHead(head string, lines int, method string) error {
 	}
 	if !isValue(status) {
 		status = withoutControls(status)
-		res.seen |= lenient
+		res.deviations |= otherDeviation
 	}
 	res.Proto, res.ProtoMajor, res.ProtoMinor = line[:8], 1, int(line[7]-'0')
 	res.Status = status
@@ -148,17 +148,17 @@ func (res *response) parseHead(head string, lines int, method string) error {
 	}
 	res.Header = make(http.Header, min(lines-1, 64))
 	seen, err := parseFields(rest, res.Header, values)
-	res.seen |= seen
+	res.deviations |= seen
 	if err != nil {
 		return err
 	}
-	return res.frame(method)
+	return res.setFraming(method)
 }
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 // parseFields reads lines of fields up to the empty one. It takes the memory of the values from values.
-func parseFields(s string, header http.Header, values []string) (seen oddity, err error) {
+func parseFields(s string, header http.Header, values []string) (seen deviation, err error) {
 	for {
 		line, rest, bare := nextLine(s)
 		if bare {
@@ -177,15 +177,15 @@ func parseFields(s string, header http.Header, values []string) (seen oddity, er
 		}
 		name, ok := canonicalName(line[:colon])
 		if !ok {
-			if name = line[:colon]; !isSpacedToken(name) {
+			if name = line[:colon]; !isTokenWithSpaces(name) {
 				return seen, malformed("field name: %s", quote(line))
 			}
-			seen |= lenient
+			seen |= otherDeviation
 		}
 		value := trimBlanks(line[colon+1:])
 		if isBlank(s[0]) {
 			value, s, bare = unfold(value, s)
-			seen |= lenient
+			seen |= otherDeviation
 			if bare {
 				seen |= bareLF
 			}
@@ -215,8 +215,8 @@ func unfold(value, s string) (joined, rest string, bare bool) {
 	return strings.TrimLeft(string(b), " \t"), s, bare
 }
 
-// frame decides where the body ends (RFC 9112 section 6.3).
-func (res *response) frame(method string) error {
+// setFraming decides where the body ends (RFC 9112 section 6.3).
+func (res *response) setFraming(method string) error {
 	chunked, err := res.transferEncoding()
 	if err != nil {
 		return err
@@ -226,10 +226,10 @@ func (res *response) frame(method string) error {
 		return err
 	}
 	if chunked && length >= 0 {
-		res.seen |= lenient
+		res.deviations |= otherDeviation
 	}
-	res.Close = res.closes()
-	if err := res.announcedTrailer(chunked); err != nil {
+	res.Close = res.closesConn()
+	if err := res.moveTrailerNames(chunked); err != nil {
 		return err
 	}
 	status := res.StatusCode
@@ -240,17 +240,17 @@ func (res *response) frame(method string) error {
 	case none:
 		res.ContentLength, res.framing = 0, noBody
 		if status != http.StatusNotModified && (chunked || length > 0) {
-			res.framing = notAllowed
+			res.framing = bodyForbidden
 		}
 	case chunked:
 		delete(res.Header, "Content-Length")
-		res.ContentLength, res.framing = -1, byChunks
+		res.ContentLength, res.framing = -1, chunkDelimited
 	case length == 0:
 		res.ContentLength, res.framing = 0, noBody
 	case length > 0:
-		res.ContentLength, res.framing = length, byLength
+		res.ContentLength, res.framing = length, lengthDelimited
 	default:
-		res.ContentLength, res.framing = -1, byStream
+		res.ContentLength, res.framing = -1, closeDelimited
 		res.Close = true
 	}
 	return nil
@@ -263,7 +263,7 @@ func (res *response) transferEncoding() (chunked bool, err error) {
 	}
 	if res.ProtoMinor == 0 {
 		delete(res.Header, "Transfer-Encoding")
-		res.seen |= lenient
+		res.deviations |= otherDeviation
 		return false, nil
 	}
 	if len(codings) != 1 || !strings.EqualFold(codings[0], "chunked") {
@@ -296,8 +296,8 @@ func (res *response) contentLength() (int64, error) {
 	return int64(n), nil
 }
 
-// closes reports whether the connection ends with the response.
-func (res *response) closes() bool {
+// closesConn reports whether the connection ends with the response.
+func (res *response) closesConn() bool {
 	connection := res.Header["Connection"]
 	if res.ProtoMinor == 0 {
 		return hasToken(connection, "close") || !hasToken(connection, "keep-alive")
@@ -309,8 +309,8 @@ func (res *response) closes() bool {
 	return false
 }
 
-// announcedTrailer moves the names in the field Trailer to Response.Trailer.
-func (res *response) announcedTrailer(chunked bool) error {
+// moveTrailerNames moves the names in the field Trailer to Response.Trailer.
+func (res *response) moveTrailerNames(chunked bool) error {
 	lists, ok := res.Header["Trailer"]
 	if !ok || !chunked {
 		return nil
@@ -324,9 +324,9 @@ func (res *response) announcedTrailer(chunked bool) error {
 			name, ok := canonicalName(element)
 			if !ok {
 				name = element // nothing is sent by that name
-				res.seen |= lenient
+				res.deviations |= otherDeviation
 			}
-			if !mayTrail(name) {
+			if !allowedInTrailer(name) {
 				return malformed("trailer %s", quote(element))
 			}
 			if res.Trailer == nil {

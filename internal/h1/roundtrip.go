@@ -13,18 +13,18 @@ import (
 	"sync"
 )
 
-var calls = sync.Pool{New: func() any { return new(call) }}
+var callPool = sync.Pool{New: func() any { return new(call) }}
 
 func newCall(t *Transport, req *http.Request, hooks *Hooks, arg any) *call {
-	c := calls.Get().(*call)
-	*c = call{t: t, req: req, asked: req, owned: req.Body != nil, hooks: hooks, arg: arg, outgoing: outgoing{buf: getBuffer()}}
+	c := callPool.Get().(*call)
+	*c = call{t: t, req: req, original: req, ownsBody: req.Body != nil, hooks: hooks, arg: arg, outgoing: outgoing{buf: getBuffer()}}
 	return c
 }
 
 func (c *call) release() {
 	c.buf.release()
 	*c = call{}
-	calls.Put(c)
+	callPool.Put(c)
 }
 
 // do makes the round trip. It closes the request's body, or leaves that to the body's sender.
@@ -46,7 +46,7 @@ func (c *call) do() (*http.Response, error) {
 	for {
 		conn, err := c.connect(ctx)
 		if other, ok := err.(*OtherProtocol); ok {
-			other.Request = c.rewound()
+			other.Request = c.unsentRequest()
 			return nil, err
 		}
 		if err != nil {
@@ -61,8 +61,8 @@ func (c *call) do() (*http.Response, error) {
 			c.closeBody()
 			return nil, failure.err
 		}
-		if failure.begun {
-			if err := c.rewind(); err != nil {
+		if failure.bodyStarted {
+			if err := c.reopenBody(); err != nil {
 				return nil, failure.err
 			}
 		}
@@ -71,8 +71,8 @@ func (c *call) do() (*http.Response, error) {
 
 // closeBody closes the request's body unless a sender has taken it.
 func (c *call) closeBody() {
-	if c.owned {
-		c.owned = false
+	if c.ownsBody {
+		c.ownsBody = false
 		c.req.Body.Close()
 	}
 }
@@ -82,12 +82,12 @@ func (c *call) connect(ctx context.Context) (*conn, error) {
 	if c.hooks.GetConn != nil {
 		c.hooks.GetConn(c.arg, c.key.addr)
 	}
-	conn, err := c.t.get(ctx, c.key, c.takesTurn(), c.deadline, c.hooks, c.arg)
+	conn, err := c.t.get(ctx, c.key, c.fitsFastPath(), c.deadline, c.hooks, c.arg)
 	if err != nil {
 		return nil, err
 	}
 	if proto := conn.otherProtocol(); proto != "" {
-		c.t.releasePlace(conn.host)
+		c.t.releaseSlot(conn.host)
 		return nil, &OtherProtocol{Protocol: proto, Conn: conn.rw.(*tls.Conn)}
 	}
 	if c.hooks.GotConn != nil {
@@ -98,11 +98,11 @@ func (c *call) connect(ctx context.Context) (*conn, error) {
 
 // failure is why an attempt on one connection has no response, and what a retry needs to know of it.
 type failure struct {
-	err     error
-	unsent  bool // nothing of the request was written
-	silent  bool // the target ended the connection without a byte of response
-	begun   bool // the body was given to a sender
-	aborted bool // the failure is not the connection's
+	err         error
+	unsent      bool // nothing of the request was written
+	noReply     bool // the target ended the connection without a byte of response
+	bodyStarted bool // the body was given to a sender
+	aborted     bool // the failure is not the connection's
 }
 
 // retryable reports whether the request may be sent again on another connection, after it failed on one that
@@ -115,9 +115,9 @@ func (c *call) retryable(f *failure) bool {
 	}
 	hasBody := c.length != 0
 	if f.unsent {
-		return !hasBody || c.inline || !f.begun || req.GetBody != nil
+		return !hasBody || c.inline || !f.bodyStarted || req.GetBody != nil
 	}
-	if !f.silent || hasBody && !c.inline && req.GetBody == nil {
+	if !f.noReply || hasBody && !c.inline && req.GetBody == nil {
 		return false
 	}
 	switch req.Method {
@@ -127,8 +127,8 @@ func (c *call) retryable(f *failure) bool {
 	return len(req.Header["Idempotency-Key"]) > 0 || len(req.Header["X-Idempotency-Key"]) > 0
 }
 
-// rewind gets the body anew, for another sender. GetBody may also set the Trailer of the request that was given.
-func (c *call) rewind() error {
+// reopenBody gets the body anew, for another sender. GetBody may also set the Trailer of the request that was given.
+func (c *call) reopenBody() error {
 	if c.req.GetBody == nil {
 		return errors.New("h1: the body cannot be sent again")
 	}
@@ -136,20 +136,20 @@ func (c *call) rewind() error {
 	if err != nil {
 		return err
 	}
-	r := *c.asked // the caller's request stays as it is
+	r := *c.original // the caller's request stays as it is
 	r.Body = body
-	c.req, c.body, c.owned = &r, body, true
+	c.req, c.body, c.ownsBody = &r, body, true
 	return nil
 }
 
-// rewound returns the request with its body from the beginning. The body is the caller's again.
-func (c *call) rewound() *http.Request {
-	c.owned = false
+// unsentRequest returns the request with its body from the beginning. The body is the caller's again.
+func (c *call) unsentRequest() *http.Request {
+	c.ownsBody = false
 	if !c.inline {
 		return c.req
 	}
-	r := *c.asked
-	r.Body = io.NopCloser(bytes.NewReader(bytes.Clone(c.buf.b[c.head:])))
+	r := *c.original
+	r.Body = io.NopCloser(bytes.NewReader(bytes.Clone(c.buf.b[c.headerLen:])))
 	return &r
 }
 
@@ -158,15 +158,15 @@ func (c *call) exchange(ctx context.Context, conn *conn) (*response, *failure) {
 	w := conn.wire
 	w.begin(ctx)
 	if !c.deadline.By.IsZero() {
-		w.limit(c.deadline)
+		w.limitExchange(c.deadline)
 	}
-	conn.odd = c.close
+	conn.noReuse = c.close
 	request := c.buf.b
 	if !conn.reused {
-		conn.readUnasked()
+		conn.readUnsolicited()
 	}
-	if conn.reused && c.takesTurn() && conn.takesTurns() {
-		written, f := c.takeTurn(conn)
+	if conn.reused && c.fitsFastPath() && conn.hasFastPath() {
+		written, f := c.tryFastPath(conn)
 		if f != nil {
 			return nil, c.fail(ctx, conn, *f)
 		}
@@ -178,7 +178,7 @@ func (c *call) exchange(ctx context.Context, conn *conn) (*response, *failure) {
 			writeErr = fmt.Errorf("h1: writing the request: %w", writeErr)
 		}
 	}
-	streamed := c.streams()
+	streamed := c.streamsBody()
 	if writeErr == nil && c.hooks.WroteHeaders != nil {
 		c.hooks.WroteHeaders(c.arg)
 	}
@@ -187,21 +187,21 @@ func (c *call) exchange(ctx context.Context, conn *conn) (*response, *failure) {
 	} else if c.hooks.WroteRequest != nil {
 		c.hooks.WroteRequest(c.arg, httptrace.WroteRequestInfo{Err: writeErr})
 	}
-	f := &failure{err: writeErr, begun: writeErr == nil && streamed}
-	if writeErr != nil && conn.reused && w.wrote() == 0 {
+	f := &failure{err: writeErr, bodyStarted: writeErr == nil && streamed}
+	if writeErr != nil && conn.reused && w.bytesWritten() == 0 {
 		// What may be there to read was sent before this request.
 		return nil, c.fail(ctx, conn, *f)
 	}
 	switch {
 	case writeErr != nil:
-		conn.odd = true
-		w.expectHeader(lateAnswer, writeErr) // an answer may explain the error
+		conn.noReuse = true
+		w.limitHeader(writeErrorGrace, writeErr) // an answer may explain the error
 	case !streamed && c.t.opts.ResponseHeaderTimeout > 0:
-		w.expectHeader(c.t.opts.ResponseHeaderTimeout, ErrResponseHeaderTimeout)
+		w.limitHeader(c.t.opts.ResponseHeaderTimeout, ErrResponseHeaderTimeout)
 	}
 	res, err := c.receive(conn, f)
 	if err != nil {
-		if writeErr == nil || !f.silent {
+		if writeErr == nil || !f.noReply {
 			f.err = err
 		}
 		return nil, c.fail(ctx, conn, *f)
@@ -209,53 +209,53 @@ func (c *call) exchange(ctx context.Context, conn *conn) (*response, *failure) {
 	return res, nil
 }
 
-// streams reports whether the body has a sender.
-func (c *call) streams() bool { return c.body != nil && !c.inline }
+// streamsBody reports whether the body has a sender.
+func (c *call) streamsBody() bool { return c.body != nil && !c.inline }
 
-// takesTurn reports whether the request can be written in a turn: it is all in the buffer, and nobody wants
+// fitsFastPath reports whether the request can be written in a turn: it is all in the buffer, and nobody wants
 // to know when it was written.
-func (c *call) takesTurn() bool {
-	return !c.streams() && c.hooks.WroteHeaders == nil && c.hooks.WroteRequest == nil
+func (c *call) fitsFastPath() bool {
+	return !c.streamsBody() && c.hooks.WroteHeaders == nil && c.hooks.WroteRequest == nil
 }
 
-// takeTurn begins the exchange on an idle connection that was not probed. It returns how much of the request
+// tryFastPath begins the exchange on an idle connection that was not probed. It returns how much of the request
 // is written.
-func (c *call) takeTurn(conn *conn) (written int, f *failure) {
+func (c *call) tryFastPath(conn *conn) (written int, f *failure) {
 	if d := c.t.opts.ResponseHeaderTimeout; d > 0 {
-		conn.wire.expectHeader(d, ErrResponseHeaderTimeout)
+		conn.wire.limitHeader(d, ErrResponseHeaderTimeout)
 	}
 	conn.buf = getBuffer()
-	stage, n, err := conn.wire.take(c.buf.b, conn.buf.b)
+	stage, n, err := conn.wire.probeWriteRead(c.buf.b, conn.buf.b)
 	switch stage {
-	case turnStart: // the wait was over before it began
+	case fastPathStart: // the wait was over before it began
 		if err == nil && !conn.alive() {
-			err = errIdleEnded
+			err = errStaleConn
 		}
 		if err != nil {
 			return 0, &failure{err: err}
 		}
 		return 0, nil
-	case turnDead:
-		return 0, &failure{err: errIdleEnded}
-	case turnWriting:
+	case fastPathStale:
+		return 0, &failure{err: errStaleConn}
+	case fastPathWriting:
 		if err != nil {
 			return 0, &failure{err: fmt.Errorf("h1: writing the request: %w", err)}
 		}
 		return n, nil
 	}
 	if err != nil {
-		return 0, silence(err)
+		return 0, noReplyFailure(err)
 	}
 	conn.w = n
 	return len(c.buf.b), nil
 }
 
-// errIdleEnded is why a request is not sent on an idle connection. It is sent on another.
-var errIdleEnded = errors.New("h1: the idle connection has ended")
+// errStaleConn is why a request is not sent on an idle connection. It is sent on another.
+var errStaleConn = errors.New("h1: the idle connection has ended")
 
-// silence is the failure of a connection that ends without a byte of response.
-func silence(err error) *failure {
-	return &failure{err: fmt.Errorf("h1: connection ended before the response: %w", unexpected(err)), silent: true}
+// noReplyFailure is the failure of a connection that ends without a byte of response.
+func noReplyFailure(err error) *failure {
+	return &failure{err: fmt.Errorf("h1: connection ended before the response: %w", unexpected(err)), noReply: true}
 }
 
 // startSender sends the body from a goroutine of its own.
@@ -268,17 +268,17 @@ func (c *call) startSender(conn *conn) {
 		s.trailer = c.req.Trailer
 	}
 	if c.expect {
-		s.decided, s.patience = make(chan bool, 1), c.t.opts.ContinueTimeout
+		s.decision, s.timeout = make(chan bool, 1), c.t.opts.ContinueTimeout
 	}
 	conn.send = s
-	c.body, c.owned = nil, false // it is the sender's
+	c.body, c.ownsBody = nil, false // it is the sender's
 	go s.run()
 }
 
 // fail ends an exchange that has no response.
 func (c *call) fail(ctx context.Context, conn *conn, f failure) *failure {
-	f.unsent = conn.wire.wrote() == 0
-	if reason := conn.wire.failed(); reason != nil {
+	f.unsent = conn.wire.bytesWritten() == 0
+	if reason := conn.wire.failureErr(); reason != nil {
 		f.err, f.aborted = reason, true
 	} else if ctx.Err() != nil {
 		f.err, f.aborted = context.Cause(ctx), true
@@ -291,8 +291,8 @@ func (c *call) fail(ctx context.Context, conn *conn, f failure) *failure {
 func (c *call) receive(conn *conn, f *failure) (*response, error) {
 	for len(conn.buffered()) == 0 {
 		if err := conn.fill(bufferSize); err != nil {
-			f.silent = true
-			return nil, silence(err).err
+			f.noReply = true
+			return nil, noReplyFailure(err).err
 		}
 	}
 	if c.hooks.GotFirstResponseByte != nil {
@@ -308,7 +308,7 @@ func (c *call) receive(conn *conn, f *failure) (*response, error) {
 		if err := res.parseHead(head, lines, c.req.Method); err != nil {
 			return nil, err
 		}
-		conn.odd = conn.odd || res.seen != 0 || res.framing == notAllowed
+		conn.noReuse = conn.noReuse || res.deviations != 0 || res.framing == bodyForbidden
 		if res.StatusCode >= 200 || res.StatusCode == http.StatusSwitchingProtocols {
 			break
 		}
@@ -320,11 +320,11 @@ func (c *call) receive(conn *conn, f *failure) (*response, error) {
 		}
 		*res = response{}
 	}
-	conn.wire.headerDone()
-	res.Request = c.asked
+	conn.wire.liftHeaderLimit()
+	res.Request = c.original
 	res.TLS = conn.tls
-	if conn.send != nil && c.expect && conn.send.keepBack() {
-		conn.odd = true // the target may still wait for the body
+	if conn.send != nil && c.expect && conn.send.withholdBody() {
+		conn.noReuse = true // the target may still wait for the body
 	}
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		return res, c.switchProtocols(conn, res)
@@ -340,7 +340,7 @@ func (c *call) interim(conn *conn, res *response) error {
 			c.hooks.Got100Continue(c.arg)
 		}
 		if conn.send != nil {
-			conn.send.proceed()
+			conn.send.allowBody()
 		}
 	}
 	if c.hooks.Got1xxResponse != nil {
@@ -353,15 +353,15 @@ func (c *call) interim(conn *conn, res *response) error {
 
 // attachBody gives the response its body. A connection that is done with is given back at once.
 func (c *call) attachBody(conn *conn, res *response) {
-	conn.odd = conn.odd || res.Close
-	if res.framing == noBody || res.framing == notAllowed {
+	conn.noReuse = conn.noReuse || res.Close
+	if res.framing == noBody || res.framing == bodyForbidden {
 		res.Body = http.NoBody
 		conn.finish(true)
 		return
 	}
 	b := &res.stream
-	b.res, b.conn, b.live = res, conn, true
-	if res.framing == byLength {
+	b.res, b.conn, b.ownsConn = res, conn, true
+	if res.framing == lengthDelimited {
 		b.left = res.ContentLength
 	}
 	res.Body = b
@@ -383,7 +383,7 @@ func (c *call) switchProtocols(conn *conn, res *response) error {
 	conn.input = input{}
 	conn.send = nil
 	t, h := conn.t, conn.host
-	u.give = func() { t.releasePlace(h) }
+	u.releaseSlot = func() { t.releaseSlot(h) }
 	res.Body = u
 	return nil
 }

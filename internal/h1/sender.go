@@ -12,13 +12,13 @@ import (
 )
 
 const (
-	// sendGrace is how long the end of a response waits for the end of its request's body, so that the
+	// bodyEndGrace is how long the end of a response waits for the end of its request's body, so that the
 	// connection can be used again: a target may answer before the sender has been scheduled once more.
-	sendGrace = 50 * time.Millisecond
+	bodyEndGrace = 50 * time.Millisecond
 
-	// lateAnswer is how long a target may take to answer after its side has stopped taking the request. The
+	// writeErrorGrace is how long a target may take to answer after its side has stopped taking the request. The
 	// answer is usually there already.
-	lateAnswer = 250 * time.Millisecond
+	writeErrorGrace = 250 * time.Millisecond
 )
 
 // sender writes a request's body while the caller reads the response. It ends with the body or the
@@ -33,34 +33,31 @@ type sender struct {
 	hooks         *Hooks
 	arg           any
 
-	permission
+	continueGate
 
 	done chan struct{}
 	err  error // of the body or the connection, valid after done
 }
 
-// permission is what a body waits for where the request asks for 100 Continue.
-type permission struct {
-	decided  chan bool // whether to send the body; nil if it does not wait
-	decide   sync.Once
-	patience time.Duration
+// continueGate is what a body waits for where the request asks for 100 Continue.
+type continueGate struct {
+	decision chan bool // whether to send the body; nil if it does not wait
+	once     sync.Once
+	timeout  time.Duration
 }
 
-// proceed lets a body go that waits for 100 Continue.
-func (p *permission) proceed() {
-	if p.decided != nil {
-		p.decide.Do(func() { p.decided <- true })
+// allowBody lets a body go that waits for 100 Continue.
+func (p *continueGate) allowBody() {
+	if p.decision != nil {
+		p.once.Do(func() { p.decision <- true })
 	}
 }
 
-// skip keeps back a body that still waits for 100 Continue.
-func (p *permission) skip() { p.keepBack() }
-
-// keepBack keeps back a body that still waits for 100 Continue, and reports whether it did.
-func (p *permission) keepBack() bool {
+// withholdBody keeps back a body that still waits for 100 Continue, and reports whether it did.
+func (p *continueGate) withholdBody() bool {
 	kept := false
-	if p.decided != nil {
-		p.decide.Do(func() { kept = true; p.decided <- false })
+	if p.decision != nil {
+		p.once.Do(func() { kept = true; p.decision <- false })
 	}
 	return kept
 }
@@ -72,10 +69,10 @@ func (s *sender) finished() bool {
 		return s.err == nil
 	default:
 	}
-	if s.keepBack() {
+	if s.withholdBody() {
 		return false
 	}
-	timer := time.NewTimer(sendGrace)
+	timer := time.NewTimer(bodyEndGrace)
 	defer timer.Stop()
 	select {
 	case <-s.done:
@@ -85,15 +82,15 @@ func (s *sender) finished() bool {
 	}
 }
 
-// errNotSent is the error of a sender whose body was kept back.
-var errNotSent = errors.New("h1: the body was not asked for")
+// errBodyWithheld is the error of a sender whose body was kept back.
+var errBodyWithheld = errors.New("h1: the body was not asked for")
 
 // run is the goroutine.
 func (s *sender) run() {
 	defer close(s.done)
 	defer s.body.Close()
-	if s.decided != nil && !s.permitted() {
-		s.err = errNotSent
+	if s.decision != nil && !s.awaitContinue() {
+		s.err = errBodyWithheld
 		return
 	}
 	bodyErr, err := s.stream()
@@ -105,35 +102,35 @@ func (s *sender) run() {
 	case bodyErr != nil:
 		s.wire.fail(bodyErr) // there is nothing to wait for
 	case err != nil:
-		s.wire.expectHeader(lateAnswer, err)
+		s.wire.limitHeader(writeErrorGrace, err)
 	case s.headerTimeout > 0:
-		s.wire.expectHeader(s.headerTimeout, ErrResponseHeaderTimeout)
+		s.wire.limitHeader(s.headerTimeout, ErrResponseHeaderTimeout)
 	}
 	if s.hooks.WroteRequest != nil {
 		s.hooks.WroteRequest(s.arg, httptrace.WroteRequestInfo{Err: s.err})
 	}
 }
 
-// permitted waits for 100 Continue, or until patience ends.
-func (s *sender) permitted() bool {
+// awaitContinue waits for 100 Continue, or until patience ends.
+func (s *sender) awaitContinue() bool {
 	if s.hooks.Wait100Continue != nil {
 		s.hooks.Wait100Continue(s.arg)
 	}
-	timer := time.NewTimer(s.patience)
+	timer := time.NewTimer(s.timeout)
 	defer timer.Stop()
 	select {
-	case send := <-s.decided:
+	case send := <-s.decision:
 		return send
 	case <-timer.C:
-		s.proceed()
-		return <-s.decided
+		s.allowBody()
+		return <-s.decision
 	}
 }
 
 // Room around the data of a chunk, for its size and for the end of its line.
 const (
-	chunkHead = 18
-	chunkTail = 2
+	chunkHeadRoom = 18
+	chunkTailRoom = 2
 )
 
 // stream copies the body. It keeps apart errors of the body and of the connection.
@@ -142,7 +139,7 @@ func (s *sender) stream() (bodyErr, err error) {
 	defer buf.release()
 	left, empty := s.length, 0
 	for {
-		space := buf.b[chunkHead : len(buf.b)-chunkTail]
+		space := buf.b[chunkHeadRoom : len(buf.b)-chunkTailRoom]
 		if s.length >= 0 && left < int64(len(space)) {
 			space = space[:left+1] // one more shows a body that is too long
 		}
@@ -182,11 +179,11 @@ func (s *sender) stream() (bodyErr, err error) {
 func frameChunk(b []byte, n int) []byte {
 	var size [16]byte
 	digits := strconv.AppendInt(size[:0], int64(n), 16)
-	start := chunkHead - 2 - len(digits)
+	start := chunkHeadRoom - 2 - len(digits)
 	copy(b[start:], digits)
-	copy(b[chunkHead-2:], "\r\n")
-	copy(b[chunkHead+n:], "\r\n")
-	return b[start : chunkHead+n+2]
+	copy(b[chunkHeadRoom-2:], "\r\n")
+	copy(b[chunkHeadRoom+n:], "\r\n")
+	return b[start : chunkHeadRoom+n+2]
 }
 
 // lastChunk ends a chunked body. The trailers may have got their values while the body was read.

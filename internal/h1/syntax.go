@@ -52,8 +52,8 @@ func isHost(s string) bool  { return s != "" && all(s, hostByte) }
 
 func isBlank(c byte) bool { return c == ' ' || c == '\t' }
 
-// isSpacedToken reports whether s is a token but for blanks in it.
-func isSpacedToken(s string) bool {
+// isTokenWithSpaces reports whether s is a token but for blanks in it.
+func isTokenWithSpaces(s string) bool {
 	for i := range len(s) {
 		if classes[s[i]]&tokenByte == 0 && s[i] != ' ' {
 			return false

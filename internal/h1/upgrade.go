@@ -21,11 +21,11 @@ type Upgraded interface {
 
 // upgraded is the connection after 101 Switching Protocols.
 type upgraded struct {
-	conn   net.Conn
-	give   func() // gives up the place among the open connections
-	once   sync.Once
-	read   []byte
-	closed error
+	conn        net.Conn
+	releaseSlot func() // gives up the place among the open connections
+	once        sync.Once
+	read        []byte
+	closeErr    error
 }
 
 func (u *upgraded) Read(p []byte) (int, error) {
@@ -56,10 +56,10 @@ func (u *upgraded) ReadFrom(r io.Reader) (int64, error) { return io.Copy(u.conn,
 
 func (u *upgraded) Close() error {
 	u.once.Do(func() {
-		u.closed = u.conn.Close()
-		u.give()
+		u.closeErr = u.conn.Close()
+		u.releaseSlot()
 	})
-	return u.closed
+	return u.closeErr
 }
 
 // CloseWrite ends what is sent, if the connection can: TCP and TLS can.

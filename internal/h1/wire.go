@@ -39,7 +39,7 @@ type wire struct {
 	raw      syscall.RawConn // nil if the connection has none
 	cancelFn func()          // cancel as a func value, made once
 	probe    probe
-	turn     turn
+	fast     fastPath
 	eof      bool // Read has returned io.EOF
 
 	mu        sync.Mutex // guards what follows
@@ -49,15 +49,15 @@ type wire struct {
 
 // exchange is what a wire knows of the exchange that it carries.
 type exchange struct {
-	ctx      context.Context // nil when idle
-	canEnd   bool            // ctx can be done
-	deadline time.Time       // of ctx, or zero
-	watching bool            // the deadlines of Conn are headerBy, and a watcher of ctx runs if it can end
-	stop     func() bool     // stops the watcher
-	failure  error           // what reads and writes return from now on
-	headerBy time.Time       // the response's header must be read by then, or zero
-	late     error           // the failure if it is not
-	written  int64           // bytes
+	ctx         context.Context // nil when idle
+	cancelable  bool            // ctx can be done
+	deadline    time.Time       // of ctx, or zero
+	watching    bool            // the deadlines of Conn are headerBy, and a watcher of ctx runs if it can end
+	stopWatcher func() bool     // stops the watcher
+	failure     error           // what reads and writes return from now on
+	headerBy    time.Time       // the response's header must be read by then, or zero
+	headerErr   error           // the failure if it is not
+	written     int64           // bytes
 }
 
 // deadlines are for the reads and the writes of a connection; zero means none.
@@ -79,7 +79,7 @@ func newWire(nc net.Conn) *wire {
 		if raw, err := sc.SyscallConn(); err == nil {
 			w.raw = raw
 			w.probe.fn = w.readNow
-			w.turn.fn = w.turnStep
+			w.fast.fn = w.fastPathStep
 		}
 	}
 	return w
@@ -89,7 +89,7 @@ func newWire(nc net.Conn) *wire {
 func (w *wire) begin(ctx context.Context) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.exchange = exchange{ctx: ctx, canEnd: ctx.Done() != nil}
+	w.exchange = exchange{ctx: ctx, cancelable: ctx.Done() != nil}
 	w.deadline, _ = ctx.Deadline()
 }
 
@@ -99,10 +99,10 @@ func (w *wire) end() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	ok := w.failure == nil
-	if w.stop != nil && !w.stop() {
+	if w.stopWatcher != nil && !w.stopWatcher() {
 		ok = false // the watcher is running or about to
 	}
-	w.ctx, w.stop, w.watching = nil, nil, false
+	w.ctx, w.stopWatcher, w.watching = nil, nil, false
 	return ok
 }
 
@@ -131,44 +131,44 @@ func (w *wire) failLocked(err error) {
 	w.Conn.SetDeadline(longAgo)
 }
 
-// failed returns the reason why reads and writes fail, or nil.
-func (w *wire) failed() error {
+// failureErr returns the reason why reads and writes fail, or nil.
+func (w *wire) failureErr() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.failure
 }
 
-// wrote returns how many bytes of the exchange were written.
-func (w *wire) wrote() int64 {
+// bytesWritten returns how many bytes of the exchange were written.
+func (w *wire) bytesWritten() int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.written
 }
 
-// expectHeader makes reads fail with late once d has passed, until headerDone is called. An earlier limit
+// limitHeader makes reads fail with late once d has passed, until headerDone is called. An earlier limit
 // stays.
-func (w *wire) expectHeader(d time.Duration, late error) {
+func (w *wire) limitHeader(d time.Duration, late error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	by := time.Now().Add(d)
 	if w.failure != nil || !w.headerBy.IsZero() && w.headerBy.Before(by) {
 		return
 	}
-	w.headerBy, w.late = by, late
+	w.headerBy, w.headerErr = by, late
 	if w.watching || w.readBy.IsZero() || by.Before(w.readBy) {
 		w.setReadBy(by)
 	}
 }
 
-// limit is expectHeader for writes, too.
-func (w *wire) limit(d Deadline) {
+// limitExchange is expectHeader for writes, too.
+func (w *wire) limitExchange(d Deadline) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.headerBy, w.late = d.By, d.Late // reads and writes set their deadlines by it
+	w.headerBy, w.headerErr = d.By, d.Err // reads and writes set their deadlines by it
 }
 
-// headerDone lifts the limit of expectHeader.
-func (w *wire) headerDone() {
+// liftHeaderLimit lifts the limit of expectHeader.
+func (w *wire) liftHeaderLimit() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.headerBy.IsZero() {
@@ -201,7 +201,7 @@ func (w *wire) armRead() error {
 	if w.watching {
 		return nil
 	}
-	if !w.canEnd && w.headerBy.IsZero() || w.ctx == nil {
+	if !w.cancelable && w.headerBy.IsZero() || w.ctx == nil {
 		if !w.readBy.IsZero() {
 			w.setReadBy(time.Time{})
 		}
@@ -241,7 +241,7 @@ func (w *wire) armWrite() error {
 		}
 		return nil
 	}
-	if !w.canEnd && w.headerBy.IsZero() {
+	if !w.cancelable && w.headerBy.IsZero() {
 		if !w.writeBy.IsZero() {
 			w.setWriteBy(time.Time{})
 		}
@@ -264,9 +264,9 @@ func (w *wire) armWrite() error {
 	return nil
 }
 
-// stalled is called when a deadline has passed. It returns why the read or write fails, or nil after it has
+// deadlinePassed is called when a deadline has passed. It returns why the read or write fails, or nil after it has
 // started the watcher.
-func (w *wire) stalled(timeout error) error {
+func (w *wire) deadlinePassed(timeout error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
@@ -278,15 +278,15 @@ func (w *wire) stalled(timeout error) error {
 		w.failLocked(context.Cause(w.ctx))
 		return w.failure
 	case !w.headerBy.IsZero() && !time.Now().Before(w.headerBy):
-		w.failLocked(w.late)
+		w.failLocked(w.headerErr)
 		return w.failure
 	}
 	w.watchLocked()
 	return nil
 }
 
-// watch starts the watcher, so that the connection can be read without wire's Read.
-func (w *wire) watch() error {
+// watchNow starts the watcher, so that the connection can be read without wire's Read.
+func (w *wire) watchNow() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.failure == nil {
@@ -298,8 +298,8 @@ func (w *wire) watch() error {
 func (w *wire) watchLocked() {
 	if !w.watching {
 		w.watching = true
-		if w.canEnd {
-			w.stop = context.AfterFunc(w.ctx, w.cancelFn)
+		if w.cancelable {
+			w.stopWatcher = context.AfterFunc(w.ctx, w.cancelFn)
 		}
 	}
 	w.setReadBy(w.headerBy)
@@ -335,12 +335,12 @@ func (w *wire) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			if failure := w.failed(); failure != nil {
+			if failure := w.failureErr(); failure != nil {
 				err = failure
 			}
 			return 0, err
 		}
-		if err := w.stalled(err); err != nil {
+		if err := w.deadlinePassed(err); err != nil {
 			return 0, err
 		}
 	}
@@ -363,20 +363,20 @@ func (w *wire) Write(p []byte) (int, error) {
 			return total, nil
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			if failure := w.failed(); failure != nil {
+			if failure := w.failureErr(); failure != nil {
 				err = failure
 			}
 			return total, err
 		}
-		if err := w.stalled(err); err != nil {
+		if err := w.deadlinePassed(err); err != nil {
 			return total, err
 		}
 	}
 }
 
-// wouldBlock is what a probe returns when there is nothing to read. TLS can read on after it, as it is
+// errWouldBlock is what a probe returns when there is nothing to read. TLS can read on after it, as it is
 // Temporary.
-var wouldBlock error = &timeoutError{"h1: nothing to read"}
+var errWouldBlock error = &timeoutError{"h1: nothing to read"}
 
 // readIfReady reads what has arrived, and never waits.
 func (w *wire) readIfReady(p []byte) (int, error) {
@@ -385,7 +385,7 @@ func (w *wire) readIfReady(p []byte) (int, error) {
 		w.setReadBy(longAgo)
 		n, err := w.Conn.Read(p)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			err = wouldBlock
+			err = errWouldBlock
 		}
 		return n, err
 	}
@@ -409,12 +409,12 @@ func (w *wire) quiet(r io.Reader, scratch []byte) bool {
 	w.probe.on = true
 	n, err := r.Read(scratch)
 	w.probe.on = false
-	return n == 0 && err == wouldBlock
+	return n == 0 && err == errWouldBlock
 }
 
-// ended reports whether the target has ended a connection that is not used again.
-func (w *wire) ended() bool {
+// peerClosed reports whether the target has peerClosed a connection that is not used again.
+func (w *wire) peerClosed() bool {
 	var one [1]byte
 	n, err := w.readIfReady(one[:])
-	return n == 0 && err != wouldBlock
+	return n == 0 && err != errWouldBlock
 }

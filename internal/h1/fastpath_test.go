@@ -17,7 +17,7 @@ func warm(t *testing.T, tr *Transport, addr string) *conn {
 	t.Helper()
 	ask(t, tr, newRequest(t, "GET", "http://"+addr+"/warm", nil))
 	c := tr.hosts[hostKey{false, addr}].idle[0]
-	if canProbe && !c.takesTurns() {
+	if canProbe && !c.hasFastPath() {
 		t.Fatal("takes no turns")
 	}
 	return c
