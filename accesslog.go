@@ -8,11 +8,11 @@ import (
 
 // accessLog writes one line for each request; see Observe for its attributes.
 type accessLog struct {
-	logger *slog.Logger             // nil: writes nothing
-	quiet  func(*http.Request) bool // requests to leave out; nil: none
+	logger *slog.Logger             // nil means no access log
+	quiet  func(*http.Request) bool // reports whether a request gets no line; nil means never
 }
 
-// write logs the exchange that s sums up.
+// write writes the line for the exchange that s summarizes.
 func (l *accessLog) write(ex *exchange, rw *responseWriter, r *http.Request, s *summary) {
 	if l.logger == nil {
 		return
@@ -71,7 +71,7 @@ func (l *accessLog) write(ex *exchange, rw *responseWriter, r *http.Request, s *
 	l.logger.LogAttrs(r.Context(), level, "request", attrs...)
 }
 
-// bounded cuts a string whose length a client chooses.
+// bounded truncates a string whose length a client chooses.
 func bounded(s string) string {
 	const longest = 512
 	if len(s) <= longest {

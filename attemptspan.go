@@ -15,15 +15,15 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
-// attemptSpan is the client span of an attempt. The zero value is that of an attempt without one: when the
-// span in the request's context is not recorded, an attempt has none, and costs no more for it.
+// attemptSpan is the client span of an attempt. The zero value is an attempt without a span. An attempt has a
+// span only if the span in the request's context is recorded; otherwise it costs nothing.
 type attemptSpan struct {
 	trace.Span // nil for none
 }
 
-// startSpan starts the attempt's span below the one in the request's context, with the same TracerProvider. It
-// gives out a traceparent of its own, so that the target's spans are below this attempt and not beside it.
-// resends is the number of attempts before this one.
+// startSpan starts the attempt's span as a child of the span in the request's context, with the same
+// TracerProvider. It sets traceparent to the new span, so that the target's spans are children of this
+// attempt. resends is the number of attempts before this one.
 func (a *attempt) startSpan(resends int) {
 	parent := trace.SpanFromContext(a.client)
 	if !parent.IsRecording() {
@@ -54,19 +54,19 @@ func (a *attempt) startSpan(resends int) {
 	if !sc.IsValid() {
 		return
 	}
-	// A traceparent of another trace, or the lack of one that Rewrite has removed, is the caller's own choice.
+	// A traceparent of another trace is left as it is, and one that Rewrite has removed is not set again.
 	given, set := out.Header[fieldTraceparent]
 	if set && (len(given) == 0 || telemetry.ParseTraceparent(given[0]).TraceID() != sc.TraceID()) {
 		return
 	}
-	out.Header = maps.Clone(out.Header) // it is the request's, and other attempts have it too
+	out.Header = maps.Clone(out.Header) // other attempts share the map
 	if out.Header == nil {
 		out.Header = make(http.Header, 1)
 	}
 	out.Header[fieldTraceparent] = []string{telemetry.FormatTraceparent(sc)}
 }
 
-// fullURL returns u without its query, which may have secrets.
+// fullURL returns u without its query and userinfo, which may contain secrets.
 func fullURL(u *url.URL) string {
 	plain := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}
 	if u.Scheme == schemeUnix {
@@ -91,7 +91,7 @@ func serverAddress(target *url.URL) (address string, port int) {
 	return target.Hostname(), port
 }
 
-// context returns ctx with the attempt's span, so that an exemplar leads to it.
+// context returns ctx with the attempt's span, so that exemplars of a metric refer to this span.
 func (s attemptSpan) context(ctx context.Context) context.Context {
 	if s.Span == nil {
 		return ctx
@@ -99,8 +99,8 @@ func (s attemptSpan) context(ctx context.Context) context.Context {
 	return trace.ContextWithSpan(ctx, s.Span)
 }
 
-// circuitMoved notes that the attempt's result has changed the circuit's state, or that another's has
-// meanwhile.
+// circuitMoved adds an event to the span if the circuit's state has changed since the attempt began, by the
+// attempt's own result or by another's.
 func (s attemptSpan) circuitMoved(t *ticket) {
 	if s.Span == nil || t.circuit == nil {
 		return
@@ -112,8 +112,8 @@ func (s attemptSpan) circuitMoved(t *ticket) {
 	}
 }
 
-// finish ends the span with the attempt's result. As the conventions have it for clients, a 4xx is an error
-// too.
+// finish ends the span with the attempt's result. In OpenTelemetry's conventions for client spans, a 4xx is
+// an error as well.
 func (s attemptSpan) finish(status int, res result) {
 	if s.Span == nil {
 		return
@@ -134,7 +134,7 @@ func (s attemptSpan) finish(status int, res result) {
 	s.End()
 }
 
-// spanEvent adds an event with one attribute to the span in ctx, if that is recorded.
+// spanEvent adds an event with one attribute to the span in ctx, if that span is recorded.
 func spanEvent(ctx context.Context, event, name, value string) {
 	if span := trace.SpanFromContext(ctx); span.IsRecording() {
 		span.AddEvent(event, trace.WithAttributes(attribute.String(name, exportable(value))))

@@ -34,10 +34,11 @@ type Identity struct {
 // Authenticator authenticates the caller of a request. Authenticate returns its Identity, or one of these
 // errors:
 //
-//   - ErrNoCredentials when r has no credentials of the kind that the Authenticator checks. An error that
-//     wraps both ErrNoCredentials and ErrUnauthenticated means that r has credentials of another kind: they
-//     are bad, unless an Authenticator that is asked next knows them,
-//   - an error that wraps ErrUnauthenticated when the credentials are bad,
+//   - ErrNoCredentials when r has no credentials of the kind that the Authenticator checks,
+//   - an error that wraps both ErrNoCredentials and ErrUnauthenticated when r has credentials, but of a kind
+//     that the Authenticator does not know: FirstOf then calls the next Authenticator, and if none knows them,
+//     they are bad,
+//   - an error that wraps ErrUnauthenticated alone when the credentials are bad,
 //   - an *Error with a status of its own when the Authenticator cannot decide, such as 503 while the key set
 //     or the introspection endpoint cannot be reached.
 //
@@ -58,9 +59,9 @@ type AuthOptions struct {
 	Optional         bool          // requests without credentials pass as anonymous; bad credentials are still refused
 	Realm            string        // realm parameter of the challenge; "" omits it. Auth panics unless it is visible ASCII
 	ResourceMetadata string        // URL of the protected resource metadata, for the challenge (RFC 9728 section 5.1); see ProtectedResource; "" omits it
-	Origins          []string      // whose pages may open WebSockets and send cookies, besides the request's own host; nil checks credentials in cookies alone
+	Origins          []string      // origins, besides the request's own host, whose pages may open WebSockets and send cookies; nil checks only requests with credentials in a cookie
 	UpgradeGrace     time.Duration // how long an upgraded connection may outlive its credentials; 0 means 1m, negative no limit
-	ReportOnly       bool          // log and count what would be refused, and refuse nothing
+	ReportOnly       bool          // log and count the requests that would be refused, and refuse none
 }
 
 // Auth calls the next handler when a authenticates the request. Otherwise it answers 401 with
@@ -69,17 +70,17 @@ type AuthOptions struct {
 // token has expired, or what is wrong with a DPoP proof. When a cannot decide, the answer has the status of
 // its *Error.
 //
-// A browser sends cookies with requests that another site's page makes, and the page may open a WebSocket
-// with them: its handshake is a GET, which http.CrossOriginProtection lets pass. So a request whose
-// credentials came in a cookie gets 403 when its Origin is neither the host that it was sent to nor one of
-// Origins. Without an Origin it gets 403 when Sec-Fetch-Site says that it is from another site and the
-// method is not GET, HEAD or OPTIONS. Requests that no browser has sent have neither field, and pass. A JWT
-// knows whether its token came in a cookie. With any other Authenticator that is not of this package, the
-// handshake of a WebSocket counts as such if it has a Cookie and no Authorization.
+// A page of another site can make a browser send requests with the user's cookies. It can also open a
+// WebSocket with them: the handshake is a GET, which http.CrossOriginProtection lets pass. So Auth checks
+// requests whose credentials came in a cookie. Such a request gets 403 if its Origin is neither the host that
+// it was sent to nor one of Origins. If it has no Origin, it gets 403 if Sec-Fetch-Site says that it is from
+// another site and the method is not GET, HEAD or OPTIONS. Clients that are not browsers send neither field,
+// so their requests pass. A JWT knows whether its token came in a cookie. With an Authenticator that is not
+// of this package, the handshake of a WebSocket is checked if it has a Cookie and no Authorization.
 //
-// With Origins, even if it is empty, the same goes for every request with a Cookie and for the handshake of
-// every WebSocket, whatever the credentials, and also if there are none. An origin is written as
-// "https://app.example:8443". "*" stands for all origins.
+// If Origins is not nil, even if it is empty, Auth also checks every request with a Cookie and the handshake
+// of every WebSocket, with any credentials or none. An origin is written as "https://app.example:8443". "*"
+// stands for all origins.
 //
 // When an upgraded connection, such as a WebSocket, has outlived the Identity's Expiry by UpgradeGrace, it
 // is closed. Proxy sends both ends of a WebSocket a close frame first. A handler that takes the connection
@@ -96,8 +97,8 @@ type AuthOptions struct {
 // either end.
 //
 // With ReportOnly, a request that would be refused passes as anonymous, or with the Identity that an outer
-// Auth found. It is reported in the remarks of Observe's log line, or, without an access log, as a warning
-// to slog.Default. The counter gateway.report_only in the global MeterProvider counts it, with the attribute
+// Auth found. It is reported in the remarks of Observe's log line or, if there is no access log, as a warning
+// of slog.Default. The counter gateway.report_only of the global MeterProvider counts it, with the attribute
 // policy="auth".
 //
 // Auth panics when a is nil, and on a malformed origin.
@@ -132,7 +133,7 @@ func Auth(a Authenticator, opts *AuthOptions) Middleware {
 				report.add(ex, r, err)
 				id = nil
 			case leftEarly(r.Context()):
-				WriteError(rw, r, err) // not a refusal
+				WriteError(rw, r, err) // the client left, which is not a refusal
 				return
 			default:
 				refuseUndecided(rw, r, p.challenges.refusal(err))
@@ -143,7 +144,7 @@ func Auth(a Authenticator, opts *AuthOptions) Middleware {
 	}
 }
 
-// authPolicy is what one Auth decides by.
+// authPolicy holds the settings of one Auth.
 type authPolicy struct {
 	a          Authenticator
 	optional   bool
@@ -152,7 +153,8 @@ type authPolicy struct {
 	grace      time.Duration // negative: no limit
 }
 
-// decide returns the caller of r, nil for an anonymous one that may pass, or the reason to refuse it.
+// decide returns the caller of r, or nil for an anonymous caller that may pass. An error is the reason to
+// refuse the request.
 func (p *authPolicy) decide(ex *exchange, r *http.Request) (*Identity, error) {
 	browser := p.origins.concern(r)
 	if browser {
@@ -170,14 +172,15 @@ func (p *authPolicy) decide(ex *exchange, r *http.Request) (*Identity, error) {
 	return id, nil
 }
 
-// authorized is how the request was authenticated. Every record made from this one inherits it.
+// authorized describes how the request was authenticated. Every record made from this one inherits it.
 type authorized struct {
-	challenges *challenges // of the innermost Auth, for the Requires inside it; nil without one
-	until      time.Time   // when an upgraded connection ends; zero for never
+	challenges *challenges // of the innermost Auth, for the Requires inside it; nil without an Auth
+	until      time.Time   // when an upgraded connection is closed; zero for never
 }
 
-// authenticated records p's decision, and returns the Identity that counts inside: id or, when it is nil, the one
-// that an outer Auth stored. Where Auths are nested, the first to expire ends an upgraded connection.
+// authenticated records p's decision. It returns the Identity for the inner handlers: id or, if id is nil,
+// the one that an outer Auth stored. If Auths are nested, the Identity that expires first ends an upgraded
+// connection.
 func (ex *exchange) authenticated(p *authPolicy, id *Identity) *Identity {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
@@ -194,7 +197,7 @@ func (ex *exchange) authenticated(p *authPolicy, id *Identity) *Identity {
 	return id
 }
 
-// identify calls a and checks that its result is one that the interface allows.
+// identify calls a. It returns an error for a result that Authenticator does not allow.
 func identify(a Authenticator, r *http.Request) (*Identity, error) {
 	id, err := a.Authenticate(r)
 	switch {
@@ -208,9 +211,9 @@ func identify(a Authenticator, r *http.Request) (*Identity, error) {
 	return id, nil
 }
 
-// authenticated returns the request for the handlers inside Auth: with the subject of id, which may be nil, in
-// X-User-ID, and without the client's fields and trailers that could be taken for it. r itself is not changed,
-// since the Authenticator and the handlers outside may hold it.
+// authenticated returns the request for the handlers inside Auth. Its X-User-ID is the subject of id, which
+// may be nil. It lacks the client's fields and trailers that could be taken for X-User-ID. r itself is not
+// changed, since the Authenticator and the outer handlers may hold it.
 func (f *ownedFields) authenticated(ex *exchange, r *http.Request, id *Identity) *http.Request {
 	forged := false
 	for name := range r.Header {
@@ -245,8 +248,8 @@ func (f *ownedFields) authenticated(ex *exchange, r *http.Request, id *Identity)
 	return r
 }
 
-// userValue returns the value of X-User-ID in a header. A value that was given out stays as it is, since
-// others may hold it.
+// userValue returns the value of X-User-ID for an http.Header. The first call stores it in the record, which
+// saves an allocation. Later calls allocate, since a header may still refer to the first value.
 func (ex *exchange) userValue(subject string) []string {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
@@ -260,7 +263,7 @@ func (ex *exchange) userValue(subject string) []string {
 // userField is X-User-ID in canonical form, the key in an http.Header.
 const userField = "X-User-Id"
 
-// reporter logs and counts what a policy with ReportOnly would have refused.
+// reporter logs and counts the requests that a policy with ReportOnly would have refused.
 type reporter struct {
 	policy  string
 	refused metric.Int64Counter
@@ -293,13 +296,13 @@ func (p *reporter) add(ex *exchange, r *http.Request, err error) {
 }
 
 // FirstOf returns an Authenticator that calls each of as in turn, until one returns something other than
-// ErrNoCredentials. That result stands, even if it is an error: bad credentials of one kind are not tried as
-// another kind. If every one returns ErrNoCredentials, so does FirstOf. FirstOf panics without
+// ErrNoCredentials. It returns that result, even if it is an error: bad credentials of one kind are not tried
+// as another kind. If every one returns ErrNoCredentials, so does FirstOf. FirstOf panics without
 // Authenticators, and on a nil one.
 //
 // JSON Web Tokens and opaque tokens can share the field Authorization: FirstOf(jwt, introspection). A JWT
-// passes on what is not shaped as a signed token, which has three parts and a JSON object in the first. An
-// Introspection takes every bearer token, so it is the last.
+// returns ErrNoCredentials for a token that does not have the form of a signed one: three parts, with a JSON
+// object in the first. An Introspection accepts every bearer token, so put it last.
 func FirstOf(as ...Authenticator) Authenticator {
 	if len(as) == 0 || slices.Contains(as, nil) {
 		panic("gateway: FirstOf: nil Authenticator")
@@ -309,8 +312,8 @@ func FirstOf(as ...Authenticator) Authenticator {
 
 type firstOf []Authenticator
 
-// Authenticate returns the first result that is not ErrNoCredentials. If there is none, an error that says
-// that there are credentials that nobody knows is returned rather than one that says that there are none.
+// Authenticate returns the first result that is not ErrNoCredentials. If there is none, but some
+// Authenticator found credentials that it does not know, Authenticate returns that error.
 func (as firstOf) Authenticate(r *http.Request) (*Identity, error) {
 	last := ErrNoCredentials
 	for _, a := range as {
@@ -333,7 +336,7 @@ func (as firstOf) acceptsDPoP() (dpop, bearer bool) {
 	return dpop, bearer
 }
 
-// maxAPIKey bounds the bytes that are hashed for a request.
+// maxAPIKey is the longest API key that is hashed, in bytes.
 const maxAPIKey = 4 << 10
 
 // APIKeys returns an Authenticator for API keys. A key is the whole value of the field header. lookup gets
@@ -398,9 +401,9 @@ func ClientCert(identify func(cs *tls.ConnectionState) (*Identity, error)) Authe
 	})
 }
 
-// lookupResult turns the results of a user's function into those of an Authenticator. The function was
-// called, so there were credentials; an error that is neither a refusal nor an *Error means that it could not
-// decide.
+// lookupResult converts the results of a user's function to those of an Authenticator. The function is called
+// only for a request with credentials, so ErrNoCredentials means that they are unknown. An error that is
+// neither a refusal nor an *Error means that the function could not decide.
 func lookupResult(r *http.Request, id *Identity, err error) (*Identity, error) {
 	switch {
 	case err == nil && id != nil:

@@ -25,15 +25,17 @@ type Balancer interface {
 func RoundRobin() Balancer { return &roundRobin{} }
 
 type roundRobin struct {
-	mu     sync.Mutex
-	credit map[*url.URL]int // grows by its weight each turn; the target with the most is picked, and pays the total
+	mu sync.Mutex
+	// In each turn, the credit of every target grows by its weight. The target with the most credit is
+	// picked, and pays the sum of all weights.
+	credit map[*url.URL]int
 }
 
 func (b *roundRobin) Pick(_ *http.Request, targets []Target) (int, func(Outcome)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.credit == nil || len(b.credit) > 2*len(targets)+64 {
-		b.credit = make(map[*url.URL]int, len(targets)) // forgets targets that were removed
+		b.credit = make(map[*url.URL]int, len(targets)) // drops targets that were removed
 	}
 	best, most, total := 0, 0, 0
 	for i, t := range targets {
@@ -74,8 +76,8 @@ func (b *leastPending) Pick(_ *http.Request, targets []Target) (int, func(Outcom
 			j = (i + 1 + rand.IntN(n-1)) % n
 		}
 		other := b.load(targets, j)
-		// This compares pending/weight without a division. Without load both are 0 and the first one stays,
-		// which was drawn by weight.
+		// This compares pending/weight without a division. If neither target has requests in flight, the
+		// first one is picked, which was drawn by weight.
 		if other.pending.Load()*int64(max(1, targets[i].Weight)) < l.pending.Load()*int64(max(1, targets[j].Weight)) {
 			i, l = j, other
 		}
@@ -84,7 +86,7 @@ func (b *leastPending) Pick(_ *http.Request, targets []Target) (int, func(Outcom
 	return i, l.done
 }
 
-// byWeight draws a target at random, each with a probability in proportion to its weight.
+// byWeight draws a target at random, with a probability in proportion to its weight.
 func byWeight(targets []Target) int {
 	total := 0
 	for _, t := range targets {

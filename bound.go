@@ -10,8 +10,8 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/jose"
 )
 
-// binding is the key that a token is bound to (RFC 7800): only who has its private half may use the token.
-// Where both are there, both must be proven.
+// binding is the key that a token is bound to (RFC 7800): only a client that has the private key may use the
+// token. If both fields are set, the client must prove both.
 type binding struct {
 	certificate *[sha256.Size]byte // SHA-256 of a TLS client certificate (RFC 8705 section 3.1); nil for none
 	key         *[sha256.Size]byte // thumbprint of a key for DPoP proofs (RFC 9449 section 6.1); nil for none
@@ -19,8 +19,8 @@ type binding struct {
 
 var errConfirmation = errors.New("malformed or unknown cnf")
 
-// binding reads cnf, and returns nil when it is absent. Whatever is not understood is an error: it may
-// demand a proof that nobody would ask for.
+// binding reads the claim cnf, and returns nil if it is absent. A member that is not known is an error: it
+// may require a proof that this package cannot check.
 func (c claims) binding() (*binding, error) {
 	v := c["cnf"]
 	if v == nil {
@@ -78,13 +78,13 @@ func (b *binding) prove(r *http.Request, c credential, proofs *proofs) error {
 	return nil
 }
 
-// clientCertificate returns the SHA-256 of the certificate with which the client proved itself in the TLS
-// handshake. The handshake proves that it has the key; who issued the certificate does not matter here (RFC
-// 8705 section 3).
+// clientCertificate returns the SHA-256 of the client's certificate in the TLS handshake. The handshake
+// proves that the client has the key. The issuer of the certificate does not matter here (RFC 8705 section
+// 3).
 //
-// A trusted proxy that ends the TLS connection reports the certificate in Client-Cert (RFC 9440 section
-// 2.2). Then the certificate of this connection, if any, is the proxy's own. A field that is malformed, or
-// that occurs twice, is no certificate.
+// A trusted proxy that terminates TLS reports the client's certificate in Client-Cert (RFC 9440 section 2.2).
+// The certificate of this connection, if any, is then the proxy's own. A field that is malformed, or that
+// occurs twice, counts as no certificate.
 func clientCertificate(r *http.Request) (sum [sha256.Size]byte, ok bool) {
 	if behindTrustedProxy(r) {
 		values := r.Header["Client-Cert"]

@@ -12,9 +12,9 @@ import (
 
 // BreakerOptions configures what Breaker does while its circuit is open.
 type BreakerOptions struct {
-	// Fallback answers the requests that the open circuit refuses. Nil means an answer of 503. In Fallback,
-	// ErrorFrom returns the refusal. The outcome of the exchange is OutcomeRejected, also when Fallback
-	// answers 200.
+	// Fallback answers the requests that the circuit refuses. Nil means an answer of 503. In Fallback,
+	// ErrorFrom returns the refusal. The outcome of the exchange is OutcomeRejected, even if Fallback answers
+	// 200.
 	Fallback http.Handler
 }
 
@@ -35,8 +35,8 @@ type BreakerOptions struct {
 // The status of a gRPC call arrives in the trailers, after Breaker has reported the header. It corrects that
 // report; see Outcome.
 //
-// A handler that cannot read or parse the request's body must answer 4xx. If it answers 500, any client can make
-// it fail, and so open the circuit.
+// A handler that cannot read or parse the request's body must answer 4xx. If it answers 500, any client can
+// make it fail, and so open the circuit.
 //
 // Several Breakers may share one circuit. When a Breaker is inside another with the same circuit, or an
 // Upstream inside has the same circuit, only the outermost Breaker calls Allow and reports the result.
@@ -74,17 +74,17 @@ func Breaker(c *Circuit, opts *BreakerOptions) Middleware {
 	}
 }
 
-// guard reports to a circuit how the handler behind a Breaker did.
+// guard reports the result of the handler inside a Breaker to the circuit.
 type guard struct {
 	ticket  ticket
 	ctx     context.Context
 	w       *responseWriter
-	record  *exchange  // in which failures inside are noted
+	record  *exchange  // inner handlers note their failures in it
 	ex      *exchange  // of the request that Breaker got
-	admits  admission  // in ex, while the handler runs
-	outside startHook  // of the writer, before this guard's
-	began   time.Time  // zero unless the request's time is limited
-	body    *timedBody // nil unless it matters how long the client sends its body
+	admits  admission  // stored in ex while the handler runs
+	outside startHook  // the writer's hook before this guard; nil for none
+	began   time.Time  // when the handler was called; zero unless the request's time is limited
+	body    *timedBody // nil unless the client's time for sending its body matters
 }
 
 // watch registers the guard with the record and the writer, and returns the request for the handler.
@@ -101,8 +101,8 @@ func (g *guard) watch(ex *exchange, r *http.Request) *http.Request {
 	noted := g.record.noted
 	g.record.mu.Unlock()
 	if noted {
-		// This Breaker is in the fallback of another one, whose refusal has been noted for the exchange.
-		// How the fallback ends is noted in a record of its own.
+		// This Breaker is in the Fallback of another one, whose refusal was noted for the exchange. The
+		// outcome of the Fallback is noted in a separate record.
 		g.record = ex.variant(r.Context())
 		r = r.WithContext(g.record)
 	}
@@ -125,7 +125,7 @@ func (g *guard) watch(ex *exchange, r *http.Request) *http.Request {
 	return r
 }
 
-// starting is called when the final status is sent.
+// starting implements startHook.
 func (g *guard) starting(status int) {
 	g.w.ex.mu.Lock()
 	call := g.w.grpc()
@@ -153,7 +153,7 @@ func (g *guard) end() {
 	}
 }
 
-// report reports to the circuit the outcome that was noted inside, or else that of res.
+// report reports to the circuit the outcome that an inner handler noted or, if none did, that of res.
 func (g *guard) report(res result) {
 	g.record.mu.Lock()
 	noted, o := g.record.noted, g.record.outcome
@@ -193,7 +193,8 @@ func (b *timedBody) clientTime() time.Duration {
 	return b.wait.ClientTime()
 }
 
-// tookTime reports whether the time since began, which is over, went to the client. A nil timedBody has none.
+// tookTime reports whether the client used most of the request's time, which began at began and is over, or
+// was still sending its body at the end. It returns false for a nil timedBody.
 func (b *timedBody) tookTime(began time.Time) bool {
 	if b == nil {
 		return false

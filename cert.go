@@ -17,13 +17,16 @@ import (
 	"time"
 )
 
-// CertPair names the files of a certificate, in PEM: Cert holds the certificate and then its chain, Key the
-// private key. Both may be symbolic links.
+// CertPair names the files of a certificate, in PEM: Cert holds the certificate followed by its chain, and
+// Key the private key. Both may be symbolic links.
 type CertPair struct{ Cert, Key string }
 
 const (
-	certInterval = time.Second // between two looks at the files, and how long files must rest before they are read
-	maxCertBytes = 1 << 20     // of each file
+	// certInterval is the time between two checks of the files. It is also the time for which replaced files
+	// must not change before they are read.
+	certInterval = time.Second
+
+	maxCertBytes = 1 << 20 // of each file
 )
 
 // CertFiles serves certificates from files, for tls.Config.GetCertificate. When the files are replaced, as by
@@ -35,22 +38,22 @@ const (
 //	}
 //	srv := &http.Server{Addr: ":443", Handler: &rt, TLSConfig: &tls.Config{GetCertificate: certs}}
 //
-// With several pairs, the client's server name (SNI) decides. A certificate for that very name is used before
-// one for its wildcard, such as *.example.com for a.example.com. The first pair is the default, for a client
+// With several pairs, the client's server name (SNI) decides. A certificate for the exact name is used before
+// one for a wildcard, such as *.example.com for a.example.com. The first pair is the default, for a client
 // that sends another name or none. If several pairs match, such as one with an RSA key and one with an ECDSA
 // key, the first that the client supports is used.
 //
-// There is no goroutine. A handshake looks at the files if nobody has within the last second, which costs two
-// system calls for each pair. Replaced files are read when they have rested for a second, and only together:
-// both files must be the same before and after reading. So files that are half-written, or of which only one
-// has been replaced, are not served. Still, prefer replacing them by a rename or a symbolic link, as
+// There is no goroutine. A handshake checks the files if the last check was more than a second ago, which
+// costs two system calls for each pair. Replaced files are read when they have not changed for a second. Both
+// files must be the same before and after reading. So a pair that is half-written, or of which only one file
+// has been replaced, is not served. Still, prefer replacing files by a rename or a symbolic link, as
 // cert-manager does.
 //
-// If a replacement cannot be used, the last good certificate of that pair is served, and slog.Default gets
-// one error line. The same holds for files that are missing, larger than 1 MiB, not regular, or whose key
-// does not match. A replacement that can be used is logged too. An expired certificate can be used.
+// If a replacement cannot be used, the last good certificate of that pair is served, and slog.Default logs an
+// error once. A replacement cannot be used if a file is missing, larger than 1 MiB or not regular, or if the
+// key does not match. A replacement that can be used is logged too. An expired certificate can be used.
 //
-// To present such a certificate as a client, for mutual TLS, wrap the function:
+// To use such a certificate as a client certificate, for mutual TLS, wrap the function:
 //
 //	tls.Config{GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 //		return certs(&tls.ClientHelloInfo{}) // the first pair
@@ -78,10 +81,10 @@ func CertFiles(pairs ...CertPair) (func(*tls.ClientHelloInfo) (*tls.Certificate,
 // certFiles holds the pairs of one CertFiles.
 type certFiles struct {
 	started time.Time
-	next    atomic.Int64 // when the files are looked at again, in nanoseconds since started
+	next    atomic.Int64 // time of the next check of the files, in nanoseconds since started
 	index   atomic.Pointer[certIndex]
 
-	mu    sync.Mutex // guards the files; held by the handshake that looks at them
+	mu    sync.Mutex // guards files; held by the handshake that checks them
 	files []*certFile
 }
 
@@ -89,18 +92,18 @@ type certFiles struct {
 func (c *certFiles) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	now := time.Now()
 	if int64(now.Sub(c.started)) >= c.next.Load() && c.mu.TryLock() {
-		c.look(now)
+		c.check(now)
 		c.mu.Unlock()
 	}
 	return c.index.Load().find(hello), nil
 }
 
-// look reads the files that were replaced. The caller holds mu.
-func (c *certFiles) look(now time.Time) {
+// check reads the files that were replaced. The caller holds mu.
+func (c *certFiles) check(now time.Time) {
 	c.next.Store(int64(now.Sub(c.started) + certInterval))
 	changed := false
 	for _, f := range c.files {
-		changed = f.look(now) || changed
+		changed = f.check(now) || changed
 	}
 	if changed {
 		c.index.Store(newCertIndex(c.files))
@@ -113,10 +116,10 @@ type certFile struct {
 	cert   *tls.Certificate
 	loaded stamp // of the files that cert was read from
 
-	// Of files that are not those of cert.
+	// The replacement that has not been loaded yet.
 	seen   stamp
-	seenAt time.Time // when seen was first seen
-	said   string    // the last error that was logged; "" when the last replacement was good
+	seenAt time.Time // when a check first found seen
+	logged string    // the last error that was logged; "" if the last replacement was good
 }
 
 // stamp distinguishes two versions of a pair.
@@ -124,7 +127,7 @@ type stamp struct{ cert, key fileStamp }
 
 type fileStamp struct {
 	info os.FileInfo // nil if there is no such file
-	err  string      // why there is none
+	err  string      // the error of os.Stat if info is nil
 }
 
 func stampOf(path string) fileStamp {
@@ -142,7 +145,7 @@ func (s fileStamp) equal(o fileStamp) bool {
 	return os.SameFile(s.info, o.info) && s.info.Size() == o.info.Size() && s.info.ModTime().Equal(o.info.ModTime())
 }
 
-// rested reports whether the file was last written long before now.
+// rested reports whether the file was last written at least certInterval before now.
 func (s fileStamp) rested(now time.Time) bool {
 	return s.info != nil && now.Sub(s.info.ModTime()) >= certInterval
 }
@@ -154,7 +157,7 @@ func (f *certFile) stamp() stamp          { return stamp{stampOf(f.Cert), stampO
 // errReplaced means that files were replaced while they were read.
 var errReplaced = errors.New("the files are being replaced")
 
-// first reads the files when there is no good certificate yet.
+// first reads the files for CertFiles, when there is no certificate yet.
 func (f *certFile) first(now time.Time) error {
 	var s stamp
 	var err error
@@ -165,17 +168,16 @@ func (f *certFile) first(now time.Time) error {
 		}
 	}
 	if err == nil && s.rested(now) {
-		f.loaded = s // otherwise they may still be written to, and are read once more
+		f.loaded = s // if the files are newer, they may still be written to, and the next check reads them again
 	}
 	return err
 }
 
-// look reads the files if they were replaced and have rested. It reports whether there is another
-// certificate.
-func (f *certFile) look(now time.Time) bool {
+// check reads the files if they were replaced and have rested. It reports whether f.cert has changed.
+func (f *certFile) check(now time.Time) bool {
 	s := f.stamp()
 	if s.equal(f.loaded) {
-		f.seen, f.said = stamp{}, ""
+		f.seen, f.logged = stamp{}, ""
 		return false
 	}
 	if !s.equal(f.seen) {
@@ -190,15 +192,15 @@ func (f *certFile) look(now time.Time) bool {
 		f.seen = stamp{}
 		return false
 	case err != nil:
-		if text := err.Error(); text != f.said {
-			f.said = text
+		if text := err.Error(); text != f.logged {
+			f.logged = text
 			f.log(slog.LevelError, "gateway: replaced certificate files cannot be used, the last good ones are served", slog.String("error", text))
 		}
 		return false
 	}
-	f.loaded, f.seen, f.said = s, stamp{}, ""
+	f.loaded, f.seen, f.logged = s, stamp{}, ""
 	if slices.EqualFunc(cert.Certificate, f.cert.Certificate, bytes.Equal) {
-		return false // the same ones, written again
+		return false // the same certificate was written again
 	}
 	f.cert = cert
 	f.log(slog.LevelInfo, "gateway: certificate files were replaced", slog.Time("expires", cert.Leaf.NotAfter))
@@ -209,8 +211,7 @@ func (f *certFile) log(level slog.Level, message string, attr slog.Attr) {
 	slog.Default().LogAttrs(context.Background(), level, message, slog.String("cert", f.Cert), slog.String("key", f.Key), attr)
 }
 
-// read reads the pair, whose files have the stamp s. If they have another one afterwards, it returns
-// errReplaced.
+// read reads the pair, whose stamp is s. If the stamp is another one afterwards, it returns errReplaced.
 func (f *certFile) read(s stamp) (*tls.Certificate, error) {
 	cert, err := readPair(f.CertPair)
 	if !f.stamp().equal(s) {
@@ -237,7 +238,7 @@ func readPair(p CertPair) (*tls.Certificate, error) {
 
 // readPEM reads a file of PEM blocks. A block without an end is an error: package pem would ignore it.
 func readPEM(path string) ([]byte, error) {
-	info, err := os.Stat(path) // before it is opened: opening a named pipe would wait for its writer
+	info, err := os.Stat(path) // checked before os.Open, which would wait for the writer of a named pipe
 	if err != nil {
 		return nil, err
 	}
@@ -266,7 +267,7 @@ func readPEM(path string) ([]byte, error) {
 	return text, nil
 }
 
-// certIndex finds certificates by server name. It is replaced as a whole, never changed.
+// certIndex finds certificates by server name. It is immutable.
 type certIndex struct {
 	all    []*tls.Certificate
 	byName map[string][]*tls.Certificate // names in lower case, wildcards as they are
@@ -285,8 +286,7 @@ func newCertIndex(files []*certFile) *certIndex {
 	return x
 }
 
-// certNames returns the names that a certificate is for. Its common name counts if it has no others, as for
-// old clients.
+// certNames returns the DNS names of a certificate or, if it has none, its common name.
 func certNames(cert *tls.Certificate) []string {
 	if names := cert.Leaf.DNSNames; len(names) > 0 || cert.Leaf.Subject.CommonName == "" {
 		return names
@@ -308,15 +308,15 @@ func (x *certIndex) find(hello *tls.ClientHelloInfo) *tls.Certificate {
 	return supported(hello, x.all)
 }
 
-// supported returns the first of certs that the client supports, the first if it supports none, and nil
-// without certs.
+// supported returns the first of certs that the client supports. It returns the first of all if the client
+// supports none, and nil if certs is empty.
 func supported(hello *tls.ClientHelloInfo, certs []*tls.Certificate) *tls.Certificate {
 	if len(certs) == 0 {
 		return nil
 	}
 	if len(certs) > 1 {
 		unnamed := *hello
-		unnamed.ServerName = "" // that has been compared
+		unnamed.ServerName = "" // find has compared the name, so SupportsCertificate must not
 		for _, cert := range certs {
 			if unnamed.SupportsCertificate(cert) == nil {
 				return cert

@@ -167,8 +167,8 @@ func (w *slidingWindow) pass(s *slidingCount, n uint64) {
 	}
 }
 
-// weighsAtMost reports whether n units of the previous window count for at most room units, if left nanoseconds of
-// the current window are still to come.
+// weighsAtMost reports whether n units of the previous window count for at most room units, if left
+// nanoseconds of the current window are still to come.
 func (w *slidingWindow) weighsAtMost(n int, left int64, room int) bool {
 	nHi, nLo := bits.Mul64(uint64(n), uint64(left))
 	rHi, rLo := bits.Mul64(uint64(room), uint64(w.length))
