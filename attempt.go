@@ -18,6 +18,7 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/bodywait"
 	"github.com/seed-96248d0c/gateway/internal/grpcmeta"
 	"github.com/seed-96248d0c/gateway/internal/h1"
+	"github.com/seed-96248d0c/gateway/internal/idletimer"
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
@@ -30,7 +31,7 @@ type attempt struct {
 	caller
 	destination
 	clock   attemptClock
-	idle    *idleTimer
+	idle    *idletimer.Timer
 	circuit ticket
 	span    attemptSpan
 	progress
@@ -388,11 +389,11 @@ func (a *attempt) answer(res *http.Response, body *replay) {
 	a.ReadCloser = res.Body
 	if conn, ok := res.Body.(io.ReadWriteCloser); ok {
 		// The protocol was switched. After silence, the connection ends normally.
-		a.idle = newIdleTimer(a.upstream.opts.Idle, a.Close, nil)
+		a.idle = idletimer.New(a.upstream.opts.Idle, a.Close, nil)
 		res.Body = &attemptConn{attempt: a, conn: conn}
 	} else {
 		if idle := a.upstream.opts.Idle; idle > 0 { // the method value below allocates
-			a.idle = newIdleTimer(idle, res.Body.Close, body)
+			a.idle = idletimer.New(idle, res.Body.Close, body.awaitsClient)
 		}
 		res.Body = a
 	}
@@ -400,11 +401,11 @@ func (a *attempt) answer(res *http.Response, body *replay) {
 
 // Read ends the attempt when the body ends or fails.
 func (a *attempt) Read(p []byte) (int, error) {
-	a.idle.begin()
+	a.idle.BeginRead()
 	n, err := a.ReadCloser.Read(p)
-	a.idle.end()
+	a.idle.EndRead()
 	if err != nil && err != io.EOF {
-		if cause := a.idle.cause(); cause != nil {
+		if cause := idleCause(a.idle); cause != nil {
 			err = cause // the timer closed the body, which made the read fail
 		}
 	}
@@ -545,7 +546,7 @@ type attemptConn struct {
 func (c *attemptConn) Read(p []byte) (int, error) {
 	n, err := c.attempt.Read(p)
 	if err == io.EOF {
-		if cause := c.idle.cause(); cause != nil {
+		if cause := idleCause(c.idle); cause != nil {
 			err = cause
 		}
 	}
@@ -555,7 +556,7 @@ func (c *attemptConn) Read(p []byte) (int, error) {
 func (c *attemptConn) Write(p []byte) (int, error) {
 	n, err := c.conn.Write(p)
 	if n > 0 {
-		c.idle.sent()
+		c.idle.Sent()
 	}
 	return n, err
 }

@@ -136,7 +136,7 @@ func (o *CircuitOptions) withDefaults() CircuitOptions {
 // passive health checks eject that target (see HealthOptions).
 //
 // Make a Circuit with NewCircuit; the zero value is not usable. A Circuit is safe for concurrent use and
-// starts no goroutine. It needs about 5 KB, and more while changes wait for a slow function given to Watch.
+// starts no goroutine. It needs about 6 KB, and more while changes wait for a slow function given to Watch.
 type Circuit struct {
 	name string
 	o    CircuitOptions
@@ -402,7 +402,7 @@ func circuitState(s gobreaker.State) CircuitState {
 }
 
 func (c *Circuit) closedPeriod(now time.Time) *period {
-	return &period{state: CircuitClosed, counts: closedCounts{window: rolling.New[callCounts](now, c.o.Window)}}
+	return &period{state: CircuitClosed, window: rolling.New[callCounts](now, c.o.Window)}
 }
 
 func (c *Circuit) openPeriod(until time.Time) *period {
@@ -438,19 +438,19 @@ func (c *Circuit) count(t *ticket, v verdict, late bool, now time.Time) {
 // countClosed counts a result in the closed period of t and opens the circuit when that is one failure too
 // many. With cut, the failure is that of a call whose success was counted earlier.
 func (c *Circuit) countClosed(t *ticket, v verdict, cut bool, now time.Time) {
-	n := &t.period.counts
+	p := t.period
 	switch {
 	case v == verdictNeutral:
 		return
 	case v == verdictSuccess:
-		n.success(&t.success)
+		t.success.Success = p.failures.Succeed()
 	case cut:
-		n.takeBack(&t.success)
-		n.failure()
+		p.failures.TakeBack(t.success.Success)
+		p.failures.Fail()
 	default:
-		n.failure()
+		p.failures.Fail()
 	}
-	if c.o.Failures > 0 && n.consecutive >= c.o.Failures {
+	if c.o.Failures > 0 && p.failures.Len() >= c.o.Failures {
 		c.open(t.period)
 		return
 	}
@@ -458,16 +458,16 @@ func (c *Circuit) countClosed(t *ticket, v verdict, cut bool, now time.Time) {
 	if c.o.Ratio == 0 {
 		return
 	}
-	n.window.Roll(now)
+	p.window.Roll(now)
 	if cut {
-		n.window.TakeBack(t.success.slot, callCounts{requests: 1})
+		p.window.TakeBack(t.success.slot, callCounts{requests: 1})
 	}
 	call := callCounts{requests: 1}
 	if v == verdictFailure {
 		call.failures = 1
 	}
-	t.success.slot = n.window.Add(call)
-	if sum := n.window.Total(); sum.requests >= c.o.MinRequests && float64(sum.failures)/float64(sum.requests) >= c.o.Ratio {
+	t.success.slot = p.window.Add(call)
+	if sum := p.window.Total(); sum.requests >= c.o.MinRequests && float64(sum.failures)/float64(sum.requests) >= c.o.Ratio {
 		c.open(t.period)
 	}
 }

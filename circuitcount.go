@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/seed-96248d0c/gateway/internal/rolling"
+	"github.com/seed-96248d0c/gateway/internal/streak"
 )
 
 // period is the time between two changes of a circuit's state. Its counts end with it. When Trip prolongs an
@@ -17,7 +18,9 @@ type period struct {
 
 	// The fields below are guarded by the circuit's mu.
 
-	counts closedCounts // closed
+	// closed:
+	failures streak.Streak
+	window   rolling.Window[callCounts]
 
 	probes []*probe    // half-open: those in flight, oldest first
 	report func(error) // half-open: of some probe; gobreaker accepts more than one report from each
@@ -83,18 +86,6 @@ func (p *period) probeEnded(pr *probe, v verdict) {
 	}
 }
 
-// keptCut is how many successes of a closed period can be marked as taken back.
-const keptCut = 256
-
-// closedCounts counts the results of one closed period.
-type closedCounts struct {
-	consecutive int           // failures since the last success that stands
-	failures    uint64        // since the period began
-	successes   uint64        // since the period began; its value after a success is that success's number
-	cut         [keptCut]bool // whether a success was taken back, for the last ones, at number%keptCut
-	window      rolling.Window[callCounts]
-}
-
 // callCounts is what one slot of the window holds.
 type callCounts struct{ requests, failures int }
 
@@ -106,51 +97,10 @@ func (n callCounts) Minus(m callCounts) callCounts {
 	return callCounts{n.requests - m.requests, n.failures - m.failures}
 }
 
-// countedSuccess is what closedCounts must know of a success in order to take it back.
+// countedSuccess is what a closed period must know of a success in order to take it back.
 type countedSuccess struct {
-	number      uint64 // among the successes of the period
-	consecutive int    // before it
-	failures    uint64 // of the period, before it
-	slot        int64  // of the window
-}
-
-func (n *closedCounts) failure() {
-	n.consecutive++
-	n.failures++
-}
-
-// success counts a success, which ends the row, and fills in s.
-func (n *closedCounts) success(s *countedSuccess) {
-	s.consecutive, s.failures = n.consecutive, n.failures
-	n.consecutive = 0
-	n.successes++
-	s.number = n.successes
-	n.cut[s.number%keptCut] = false
-}
-
-// takeBack makes the row what it would be if s had not happened. The call's failure is then counted in
-// addition.
-//
-// For example, ok, fail, fail, then the ok is cut off: before the ok the row was 0, and two failures came
-// since, so takeBack makes it 2, and failure 3. But ok, fail, ok, fail, then the first ok is cut off: the
-// second ok still stands, so the row remains 1, and failure makes it 2.
-func (n *closedCounts) takeBack(s *countedSuccess) {
-	if !n.laterStands(s.number) {
-		n.consecutive = s.consecutive + int(n.failures-s.failures)
-	}
-	if n.successes-s.number < keptCut {
-		n.cut[s.number%keptCut] = true
-	}
-}
-
-// laterStands reports whether a success after that number still counts: it was not taken back.
-func (n *closedCounts) laterStands(number uint64) bool {
-	for i := n.successes; i > number; i-- {
-		if n.successes-i >= keptCut || !n.cut[i%keptCut] {
-			return true
-		}
-	}
-	return false
+	streak.Success
+	slot int64 // of the window
 }
 
 // ticket is the permission for one call. The done of a zero ticket does nothing.

@@ -20,7 +20,6 @@ type circuitModel struct {
 	until time.Time
 
 	began  time.Time // of the closed period
-	row    int
 	events []*circuitEvent
 
 	calls     map[*circuitCall]bool // of the half-open period, that hold a place
@@ -31,7 +30,6 @@ type circuitModel struct {
 type circuitEvent struct {
 	success bool
 	stands  bool // a success that was not taken back
-	before  int  // the row before it
 	failed  bool // in the window
 	slot    int64
 }
@@ -48,7 +46,7 @@ type circuitCall struct {
 func (m *circuitModel) to(s gateway.CircuitState, d time.Duration) {
 	m.state, m.until = s, time.Now().Add(d)
 	m.period++
-	m.began, m.row, m.events = time.Now(), 0, nil
+	m.began, m.events = time.Now(), nil
 	m.calls, m.successes = make(map[*circuitCall]bool), 0
 }
 
@@ -130,32 +128,25 @@ func (m *circuitModel) done(call *circuitCall, o gateway.Outcome) {
 		return
 	}
 	slot := int64(time.Since(m.began) / (m.o.Window / 20))
-	event := &circuitEvent{success: !failed, stands: !failed, before: m.row, failed: failed, slot: slot}
+	event := &circuitEvent{success: !failed, stands: !failed, failed: failed, slot: slot}
 	switch {
 	case !failed:
-		m.row = 0
 		call.event = event
 	case cut:
-		i := slices.Index(m.events, call.event)
-		since, laterStands := 0, false
-		for _, e := range m.events[i+1:] {
-			if !e.success {
-				since++
-			}
-			laterStands = laterStands || e.stands
-		}
-		if laterStands {
-			m.row++
-		} else {
-			m.row = call.event.before + since + 1
-		}
 		call.event.stands = false
 		call.event.slot = -1000 // its request is counted as the failure that it was
-	default:
-		m.row++
 	}
 	m.events = append(m.events, event)
-	if m.o.Failures > 0 && m.row >= m.o.Failures {
+	row := 0
+	for _, e := range slices.Backward(m.events) {
+		if e.stands {
+			break
+		}
+		if !e.success {
+			row++
+		}
+	}
+	if m.o.Failures > 0 && row >= m.o.Failures {
 		m.to(gateway.CircuitOpen, m.o.OpenFor)
 		return
 	}

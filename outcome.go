@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/seed-96248d0c/gateway/internal/grpcmeta"
+	"github.com/seed-96248d0c/gateway/internal/idletimer"
 	"github.com/seed-96248d0c/gateway/internal/neterror"
 )
 
@@ -349,6 +350,18 @@ func requestBodyError(err error) error {
 		return slowClient(err)
 	}
 	return &Error{Status: http.StatusBadRequest, Err: fmt.Errorf("body of the request: %w", err)}
+}
+
+// errIdle is why a response ended whose target sent nothing for UpstreamOptions.Idle.
+var errIdle = errors.New("gateway: the target paused for too long")
+
+// idleCause returns why t interrupted a read from the target, and nil if it did not.
+func idleCause(t *idletimer.Timer) error {
+	after, expired := t.Expired()
+	if !expired {
+		return nil
+	}
+	return fmt.Errorf("%w: nothing for %v", errIdle, after)
 }
 
 // attemptError wraps the error of a round trip of r in the corresponding error of this package.
