@@ -1,27 +1,27 @@
-// Package h1 is an HTTP/1.1 client transport for proxying. It sends a request unchanged: it adds no
-// User-Agent and no Accept-Encoding, does not decompress, does not follow redirects, and ignores the
-// environment's proxy settings. One round trip runs on the caller's goroutine: the request line, the fields
-// and a small body leave in one write, and the response is read by a strict parser into one Response, one
-// header map and one string. Only a body that is streamed has a goroutine of its own, and an idle connection
-// has none: it is probed before it is used again. A request's context is watched only if its target does not
-// answer within milliseconds. A response that is not complete and well-formed is an error, and its connection
-// is closed.
+// Package h1 is an HTTP/1.1 client transport for proxying. It sends requests unchanged: it adds no User-Agent
+// and no Accept-Encoding, does not decompress, does not follow redirects, and ignores the proxy settings of
+// the environment.
+//
+// A round trip runs on the caller's goroutine. It sends the request line, the fields and a small body in one
+// write, and reads the header of the response into one Response, one header map and one string. Only a
+// streamed request body has a goroutine of its own. An idle connection has none: it is probed before it is
+// reused. A request's context is watched only if the target takes longer than some milliseconds.
 //
 // Differences from net/http.Transport:
 //
-//   - Requests: a method, target, Host, field or trailer that is not well-formed is refused with
-//     [ErrInvalidRequest] before a connection is asked for; CONNECT is refused. Fields are sent in no
-//     particular order. Content-Length, Transfer-Encoding, Trailer and Host in Request.Header are left out in
-//     any spelling.
-//   - Retries: the rules of net/http, and in addition a small body that was read in advance can be sent
-//     again, and PUT, DELETE and QUERY are idempotent.
-//   - Expect: a final answer in place of 100 Continue ends the exchange: the body is not sent, the connection
-//     closes.
-//   - Responses: see the list at parseHead for what is refused that net/http accepts. The header bytes of all
-//     interim responses and the final one count together against MaxHeaderBytes, whether a hook sees them or
-//     not. A body that ends with the connection is whole over TLS only if the target closed the TLS session.
-//   - Connections: a request dials on its own goroutine and does not take a connection that another request
-//     gives back meanwhile, unless MaxPerHost makes it wait.
+//   - Requests: a malformed method, target, Host, field or trailer is refused with [ErrInvalidRequest] before
+//     a connection is opened. So is CONNECT. Fields are sent in no particular order. Content-Length,
+//     Transfer-Encoding, Trailer and Host in Request.Header are not sent, however they are spelled.
+//   - Retries follow the rules of net/http, with two additions: a small body that was read in advance can be
+//     sent again, and PUT, DELETE and QUERY count as idempotent.
+//   - Expect: if the target sends a final response instead of 100 Continue, the body is not sent and the
+//     connection is closed.
+//   - Responses: parseHead lists what is refused although net/http accepts it. MaxHeaderBytes limits the
+//     headers of all interim responses and of the final response together, with or without a hook. Over TLS,
+//     a body that ends with the connection is complete only if the target closed the TLS session. An
+//     incomplete or malformed response is an error, and its connection is closed.
+//   - Connections: a request dials on its own goroutine. It does not take a connection that becomes idle
+//     during the dial. Only a request that waits because of MaxPerHost takes one.
 package h1
 
 import (
@@ -39,65 +39,67 @@ import (
 
 // Options configures a Transport. The zero value of each field is its default.
 type Options struct {
-	// Dial opens a connection to addr, which is host:port, or, if network is "unix", the path of a socket. It
-	// must return soon after its context is done. If the connection is a syscall.Conn, it is probed without a system call that could block.
-	// The default is a net.Dialer.
+	// Dial opens a connection to addr: host:port, or the path of a socket if network is "unix". It must
+	// return soon after its context is done. The fast path and exact probing need a connection that
+	// implements syscall.Conn. The default is a net.Dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	// TLS is the configuration for targets of scheme https. It is cloned. The server's name is set for each
-	// target unless it is given, and NextProtos is replaced.
+	// TLS is the configuration for targets of scheme https. It is cloned, and NextProtos is replaced. If
+	// ServerName is empty, the name of each target is used.
 	TLS *tls.Config
 
-	// Offer is the protocols that each TLS handshake offers to the target by ALPN. A target may choose another than
-	// HTTP/1.1: then the round trip fails with OtherProtocol. nil means "http/1.1" alone.
+	// Offer lists the protocols that a TLS handshake offers by ALPN. If the target chooses one other than
+	// HTTP/1.1, the round trip fails with OtherProtocol. nil means only "http/1.1".
 	Offer []string
 
 	DialTimeout           time.Duration // 0 means 30s, negative none
 	TLSHandshakeTimeout   time.Duration // 0 means 10s, negative none
-	ResponseHeaderTimeout time.Duration // from the end of the request to the end of the response's header; 0 means none
-	ContinueTimeout       time.Duration // how long a body waits for 100 Continue where it was asked for; 0 means 1s
+	ResponseHeaderTimeout time.Duration // from the request's end to the header's end; 0 means none
+	ContinueTimeout       time.Duration // how long a body waits for 100 Continue if expected; 0 means 1s
 	IdleTimeout           time.Duration // 0 means 90s, negative none
 
-	MaxIdlePerHost int // idle connections that are kept for a target; 0 means 256, negative none
-	MaxPerHost     int // connections to a target, those that are being dialed included; 0 means no limit
+	MaxIdlePerHost int // idle connections kept for each target; 0 means 256, negative none
+	MaxPerHost     int // connections to each target, including those being dialed; 0 means no limit
 
-	// MaxHeaderBytes bounds the status line and the fields of a response, those of the interim responses
-	// before it included, and again its trailers. 0 means 1 MiB.
+	// MaxHeaderBytes limits the status lines and fields of a response and of the interim responses before it.
+	// The trailers of a response have the same limit, counted separately. 0 means 1 MiB.
 	MaxHeaderBytes int
 
-	// InlineBody is the largest body of known length that is read on the caller's goroutine, before anything
-	// is sent, so that it leaves in the same write as the header. While the caller waits for such a body, the
-	// end of its context does not release it: the body's Read must return by itself. Bodies that are in
-	// memory (those of bytes.Reader, bytes.Buffer and strings.Reader, and those whose method InMemory returns true)
-	// are read so in any case, up to 16 KiB.
-	// 0 means those alone.
+	// InlineBody is the size in bytes of the largest body of known length that is read on the caller's
+	// goroutine before anything is sent, and then sent in the same write as the header. The end of the
+	// context does not interrupt this read: the body's Read must return by itself.
+	//
+	// A body in memory is sent in this way up to 16 KiB, whatever InlineBody is: a bytes.Reader, bytes.Buffer
+	// or strings.Reader, or a body whose method InMemory returns true. 0 means only those.
 	InlineBody int
 }
 
-// Errors that a round trip returns, wrapped.
+// A round trip returns errors that wrap these.
 var (
-	// ErrInvalidRequest means that the request cannot be sent as HTTP/1.1. Nothing of it was sent, except
-	// where the body turns out to be not as long as its Content-Length, or the trailers behind it to be malformed.
+	// ErrInvalidRequest means that the request cannot be sent as HTTP/1.1. No byte of it was sent, with two
+	// exceptions: a streamed body that is longer or shorter than its Content-Length, and malformed trailers.
 	ErrInvalidRequest = errors.New("h1: invalid request")
 
-	// ErrInvalidResponse means that the target sent something other than a well-formed response.
+	// ErrInvalidResponse means that the target sent a malformed response.
 	ErrInvalidResponse = errors.New("h1: invalid response")
 
-	// ErrRequestBody means that reading the request's body failed, or that the body is not as long as its
-	// Content-Length. It wraps the error of the body too.
+	// ErrRequestBody means that reading the request's body failed, or that the body is longer or shorter than
+	// its Content-Length. The error wraps the body's own error too.
 	ErrRequestBody = errors.New("h1: request body")
 
 	// ErrResponseHeaderTimeout means that the target did not answer within ResponseHeaderTimeout. It is a
-	// net.Error of a timeout.
+	// net.Error whose Timeout method returns true.
 	ErrResponseHeaderTimeout error = &timeoutError{"h1: timeout awaiting the response's header"}
 )
 
-// OtherProtocol is the error of a round trip whose target chose a protocol other than HTTP/1.1. Nothing was sent,
-// and the request's body is not closed. The connection is the caller's.
+// OtherProtocol is the error of a round trip whose target chose a protocol other than HTTP/1.1 in the TLS
+// handshake. Nothing was sent. The caller owns Conn and the body of Request, which is not closed.
 type OtherProtocol struct {
 	Protocol string // such as "h2"
 	Conn     *tls.Conn
-	Request  *http.Request // as it is to be sent instead: the one that was given, or a copy with a body from its beginning
+
+	// Request is the request to send on Conn: the original, or a copy of it if its body was read in advance.
+	Request *http.Request
 }
 
 func (e *OtherProtocol) Error() string {
@@ -111,10 +113,11 @@ func (e *timeoutError) Timeout() bool        { return true }
 func (e *timeoutError) Temporary() bool      { return true }
 func (e *timeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
 
-// Hooks are the functions that a round trip calls as it goes. Any of them may be nil. Each gets the argument
-// that was given to Do, so that one Hooks serves all requests. All are called on the goroutine of the round
-// trip, except WroteRequest and Wait100Continue, which the goroutine of a streamed body calls, possibly after
-// Do has returned.
+// Hooks are the functions that a round trip calls at its stages, as net/http does those of an
+// httptrace.ClientTrace. Any of them may be nil. Each receives the argument that was passed to Do, so one
+// Hooks can serve all requests. They are called on the goroutine of the round trip, with two exceptions: for
+// a streamed body, its sender's goroutine calls Wait100Continue and WroteRequest, possibly after Do has
+// returned.
 type Hooks struct {
 	GetConn              func(arg any, hostPort string)
 	GotConn              func(arg any, info httptrace.GotConnInfo)
@@ -126,13 +129,16 @@ type Hooks struct {
 	GotFirstResponseByte func(arg any)
 	Got100Continue       func(arg any)
 
-	// Got1xxResponse is called for each interim response other than 101. Its error ends the round trip.
+	// Got1xxResponse is called for each 1xx response except 101. If it returns an error, the round trip fails
+	// with that error.
 	Got1xxResponse func(arg any, code int, header textproto.MIMEHeader) error
 
-	Max1xx int // most interim responses of a round trip; one more ends it. 0 means no limit.
+	// Max1xx is the number of 1xx responses that a round trip accepts. One more, and it fails. 0 means no
+	// limit.
+	Max1xx int
 }
 
-// traceHooks calls the hooks of an httptrace.ClientTrace, which is the argument.
+// traceHooks returns hooks that call the functions of trace. They ignore their argument.
 func traceHooks(trace *httptrace.ClientTrace) *Hooks {
 	h := new(Hooks)
 	if trace.GetConn != nil {
@@ -170,18 +176,18 @@ func traceHooks(trace *httptrace.ClientTrace) *Hooks {
 	return h
 }
 
-// Transport, made by New, is an http.RoundTripper for the schemes http and https that speaks HTTP/1.1. For the
-// scheme unix, it speaks HTTP/1.1 to a Unix socket whose path is URL.Host; without Request.Host it sends the Host
-// localhost. It is safe for concurrent use. It holds its idle connections until they time out or CloseIdleConnections is
-// called.
+// Transport is an http.RoundTripper that speaks HTTP/1.1 to targets of the schemes http, https and unix.
+// With scheme unix, URL.Host is the path of a Unix socket, and the Host that is sent is "localhost" if
+// Request.Host is empty. New makes a Transport. It is safe for concurrent use. It keeps idle connections
+// until IdleTimeout passes or CloseIdleConnections is called.
 type Transport struct {
 	opts Options
 
-	mu        sync.Mutex // guards what follows; never held across I/O
+	mu        sync.Mutex // guards the fields below; never held across I/O
 	hosts     map[hostKey]*host
 	sweeping  bool // the timer is set
 	sweep     *time.Timer
-	closeIdle bool // connections that are given back are closed, until the next one is asked for
+	closeIdle bool // returned connections are closed; set by CloseIdleConnections, reset by the next request
 }
 
 // New returns a Transport. The options are copied; nil means all defaults.
@@ -210,7 +216,7 @@ func New(opts *Options) *Transport {
 	return t
 }
 
-// setDefault replaces 0 by the default and a negative number by 0.
+// setDefault replaces 0 by value and a negative option by 0.
 func setDefault[T int | time.Duration](option *T, value T) {
 	if *option == 0 {
 		*option = value
@@ -218,15 +224,15 @@ func setDefault[T int | time.Duration](option *T, value T) {
 	*option = max(*option, 0)
 }
 
-// RoundTrip sends a request and returns its response. Where the context ends it, the error wraps
-// context.Cause, which is the context's own error unless a cause was given. A response that is there when the
-// context ends may be returned all the same. It calls the hooks of the httptrace.ClientTrace in the request's
-// context, but for PutIdleConn and WroteHeaderField.
+// RoundTrip sends a request and returns its response. If the request's context ends first, the error wraps
+// context.Cause of the context. If the context ends at the same time as the response arrives, either may be
+// returned. RoundTrip calls the hooks of the httptrace.ClientTrace in the request's context, except
+// PutIdleConn and WroteHeaderField.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return t.RoundTripBy(req, Deadline{})
 }
 
-// RoundTripBy is RoundTrip with a deadline.
+// RoundTripBy is like RoundTrip, with a deadline for the response's header.
 func (t *Transport) RoundTripBy(req *http.Request, d Deadline) (*http.Response, error) {
 	if trace := httptrace.ContextClientTrace(req.Context()); trace != nil {
 		return t.Do(req, d, traceHooks(trace), nil)
@@ -234,15 +240,15 @@ func (t *Transport) RoundTripBy(req *http.Request, d Deadline) (*http.Response, 
 	return t.Do(req, d, nil, nil)
 }
 
-// Deadline is until when the response's header must be there. It includes all that comes before: waiting for a
-// connection, opening it, and sending the request. It does not end a Read of the request's body. It costs less than
-// a context with a deadline.
+// Deadline is the time by which the header of the response must have arrived. Waiting for a connection,
+// dialing, and sending the request count. It does not interrupt a Read of the request's body. It costs less
+// than a context with a deadline.
 type Deadline struct {
-	By  time.Time // zero: as long as it takes
-	Err error     // what the round trip fails with
+	By  time.Time // zero means no deadline
+	Err error     // the error of a round trip that misses the deadline
 }
 
-// bound returns a context with this deadline.
+// bound returns a copy of ctx that has this deadline.
 func (d Deadline) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	if d.By.IsZero() {
 		return ctx, func() {}
@@ -250,12 +256,14 @@ func (d Deadline) bound(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithDeadlineCause(ctx, d.By, d.Err)
 }
 
-// Do is DoBy with hooks of its own, which may be nil, and the argument that they get. It does not look
-// for an httptrace.ClientTrace in the context; a net.Dialer still does.
+// Do is like RoundTripBy, but calls hooks, which may be nil, with arg. It ignores an httptrace.ClientTrace in
+// the context. A net.Dialer does not.
 //
-// The request's body is closed in any case, possibly after Do has returned: a body that is streamed is read
-// by a goroutine, which ends with the exchange, but not before a Read of the body that is in progress
-// returns. The response's body implements Body, or after 101 Upgraded, unless it is http.NoBody.
+// Do always closes the request's body, unless it fails with OtherProtocol. A streamed body is read and
+// closed by a goroutine, possibly after Do has returned. That goroutine ends with the exchange, or later,
+// when a Read of the body that is in progress returns.
+//
+// The response's body is http.NoBody or implements [Body]. After 101 it implements [Upgraded].
 func (t *Transport) Do(req *http.Request, d Deadline, hooks *Hooks, arg any) (*http.Response, error) {
 	if hooks == nil {
 		hooks = &noHooks
@@ -269,10 +277,12 @@ func (t *Transport) Do(req *http.Request, d Deadline, hooks *Hooks, arg any) (*h
 
 var noHooks Hooks
 
-// Negotiate opens a connection to a target of scheme https, which is host or host:port, and returns the
-// protocol that the target chose of those in Options.Offer. If that is HTTP/1.1, Negotiate keeps the connection
-// for a later request and returns "http/1.1" and no connection; it also does so when there is an idle one.
-// Otherwise the connection is the caller's, to be handed for example to the DialTLSContext of an http.Transport.
+// Negotiate returns the protocol that a target of scheme https chooses among Options.Offer. The target is
+// host or host:port. Negotiate opens a connection unless an idle one exists.
+//
+// If the protocol is HTTP/1.1, Negotiate keeps the connection for a later request and returns "http/1.1"
+// and a nil connection. Otherwise the connection is the caller's. The DialTLSContext of an http.Transport
+// can return it, for example.
 func (t *Transport) Negotiate(ctx context.Context, target string) (string, *tls.Conn, error) {
 	key, ok := keyOf("https", target)
 	if !ok {

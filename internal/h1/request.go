@@ -12,15 +12,16 @@ import (
 	"strings"
 )
 
-// maxInMemoryInline is up to which length a body in memory is sent together with the header.
+// maxInMemoryInline is the length of the largest body in memory that is sent together with the header,
+// whatever Options.InlineBody is.
 const maxInMemoryInline = 16 << 10
 
-// call is one round trip until its response is handed out. It is pooled, and nothing keeps it.
+// call is the state of one round trip, until Do returns. It is pooled: nothing refers to it afterwards.
 type call struct {
 	t        *Transport
-	req      *http.Request
-	original *http.Request // as it was given; req may be a copy with another body
-	ownsBody bool          // req.Body is to be closed here
+	req      *http.Request // the original, or a copy with a new body from GetBody
+	original *http.Request // the caller's
+	ownsBody bool          // closeBody has yet to close req.Body
 	hooks    *Hooks
 	arg      any
 	key      hostKey
@@ -28,19 +29,19 @@ type call struct {
 	outgoing
 }
 
-// outgoing is what is sent.
+// outgoing is the request as it is sent.
 type outgoing struct {
-	buf       *buffer // the header, and the body if it is sent inline
-	headerLen int     // where the header ends in it
+	buf       *buffer // the header, then the body if inline is set
+	headerLen int     // bytes of buf
 	body      io.ReadCloser
-	length    int64 // of the body; 0 means none, -1 that it is chunked
+	length    int64 // of the body; 0 means no body, -1 chunked
 	inline    bool  // the body is in buf
 	expect    bool  // the body waits for 100 Continue
 	upgrade   bool  // the request asks for another protocol
-	close     bool  // the connection is not to be used again
+	close     bool  // the request asks to close the connection after the response
 }
 
-// invalid is an ErrInvalidRequest.
+// invalid returns an error that wraps ErrInvalidRequest.
 func invalid(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrInvalidRequest, fmt.Sprintf(format, args...))
 }
@@ -81,7 +82,8 @@ func (c *call) prepare() error {
 	return nil
 }
 
-// keyOf returns the target of a URL. That of a Unix socket has the socket's path as its host.
+// keyOf returns the key of the target that a URL names, and whether the host is valid. With scheme unix, host
+// is the path of a socket.
 func keyOf(scheme, host string) (hostKey, bool) {
 	if scheme == "unix" {
 		return hostKey{false, host}, host != "" && host[0] == '/' && strings.IndexByte(host, 0) < 0
@@ -106,7 +108,7 @@ func keyOf(scheme, host string) (hostKey, bool) {
 	return hostKey{false, addr + ":80"}, true
 }
 
-// lower is strings.ToLower for ASCII that mostly is lower already.
+// lower is strings.ToLower for ASCII, fast if s is in lower case already.
 func lower(s string) string {
 	for i := range len(s) {
 		if 'A' <= s[i] && s[i] <= 'Z' {
@@ -116,7 +118,7 @@ func lower(s string) string {
 	return s
 }
 
-// setBodyLength decides on the body.
+// setBodyLength sets the body and how it is framed: by its length or in chunks.
 func (c *call) setBodyLength() error {
 	req := c.req
 	switch {
@@ -141,12 +143,13 @@ func (c *call) setBodyLength() error {
 	return nil
 }
 
-// allowedInTrailer reports whether a field may be in a trailer: not if it frames the message.
+// allowedInTrailer reports whether a field is allowed in a trailer. Fields that frame the message are not.
 func allowedInTrailer(name string) bool {
 	return !strings.EqualFold(name, "Content-Length") && !strings.EqualFold(name, "Transfer-Encoding") &&
 		!strings.EqualFold(name, "Trailer")
 }
 
+// appendRequestLine appends the request line and the field Host.
 func (c *call) appendRequestLine(b []byte) ([]byte, error) {
 	req := c.req
 	switch {
@@ -177,14 +180,14 @@ func (c *call) appendRequestLine(b []byte) ([]byte, error) {
 	}
 	for _, c := range b[start:] {
 		if c <= ' ' || c == 0x7f {
-			return b, invalid("blank or control character in the URL")
+			return b, invalid("space or control character in the URL")
 		}
 	}
 	host := req.Host
 	switch {
 	case host != "":
 	case u.Scheme == "unix":
-		host = "localhost" // the path of a socket is no host
+		host = "localhost" // the path of a socket is not a valid Host
 	default:
 		host = u.Host
 	}
@@ -196,8 +199,8 @@ func (c *call) appendRequestLine(b []byte) ([]byte, error) {
 	return append(b, "\r\n"...), nil
 }
 
-// withoutZone removes the zone of an IPv6 address, which means nothing to another machine (RFC 6874 section
-// 4).
+// withoutZone removes the zone of an IPv6 address, which has a meaning only on this machine (RFC 6874
+// section 4): "[fe80::1%25eth0]:80" becomes "[fe80::1]:80".
 func withoutZone(host string) string {
 	if host[0] != '[' {
 		return host
@@ -213,7 +216,7 @@ func withoutZone(host string) string {
 	return host[:zone] + host[end:]
 }
 
-// appendFields writes the fields and the empty line.
+// appendFields appends the fields and the empty line after them. It sets expect, upgrade and close.
 func (c *call) appendFields(b []byte) ([]byte, error) {
 	req := c.req
 	closes := false
@@ -232,7 +235,7 @@ func (c *call) appendFields(b []byte) ([]byte, error) {
 				closes = closes || hasToken(values, "close")
 				c.upgrade = c.upgrade || hasToken(values, "upgrade")
 			} else if name == "User-Agent" && len(values) > 0 && values[0] == "" {
-				skip = true // means that none is wanted
+				skip = true // as in net/http, an empty value means that none is sent
 			}
 		case len("Content-Length"):
 			skip = strings.EqualFold(name, "Content-Length")
@@ -270,7 +273,7 @@ func (c *call) appendFields(b []byte) ([]byte, error) {
 	return append(b, "\r\n"...), nil
 }
 
-// appendField writes a field without the blanks around its value.
+// appendField appends a field line, without the whitespace around the value.
 func appendField(b []byte, name, value string) []byte {
 	b = append(b, name...)
 	b = append(b, ": "...)
@@ -278,7 +281,7 @@ func appendField(b []byte, name, value string) []byte {
 	return append(b, "\r\n"...)
 }
 
-// appendTrailerNames writes the field Trailer.
+// appendTrailerNames appends the field Trailer, if there are trailers.
 func appendTrailerNames(b []byte, trailer http.Header) []byte {
 	if len(trailer) == 0 {
 		return b
@@ -293,7 +296,7 @@ func appendTrailerNames(b []byte, trailer http.Header) []byte {
 	return append(b, "\r\n"...)
 }
 
-// appendTrailer writes the fields of a trailer, sorted by name.
+// appendTrailer appends the lines of the trailer fields, sorted by name.
 func appendTrailer(b []byte, trailer http.Header) ([]byte, error) {
 	for _, name := range slices.Sorted(maps.Keys(trailer)) {
 		if !isToken(name) || !allowedInTrailer(name) {
@@ -309,8 +312,8 @@ func appendTrailer(b []byte, trailer http.Header) ([]byte, error) {
 	return b, nil
 }
 
-// readInline reads a small body of known length behind the header. Bodies that are in memory it reads in any
-// case, others only where the options say so, as their Read may block.
+// readInline reads a small body of known length into buf, after the header. A body that is not in memory is
+// read here only if Options.InlineBody allows its length, since its Read may block.
 func (c *call) readInline() error {
 	if c.length <= 0 || c.expect {
 		return nil
@@ -319,7 +322,7 @@ func (c *call) readInline() error {
 		return nil
 	}
 	n := int(c.length)
-	b := slices.Grow(c.buf.b, n+1)[:c.headerLen+n+1] // one more shows a body that is too long
+	b := slices.Grow(c.buf.b, n+1)[:c.headerLen+n+1] // one byte more detects a body that is too long
 	c.buf.b = b
 	got := 0
 	for empty := 0; ; {
@@ -331,7 +334,7 @@ func (c *call) readInline() error {
 			err = io.ErrNoProgress
 		}
 		if got > n {
-			return fmt.Errorf("%w: %w: longer than Content-Length %d", ErrRequestBody, ErrInvalidRequest, n)
+			return bodyTooLong(c.length)
 		}
 		if err == io.EOF {
 			break
@@ -341,7 +344,7 @@ func (c *call) readInline() error {
 		}
 	}
 	if got < n {
-		return fmt.Errorf("%w: %w: %w: %d bytes of Content-Length %d are missing", ErrRequestBody, ErrInvalidRequest, io.ErrUnexpectedEOF, n-got, n)
+		return bodyTooShort(int64(n-got), c.length)
 	}
 	c.buf.b = b[:c.headerLen+n]
 	c.inline = true
@@ -357,7 +360,7 @@ var (
 	}{}))
 )
 
-// inMemory reports whether Read of a body never blocks.
+// inMemory reports whether the body's data is in memory, so that its Read never blocks.
 func inMemory(body io.ReadCloser) bool {
 	var r any = body
 	if t := reflect.TypeOf(body); t == nopCloser || t == nopCloserWriterTo {

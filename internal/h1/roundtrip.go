@@ -17,7 +17,10 @@ var callPool = sync.Pool{New: func() any { return new(call) }}
 
 func newCall(t *Transport, req *http.Request, hooks *Hooks, arg any) *call {
 	c := callPool.Get().(*call)
-	*c = call{t: t, req: req, original: req, ownsBody: req.Body != nil, hooks: hooks, arg: arg, outgoing: outgoing{buf: getBuffer()}}
+	*c = call{
+		t: t, req: req, original: req, ownsBody: req.Body != nil, hooks: hooks, arg: arg,
+		outgoing: outgoing{buf: getBuffer()},
+	}
 	return c
 }
 
@@ -27,7 +30,7 @@ func (c *call) release() {
 	callPool.Put(c)
 }
 
-// do makes the round trip. It closes the request's body, or leaves that to the body's sender.
+// do makes the round trip. The request's body is closed by do or by the body's sender.
 func (c *call) do() (*http.Response, error) {
 	ctx := c.req.Context()
 	err := c.prepare()
@@ -38,7 +41,7 @@ func (c *call) do() (*http.Response, error) {
 		err = c.readInline()
 	}
 	if err != nil || c.inline || c.body == nil {
-		c.closeBody() // it has been read, or will not be
+		c.closeBody() // nobody will read it any more
 	}
 	if err != nil {
 		return nil, err
@@ -53,7 +56,7 @@ func (c *call) do() (*http.Response, error) {
 			c.closeBody()
 			return nil, err
 		}
-		res, failure := c.exchange(ctx, conn)
+		res, failure := c.attempt(ctx, conn)
 		if failure == nil {
 			return &res.Response, nil
 		}
@@ -77,7 +80,7 @@ func (c *call) closeBody() {
 	}
 }
 
-// connect returns a connection, an idle one or a new one.
+// connect returns an idle connection or a new one.
 func (c *call) connect(ctx context.Context) (*conn, error) {
 	if c.hooks.GetConn != nil {
 		c.hooks.GetConn(c.arg, c.key.addr)
@@ -96,18 +99,19 @@ func (c *call) connect(ctx context.Context) (*conn, error) {
 	return conn, nil
 }
 
-// failure is why an attempt on one connection has no response, and what a retry needs to know of it.
+// failure describes an attempt on one connection that ended without a response. retryable decides by it.
 type failure struct {
 	err         error
-	unsent      bool // nothing of the request was written
-	noReply     bool // the target ended the connection without a byte of response
-	bodyStarted bool // the body was given to a sender
-	aborted     bool // the failure is not the connection's
+	unsent      bool // no byte of the request was written
+	noReply     bool // the connection ended before the first byte of a response
+	bodyStarted bool // a sender has started to read the body
+	aborted     bool // the context, a time limit or the body ended the attempt; a retry cannot help
 }
 
-// retryable reports whether the request may be sent again on another connection, after it failed on one that
-// had been used before: the target has closed an idle connection, most likely, and the request is one that can
-// be repeated (RFC 9110 section 9.2.2), or no byte of it was written.
+// retryable reports whether the request may be sent again on another connection after it failed on a reused
+// one, which its target has probably closed. Either no byte of the request was written, or the request can be
+// repeated (RFC 9110 section 9.2.2) and the target sent no byte of a response. In both cases the body must be
+// available again.
 func (c *call) retryable(f *failure) bool {
 	req := c.req
 	if f.aborted {
@@ -127,7 +131,8 @@ func (c *call) retryable(f *failure) bool {
 	return len(req.Header["Idempotency-Key"]) > 0 || len(req.Header["X-Idempotency-Key"]) > 0
 }
 
-// reopenBody gets the body anew, for another sender. GetBody may also set the Trailer of the request that was given.
+// reopenBody replaces the body by a new one from GetBody, for another sender. GetBody may set the Trailer of
+// the original request.
 func (c *call) reopenBody() error {
 	if c.req.GetBody == nil {
 		return errors.New("h1: the body cannot be sent again")
@@ -136,13 +141,13 @@ func (c *call) reopenBody() error {
 	if err != nil {
 		return err
 	}
-	r := *c.original // the caller's request stays as it is
+	r := *c.original // the caller's request is not modified
 	r.Body = body
 	c.req, c.body, c.ownsBody = &r, body, true
 	return nil
 }
 
-// unsentRequest returns the request with its body from the beginning. The body is the caller's again.
+// unsentRequest returns the request with its whole body unread, for OtherProtocol. The caller owns the body.
 func (c *call) unsentRequest() *http.Request {
 	c.ownsBody = false
 	if !c.inline {
@@ -153,8 +158,8 @@ func (c *call) unsentRequest() *http.Request {
 	return &r
 }
 
-// exchange sends the request and reads the header of the response. On failure the connection is gone.
-func (c *call) exchange(ctx context.Context, conn *conn) (*response, *failure) {
+// attempt sends the request on conn and reads the header of the response. If it fails, it closes conn.
+func (c *call) attempt(ctx context.Context, conn *conn) (*response, *failure) {
 	w := conn.wire
 	w.begin(ctx)
 	if !c.deadline.By.IsZero() {
@@ -189,7 +194,7 @@ func (c *call) exchange(ctx context.Context, conn *conn) (*response, *failure) {
 	}
 	f := &failure{err: writeErr, bodyStarted: writeErr == nil && streamed}
 	if writeErr != nil && conn.reused && w.bytesWritten() == 0 {
-		// What may be there to read was sent before this request.
+		// Data that could be read now was sent before this request, so it is not the response.
 		return nil, c.fail(ctx, conn, *f)
 	}
 	switch {
@@ -209,17 +214,17 @@ func (c *call) exchange(ctx context.Context, conn *conn) (*response, *failure) {
 	return res, nil
 }
 
-// streamsBody reports whether the body has a sender.
+// streamsBody reports whether a sender sends the body.
 func (c *call) streamsBody() bool { return c.body != nil && !c.inline }
 
-// fitsFastPath reports whether the request can be written in a turn: it is all in the buffer, and nobody wants
-// to know when it was written.
+// fitsFastPath reports whether the fast path can send the request: it is complete in the buffer, and no hook
+// waits for the end of the write.
 func (c *call) fitsFastPath() bool {
 	return !c.streamsBody() && c.hooks.WroteHeaders == nil && c.hooks.WroteRequest == nil
 }
 
-// tryFastPath begins the exchange on an idle connection that was not probed. It returns how much of the request
-// is written.
+// tryFastPath starts the exchange on an idle connection that was not probed. It returns how many bytes of the
+// request were written; the caller writes the rest.
 func (c *call) tryFastPath(conn *conn) (written int, f *failure) {
 	if d := c.t.opts.ResponseHeaderTimeout; d > 0 {
 		conn.wire.limitHeader(d, ErrResponseHeaderTimeout)
@@ -227,7 +232,7 @@ func (c *call) tryFastPath(conn *conn) (written int, f *failure) {
 	conn.buf = getBuffer()
 	stage, n, err := conn.wire.probeWriteRead(c.buf.b, conn.buf.b)
 	switch stage {
-	case fastPathStart: // the wait was over before it began
+	case fastPathStart: // an old read deadline had passed
 		if err == nil && !conn.alive() {
 			err = errStaleConn
 		}
@@ -250,15 +255,16 @@ func (c *call) tryFastPath(conn *conn) (written int, f *failure) {
 	return len(c.buf.b), nil
 }
 
-// errStaleConn is why a request is not sent on an idle connection. It is sent on another.
+// errStaleConn means that an idle connection was found unusable before the request was written. The request
+// is sent on another connection.
 var errStaleConn = errors.New("h1: the idle connection has ended")
 
-// noReplyFailure is the failure of a connection that ends without a byte of response.
+// noReplyFailure returns the failure for a connection that ended before the first byte of a response.
 func noReplyFailure(err error) *failure {
 	return &failure{err: fmt.Errorf("h1: connection ended before the response: %w", unexpected(err)), noReply: true}
 }
 
-// startSender sends the body from a goroutine of its own.
+// startSender starts a goroutine that sends the body.
 func (c *call) startSender(conn *conn) {
 	s := &sender{
 		wire: conn.wire, w: conn.rw, body: c.body, length: c.length, hooks: c.hooks, arg: c.arg,
@@ -271,11 +277,12 @@ func (c *call) startSender(conn *conn) {
 		s.decision, s.timeout = make(chan bool, 1), c.t.opts.ContinueTimeout
 	}
 	conn.send = s
-	c.body, c.ownsBody = nil, false // it is the sender's
+	c.body, c.ownsBody = nil, false // the sender closes it
 	go s.run()
 }
 
-// fail ends an exchange that has no response.
+// fail closes the connection of an attempt that has no response. It returns the failure with the error that
+// the caller gets: if the context or a time limit ended the attempt, that is the error.
 func (c *call) fail(ctx context.Context, conn *conn, f failure) *failure {
 	f.unsent = conn.wire.bytesWritten() == 0
 	if reason := conn.wire.failureErr(); reason != nil {
@@ -287,7 +294,7 @@ func (c *call) fail(ctx context.Context, conn *conn, f failure) *failure {
 	return &f
 }
 
-// receive reads the header of the final response, and hands out those before it.
+// receive reads the header of the final response. It passes those of interim responses to the hooks.
 func (c *call) receive(conn *conn, f *failure) (*response, error) {
 	for len(conn.buffered()) == 0 {
 		if err := conn.fill(bufferSize); err != nil {
@@ -324,7 +331,7 @@ func (c *call) receive(conn *conn, f *failure) (*response, error) {
 	res.Request = c.original
 	res.TLS = conn.tls
 	if conn.send != nil && c.expect && conn.send.withholdBody() {
-		conn.noReuse = true // the target may still wait for the body
+		conn.noReuse = true // the target may still expect the body
 	}
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		return res, c.switchProtocols(conn, res)
@@ -333,7 +340,7 @@ func (c *call) receive(conn *conn, f *failure) (*response, error) {
 	return res, nil
 }
 
-// interim handles a response 1xx.
+// interim handles an interim response.
 func (c *call) interim(conn *conn, res *response) error {
 	if res.StatusCode == http.StatusContinue {
 		if c.hooks.Got100Continue != nil {
@@ -351,7 +358,7 @@ func (c *call) interim(conn *conn, res *response) error {
 	return nil
 }
 
-// attachBody gives the response its body. A connection that is done with is given back at once.
+// attachBody sets the response's body. If there is none, the exchange ends here.
 func (c *call) attachBody(conn *conn, res *response) {
 	conn.noReuse = conn.noReuse || res.Close
 	if res.framing == noBody || res.framing == bodyForbidden {
@@ -367,17 +374,17 @@ func (c *call) attachBody(conn *conn, res *response) {
 	res.Body = b
 }
 
-// switchProtocols makes the connection the response's body.
+// switchProtocols makes the connection the body of a 101 response.
 func (c *call) switchProtocols(conn *conn, res *response) error {
 	if !c.upgrade {
-		return malformed("101 Switching Protocols that was not asked for")
+		return malformed("101 Switching Protocols without a request for it")
 	}
 	if conn.send != nil && !conn.send.finished() {
 		return malformed("101 Switching Protocols before the end of the request")
 	}
 	u := &upgraded{conn: conn.netConn(), read: append([]byte(nil), conn.buffered()...)}
 	if !conn.wire.detach() {
-		return io.ErrUnexpectedEOF // fail finds the reason
+		return io.ErrUnexpectedEOF // fail replaces it by the reason
 	}
 	conn.buf.release()
 	conn.input = input{}

@@ -12,17 +12,18 @@ import (
 )
 
 const (
-	// bodyEndGrace is how long the end of a response waits for the end of its request's body, so that the
-	// connection can be used again: a target may answer before the sender has been scheduled once more.
+	// bodyEndGrace is how long a complete response waits for the sender of its request's body. The connection
+	// can be reused only if the sender has finished. A fast target may answer before the sender's goroutine
+	// runs again after its last write.
 	bodyEndGrace = 50 * time.Millisecond
 
-	// writeErrorGrace is how long a target may take to answer after its side has stopped taking the request. The
-	// answer is usually there already.
+	// writeErrorGrace is how long a response is awaited after writing the request has failed. Usually it has
+	// already arrived: a target that refuses a large body answers and closes the connection.
 	writeErrorGrace = 250 * time.Millisecond
 )
 
-// sender writes a request's body while the caller reads the response. It ends with the body or the
-// connection, but not before a Read of the body that is in progress returns.
+// sender writes a request's body while the caller reads the response. Its goroutine ends when the body or the
+// connection ends, or later, when a Read of the body that is in progress returns.
 type sender struct {
 	wire          *wire
 	w             io.Writer
@@ -36,33 +37,34 @@ type sender struct {
 	continueGate
 
 	done chan struct{}
-	err  error // of the body or the connection, valid after done
+	err  error // of the body or the connection; may be read after done is closed
 }
 
-// continueGate is what a body waits for where the request asks for 100 Continue.
+// continueGate holds a body back until 100 Continue arrives, if the request expects it. The first decision
+// counts: to send the body or to withhold it.
 type continueGate struct {
-	decision chan bool // whether to send the body; nil if it does not wait
+	decision chan bool // true sends the body; nil if the request does not expect 100 Continue
 	once     sync.Once
-	timeout  time.Duration
+	timeout  time.Duration // after which the body is sent all the same
 }
 
-// allowBody lets a body go that waits for 100 Continue.
-func (p *continueGate) allowBody() {
-	if p.decision != nil {
-		p.once.Do(func() { p.decision <- true })
+// allowBody lets the sender send a body that it still holds back.
+func (g *continueGate) allowBody() {
+	if g.decision != nil {
+		g.once.Do(func() { g.decision <- true })
 	}
 }
 
-// withholdBody keeps back a body that still waits for 100 Continue, and reports whether it did.
-func (p *continueGate) withholdBody() bool {
-	kept := false
-	if p.decision != nil {
-		p.once.Do(func() { kept = true; p.decision <- false })
+// withholdBody makes the sender not send a body that it still holds back. It reports whether it did so.
+func (g *continueGate) withholdBody() bool {
+	withheld := false
+	if g.decision != nil {
+		g.once.Do(func() { withheld = true; g.decision <- false })
 	}
-	return kept
+	return withheld
 }
 
-// finished reports whether the whole body has been sent, now or in a moment.
+// finished reports whether the whole body has been sent. It waits up to bodyEndGrace for that.
 func (s *sender) finished() bool {
 	select {
 	case <-s.done:
@@ -82,10 +84,10 @@ func (s *sender) finished() bool {
 	}
 }
 
-// errBodyWithheld is the error of a sender whose body was kept back.
-var errBodyWithheld = errors.New("h1: the body was not asked for")
+// errBodyWithheld is the error of a sender whose body was withheld.
+var errBodyWithheld = errors.New("h1: request body withheld: no 100 Continue")
 
-// run is the goroutine.
+// run is the sender's goroutine.
 func (s *sender) run() {
 	defer close(s.done)
 	defer s.body.Close()
@@ -100,7 +102,7 @@ func (s *sender) run() {
 	}
 	switch {
 	case bodyErr != nil:
-		s.wire.fail(bodyErr) // there is nothing to wait for
+		s.wire.fail(bodyErr) // the request is incomplete, so no response to it can follow
 	case err != nil:
 		s.wire.limitHeader(writeErrorGrace, err)
 	case s.headerTimeout > 0:
@@ -111,7 +113,8 @@ func (s *sender) run() {
 	}
 }
 
-// awaitContinue waits for 100 Continue, or until patience ends.
+// awaitContinue waits for the decision, or decides to send the body when the timeout has passed. It reports
+// whether to send the body.
 func (s *sender) awaitContinue() bool {
 	if s.hooks.Wait100Continue != nil {
 		s.hooks.Wait100Continue(s.arg)
@@ -127,13 +130,13 @@ func (s *sender) awaitContinue() bool {
 	}
 }
 
-// Room around the data of a chunk, for its size and for the end of its line.
+// Space kept around the data of a chunk, for the line with its size and for the CRLF after it.
 const (
 	chunkHeadRoom = 18
 	chunkTailRoom = 2
 )
 
-// stream copies the body. It keeps apart errors of the body and of the connection.
+// stream copies the body to the connection. bodyErr is an error of the body, err one of the connection.
 func (s *sender) stream() (bodyErr, err error) {
 	buf := getBuffer()
 	defer buf.release()
@@ -141,11 +144,11 @@ func (s *sender) stream() (bodyErr, err error) {
 	for {
 		space := buf.b[chunkHeadRoom : len(buf.b)-chunkTailRoom]
 		if s.length >= 0 && left < int64(len(space)) {
-			space = space[:left+1] // one more shows a body that is too long
+			space = space[:left+1] // one byte more detects a body that is too long
 		}
 		n, readErr := s.body.Read(space)
 		if s.length >= 0 && int64(n) > left {
-			return fmt.Errorf("%w: %w: longer than Content-Length %d", ErrRequestBody, ErrInvalidRequest, s.length), nil
+			return bodyTooLong(s.length), nil
 		}
 		if n > 0 {
 			empty = 0
@@ -166,7 +169,7 @@ func (s *sender) stream() (bodyErr, err error) {
 		case readErr != io.EOF:
 			return fmt.Errorf("%w: %w", ErrRequestBody, readErr), nil
 		case left > 0 && s.length >= 0:
-			return fmt.Errorf("%w: %w: %w: %d bytes of Content-Length %d are missing", ErrRequestBody, ErrInvalidRequest, io.ErrUnexpectedEOF, left, s.length), nil
+			return bodyTooShort(left, s.length), nil
 		case s.length >= 0:
 			return nil, nil
 		default:
@@ -175,7 +178,18 @@ func (s *sender) stream() (bodyErr, err error) {
 	}
 }
 
-// frameChunk makes a chunk of the n bytes at b[chunkHead:] and returns it.
+// bodyTooLong is the error for a body that is longer than its Content-Length.
+func bodyTooLong(length int64) error {
+	return fmt.Errorf("%w: %w: longer than Content-Length %d", ErrRequestBody, ErrInvalidRequest, length)
+}
+
+// bodyTooShort is the error for a body that ended before its Content-Length.
+func bodyTooShort(missing, length int64) error {
+	return fmt.Errorf("%w: %w: %w: %d bytes of Content-Length %d are missing",
+		ErrRequestBody, ErrInvalidRequest, io.ErrUnexpectedEOF, missing, length)
+}
+
+// frameChunk turns the n bytes at b[chunkHeadRoom:] into a chunk. It returns the part of b that holds it.
 func frameChunk(b []byte, n int) []byte {
 	var size [16]byte
 	digits := strconv.AppendInt(size[:0], int64(n), 16)
@@ -186,7 +200,8 @@ func frameChunk(b []byte, n int) []byte {
 	return b[start : chunkHeadRoom+n+2]
 }
 
-// lastChunk ends a chunked body. The trailers may have got their values while the body was read.
+// lastChunk writes the end of a chunked body and its trailers. It runs after the body's last Read, since the
+// values of the trailers may be set until then.
 func (s *sender) lastChunk(b []byte) (bodyErr, err error) {
 	b = append(b, "0\r\n"...)
 	b, bodyErr = appendTrailer(b, s.trailer)
