@@ -88,7 +88,7 @@ func TestMemoryIsAsDocumented(t *testing.T) {
 				all = append(all, c)
 			}
 			return all
-		}, 5_000},
+		}, 6_000},
 		{"a key of 16 bytes in a bucket", million, func() any { return filled(NewTokenBucket(1e-6, 10, nil)) }, 100},
 		{"a key of 16 bytes in a sliding window", million, func() any { return filled(NewSlidingWindow(10, 1000*time.Hour, nil)) }, 100},
 		{"a limiter without keys", 100, func() any {
