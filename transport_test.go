@@ -216,3 +216,19 @@ func TestTransportTooManyPings(t *testing.T) {
 		t.Errorf("healthy %v, circuit %v", s.Healthy, circuit.State())
 	}
 }
+
+// TestTransportTranslatesHosts: the host of a target may have letters beyond ASCII, which are looked up and sent as IDNA
+// has them. These are wide forms of ASCII letters.
+func TestTransportTranslatesHosts(t *testing.T) {
+	s := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Host) }))
+	_, port, err := net.SplitHostPort(s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	up := gateway.NewUpstream("u", gateway.MustTargets("http://\uff4c\uff4fcalhost:"+port), &gateway.UpstreamOptions{Transport: newTransport(t, nil)})
+	for range 2 {
+		if rec := recorded(gateway.Proxy(up, nil), nil); rec.Code != 200 || rec.Body.String() != "localhost:"+port {
+			t.Errorf("got %d, %q", rec.Code, rec.Body)
+		}
+	}
+}
