@@ -13,11 +13,11 @@ import (
 )
 
 const (
-	bufferSize    = 16 << 10 // of the pooled buffers
-	maxKeptBuffer = 64 << 10 // larger ones are left to the garbage collector
+	bufferSize    = 16 << 10 // of a new buffer
+	maxKeptBuffer = 64 << 10 // a buffer that has grown larger does not return to the pool
 )
 
-// buffer is a pooled piece of memory. Whoever holds it releases it once.
+// buffer is a pooled buffer. Its holder calls release once.
 type buffer struct{ b []byte }
 
 var buffers = sync.Pool{New: func() any { return &buffer{make([]byte, bufferSize)} }}
@@ -32,7 +32,7 @@ func (b *buffer) release() {
 	buffers.Put(b)
 }
 
-// conn is a connection to a target, through TLS or not. It belongs to one exchange at a time, or is idle.
+// conn is a connection to a target, with or without TLS. It is idle or carries one exchange.
 type conn struct {
 	t    *Transport
 	host *host
@@ -42,23 +42,23 @@ type conn struct {
 
 	reused    bool
 	idleSince time.Time
-	scratch   [1]byte // of alive
+	scratch   [1]byte // used by alive
 
 	input
 
-	// Of the exchange.
-	send    *sender // of its streamed body, or nil
-	noReuse bool    // something was seen after which the connection is not used again
+	// These belong to the exchange.
+	send    *sender // sends the request's body; nil unless that is streamed
+	noReuse bool    // close the connection after the exchange
 }
 
-// input is what has been read and not consumed: buf.b[r:w]. An idle connection has no buffer.
+// input holds the bytes that were read but not consumed: buf.b[r:w]. An idle connection has no buffer.
 type input struct {
 	buf          *buffer
 	r, w         int
-	bufferedOnly bool // fill returns errNoFill
+	bufferedOnly bool // fill and read fail with errNotBuffered rather than read from the connection
 }
 
-// dial opens a connection. The place among the open connections of the host is the caller's.
+// dial opens a connection. The caller has a slot for it, and releases it if dial fails.
 func (t *Transport) dial(ctx context.Context, h *host, hooks *Hooks, arg any) (*conn, error) {
 	dialCtx := ctx
 	if t.opts.DialTimeout > 0 {
@@ -84,7 +84,7 @@ func (t *Transport) dial(ctx context.Context, h *host, hooks *Hooks, arg any) (*
 	return c, nil
 }
 
-// handshake puts TLS over the wire.
+// handshake starts TLS on the connection.
 func (c *conn) handshake(ctx context.Context, hooks *Hooks, arg any) error {
 	config := c.t.opts.TLS
 	if config.ServerName == "" {
@@ -119,7 +119,7 @@ func (c *conn) handshake(ctx context.Context, hooks *Hooks, arg any) error {
 
 var errTLSHandshakeTimeout error = &timeoutError{"h1: TLS handshake timeout"}
 
-// otherProtocol returns the protocol that the target chose if it is not HTTP/1.1, and otherwise "".
+// otherProtocol returns the protocol that the target chose by ALPN, or "" if that is HTTP/1.1 or none.
 func (c *conn) otherProtocol() string {
 	if c.tls == nil || c.tls.NegotiatedProtocol == "http/1.1" {
 		return ""
@@ -127,7 +127,7 @@ func (c *conn) otherProtocol() string {
 	return c.tls.NegotiatedProtocol
 }
 
-// hostname is the host of host:port, without the brackets of an IPv6 address.
+// hostname returns the host of host:port, an IPv6 address without its brackets.
 func hostname(addr string) string {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -136,25 +136,25 @@ func hostname(addr string) string {
 	return host
 }
 
-// alive reports whether an idle connection can carry a request: its target has neither closed it nor sent
-// anything. A byte that arrives between this check and the request is read as the answer to the request, as
-// with any HTTP/1.1 client.
+// alive reports whether an idle connection can carry a request: the target has neither closed it nor sent
+// anything. If data arrives after this check and before the request is sent, it is taken for the response. No
+// HTTP/1.1 client can avoid that.
 func (c *conn) alive() bool {
 	return c.wire.quiet(c.rw, c.scratch[:])
 }
 
-// hasFastPath reports whether the wire's take serves for this connection.
+// hasFastPath reports whether wire.probeWriteRead can be used for this connection.
 func (c *conn) hasFastPath() bool { return c.tls == nil && c.wire.raw != nil }
 
-// close closes an idle connection, over TLS with a farewell.
+// close closes an idle connection. Over TLS it sends close_notify first.
 func (c *conn) close() { c.rw.Close() }
 
-// abort closes the connection at once.
+// abort closes the connection at once, over TLS without close_notify.
 func (c *conn) abort() { c.wire.Conn.Close() }
 
-// readUnsolicited takes what a target has sent on a new connection before it was asked anything. That serves as an
-// answer, as a target may say in this way that it is overloaded. But its answer to the request may follow, so
-// the connection is not used again.
+// readUnsolicited reads the data that a target has sent on a new connection before the request. It counts as
+// the response, since an overloaded target may send a 503 and close at once. The connection is not reused, as
+// the response to the request may follow.
 func (c *conn) readUnsolicited() {
 	if !c.hasFastPath() {
 		return
@@ -167,7 +167,7 @@ func (c *conn) readUnsolicited() {
 	c.w = n
 }
 
-// gotConnInfo describes the connection to hooks.
+// gotConnInfo returns the argument for the hook GotConn.
 func (c *conn) gotConnInfo() httptrace.GotConnInfo {
 	info := httptrace.GotConnInfo{Conn: c.netConn(), Reused: c.reused, WasIdle: c.reused}
 	if c.reused {
@@ -176,7 +176,7 @@ func (c *conn) gotConnInfo() httptrace.GotConnInfo {
 	return info
 }
 
-// netConn is the connection that Dial has returned, or TLS over it.
+// netConn returns the connection that Dial returned, or the *tls.Conn on it.
 func (c *conn) netConn() net.Conn {
 	if c.tls != nil {
 		return c.rw
@@ -184,10 +184,10 @@ func (c *conn) netConn() net.Conn {
 	return c.wire.Conn
 }
 
-// errNotBuffered is what fill returns where nothing may be waited for.
+// errNotBuffered means that the next bytes are not in the buffer, and bufferedOnly is set.
 var errNotBuffered = errors.New("h1: nothing more is buffered")
 
-// buffered is the bytes that were read and not consumed.
+// buffered returns the bytes that were read but not consumed.
 func (c *conn) buffered() []byte {
 	if c.buf == nil {
 		return nil
@@ -195,8 +195,8 @@ func (c *conn) buffered() []byte {
 	return c.buf.b[c.r:c.w]
 }
 
-// fill reads more, at most up to limit bytes that are not consumed. It fails with bufio.ErrBufferFull where
-// there are as many already.
+// fill reads more bytes into the buffer. If limit bytes or more are buffered already, it fails with
+// bufio.ErrBufferFull.
 func (c *conn) fill(limit int) error {
 	if c.bufferedOnly {
 		return errNotBuffered
@@ -226,7 +226,7 @@ func (c *conn) fill(limit int) error {
 		n, err := c.rw.Read(c.buf.b[c.w:])
 		c.w += n
 		if n > 0 {
-			return nil // an error comes again
+			return nil // the next Read returns the error again
 		}
 		if err != nil {
 			return err
@@ -235,7 +235,8 @@ func (c *conn) fill(limit int) error {
 	return io.ErrNoProgress
 }
 
-// read reads body bytes, from the buffer or past it.
+// read reads from the buffer. If that is empty, it reads from the connection: directly if p is large, and
+// otherwise through the buffer.
 func (c *conn) read(p []byte) (int, error) {
 	if have := c.buffered(); len(have) > 0 {
 		n := copy(p, have)
@@ -256,12 +257,13 @@ func (c *conn) read(p []byte) (int, error) {
 	return n, nil
 }
 
-// endOfStream reports whether an io.EOF is the target's own end of the stream: over TLS, only a closed
-// session is, as anybody on the way can close the connection.
+// endOfStream reports whether io.EOF means that the target has ended the stream. Over TLS, the target must
+// have closed the session: anybody on the path can close the TCP connection.
 func (c *conn) endOfStream() bool { return c.tls == nil || !c.wire.eof }
 
-// finish ends the exchange. The connection is used again if the exchange was clean and everything speaks for
-// it.
+// finish ends the exchange. It returns the connection to the pool, or closes it unless all of this holds:
+// clean is set, the request's body was sent, noReuse is not set, no unread bytes are buffered, and no
+// cancellation or time limit interrupted the exchange.
 func (c *conn) finish(clean bool) {
 	if c.send != nil {
 		if clean = clean && !c.noReuse && c.send.finished(); !clean {
@@ -270,7 +272,7 @@ func (c *conn) finish(clean bool) {
 		c.send = nil
 	}
 	if c.w > c.r {
-		clean = false // bytes after the answer
+		clean = false // there are bytes after the response
 	}
 	if c.buf != nil {
 		c.buf.release()

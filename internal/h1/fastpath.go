@@ -6,55 +6,55 @@ import (
 	"os"
 )
 
-// fastPath is a request and the first bytes of its response in one wait for the network.
+// fastPath is the state of probeWriteRead. It saves one system call for each request on an idle connection.
 //
-// Seen from the kernel, an idle connection that is probed, written to and then read costs a read that finds
-// nothing, the write, a second read that finds nothing, a wait, and the read. The first read is the check
-// that nothing has arrived. The second is spared here: the runtime forgets what it has heard of the socket
-// before the first, so whatever arrives after the check ends the wait.
+// A probe, a write and a read make these system calls: a read that finds nothing (the probe), a write, a read
+// that finds nothing again, and, after the runtime has waited for data, a read that returns the response. The
+// fast path omits the second read. That is safe because the runtime resets the socket's readiness before the
+// probe: data that arrives after the probe ends the wait.
 type fastPath struct {
-	fn                func(fd uintptr) bool // turnStep as a func value, made once
+	fn                func(fd uintptr) bool // fastPathStep as a func value, made once
 	request, response []byte
 	stage             uint8
-	written, read     int
+	written, read     int // bytes
 	err               error
 }
 
-// Stages of a turn.
+// Stages of the fast path. Its functions return the last one that was reached.
 const (
 	fastPathStart   = iota // nothing was done
-	fastPathStale          // the idle connection has ended, or something had arrived
-	fastPathWriting        // the request is written in part, or not at all
-	fastPathSent           // the request is written
-	fastPathRead           // the first bytes of the response are read, or err is why not
+	fastPathStale          // the probe found data, or the end of the connection
+	fastPathWriting        // the request was not written in full
+	fastPathSent           // the request was written
+	fastPathRead           // the first bytes of the response were read, or reading failed
 )
 
-// probeWriteRead probes an idle connection, writes the request to it and reads the first bytes of the response. It
-// returns how far it has come, and the caller goes on from there: n bytes were written in turnWriting, and
-// read in turnRead.
+// probeWriteRead probes an idle connection, writes the request to it and reads the first bytes of the
+// response. It may stop early: the caller continues from the stage that it returns. n is the number of bytes
+// that were written if the stage is fastPathWriting, and that were read if it is fastPathRead.
 func (w *wire) probeWriteRead(request, response []byte) (stage uint8, n int, err error) {
 	if err := w.armRead(); err != nil {
 		return fastPathStart, 0, err
 	}
 	w.fast = fastPath{fn: w.fast.fn, request: request, response: response}
 	err = w.raw.Read(w.fast.fn)
-	t := w.fast
+	f := w.fast
 	w.fast = fastPath{fn: w.fast.fn}
-	if t.written > 0 {
+	if f.written > 0 {
 		w.mu.Lock()
-		w.written += int64(t.written)
+		w.written += int64(f.written)
 		w.mu.Unlock()
 	}
 	if err == nil {
-		err = t.err
+		err = f.err
 	}
 	switch {
-	case err == nil && t.stage == fastPathWriting:
-		return t.stage, t.written, nil
+	case err == nil && f.stage == fastPathWriting:
+		return f.stage, f.written, nil
 	case err == nil:
-		return t.stage, t.read, nil
+		return f.stage, f.read, nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return t.stage, 0, w.deadlinePassed(err)
+		return f.stage, 0, w.deadlinePassed(err)
 	case err == io.EOF:
 		w.eof = true
 	default:
@@ -62,29 +62,29 @@ func (w *wire) probeWriteRead(request, response []byte) (stage uint8, n int, err
 			err = failure
 		}
 	}
-	return t.stage, t.written, err
+	return f.stage, f.written, err
 }
 
-// fastPathStep is called with the socket, first at once and then whenever it may have something to read. It
-// reports whether there is nothing more to wait for.
+// fastPathStep is the function that RawConn.Read calls: once at once, and again each time the socket becomes
+// readable. It reports whether the wait is over.
 func (w *wire) fastPathStep(fd uintptr) bool {
-	t := &w.fast
-	if t.stage == fastPathStart {
-		if _, err := readSocket(fd, t.response[:1]); err != errWouldBlock {
-			t.stage = fastPathStale
+	f := &w.fast
+	if f.stage == fastPathStart {
+		if _, err := readSocket(fd, f.response[:1]); err != errWouldBlock {
+			f.stage = fastPathStale
 			return true
 		}
-		t.stage = fastPathWriting
-		if t.written, t.err = writeSocket(fd, t.request); t.written < len(t.request) {
+		f.stage = fastPathWriting
+		if f.written, f.err = writeSocket(fd, f.request); f.written < len(f.request) {
 			return true
 		}
-		t.stage = fastPathSent
+		f.stage = fastPathSent
 		return false
 	}
-	n, err := readSocket(fd, t.response)
+	n, err := readSocket(fd, f.response)
 	if err == errWouldBlock {
 		return false
 	}
-	t.stage, t.read, t.err = fastPathRead, n, err
+	f.stage, f.read, f.err = fastPathRead, n, err
 	return true
 }

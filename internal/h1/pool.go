@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// hostKey names the target of a connection.
+// hostKey identifies a target.
 type hostKey struct {
 	tls  bool
 	addr string // host:port in lower case, or the path of a Unix socket, which begins with a slash
 }
 
-// network is the network of addr.
+// network returns the network of addr: "tcp" or "unix".
 func (k hostKey) network() string {
 	if k.addr[0] == '/' {
 		return "unix"
@@ -19,33 +19,35 @@ func (k hostKey) network() string {
 	return "tcp"
 }
 
-// host is the connections to a target. A host without connections and waiters is not in Transport.hosts.
+// host holds the connections to a target. Each connection that is idle, in use or being dialed has a slot,
+// and open is the number of slots. MaxPerHost limits it. A host without slots and waiters is removed from
+// Transport.hosts.
 type host struct {
 	key     hostKey
-	idle    []*conn // the one that was used last is last, and is used first
-	open    int     // connections that are idle, in use or being dialed
-	waiters []*waiter
+	idle    []*conn // most recently used last; the last is used first
+	open    int
+	waiters []*waiter // oldest first, served in this order
 }
 
-// waiter is a request that waits because of MaxPerHost. Those that came first are served first.
+// waiter is a request that waits for a slot because of MaxPerHost.
 type waiter struct {
-	ready    chan grant // has room for one
-	canceled bool       // the request does not wait any more
+	ready    chan grant // buffered, for one grant
+	canceled bool       // the request has stopped waiting
 }
 
-// grant is a connection, or without one the right to dial.
+// grant passes a slot to a waiter, with its connection, or with a nil connection if the waiter must dial.
 type grant struct{ c *conn }
 
-// get returns an idle connection that is alive, or a new one. The caller owes a call of put, drop or releasePlace.
+// get returns an idle connection that is alive, or a new one. The caller then calls put, drop or releaseSlot
+// for it.
 //
-// Where unprobed is set, the caller itself finds out whether a connection whose wire can take a turn is
-// alive.
+// If skipProbe is set, an idle connection that has a fast path is returned unprobed: the fast path probes it.
 func (t *Transport) get(ctx context.Context, key hostKey, skipProbe bool, d Deadline, hooks *Hooks, arg any) (*conn, error) {
 	c, h, w := t.acquire(key, skipProbe)
 	if c != nil {
 		return c, nil
 	}
-	ctx, cancel := d.bound(ctx) // only a request that waits pays for it
+	ctx, cancel := d.bound(ctx) // not needed, and not paid for, with an idle connection
 	defer cancel()
 	if w != nil {
 		c, err := t.await(ctx, h, w)
@@ -60,8 +62,8 @@ func (t *Transport) get(ctx context.Context, key hostKey, skipProbe bool, d Dead
 	return c, err
 }
 
-// acquire returns an idle connection, or a waiter, or neither where the caller is to dial, for which it has a
-// place.
+// acquire returns an idle connection, or a waiter if MaxPerHost is reached. If it returns neither, the caller
+// has a slot and dials.
 func (t *Transport) acquire(key hostKey, skipProbe bool) (*conn, *host, *waiter) {
 	now := time.Now()
 	t.mu.Lock()
@@ -71,7 +73,7 @@ func (t *Transport) acquire(key hostKey, skipProbe bool) (*conn, *host, *waiter)
 		h = &host{key: key}
 		t.hosts[key] = h
 	}
-	hasSlot := false // one of the open connections is this request's, to use or to replace
+	hasSlot := false // the request has taken over the slot of an idle connection
 	for {
 		c, expired := h.popIdle(now, t.opts.IdleTimeout)
 		if c == nil && expired == nil {
@@ -83,7 +85,7 @@ func (t *Transport) acquire(key hostKey, skipProbe bool) (*conn, *host, *waiter)
 		hasSlot = true
 		t.mu.Unlock()
 		if len(expired) > 0 {
-			expired[0].close() // its place is this request's
+			expired[0].close() // the request takes over its slot
 			t.discard(expired[1:])
 		}
 		if c != nil {
@@ -109,13 +111,14 @@ func (t *Transport) acquire(key hostKey, skipProbe bool) (*conn, *host, *waiter)
 	return nil, h, w
 }
 
-// await waits for a grant or the end of the context. It returns nil where the caller is to dial.
+// await waits for a grant or the end of the context. If it returns a nil connection and no error, the caller
+// has a slot and dials.
 func (t *Transport) await(ctx context.Context, h *host, w *waiter) (*conn, error) {
 	select {
 	case g := <-w.ready:
-		if g.c != nil && !g.c.alive() { // probed in any case, so that a dead one does not cost the place
+		if g.c != nil && !g.c.alive() { // probed even if there is a fast path, to keep the slot of a dead one
 			g.c.close()
-			g.c = nil // its place is this request's
+			g.c = nil // the request dials in its slot
 		}
 		return g.c, nil
 	case <-ctx.Done():
@@ -125,20 +128,20 @@ func (t *Transport) await(ctx context.Context, h *host, w *waiter) (*conn, error
 	h.removeWaiter(w)
 	t.mu.Unlock()
 	select {
-	case g := <-w.ready: // it came meanwhile
+	case g := <-w.ready: // granted just before the context ended
 		if g.c != nil {
 			t.put(g.c)
 		} else {
 			t.releaseSlot(h)
 		}
 	default:
-		// The host still has the open connections that this request has waited for.
+		// No slot was granted, so none is released.
 	}
 	return nil, context.Cause(ctx)
 }
 
-// popIdle takes the connection that was used last. If that has been idle for too long, so have all others,
-// and it returns them all to be closed.
+// popIdle removes and returns the most recently used connection. If that has been idle for too long, all
+// others have too: popIdle then returns them all as expired, for the caller to close.
 func (h *host) popIdle(now time.Time, timeout time.Duration) (c *conn, expired []*conn) {
 	n := len(h.idle)
 	if n == 0 {
@@ -155,7 +158,7 @@ func (h *host) popIdle(now time.Time, timeout time.Duration) (c *conn, expired [
 	return c, nil
 }
 
-// nextWaiter removes and returns the first request that still waits, or nil.
+// nextWaiter removes and returns the oldest waiter that is not canceled, or nil.
 func (h *host) nextWaiter() *waiter {
 	for len(h.waiters) > 0 {
 		w := h.waiters[0]
@@ -169,17 +172,18 @@ func (h *host) nextWaiter() *waiter {
 	return nil
 }
 
-// removeWaiter removes a waiter that is gone.
-func (h *host) removeWaiter(gone *waiter) {
+// removeWaiter removes a canceled waiter, if it is still in the queue.
+func (h *host) removeWaiter(canceled *waiter) {
 	for i, w := range h.waiters {
-		if w == gone {
+		if w == canceled {
 			h.waiters = append(h.waiters[:i], h.waiters[i+1:]...)
 			return
 		}
 	}
 }
 
-// put gives back a connection that can carry another request.
+// put returns a reusable connection to the pool: it passes it to a waiter, keeps it idle, or closes it if
+// there are enough idle ones.
 func (t *Transport) put(c *conn) {
 	now := time.Now()
 	t.mu.Lock()
@@ -201,13 +205,13 @@ func (t *Transport) put(c *conn) {
 	t.mu.Unlock()
 }
 
-// drop closes a connection that was acquired or dialed.
+// drop closes a connection that get returned and releases its slot.
 func (t *Transport) drop(c *conn) {
 	c.abort()
 	t.releaseSlot(c.host)
 }
 
-// releaseSlot gives up a place among the open connections of a host.
+// releaseSlot passes a slot of the host to a waiter, or frees it.
 func (t *Transport) releaseSlot(h *host) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -219,14 +223,15 @@ func (t *Transport) releaseSlot(h *host) {
 	t.removeIfEmpty(h)
 }
 
+// removeIfEmpty forgets a host that has neither connections nor waiters.
 func (t *Transport) removeIfEmpty(h *host) {
 	if h.open == 0 && len(h.waiters) == 0 && t.hosts[h.key] == h {
 		delete(t.hosts, h.key)
 	}
 }
 
-// scheduleSweep starts the timer unless it runs. There is one for all connections, and none without idle
-// ones.
+// scheduleSweep starts the timer of sweepIdle unless it runs. One timer serves all connections. It does not
+// run while there are no idle ones.
 func (t *Transport) scheduleSweep(after time.Duration) {
 	if t.sweeping || t.opts.IdleTimeout <= 0 {
 		return
@@ -239,7 +244,7 @@ func (t *Transport) scheduleSweep(after time.Duration) {
 	}
 }
 
-// sweepIdle closes what has been idle for too long.
+// sweepIdle closes the connections that have been idle for too long.
 func (t *Transport) sweepIdle() {
 	now := time.Now()
 	var expired []*conn
@@ -263,15 +268,16 @@ func (t *Transport) sweepIdle() {
 		}
 	}
 	if next >= 0 {
-		// Not for each connection by itself: at most ten sweeps in an IdleTimeout.
+		// Connections that expire soon after one another are closed in one sweep: there are at most ten
+		// sweeps in an IdleTimeout.
 		t.scheduleSweep(max(next, t.opts.IdleTimeout/10))
 	}
 	t.mu.Unlock()
 	t.discard(expired)
 }
 
-// CloseIdleConnections closes the connections that no request uses. Those in use are closed when they are
-// given back, unless another request asks for a connection before that.
+// CloseIdleConnections closes the idle connections. A connection in use is closed when its exchange ends,
+// unless a new request has started by then.
 func (t *Transport) CloseIdleConnections() {
 	t.mu.Lock()
 	var idle []*conn
@@ -288,7 +294,7 @@ func (t *Transport) CloseIdleConnections() {
 	t.discard(idle)
 }
 
-// discard closes idle connections that no list has any more, and then gives up their places.
+// discard closes connections that were removed from their host's idle list, and releases their slots.
 func (t *Transport) discard(conns []*conn) {
 	for _, c := range conns {
 		c.close()

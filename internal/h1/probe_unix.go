@@ -10,7 +10,8 @@ import (
 
 const canProbe = true
 
-// readSocket reads what has arrived, and returns wouldBlock if that is nothing and io.EOF at the end.
+// readSocket reads the data that has arrived. It returns errWouldBlock if there is none, and io.EOF at the end
+// of the stream.
 func readSocket(fd uintptr, p []byte) (int, error) {
 	for {
 		n, err := syscall.Read(int(fd), p)
@@ -28,7 +29,7 @@ func readSocket(fd uintptr, p []byte) (int, error) {
 	}
 }
 
-// writeSocket writes what the socket takes at once, which may be nothing.
+// writeSocket writes as much of p as the socket accepts without blocking. That may be 0 bytes.
 func writeSocket(fd uintptr, p []byte) (int, error) {
 	for {
 		n, err := syscall.Write(int(fd), p)

@@ -7,24 +7,25 @@ import (
 	"sync"
 )
 
-// Upgraded is the body of a response 101. It is the connection, which then belongs to the caller: the end of
-// the request's context does not close it.
+// Upgraded is the body of a 101 response: the connection itself. The caller owns it: the end of the request's
+// context does not close it.
 type Upgraded interface {
 	io.ReadWriteCloser
-	io.WriterTo   // splices where it can
-	io.ReaderFrom // splices where it can
+	io.WriterTo   // copies in the kernel if both ends are TCP connections
+	io.ReaderFrom // likewise
 	CloseWrite() error
 
-	// NetConn returns the connection and what was read from it already and is to be read first.
+	// NetConn returns the connection and the bytes that were already read from it. They come before those
+	// that conn.Read returns.
 	NetConn() (conn net.Conn, read []byte)
 }
 
-// upgraded is the connection after 101 Switching Protocols.
+// upgraded implements Upgraded.
 type upgraded struct {
 	conn        net.Conn
-	releaseSlot func() // gives up the place among the open connections
+	releaseSlot func() // of the host
 	once        sync.Once
-	read        []byte
+	read        []byte // not yet returned by Read
 	closeErr    error
 }
 
@@ -62,7 +63,8 @@ func (u *upgraded) Close() error {
 	return u.closeErr
 }
 
-// CloseWrite ends what is sent, if the connection can: TCP and TLS can.
+// CloseWrite closes the sending side of the connection. TCP, Unix sockets and TLS support it. For other
+// connections it returns errors.ErrUnsupported.
 func (u *upgraded) CloseWrite() error {
 	if half, ok := u.conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
