@@ -380,6 +380,7 @@ func (c *pooledConn) wasDead() bool { return c != nil && c.reused.Load() && !c.a
 func (a *attempt) answer(res *http.Response, body *replay) {
 	a.answered = true
 	a.status = res.StatusCode
+	a.span.answered(res)
 	if grpcmeta.Is(res.Header) {
 		if a.grpc = grpcmeta.StatusIn(res.Header, ""); len(res.Header["Grpc-Status"]) == 0 {
 			a.trailer = &res.Trailer

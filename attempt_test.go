@@ -422,3 +422,22 @@ func TestUpstreamHeadersAsTimeRunsOut(t *testing.T) {
 		}
 	})
 }
+
+// TestAttemptSpanVersion: an attempt's span has the version of HTTP that the target answered with.
+func TestAttemptSpanVersion(t *testing.T) {
+	for behind, want := range map[string]string{http1: "1.1", http2: "2", h2c: "2"} {
+		t.Run(behind, func(t *testing.T) {
+			tel := new(gatewaytest.Telemetry)
+			up := newTarget(t, behind, httptest.NewUnstartedServer(http.NotFoundHandler()), gateway.TransportOptions{}, gateway.UpstreamOptions{})
+			ask := gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel})(gateway.Proxy(up, nil))
+			ask.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+			spans := tel.Spans()
+			if len(spans) != 2 {
+				t.Fatalf("%d spans", len(spans))
+			}
+			if v, _ := spans[0].Attributes.Value("network.protocol.version"); v.AsString() != want {
+				t.Errorf("got %q, want %q", v.AsString(), want)
+			}
+		})
+	}
+}

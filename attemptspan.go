@@ -112,6 +112,13 @@ func (s attemptSpan) circuitMoved(t *ticket) {
 	}
 }
 
+// answered notes which version of HTTP the target speaks.
+func (s attemptSpan) answered(res *http.Response) {
+	if s.Span != nil && res.ProtoMajor > 0 { // a RoundTripper need not set it
+		s.SetAttributes(attribute.String("network.protocol.version", protocolVersion(res.ProtoMajor, res.ProtoMinor)))
+	}
+}
+
 // finish ends the span with the attempt's result. In OpenTelemetry's conventions for client spans, a 4xx is
 // an error as well.
 func (s attemptSpan) finish(status int, res result) {

@@ -292,7 +292,7 @@ func describeRequest(span trace.Span, r *http.Request) {
 	span.SetAttributes(
 		attribute.String("url.path", exportable(r.URL.Path)),
 		attribute.String("url.scheme", scheme(r)),
-		attribute.String("network.protocol.version", protocolVersion(r)),
+		attribute.String("network.protocol.version", protocolVersion(r.ProtoMajor, r.ProtoMinor)),
 	)
 	if _, client := clientText(r); client != "" {
 		span.SetAttributes(attribute.String("client.address", client))
@@ -409,7 +409,7 @@ func (o *observer) finish(ex *exchange, rw *responseWriter, r *http.Request, spa
 	ex.mu.Unlock()
 	if ctx := r.Context(); o.duration.Enabled(ctx) {
 		o.duration.Record(ctx, measured.Seconds(), o.labels.Options(serverLabels{
-			method: telemetry.Method(r.Method), route: s.route(), routeName: s.routeName, scheme: scheme(r), version: protocolVersion(r),
+			method: telemetry.Method(r.Method), route: s.route(), routeName: s.routeName, scheme: scheme(r), version: protocolVersion(r.ProtoMajor, r.ProtoMinor),
 			status: s.status, outcome: s.outcome,
 		})...)
 	}
@@ -491,14 +491,14 @@ func scheme(r *http.Request) string {
 	return "http"
 }
 
-// protocolVersion returns the value of network.protocol.version.
-func protocolVersion(r *http.Request) string {
+// protocolVersion returns the value of network.protocol.version for a version of HTTP.
+func protocolVersion(major, minor int) string {
 	switch {
-	case r.ProtoMajor == 1 && r.ProtoMinor == 1:
+	case major == 1 && minor == 1:
 		return "1.1"
-	case r.ProtoMajor == 2:
+	case major == 2:
 		return "2"
-	case r.ProtoMajor == 3:
+	case major == 3:
 		return "3"
 	}
 	return "1.0"
