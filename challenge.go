@@ -8,15 +8,15 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// badCredentials is an error that wraps ErrUnauthenticated. Its text is the reason, for the log, and must not
-// contain anything that the caller sent.
+// badCredentials is an error that wraps ErrUnauthenticated. Its text is the reason, for the log. The text
+// must not contain anything that the caller sent.
 type badCredentials string
 
 func (e badCredentials) Error() string { return ErrUnauthenticated.Error() + ": " + string(e) }
 func (e badCredentials) Unwrap() error { return ErrUnauthenticated }
 
-// errNotJWS is the error for a token that is not of a JWT's kind. For an Authenticator that is asked next,
-// it means that there were no credentials. If nobody is, the credentials are bad.
+// errNotJWS is the error of a JWT for a token that is not a signed JWT. FirstOf then calls the next
+// Authenticator. If there is none, the credentials are bad.
 var errNotJWS error = notJWS{}
 
 type notJWS struct{}
@@ -24,13 +24,13 @@ type notJWS struct{}
 func (notJWS) Error() string   { return ErrUnauthenticated.Error() + ": the token is not a JWT" }
 func (notJWS) Unwrap() []error { return []error{ErrUnauthenticated, ErrNoCredentials} }
 
-// isNoCredentials reports whether err means that the request has no credentials at all, and not that it has
-// some that no Authenticator knows.
+// isNoCredentials reports whether err means that the request has no credentials at all. It returns false if
+// the request has credentials that no Authenticator knows.
 func isNoCredentials(err error) bool {
 	return errors.Is(err, ErrNoCredentials) && !errors.Is(err, ErrUnauthenticated)
 }
 
-// credentialError wraps ErrUnauthenticated and says what the client is told about it.
+// credentialError wraps ErrUnauthenticated. It has the parameters of the challenge for the client.
 type credentialError struct {
 	err         error  // for the log; wraps ErrUnauthenticated
 	code        string // of the challenge (RFC 6750 section 3.1, RFC 9449 section 12.2)
@@ -42,26 +42,26 @@ type credentialError struct {
 func (e *credentialError) Error() string { return e.err.Error() }
 func (e *credentialError) Unwrap() error { return e.err }
 
-// The codes of a challenge.
+// The values of the parameter error in a challenge.
 const (
 	codeInvalidToken = "invalid_token"
 	codeInvalidProof = "invalid_dpop_proof"
 	codeUseNonce     = "use_dpop_nonce"
 )
 
-// errExpired tells the client of a token that is valid but for its age that it needs a new one.
+// errExpired returns the error for a token that is valid except that it has expired. Its challenge tells the
+// client so.
 func errExpired(reason error) error {
 	return &credentialError{err: reason, code: codeInvalidToken, description: "The access token expired"}
 }
 
-// dpopAccepter is an Authenticator that knows whether it accepts DPoP-bound tokens, and whether it accepts
-// others.
+// dpopAccepter is implemented by an Authenticator that accepts DPoP-bound tokens, or contains one that does.
 type dpopAccepter interface {
 	acceptsDPoP() (dpop, bearer bool)
 }
 
-// acceptsDPoP reports which schemes a accepts. An Authenticator that does not know accepts bearer tokens, as
-// far as the challenge is concerned.
+// acceptsDPoP reports for which schemes to send a challenge: DPoP, Bearer or both. It is Bearer for an
+// Authenticator that is not a dpopAccepter.
 func acceptsDPoP(a Authenticator) (dpop, bearer bool) {
 	if d, ok := a.(dpopAccepter); ok {
 		return d.acceptsDPoP()
@@ -73,7 +73,8 @@ func acceptsDPoP(a Authenticator) (dpop, bearer bool) {
 // 7.1, RFC 9728 section 5.1).
 type challenges struct {
 	realm, metadata string      // parameters; "" for none
-	none, invalid   http.Header // without credentials, and with bad ones about which nothing is told
+	none            http.Header // for a request without credentials
+	invalid         http.Header // for bad credentials, without a description of what is wrong
 }
 
 func newChallenges(who string, o *AuthOptions, a Authenticator) *challenges {
@@ -101,7 +102,7 @@ func newChallenges(who string, o *AuthOptions, a Authenticator) *challenges {
 
 const fieldChallenge = "Www-Authenticate"
 
-// text returns one challenge. params are names and values. Those that are "" are left out.
+// text returns one challenge. params alternates names and values. A parameter whose value is "" is left out.
 func (c *challenges) text(scheme string, params ...string) string {
 	all := append(append([]string{"realm", c.realm}, params...), "resource_metadata", c.metadata)
 	var b strings.Builder
@@ -118,16 +119,16 @@ func (c *challenges) text(scheme string, params ...string) string {
 	return b.String()
 }
 
-// refusal adds the challenge to an error that is answered with 401. An *Error that has another status, or a
-// challenge of its own, is returned unchanged.
+// refusal adds the challenge to an error that is answered with 401. An *Error with another status or with its
+// own challenge is returned unchanged.
 func (c *challenges) refusal(err error) error {
 	var e *Error
-	var told *credentialError
+	var detailed *credentialError
 	switch {
 	case errors.As(err, &e) && (e.status() != http.StatusUnauthorized || e.Header.Get("WWW-Authenticate") != ""):
 		return err
-	case errors.As(err, &told):
-		return &Error{Status: http.StatusUnauthorized, Header: c.header(told), Err: err}
+	case errors.As(err, &detailed):
+		return &Error{Status: http.StatusUnauthorized, Header: c.header(detailed), Err: err}
 	case isNoCredentials(err):
 		return &Error{Status: http.StatusUnauthorized, Header: c.none, Err: err}
 	case errors.Is(err, ErrUnauthenticated), e != nil:

@@ -49,9 +49,9 @@ type CircuitOptions struct {
 	Ratio       float64       // share of failures in Window that also opens the circuit, at most 1; 0 means none
 	MinRequests int           // least number of requests in Window for Ratio to apply; 0 means 20
 	Window      time.Duration // length of the rolling window, which advances in 20 steps; 0 means 10s
-	SlowCall    time.Duration // a call that takes longer to the response header is a failure; the time in which the client sends its body does not count; 0 means none
+	SlowCall    time.Duration // a call is a failure if its response header takes longer, without the time in which the client sends its body; 0 means none
 	OpenFor     time.Duration // how long the circuit stays open; 0 means 10s
-	Probes      int           // number of successes that closes a half-open circuit, and most probes in flight; 0 means 1
+	Probes      int           // number of successes that closes a half-open circuit, and largest number of probes in flight; 0 means 1
 
 	// IsFailure reports whether an outcome counts as a failure. An outcome for which it returns false counts
 	// as a success. It is not called for neutral outcomes (see Circuit). It is called a second time, with
@@ -63,11 +63,11 @@ type CircuitOptions struct {
 	// the upstream does not implement.
 	IsFailure func(o Outcome, status int) bool
 
-	// Meter provides two counters: gateway.circuit.changes, with the attributes gateway.circuit.name and
-	// gateway.circuit.state (the state that was entered), and gateway.circuit.refusals, with the name. The
-	// gauge gateway.circuit.state, with the name, is 0 while the circuit is closed, 1 half-open and 2 open;
-	// it follows changes, and an open circuit turns half-open at the first request after its time. Nil means
-	// otel.GetMeterProvider().
+	// Meter provides three metrics with the attribute gateway.circuit.name. The counter
+	// gateway.circuit.changes also has gateway.circuit.state, the new state. The counter
+	// gateway.circuit.refusals counts refused requests. The gauge gateway.circuit.state is 0 while the
+	// circuit is closed, 1 while it is half-open and 2 while it is open. It is still 2 after OpenFor until
+	// the next request turns the circuit half-open. Nil means otel.GetMeterProvider().
 	Meter metric.MeterProvider
 }
 
@@ -141,33 +141,34 @@ type Circuit struct {
 	name string
 	o    CircuitOptions
 
-	// period is the present period. It is replaced under mu at each change of state. Allow and State read it
+	// period is the current period. It is replaced under mu at each change of state. Allow and State read it
 	// without a lock.
 	period atomic.Pointer[period]
 
-	// mu guards the fields of the machine and of the present period. No callback runs while it is held.
+	// mu guards the machine and the fields of the current period. No callback of a user runs while it is
+	// held.
 	mu sync.Mutex
 
-	// machine is the state machine of half-open and open. While the circuit is closed, no result is reported
-	// to it, because its counts cannot take back a success. Its own open time is a nanosecond: the time that
-	// counts is period.until, which is checked first.
+	// machine makes the changes of state. While the circuit is closed, no result is reported to it, because
+	// its counts cannot take back a success. Its own open time is a nanosecond: period.until decides instead,
+	// and is checked before the machine is called.
 	machine *gobreaker.TwoStepCircuitBreaker[struct{}]
-	opening opening // how long the next opening lasts, and why
+	opening opening // the next opening
 
 	tickets atomic.Pointer[ticketSlab]
 
-	busy    *refusal // of a half-open circuit whose places for probes are all taken
+	busy    *refusal // the error while the circuit is half-open with all its probes in flight
 	news    circuitNews
 	metrics circuitMetrics
 }
 
-// opening is what Circuit.moved needs to know of the opening that it is called for.
+// opening describes an opening of the circuit. stateChanged reads it.
 type opening struct {
-	d       time.Duration
-	tripped bool
+	d       time.Duration // how long the circuit stays open
+	tripped bool          // caused by Trip
 }
 
-// The results of probes that did not succeed, for gobreaker.
+// The errors that tell gobreaker of probes that did not succeed.
 var (
 	errProbeFailed  = errors.New("gateway: probe failed")
 	errProbeNeutral = errors.New("gateway: probe had a neutral outcome")
@@ -247,13 +248,13 @@ func (c *Circuit) Allow() (done func(o Outcome, status int), err error) {
 	if err != nil {
 		return nil, err
 	}
-	held := c.newTicket() // not &t: then t would be on the heap, and a refusal would allocate too
+	held := c.newTicket() // with &t instead, t would be on the heap, and a refusal would allocate as well
 	*held = t
 	return held.done, nil
 }
 
-// newTicket returns a ticket to be held by the function that Allow returns. Tickets are made sixteen at a
-// time, and never used again: the function may be called late.
+// newTicket returns a ticket for the function that Allow returns. It allocates sixteen tickets at a time. A
+// ticket is never reused, since the function may be called much later.
 func (c *Circuit) newTicket() *ticket {
 	for {
 		s := c.tickets.Load()
@@ -268,12 +269,12 @@ func (c *Circuit) newTicket() *ticket {
 
 // ticketSlab holds tickets for Allow.
 type ticketSlab struct {
-	used    atomic.Uint32 // how many were taken; it may exceed their number
+	used    atomic.Uint32 // number of tickets taken; may exceed len(tickets)
 	tickets [16]ticket
 }
 
-// allow is Allow for this package. While the circuit is closed or open, it does not allocate. The ticket must
-// not be copied after its done has been called.
+// allow is like Allow, and returns a ticket instead of a function. While the circuit is closed or open, it
+// does not allocate. The ticket must not be copied after a call of its done.
 func (c *Circuit) allow() (ticket, error) {
 	p := c.period.Load()
 	if p.state == CircuitClosed {
@@ -314,8 +315,8 @@ func (c *Circuit) pass(p *period) ticket {
 	return t
 }
 
-// probe returns a ticket for a request to a half-open circuit, or a zero one if no place is free. The caller
-// holds mu.
+// probe returns a ticket for a request to a half-open circuit, or a zero ticket if all probes are in flight.
+// The caller holds mu.
 func (c *Circuit) probe(p *period) ticket {
 	now := time.Now()
 	p.freeHung(now, c.o.OpenFor)
@@ -332,11 +333,11 @@ func (c *Circuit) probe(p *period) ticket {
 	return ticket{circuit: c, period: p, start: now, probe: pr}
 }
 
-// halfOpenIfDue turns an open circuit half-open if its time is over, and returns the present period. The
+// halfOpenIfDue turns an open circuit half-open if its time is over, and returns the current period. The
 // caller holds mu.
 func (c *Circuit) halfOpenIfDue() *period {
 	if c.period.Load().isDue() {
-		c.machine.State() // notices that its own open time is over, and calls moved
+		c.machine.State() // its own open time is over as well, so it calls stateChanged
 	}
 	return c.period.Load()
 }
@@ -364,18 +365,17 @@ func (c *Circuit) Trip(d time.Duration) {
 	c.news.deliver(&c.metrics)
 }
 
-// open opens the circuit, whose present period is p: the machine opens when a call fails that it has let
-// through. The caller holds mu.
+// open opens the circuit, whose current period is p. The machine opens when a call that it has allowed fails,
+// so open reports a failed call. The caller holds mu.
 func (c *Circuit) open(p *period) {
 	report, err := c.machine.Allow()
 	if err != nil {
-		report = p.report // the circuit is half-open, and every place is taken
+		report = p.report // the circuit is half-open with all its probes in flight
 	}
 	report(errProbeFailed)
 }
 
-// stateChanged is called by gobreaker when its state has changed. Every use of the machine is under mu, and
-// so is stateChanged.
+// stateChanged is called by gobreaker when its state has changed. mu is held, as in every use of the machine.
 func (c *Circuit) stateChanged(_ string, from, to gobreaker.State) {
 	now := time.Now()
 	change := CircuitChange{Circuit: c.name, At: now, From: circuitState(from), To: circuitState(to)}
@@ -409,8 +409,8 @@ func (c *Circuit) openPeriod(until time.Time) *period {
 	return &period{state: CircuitOpen, until: until, refusal: &refusal{circuit: c.name, until: until}}
 }
 
-// count counts the result v of a call, which has the ticket t of the present period. With late, the
-// result may take back a success of the same call. The caller holds mu.
+// count counts the result v of the call with the ticket t, which is of the current period. If late is true, a
+// failure takes back the success that the same call reported earlier. The caller holds mu.
 func (c *Circuit) count(t *ticket, v verdict, late bool, now time.Time) {
 	cut := false
 	switch {
@@ -435,8 +435,8 @@ func (c *Circuit) count(t *ticket, v verdict, late bool, now time.Time) {
 	}
 }
 
-// countClosed counts a result in the closed period of t and opens the circuit when that is one failure too
-// many. With cut, the failure is that of a call whose success was counted earlier.
+// countClosed counts a result in the closed period of t. It opens the circuit if there are too many failures.
+// If cut is true, the call failed after its success was counted.
 func (c *Circuit) countClosed(t *ticket, v verdict, cut bool, now time.Time) {
 	p := t.period
 	switch {
@@ -472,19 +472,19 @@ func (c *Circuit) countClosed(t *ticket, v verdict, cut bool, now time.Time) {
 	}
 }
 
-// refusal is the error for requests that a circuit does not let pass. Each opening has one refusal, which all
-// its refused requests share.
+// refusal is the error for requests that a circuit does not let pass. All requests that are refused in one
+// period share it.
 type refusal struct {
 	circuit string
-	until   time.Time     // zero: ask again after wait
-	wait    time.Duration // short, since a probe may end at any moment
+	until   time.Time     // when the circuit turns half-open; zero if it already is
+	wait    time.Duration // the Retry-After if until is zero; short, since a probe may end at any moment
 }
 
 func (r *refusal) Error() string { return ErrCircuitOpen.Error() + ": " + r.circuit }
 func (r *refusal) Unwrap() error { return ErrCircuitOpen }
 
-// finished is finish for a refusal, without the search through the chain of errors: an open circuit may write
-// a flood of them.
+// finished does what finish does, without a search through the chain of errors: an open circuit may refuse
+// very many requests.
 func (r *refusal) finished() *Error {
 	const status = http.StatusServiceUnavailable
 	return &Error{
@@ -493,8 +493,9 @@ func (r *refusal) finished() *Error {
 	}
 }
 
-// retryAfter returns the time until the circuit is half-open, in whole seconds as Retry-After has them, and
-// up to a tenth more: clients that were refused at the same moment shall not all return at the same moment.
+// retryAfter returns the time until the circuit is half-open, rounded up to whole seconds, as Retry-After
+// needs them. It adds up to a tenth at random, so that clients that were refused at the same moment do not
+// all return at the same moment.
 func (r *refusal) retryAfter() time.Duration {
 	if r.until.IsZero() {
 		return r.wait
@@ -504,7 +505,7 @@ func (r *refusal) retryAfter() time.Duration {
 	return wait + rand.N(wait/10/time.Second+1)*time.Second
 }
 
-// circuitMetrics holds a circuit's instruments, and their attributes ready for use.
+// circuitMetrics holds a circuit's instruments and their attributes, which are made only once.
 type circuitMetrics struct {
 	state      metric.Int64Gauge
 	stateAttr  []metric.RecordOption

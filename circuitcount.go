@@ -9,21 +9,22 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/streak"
 )
 
-// period is the time between two changes of a circuit's state. Its counts end with it. When Trip prolongs an
+// period is the time between two changes of a circuit's state. Each period counts anew. When Trip prolongs an
 // opening, a new period begins as well.
 type period struct {
 	state   CircuitState
-	until   time.Time // open: the earliest half-open
-	refusal *refusal  // the error for requests that do not pass; nil when closed
+	until   time.Time // of an open period: when the circuit may turn half-open
+	refusal *refusal  // the error for requests that do not pass; nil in a closed period
 
 	// The fields below are guarded by the circuit's mu.
 
-	// closed:
+	// Of a closed period.
 	failures streak.Streak
 	window   rolling.Window[callCounts]
 
-	probes []*probe    // half-open: those in flight, oldest first
-	report func(error) // half-open: of some probe; gobreaker accepts more than one report from each
+	// Of a half-open period.
+	probes []*probe    // those in flight, oldest first
+	report func(error) // reports the result of some probe; gobreaker accepts several reports for each
 }
 
 // isDue reports whether p is an opening whose time is over.
@@ -39,14 +40,14 @@ type probe struct {
 	freed  bool       // it no longer counts as in flight
 }
 
-// clientWait measures how long a call waits for the rest of its client's body. That time is not the
+// clientWait measures how long a call waits for its client to send the body. That time does not count as the
 // upstream's.
 type clientWait interface {
 	clientTime() time.Duration
 	stalled() bool
 }
 
-// freeHung stops counting as in flight the probes that began longest ago or earlier.
+// freeHung makes room for new probes: probes that have run for longest or more no longer count as in flight.
 func (p *period) freeHung(now time.Time, longest time.Duration) {
 	for len(p.probes) > 0 && now.Sub(p.probes[0].start) >= longest {
 		p.probes[0].report(errProbeNeutral)
@@ -55,8 +56,9 @@ func (p *period) freeHung(now time.Time, longest time.Duration) {
 	}
 }
 
-// freeStalled stops counting as in flight a probe that waits for its client, if there is one. Otherwise one
-// client that stalls would keep everybody else out. It reports whether there was one.
+// freeStalled makes room for a new probe if a probe waits for a client that has stopped sending its body:
+// that probe no longer counts as in flight. Otherwise one such client would keep the circuit half-open. It
+// reports whether it found such a probe.
 func (p *period) freeStalled() bool {
 	for i, pr := range p.probes {
 		if pr.client != nil && pr.client.stalled() {
@@ -86,7 +88,7 @@ func (p *period) probeEnded(pr *probe, v verdict) {
 	}
 }
 
-// callCounts is what one slot of the window holds.
+// callCounts is the content of one slot of the window.
 type callCounts struct{ requests, failures int }
 
 func (n callCounts) Plus(m callCounts) callCounts {
@@ -97,7 +99,7 @@ func (n callCounts) Minus(m callCounts) callCounts {
 	return callCounts{n.requests - m.requests, n.failures - m.failures}
 }
 
-// countedSuccess is what a closed period must know of a success in order to take it back.
+// countedSuccess holds what a closed period needs to take a success back.
 type countedSuccess struct {
 	streak.Success
 	slot int64 // of the window
@@ -107,9 +109,9 @@ type countedSuccess struct {
 type ticket struct {
 	circuit *Circuit
 	period  *period
-	start   time.Time  // zero if the circuit does not need it
+	start   time.Time  // when the call began; zero if the circuit does not measure time
 	probe   *probe     // nil in a closed period
-	client  clientWait // nil if the circuit does not need it, or there is no body to wait for
+	client  clientWait // nil if the circuit does not measure time, or if the request has no body
 
 	// The fields below are guarded by the circuit's mu.
 
@@ -117,16 +119,16 @@ type ticket struct {
 	success countedSuccess // in a closed period, once stage is stageBegun
 }
 
-// stage is how far a call has come.
+// stage tells which results of a call are still counted.
 type stage uint8
 
 const (
-	stagePending stage = iota // no result was counted
-	stageBegun                // a success was counted, which can still be taken back
+	stagePending stage = iota // no result was counted yet
+	stageBegun                // a success was counted; a failure can still take it back
 	stageOver                 // further results are ignored
 )
 
-// verdict is how a circuit judges the outcome of a call.
+// verdict is a circuit's judgment of the outcome of a call.
 type verdict uint8
 
 const (
@@ -135,8 +137,8 @@ const (
 	verdictFailure
 )
 
-// verdict judges an outcome. It asks IsFailure, whose panic must not keep a probe's place or a request
-// pending.
+// verdict judges an outcome. It recovers a panic of IsFailure, after which the ticket must still be reported:
+// otherwise a probe would stay in flight.
 func (c *Circuit) verdict(o Outcome, status int) (v verdict) {
 	if isNeutral(o) {
 		return verdictNeutral
@@ -153,7 +155,7 @@ func (c *Circuit) verdict(o Outcome, status int) (v verdict) {
 	return verdictSuccess
 }
 
-// watch makes the circuit leave out the time in which the call waits for its client.
+// watch makes the circuit subtract the time in which the call waits for its client, as client measures it.
 func (t *ticket) watch(client clientWait) {
 	if !t.needsClient() {
 		return
@@ -166,12 +168,12 @@ func (t *ticket) watch(client clientWait) {
 	}
 }
 
-// needsClient reports whether it matters to the circuit how long the call waits for its client.
+// needsClient reports whether the circuit needs to know how long the call waits for its client.
 func (t *ticket) needsClient() bool {
 	return t.circuit != nil && (t.probe != nil || t.circuit.o.SlowCall > 0)
 }
 
-// upstreamTime returns how long the upstream had the call.
+// upstreamTime returns how long the call has taken, without the time in which it waited for its client.
 func (t *ticket) upstreamTime(now time.Time) time.Duration {
 	d := now.Sub(t.start)
 	if t.client != nil {
@@ -183,12 +185,12 @@ func (t *ticket) upstreamTime(now time.Time) time.Duration {
 // done is the function that Allow returns.
 func (t *ticket) done(o Outcome, status int) { t.report(o, status, o == OutcomeAborted) }
 
-// correct takes back a success that was reported at the response headers, and counts a failure instead, if
-// the outcome is one. The outcome need not be OutcomeAborted, as it must in done: the status of a gRPC call
-// comes last.
+// correct reports the result at the end of a response. If o is a failure, it replaces the success that was
+// reported for the response header. Unlike in done, any failure does that, not only OutcomeAborted: the
+// status of a gRPC call arrives at the end.
 func (t *ticket) correct(o Outcome, status int) { t.report(o, status, true) }
 
-// report counts a result. late permits to take back the success that was reported before.
+// report counts a result. If late is true, a failure replaces the success that was reported before.
 func (t *ticket) report(o Outcome, status int, late bool) {
 	c := t.circuit
 	if c == nil {

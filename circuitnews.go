@@ -13,37 +13,37 @@ type CircuitChange struct {
 	Circuit  string // the circuit's name
 	At       time.Time
 	From, To CircuitState
-	Until    time.Time // when open: the earliest half-open; Trip may prolong it without another change
+	Until    time.Time // if To is CircuitOpen, when the circuit may turn half-open; Trip may prolong it without another change
 	Tripped  bool      // opened by Trip and not by failures
 }
 
 const (
-	keptChanges   = 32   // returned by Changes
-	queuedChanges = 1024 // that can wait for a watcher
+	keptChanges   = 32   // number of changes that Changes returns
+	queuedChanges = 1024 // number of changes that can wait for a watcher
 )
 
 // circuitNews keeps the last changes of a circuit and delivers each of them to the watchers. The zero value
 // is ready for use.
 //
-// add may be called with the circuit's mutex held, so add never calls a watcher. deliver does, with no lock
-// held.
+// add may be called with the circuit's mutex held, so it never calls a watcher. deliver calls the watchers,
+// with no lock held.
 type circuitNews struct {
 	mu         sync.Mutex
-	kept       []CircuitChange // the last keptChanges
-	queue      []CircuitChange // those that deliver has not taken yet
-	serial     uint64          // of the last change
+	kept       []CircuitChange // the last changes, at most keptChanges
+	queue      []CircuitChange // changes that deliver has not taken yet
+	serial     uint64          // number of the last change
 	watchers   []*circuitWatcher
-	delivering bool // some goroutine is in deliver's loop
+	delivering bool // a goroutine is in deliver's loop
 }
 
 // circuitWatcher is one call of Watch.
 type circuitWatcher struct {
 	f       func(CircuitChange)
-	after   uint64 // serial of the last change before Watch was called
+	after   uint64 // number of the last change before Watch was called
 	stopped atomic.Bool
 }
 
-// add appends a change. When the queue is full, its oldest change is lost to the watchers.
+// add appends a change. If the queue is full, the watchers never get its oldest change.
 func (n *circuitNews) add(change CircuitChange) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -65,12 +65,12 @@ func (n *circuitNews) recent() []CircuitChange {
 	return slices.Clone(n.kept)
 }
 
-// watch has deliver call f for every change that is added from now on, until stop is called.
+// watch registers f for every change that is added from now on, until stop is called.
 func (n *circuitNews) watch(f func(CircuitChange)) (stop func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	w := &circuitWatcher{f: f, after: n.serial}
-	// The list is replaced and never changed, because deliver reads it without the lock.
+	// The slice is replaced and never modified, because deliver reads it without the lock.
 	n.watchers = append(slices.Clip(n.watchers), w)
 	return func() {
 		w.stopped.Store(true)
@@ -80,8 +80,9 @@ func (n *circuitNews) watch(f func(CircuitChange)) (stop func()) {
 	}
 }
 
-// deliver counts the queued changes in m and passes them to the watchers. It returns at once if another
-// goroutine does so already, or this one further up its stack: that call delivers them.
+// deliver counts the queued changes in m and passes them to the watchers. It returns at once if another call
+// of deliver is in progress, which delivers them as well. That call may be on the same goroutine, if a
+// watcher uses the circuit.
 func (n *circuitNews) deliver(m *circuitMetrics) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -100,8 +101,8 @@ func (n *circuitNews) deliver(m *circuitMetrics) {
 	}
 }
 
-// deliverOne is called with mu held. It releases mu while the watchers run, and locks it again however they
-// end: one may call runtime.Goexit.
+// deliverOne is called with mu held. It releases mu while the watchers run. It locks mu again even if a
+// watcher calls runtime.Goexit.
 func (n *circuitNews) deliverOne(change CircuitChange, serial uint64, m *circuitMetrics) {
 	watchers := n.watchers
 	n.mu.Unlock()

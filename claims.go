@@ -16,9 +16,9 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/jose"
 )
 
-// claims are what a token or the answer of an introspection endpoint says. A claim that is null is absent.
-// claims implements jwt.Claims for the validator. A claim that is present but has the wrong type is an
-// error.
+// claims are the claims of a token, or the members of an introspection endpoint's answer. A claim that is
+// null counts as absent. A claim of the wrong type is an error. claims implements jwt.Claims, for the
+// validator of golang-jwt.
 type claims map[string]any
 
 var errClaimType = errors.New("claim of a wrong type")
@@ -50,7 +50,7 @@ func (c claims) GetAudience() (jwt.ClaimStrings, error) {
 	return nil, errClaimType
 }
 
-// text returns a claim that is a string, "" when it is absent.
+// text returns a claim that is a string. It returns "" if the claim is absent.
 func (c claims) text(name string) (string, error) {
 	v := claimAt(c, name)
 	s, ok := v.(string)
@@ -60,8 +60,8 @@ func (c claims) text(name string) (string, error) {
 	return s, nil
 }
 
-// date returns a claim that is a NumericDate (RFC 7519 section 2) in the years 1970 to 9999, nil when it is
-// absent.
+// date returns a claim that is a NumericDate (RFC 7519 section 2) in the years 1970 to 9999. It returns nil
+// if the claim is absent.
 func (c claims) date(name string) (*jwt.NumericDate, error) {
 	v := c[name]
 	if v == nil {
@@ -80,14 +80,14 @@ func (c claims) date(name string) (*jwt.NumericDate, error) {
 	return &jwt.NumericDate{Time: time.Unix(int64(sec), int64(frac*1e9))}, nil
 }
 
-// Validate checks what the validator does not check itself. The validator calls it last.
+// Validate checks that sub is a string, which the validator does not check. The validator calls it last.
 func (c claims) Validate() error {
 	_, err := c.text("sub")
 	return err
 }
 
-// identity returns the Identity that valid claims describe. The Subject comes from the first claim of
-// subject that is not empty; nil means sub.
+// identity returns the Identity of valid claims. subject names claims: the first that is not empty is the
+// Subject. A nil subject means sub.
 func (c claims) identity(subject []string) (*Identity, error) {
 	id := &Identity{Claims: c}
 	if subject == nil {
@@ -114,8 +114,8 @@ func (c claims) identity(subject []string) (*Identity, error) {
 	return id, nil
 }
 
-// scopesOf reads scopes from a string with spaces between them (RFC 8693 section 4.2), or from a list, which
-// some issuers send. It skips what is not a scope.
+// scopesOf reads scopes from a string, separated by spaces (RFC 8693 section 4.2), or from a list, which some
+// issuers send. It skips invalid scopes.
 func scopesOf(v any) []string {
 	var list []string
 	switch v := v.(type) {
@@ -135,18 +135,18 @@ func scopesOf(v any) []string {
 	return list
 }
 
-// tokenUse is what a token is for, as far as it can be told.
+// tokenUse is the kind of a token, by its use.
 type tokenUse int
 
 const (
 	useUnknown tokenUse = iota
-	useAccess           // for an API
-	useID               // for the client that the user logged in to (OpenID Connect Core 1.0 section 2)
-	useOther            // for the provider itself, or for nobody: a refresh token, a logout token, a proof
+	useAccess           // an access token: for an API
+	useID               // an ID token: for the client that the user logged in to (OpenID Connect Core 1.0 section 2)
+	useOther            // another token that is not for an API: a refresh token, a logout token, a DPoP proof
 )
 
-// use tells an access token from the other tokens that an issuer signs with the same key for the same
-// audience. What the issuer calls a token counts before what it looks like.
+// use distinguishes an access token from other tokens that an issuer may sign with the same key for the same
+// audience. A kind that the issuer declares has precedence over claims that are typical of a kind.
 func (c claims) use(header jose.Header) tokenUse {
 	for _, typ := range []string{"logout+jwt", "secevent+jwt", "dpop+jwt", "token-introspection+jwt"} {
 		if header.HasType(typ) {
@@ -161,9 +161,9 @@ func (c claims) use(header jose.Header) tokenUse {
 	case declared == useOther, declared == useID:
 		return declared
 	case c["at_hash"] != nil, c["c_hash"] != nil:
-		return useID // they are hashes of what is issued together with an ID token
+		return useID // only an ID token has a hash of the access token or code that was issued with it
 	case declared == useUnknown && c["nonce"] != nil:
-		return useID // it repeats the one of the client's authentication request
+		return useID // an ID token repeats the nonce of the client's authentication request
 	}
 	if events, _ := c["events"].(map[string]any); events["http://schemas.openid.net/event/backchannel-logout"] != nil {
 		return useOther
@@ -171,8 +171,8 @@ func (c claims) use(header jose.Header) tokenUse {
 	return declared
 }
 
-// declaredUse is what the issuer calls a token: in Keycloak's claim typ, or in token_use of Cognito and
-// Hydra.
+// declaredUse returns the kind of token that the issuer declares: Keycloak in the claim typ, Cognito and
+// Hydra in token_use or token_type.
 func (c claims) declaredUse() tokenUse {
 	declared := useUnknown
 	for _, name := range []string{"typ", "token_use", "token_type"} {
@@ -188,10 +188,10 @@ func (c claims) declaredUse() tokenUse {
 	return declared
 }
 
-// claimAt returns the value that name leads to, nil for none. name is the name of a claim or a path of names
-// with dots between them, such as "realm_access.roles". Names may have dots themselves, as in
-// "https://acme.example/roles": at each object, the longest beginning of the path that is the name of a
-// member counts.
+// claimAt returns the value of the claim name, or nil if there is none. name is the name of a claim, or a
+// path of names joined by dots, such as "realm_access.roles". A name may contain dots, as in
+// "https://acme.example/roles". So in each object, the longest prefix of the path that is a member's name is
+// used.
 func claimAt(object map[string]any, name string) any {
 	if v, ok := object[name]; ok {
 		return v
@@ -205,8 +205,8 @@ func claimAt(object map[string]any, name string) any {
 	return nil
 }
 
-// claimOf returns a claim of id, by its name or path. The claims that Identity has fields for come from
-// there. It is nil for an absent claim.
+// claimOf returns a claim of id, by its name or path, or nil if it is absent. sub, iss, aud and scope come
+// from the fields of id.
 func claimOf(id *Identity, claim string) any {
 	switch claim {
 	case "sub":
@@ -221,9 +221,10 @@ func claimOf(id *Identity, claim string) any {
 	return claimAt(id.Claims, claim)
 }
 
-// claimText formats a claim as a field value: a string as it is, a number as it was written in the token,
-// true or false, and a list as its elements with commas between them. It returns false when the claim is
-// absent, empty, an object, a list with an object or a list in it, or not a valid field value.
+// claimText formats a claim as a field value. A string is not changed, a number is written as in the token, a
+// boolean is "true" or "false", and a list is its elements joined by commas. claimText returns false if the
+// claim is absent or empty, is an object, is a list that contains an object or a list, or is not a valid
+// field value.
 func claimText(id *Identity, claim string) (string, bool) {
 	var text string
 	switch v := claimOf(id, claim).(type) {
@@ -249,7 +250,7 @@ func claimText(id *Identity, claim string) (string, bool) {
 	return text, httpfield.IsValue(text)
 }
 
-// scalarText returns the text of a claim that is neither a list nor an object. That of null is "".
+// scalarText returns the text of a claim that is neither a list nor an object. The text of null is "".
 func scalarText(v any) (text string, ok bool) {
 	switch v := v.(type) {
 	case nil:
@@ -264,9 +265,10 @@ func scalarText(v any) (text string, ok bool) {
 	return "", false
 }
 
-// appendElement appends an element of a list, after a comma unless it is the first, and percent-encoded (RFC
-// 3986 section 2.1) where it is not visible ASCII, and where it is a comma or a percent sign. So elements
-// with blanks and commas in them stay what they are. An empty element is left out.
+// appendElement appends an element of a list, after a comma unless it is the first. It percent-encodes (RFC
+// 3986 section 2.1) commas, percent signs and everything that is not visible ASCII, so that a reader can
+// restore elements that contain spaces or commas. For example, ["a,b", "c"] becomes "a%2Cb,c". An empty
+// element is left out.
 func appendElement(b []byte, s string) []byte {
 	if s == "" {
 		return b
@@ -285,8 +287,7 @@ func appendElement(b []byte, s string) []byte {
 	return b
 }
 
-// isAbsent reports whether a claim is missing, or has no value: "", an empty list, or a list of nothing but
-// empty ones.
+// isAbsent reports whether a claim is missing or empty: nil, "", an empty list, or a list of empty elements.
 func isAbsent(claim any) bool {
 	switch v := claim.(type) {
 	case nil:

@@ -30,7 +30,7 @@ import (
 // name or a prefix is invalid.
 func TrustProxies(field string, prefixes ...netip.Prefix) Middleware {
 	if !httpfield.IsToken(field) || httpfield.IsHopByHop(http.CanonicalHeaderKey(field)) {
-		panic(fmt.Sprintf("gateway: TrustProxies: %q is no field that can hold an address", field))
+		panic(fmt.Sprintf("gateway: TrustProxies: %q is not a field that can hold an address", field))
 	}
 	t := &trustedProxies{field: http.CanonicalHeaderKey(field), prefixes: newAddrSet("TrustProxies", prefixes)}
 	return func(next http.Handler) http.Handler {
@@ -51,14 +51,15 @@ const (
 	fieldForwarded     = "Forwarded"
 )
 
-// hops is what is known of the connections between the client and this process.
+// hops describes how the request came from the client to this process.
 type hops struct {
 	client   netip.Addr // invalid until ClientAddr or TrustProxies sets it
 	text     string     // client as text; "" until clientText sets it
-	viaProxy bool       // the peer is a trusted proxy, so the field that it writes is used
-	field    string     // that field, in canonical form; "" without TrustProxies
+	viaProxy bool       // the peer is a trusted proxy, so the field is used
+	field    string     // the field that trusted proxies write, in canonical form; "" without TrustProxies
 
-	// What the outermost trusted proxy wrote in Forwarded; "" where it wrote none or another field is read.
+	// What the outermost trusted proxy wrote in Forwarded. "" if it wrote nothing, and if field is another
+	// one.
 	proto, host string
 }
 
@@ -68,7 +69,7 @@ type trustedProxies struct {
 	prefixes addrSet
 }
 
-// find returns how r reached this process.
+// find reads the field of r that trusted proxies write, if the peer is one.
 func (t *trustedProxies) find(r *http.Request) hops {
 	peer := remoteAddr(r)
 	h := hops{client: peer, field: t.field}
@@ -106,8 +107,9 @@ func onUnixSocket(r *http.Request) bool {
 	return ok
 }
 
-// walkBack returns the first address that is not trusted, searching from peer back through the lines in which
-// each proxy recorded the address before it, and the element that holds it.
+// walkBack reads the list of addresses in lines from right to left, beginning after peer. It returns the
+// first address that is not trusted, and its element. For example, with "198.51.100.7, 10.0.0.2", the peer
+// 10.0.0.1 and the prefix 10.0.0.0/8, it returns 198.51.100.7.
 func (t *trustedProxies) walkBack(lines []string, peer netip.Addr, parse func(string) (netip.Addr, bool)) (netip.Addr, string) {
 	found := ""
 	for i := len(lines) - 1; i >= 0; i-- {
@@ -128,8 +130,8 @@ func (t *trustedProxies) walkBack(lines []string, peer netip.Addr, parse func(st
 	return peer, found
 }
 
-// cutLastElement cuts the last element from a comma-separated list. A comma within a quoted string does not
-// separate, and within a quoted string a backslash escapes a quote.
+// cutLastElement cuts the last element from a comma-separated list. A comma in a quoted string does not
+// separate elements. In a quoted string, a backslash escapes a quote.
 func cutLastElement(list string) (rest, last string, more bool) {
 	for i, quoted := len(list)-1, false; i >= 0; i-- {
 		switch {
@@ -143,13 +145,14 @@ func cutLastElement(list string) (rest, last string, more bool) {
 	return "", list, false
 }
 
-// parseForwarded returns the address of "for" in one element of Forwarded (RFC 7239 section 4).
+// parseForwarded returns the address in the pair "for" of one element of Forwarded (RFC 7239 section 4).
 func parseForwarded(element string) (netip.Addr, bool) {
 	return parseNode(forwardedPair(element, "for"))
 }
 
 // forwardedPair returns the value of the first pair with that name in one element of Forwarded, without its
-// quotes, and "" if there is none. The quoted values of other pairs can hold anything that the client sent.
+// quotes, or "" if there is none. Values of other pairs may be quoted strings with any text of the client, so
+// the element is parsed and not searched.
 func forwardedPair(element, name string) string {
 	for more := true; more; {
 		var pair string
@@ -166,8 +169,8 @@ func forwardedPair(element, name string) string {
 	return ""
 }
 
-// cutPair cuts the first pair from an element of Forwarded. A semicolon within a quoted string does not
-// separate.
+// cutPair cuts the first pair from an element of Forwarded. A semicolon in a quoted string does not separate
+// pairs.
 func cutPair(element string) (pair, rest string, more bool) {
 	for i, quoted := 0, false; i < len(element); i++ {
 		switch c := element[i]; {
@@ -220,7 +223,7 @@ func ClientAddr(r *http.Request) netip.Addr {
 	return ex.clientAddr(r)
 }
 
-// clientAddr is ClientAddr. The caller holds ex.mu.
+// clientAddr is ClientAddr for a caller that holds ex.mu.
 func (ex *exchange) clientAddr(r *http.Request) netip.Addr {
 	if !ex.client.IsValid() {
 		ex.client = remoteAddr(r)
@@ -228,8 +231,8 @@ func (ex *exchange) clientAddr(r *http.Request) netip.Addr {
 	return ex.client
 }
 
-// clientText returns ClientAddr, and the same as text, which is "" for the zero Addr. The record keeps the
-// text: limits, forwarding and the access log all need it.
+// clientText returns ClientAddr, and the same address as text ("" for the zero Addr). The record keeps the
+// text, because limits, forwarding and the access log all need it.
 func clientText(r *http.Request) (netip.Addr, string) {
 	ex := exchangeFrom(r.Context())
 	if ex == nil {
@@ -291,7 +294,7 @@ func filterAddrs(caller string, pass func(netip.Addr) bool) Middleware {
 	}
 }
 
-// addrSet is a set of addresses: those in one of the prefixes.
+// addrSet is the set of addresses that are in one of the prefixes.
 type addrSet []netip.Prefix
 
 // newAddrSet returns the set for prefixes. It panics on an invalid prefix, with the name of caller.

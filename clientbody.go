@@ -11,21 +11,21 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/bodywait"
 )
 
-// clientBody is the body of a client's request, whose reads can be ended from outside. It ends them when the
-// request's time is over, and when the client pauses for too long. A read that is under way is interrupted by
-// the read deadline of the client's connection.
+// clientBody is the body of a client's request. It ends reading when the request's time is over, and when the
+// client pauses for too long. To interrupt a read that is in progress, it sets the read deadline of the
+// client's connection.
 //
-// Once it has set that deadline on an HTTP/1.1 connection, the connection is not used for another request. So
-// the server's own deadlines never need to be restored.
+// After clientBody has set the deadline of an HTTP/1.1 connection, the connection is not used for another
+// request. So the server's own deadlines need not be restored.
 type clientBody struct {
 	src      io.ReadCloser
-	w        http.ResponseWriter // of the request; its controller sets the deadline
-	ctx      context.Context     // nil until watch
+	w        http.ResponseWriter // of the request; its ResponseController sets the deadline
+	ctx      context.Context     // nil until watch is called
 	http1    bool
-	declared int64         // Content-Length; negative when it is not known
-	pause    time.Duration // longest read; none unless positive. Guarded by mu.
+	declared int64         // Content-Length; negative if it is not known
+	pause    time.Duration // longest time of a read; no limit unless positive. Guarded by mu.
 
-	onStop *expectation // keeps readers waiting until reading has ended; nil: none
+	onStop *expectation // released when reading has ended, so that no reader waits on; nil for none
 
 	mu     sync.Mutex
 	cond   sync.Cond // signals the end of a read
@@ -34,24 +34,24 @@ type clientBody struct {
 	bodyProgress
 }
 
-// bodyProgress is how far a body was read.
+// bodyProgress describes what was read of a body.
 type bodyProgress struct {
 	read   int64
 	eof    bool
-	reason error // why reading has ended, if src did not end it
+	reason error // why reading was ended before the end of src; nil if it was not
 }
 
-// readLimits are what can end a read.
+// readLimits is the state of the limits that can end reading.
 type readLimits struct {
 	timer           *time.Timer // for pause; nil before the first read
-	armed           bool        // timer runs
+	armed           bool        // the timer runs
 	unwatch         func() bool // stops watching the context
 	interrupted     bool        // the read deadline was set
-	uninterruptible bool        // it could not be set
-	released        bool        // the handler returns: the connection must be left alone
+	uninterruptible bool        // the read deadline could not be set
+	released        bool        // the handler returns: the connection's deadline must not be set any more
 }
 
-// errBodyClosed is what a read of a body returns that is not to be read any more.
+// errBodyClosed is the error of a read after reading has ended.
 var errBodyClosed = errors.New("gateway: read of a request body after it was closed")
 
 // past is a deadline that interrupts a read at once.
@@ -61,12 +61,12 @@ const (
 	// defaultBodyTimeout is the longest pause within a request's body.
 	defaultBodyTimeout = time.Minute
 
-	// cancelGrace is how long a read may go on after its context was canceled. A read whose connection has
-	// failed returns by itself within this time, with a more specific error than the context's.
+	// cancelGrace is how long a read may continue after its context was canceled. If the connection has
+	// failed, the read returns within this time, with an error that is more specific than the context's.
 	cancelGrace = 20 * time.Millisecond
 
-	// lingerTime is how long the server may take to read the rest of a body after the answer, so that the
-	// client sees the answer and not a reset connection.
+	// lingerTime is how long the server may read the rest of a body after the answer. If it closed the
+	// connection at once, the client could get a reset instead of the answer.
 	lingerTime = 500 * time.Millisecond
 )
 
@@ -78,7 +78,7 @@ func (b *clientBody) init(w http.ResponseWriter, r *http.Request, pause time.Dur
 	b.wait = bodywait.Start(false)
 }
 
-// newClientBody returns the body of r, which is watched until release. It returns nil when r has none.
+// newClientBody returns the body of r, or nil if r has none. The caller must call release.
 func newClientBody(ctx context.Context, w http.ResponseWriter, r *http.Request, pause time.Duration) *clientBody {
 	if !hasContent(r) {
 		return nil
@@ -109,7 +109,7 @@ func (b *clientBody) Read(p []byte) (int, error) {
 	return n, b.end(n, err)
 }
 
-// Close closes the client's body, which may wait for the rest of it.
+// Close closes the client's body. It may wait for the rest of the body.
 func (b *clientBody) Close() error { return b.src.Close() }
 
 // begin begins a read, unless reading has ended.
@@ -151,7 +151,8 @@ func (b *clientBody) end(n int, err error) error {
 	return err
 }
 
-// paused is called by the timer. The timer is not reset by each read, so it may come early.
+// paused is called by the timer. A read does not reset the timer, so the timer may fire before the pause is
+// long enough.
 func (b *clientBody) paused() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -179,8 +180,8 @@ func (b *clientBody) expire() {
 		}
 		b.interrupt(err)
 	case b.http1 && b.wait.Reading():
-		// The server cancels the context when a read fails, and that read is about to return. Otherwise,
-		// other code has canceled the context.
+		// The server cancels the context when a read fails. In that case the read is about to return. If it
+		// does not return within cancelGrace, other code has canceled the context.
 		time.AfterFunc(cancelGrace, func() {
 			b.mu.Lock()
 			defer b.mu.Unlock()
@@ -191,9 +192,9 @@ func (b *clientBody) expire() {
 	}
 }
 
-// interrupt ends reading for a reason. It interrupts a read that is under way, and, on an HTTP/1.1
-// connection, keeps the server from waiting for the rest of the body before it answers. The caller holds
-// b.mu.
+// interrupt ends reading for a reason. The deadline that it sets interrupts a read in progress. On an
+// HTTP/1.1 connection, it also keeps the server from waiting for the rest of the body before the answer is
+// sent. The caller holds b.mu.
 func (b *clientBody) interrupt(reason error) {
 	if b.reason != nil || b.limits.released {
 		return
@@ -202,7 +203,7 @@ func (b *clientBody) interrupt(reason error) {
 	if b.onStop != nil {
 		b.onStop.release()
 	}
-	if b.eof { // the server already reads on, to notice a client that leaves
+	if b.eof { // the server now reads the connection itself, to notice when the client leaves
 		return
 	}
 	b.limits.interrupted = http.NewResponseController(b.w).SetReadDeadline(past) == nil
@@ -224,7 +225,7 @@ func (b *clientBody) awaitInterrupted() error {
 	return b.slow()
 }
 
-// slow returns the reason for which reading has ended if the client was slow, and nil otherwise.
+// slow returns the reason why reading was ended, if the client was too slow, and nil otherwise.
 func (b *clientBody) slow() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -234,8 +235,8 @@ func (b *clientBody) slow() error {
 	return nil
 }
 
-// refuseSlow answers 408 if the client was slow, and reports whether it did. b is nil for a request without a
-// body.
+// refuseSlow answers 408 if the client was too slow, and reports whether it did. b is nil for a request
+// without a body.
 func (b *clientBody) refuseSlow(w *responseWriter, r *http.Request) bool {
 	if b == nil {
 		return false
@@ -249,43 +250,44 @@ func (b *clientBody) refuseSlow(w *responseWriter, r *http.Request) bool {
 	return true
 }
 
-// unlimited lets the client pause: its answer has begun.
+// unlimited removes the limit of the client's pauses.
 func (b *clientBody) unlimited() {
 	b.mu.Lock()
 	b.pause = 0
 	b.mu.Unlock()
 }
 
-// unread reports whether a part of the body is left on an HTTP/1.1 connection, in front of the next request.
+// unread reports whether a part of the body is still to be read from an HTTP/1.1 connection, before the next
+// request.
 func (b *clientBody) unread() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.http1 && !b.eof
 }
 
-// reading reports whether a read is under way.
+// reading reports whether a read is in progress.
 func (b *clientBody) reading() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.wait.Reading()
 }
 
-// waited returns how long the client has been waited for.
+// waited returns how long reads have waited for the client.
 func (b *clientBody) waited() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.wait.ClientTime()
 }
 
-// stopped reports whether reading was ended from outside.
+// stopped reports whether the read deadline was set to end reading.
 func (b *clientBody) stopped() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.limits.interrupted
 }
 
-// limitRest bounds the time in which the server reads the rest of the body before it sends an answer. A
-// deadline of the server's own is left as it is. The server clears the deadline when it has read the rest.
+// limitRest limits the time in which the server reads the rest of the body before it sends an answer. It does
+// nothing if the server has a ReadTimeout. The server clears the deadline when it has read the rest.
 func (b *clientBody) limitRest() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -297,9 +299,9 @@ func (b *clientBody) limitRest() {
 	}
 }
 
-// answerNow lets the answer begin before the body has ended. Without it, the server would first read the body
-// to its end. The rest of the body is then sent in front of the next request, and net/http cannot always tell
-// the two apart (golang/go#68560), so the connection is closed after the answer.
+// answerNow permits the answer to begin before the body has been read. Otherwise the server would first read
+// the body to its end. The connection is closed after the answer: the rest of the body comes before the next
+// request on it, and net/http cannot always tell the two apart (golang/go#68560).
 func (b *clientBody) answerNow() {
 	if b.unread() && http.NewResponseController(b.w).EnableFullDuplex() == nil {
 		b.w.Header()["Connection"] = []string{"close"}
@@ -314,8 +316,8 @@ func (b *clientBody) abort() {
 	b.limits.released = true
 }
 
-// release ends reading when the handler returns. On an HTTP/1.1 connection it interrupts a read that is under
-// way. The server would do that as well, but it waits forever if the read ends at the same moment.
+// release ends reading when the handler returns. On an HTTP/1.1 connection it interrupts a read that is in
+// progress. The server would do that as well, but it would wait forever if the read ends at the same moment.
 func (b *clientBody) release() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

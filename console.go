@@ -19,38 +19,39 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// ConsoleOptions names what Console shows. A part of the page without a value is not shown.
+// ConsoleOptions configures what Console shows. If a field is empty, the page does not have that part.
 type ConsoleOptions struct {
-	Router    *Router            // whose routes are listed and explained
-	Stats     *Stats             // figures of the routes: the one in ObserveOptions.Stats
-	Upstreams []*Upstream        // whose targets are shown
-	Circuits  []*Circuit         // whose states are shown; list the circuits of Upstreams too
-	Limiters  map[string]Limiter // by the name that is shown; those without a method Usage(int) iter.Seq2[string, float64] are left out
+	Router    *Router            // its routes are listed and explained
+	Stats     *Stats             // figures of the routes; use the value of ObserveOptions.Stats
+	Upstreams []*Upstream        // their targets are shown
+	Circuits  []*Circuit         // their states are shown; also list the circuits of Upstreams
+	Limiters  map[string]Limiter // by the name that is shown; one without a method Usage(int) iter.Seq2[string, float64] is left out
 	ShowKeys  bool               // show the keys of limiters, such as addresses; false shows hashes
 }
 
-// Console returns a handler of a page that shows the gateway live: each route with its rate, errors and
+// Console returns a handler for a page that shows the gateway live: each route with its rate, errors and
 // latencies, a form that explains which route a request takes, the targets of the upstreams, the circuits
 // with their last changes, and the busiest keys of the limiters.
 //
-// The page is embedded: a browser loads nothing from elsewhere. It is read-only: it answers GET and HEAD
-// alone, and showing a circuit never changes its state. It shows paths of backends and errors of health
-// checks, so mount it behind Auth, or on a listener that only operators reach:
+// The page is embedded in the binary: a browser loads nothing from elsewhere. The page is read-only: the
+// handler answers only GET and HEAD, and reading a circuit's state for the page never changes it. The page
+// shows addresses of backends and errors of health checks. So mount it behind Auth, or on a listener that
+// only operators reach:
 //
 //	ops.Handle("/console/", http.StripPrefix("/console", gateway.Console(options)))
 //
-// While nobody looks, nothing runs. While somebody does, the handler of the stream of server-sent events
-// reads the figures twice a second at most; several watchers share one reading. A reading that takes long,
-// such as that of a limiter with a million keys, is repeated less often, so that it costs under 1 % of a
-// core. At most 32 watch at a time; others get 503. A stream ends with its client, with the drain of Serve,
-// and after five minutes, when the page opens another and has to pass Auth again. Under a Router with
+// An open page receives a stream of server-sent events. While no page is open, nothing runs. Otherwise the
+// stream's handler reads the figures at most twice a second, once for all open pages. A reading that takes
+// long, such as that of a limiter with a million keys, is repeated less often, so that it costs less than 1 %
+// of a core. At most 32 pages may be open; others get 503. A stream ends when its client leaves, when Serve
+// drains, and after five minutes. The page then opens another stream, which has to pass Auth again. Inside
 // Observe, each stream counts as one long request.
 //
 // The paths below the prefix are "/" (the page), "/console.css", "/console.js", "/events" (the stream), and
-// "/explain", which answers with JSON what Router.Explain returns for the request in the query's parameters
-// method, host, path and header (such as "X-Beta: 1"; it may occur often). Requests that a page of another
-// site makes are refused. A key of a limiter is hashed with a secret of this Console, since a plain hash of an
-// address is soon guessed; the same key has the same hash as long as the process runs.
+// "/explain". The latter returns, as JSON, the result of Router.Explain for the request that its query
+// describes: the parameters method, host, path and header (such as "X-Beta: 1"; may be repeated). Requests
+// that a page of another site makes are refused. The hash of a limiter's key uses a secret of this Console,
+// since a plain hash of an address is easily guessed. It stays the same while the process runs.
 //
 // Console panics on a nil Upstream, Circuit or Limiter. It is safe for concurrent use.
 func Console(opts ConsoleOptions) http.Handler {
@@ -72,7 +73,7 @@ func Console(opts ConsoleOptions) http.Handler {
 
 // console is the handler that Console returns.
 type console struct {
-	router *Router // nil: none
+	router *Router // nil for none
 	feed   *consoleFeed
 }
 
@@ -85,7 +86,7 @@ type consoleFile struct {
 	content           []byte
 }
 
-// consolePages are the files of the page by their path.
+// consolePages holds the files of the page, by path.
 var consolePages = map[string]consoleFile{
 	"/":            newConsoleFile("console.html", "text/html; charset=utf-8"),
 	"/console.css": newConsoleFile("console.css", "text/css; charset=utf-8"),
@@ -95,14 +96,14 @@ var consolePages = map[string]consoleFile{
 func newConsoleFile(name, contentType string) consoleFile {
 	content, err := consoleFiles.ReadFile("console/" + name)
 	if err != nil {
-		panic(err) // it is embedded
+		panic(err) // cannot happen: the file is embedded
 	}
 	hash := sha256.Sum256(content)
 	return consoleFile{contentType, `"` + hex.EncodeToString(hash[:8]) + `"`, content}
 }
 
-// consolePolicy lets the page load its own files and nothing else. Script cannot write markup (Trusted Types),
-// so no name or key can become any.
+// consolePolicy permits the page to load its own files and nothing else. Trusted Types keep the script from
+// writing HTML, so that the name of a route or a key of a limiter cannot become HTML.
 const consolePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
@@ -143,8 +144,9 @@ func (c *console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// consoleSlash returns where the page is when its URL lacks the slash at the end, without which the page would
-// look for its files one level too high. The location is relative: proxies may have removed any prefix.
+// consoleSlash returns the redirect to the page if the URL lacks the slash at the end. Without the slash, the
+// browser would resolve the page's relative links one level too high. The location is relative, because a
+// proxy may have removed a prefix.
 func consoleSlash(r *http.Request) (to string, ok bool) {
 	asked, _, _ := strings.Cut(r.RequestURI, "?")
 	if r.URL.Path != "" || asked == "" || strings.HasSuffix(asked, "/") {
@@ -161,14 +163,14 @@ func (f consoleFile) serve(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(f.content))
 }
 
-// The bounds of a request to explain.
+// The limits of a request to explain.
 const (
 	maxExplainBytes  = 16 << 10 // of the query
 	maxExplainFields = 100      // header fields
 	maxExplained     = 200      // candidates that are listed
 )
 
-// consoleExplanation is an Explanation as the page gets it.
+// consoleExplanation is an Explanation in the JSON form for the page.
 type consoleExplanation struct {
 	Status     int                `json:"status"`
 	StatusText string             `json:"statusText"`
@@ -182,7 +184,7 @@ type consoleExplanation struct {
 	Text       string             `json:"text"` // Explanation.String
 }
 
-// consoleRoute is a Route as the page gets it.
+// consoleRoute is a Route in the JSON form for the page.
 type consoleRoute struct {
 	Name    string   `json:"name"`
 	Pattern string   `json:"pattern"`
@@ -203,7 +205,7 @@ func newConsoleRoute(r *Route) consoleRoute {
 	return c
 }
 
-// serveExplain answers what the Router would do with the request that the query describes.
+// serveExplain explains what the Router would do with the request that the query describes.
 func (c *console) serveExplain(w http.ResponseWriter, r *http.Request) {
 	if c.router == nil {
 		refuse(w, r, &Error{Status: http.StatusNotFound, Detail: "This console has no router."})
@@ -241,7 +243,7 @@ func (c *console) serveExplain(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(body)
 }
 
-// explain is Router.Explain, with a panic of a predicate as an error: the page then says so.
+// explain calls Router.Explain, and returns a panic of a predicate as an error, which the page shows.
 func (c *console) explain(r *http.Request) (x Explanation, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -251,8 +253,8 @@ func (c *console) explain(r *http.Request) (x Explanation, err error) {
 	return c.router.Explain(r), nil
 }
 
-// explainedRequest returns the request that the query of r describes, as a server would have read it, or what
-// is wrong with it, for the client.
+// explainedRequest returns the request that the query of r describes, in the form in which net/http's server
+// would pass it to a handler. problem is what is wrong with the query, in words for the client, or "".
 func explainedRequest(r *http.Request) (asked *http.Request, problem string) {
 	if len(r.URL.RawQuery) > maxExplainBytes {
 		return nil, fmt.Sprintf("The request is longer than %d bytes.", maxExplainBytes)
@@ -297,18 +299,18 @@ func explainedRequest(r *http.Request) (asked *http.Request, problem string) {
 // The times of a stream of events.
 const (
 	consoleTick   = 500 * time.Millisecond
-	consoleBeat   = time.Second      // between the events that show a silent stream to be alive
-	consoleStream = 5 * time.Minute  // its longest life
-	consoleWrite  = 10 * time.Second // longest time that one write may take
+	consoleBeat   = time.Second      // interval of the events that show that a silent stream is alive
+	consoleStream = 5 * time.Minute  // longest time of a stream
+	consoleWrite  = 10 * time.Second // longest time of one write
 )
 
-// serveEvents sends what the feed has, until the client or the server goes. This goroutine's ticker is the
-// only thing that drives a Console.
+// serveEvents sends the events of the feed, until the client leaves, the server stops or consoleStream is
+// over. The feed reads figures only when this ticker fires.
 func (c *console) serveEvents(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodHead {
 		if !c.feed.join() {
 			refuse(w, r, &Error{Status: http.StatusServiceUnavailable, Header: http.Header{"Retry-After": {"10"}},
-				Detail: "Too many are watching this console."})
+				Detail: "Too many pages of this console are open."})
 			return
 		}
 		defer c.feed.leave()
@@ -316,7 +318,7 @@ func (c *console) serveEvents(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "no-store")
-	h.Set("X-Accel-Buffering", "no") // nginx would hold the events back
+	h.Set("X-Accel-Buffering", "no") // otherwise nginx buffers the events
 	w.WriteHeader(http.StatusOK)
 	if r.Method == http.MethodHead {
 		return
@@ -349,19 +351,19 @@ func (c *console) serveEvents(w http.ResponseWriter, r *http.Request) {
 type consoleStreamer struct {
 	w    http.ResponseWriter
 	rc   *http.ResponseController
-	sent [consoleSections]uint64 // serial of the last event of each section
-	beat time.Time               // of the last event
+	sent [consoleSections]uint64 // number of the last event that was sent, by section
+	beat time.Time               // when the last event was sent
 	err  error
 }
 
 func (s *consoleStreamer) write(event []byte) {
 	if s.err == nil {
-		_ = s.rc.SetWriteDeadline(time.Now().Add(consoleWrite)) // not every writer can
+		_ = s.rc.SetWriteDeadline(time.Now().Add(consoleWrite)) // not every writer supports it
 		_, s.err = s.w.Write(event)
 	}
 }
 
-// flush sends what was written, and a beat after a silence. Its error ends the stream.
+// flush sends what was written. Its error ends the stream.
 func (s *consoleStreamer) flush() error {
 	if s.err != nil {
 		return s.err

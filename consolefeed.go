@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// The sections of the page. Each is an event of its own, which is sent when it has changed.
+// The sections of the page. Each is a separate event, which is sent when the section has changed.
 const (
 	consoleRoutes = iota
 	consoleState
@@ -25,16 +25,16 @@ const (
 
 const (
 	maxWatchers = 32
-	busiestKeys = 5 // of each limiter
+	busiestKeys = 5 // keys shown of each limiter
 
-	// consoleShare bounds what a Console costs: after a reading of 1 ms, the next one begins 150 ms later at the
-	// earliest.
+	// consoleShare limits the cost of a Console: after a reading that took 1 ms, the next one begins 150 ms
+	// later at the earliest.
 	consoleShare = 150
 	consoleLate  = 15 * time.Second // longest time between two readings
 )
 
-// consoleFeed reads the figures for all watchers. It reads nothing unless send is called. Its memory is that
-// of the last event of each section, and nothing while nobody watches.
+// consoleFeed reads the figures for all watchers. It reads nothing unless send is called. It keeps the last
+// event of each section in memory, and nothing while there are no watchers.
 type consoleFeed struct {
 	router    *Router
 	stats     *Stats
@@ -42,7 +42,7 @@ type consoleFeed struct {
 	circuits  []*Circuit
 	limiters  []usedLimiter
 	showKeys  bool
-	secret    []byte // of the hashes of keys
+	secret    []byte // for the hashes of keys
 
 	mu       sync.Mutex
 	watchers int
@@ -52,18 +52,18 @@ type consoleFeed struct {
 // consoleSection is one part of the page.
 type consoleSection struct {
 	name   string
-	every  time.Duration // 0: read once
-	read   func() any    // nil: the page has none
-	next   time.Time     // of the next reading
-	serial uint64        // of event
-	event  []byte        // as it is sent
+	every  time.Duration // interval of the readings; 0 means only one
+	read   func() any    // nil if the page does not have this section
+	next   time.Time     // when to read next
+	serial uint64        // number of event
+	event  []byte        // the last event, in the form of the stream
 }
 
 // usedLimiter is a limiter that reports its busiest keys.
 type usedLimiter struct {
 	name  string
 	usage func(n int) iter.Seq2[string, float64]
-	size  func() int // nil: unknown
+	size  func() int // number of keys; nil if it is not known
 }
 
 func newConsoleFeed(opts ConsoleOptions) *consoleFeed {
@@ -111,7 +111,7 @@ func (f *consoleFeed) join() bool {
 	return true
 }
 
-// leave forgets the events when nobody watches any more.
+// leave removes a watcher. After the last one, it drops the events.
 func (f *consoleFeed) leave() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -123,8 +123,8 @@ func (f *consoleFeed) leave() {
 	}
 }
 
-// send writes to s what it has not seen yet, and after a while without anything new an event to show that the
-// stream is alive.
+// send writes to s the events that s has not been sent yet. After consoleBeat without an event, it writes one
+// that shows that the stream is alive.
 func (f *consoleFeed) send(s *consoleStreamer) {
 	var events [consoleSections][]byte
 	f.mu.Lock()
@@ -152,7 +152,7 @@ func (f *consoleFeed) send(s *consoleStreamer) {
 	}
 }
 
-// refresh reads the section anew when its time has come.
+// refresh reads the section again if its interval is over.
 func (s *consoleSection) refresh() {
 	began := time.Now()
 	if s.event != nil && (s.every == 0 || began.Before(s.next)) {
@@ -165,28 +165,28 @@ func (s *consoleSection) refresh() {
 		s.serial++
 	}
 	pause := min(max(s.every, consoleShare*time.Since(began)), consoleLate)
-	s.next = began.Add(pause - consoleTick/5) // a tick may come a little early
+	s.next = began.Add(pause - consoleTick/5) // a tick may be a little early
 }
 
-// marshalEvent returns v as JSON in one line. What is no UTF-8 becomes U+FFFD.
+// marshalEvent returns v as JSON in one line. Invalid UTF-8 becomes U+FFFD.
 func marshalEvent(v any) []byte {
 	if raw, ok := v.(json.RawMessage); ok {
 		return raw
 	}
 	b, err := json.Marshal(v)
 	if err != nil {
-		return []byte("null") // the types of this file have an encoding
+		return []byte("null") // cannot happen for the types of this file
 	}
 	return b
 }
 
-// consoleOverview is what does not change while the process runs.
+// consoleOverview is the section that does not change while the process runs.
 type consoleOverview struct {
 	Router   bool           `json:"router"`
 	Stats    bool           `json:"stats"`
 	Routes   []consoleRoute `json:"routes"`
-	Outcomes []string       `json:"outcomes"` // by the places of the counts in the stats
-	Failures []int          `json:"failures"` // places of those that are errors
+	Outcomes []string       `json:"outcomes"` // names, in the order of the counts in the stats
+	Failures []int          `json:"failures"` // indexes of the outcomes that are errors
 	Hashed   bool           `json:"hashed"`   // keys of limiters are hashes
 }
 
@@ -252,7 +252,7 @@ func (f *consoleFeed) readState() any {
 		s.Upstreams = append(s.Upstreams, view)
 	}
 	for _, c := range f.circuits {
-		p := c.period.Load() // and not State, which may change it
+		p := c.period.Load() // State would turn an open circuit half-open
 		view := consoleCircuit{Name: c.name, State: p.state.String(), Changes: []consoleChange{}}
 		if p.state == CircuitOpen {
 			view.Until = p.until.UnixMilli()
@@ -268,7 +268,7 @@ func (f *consoleFeed) readState() any {
 // consoleLimiter is the state of a limiter.
 type consoleLimiter struct {
 	Name string       `json:"name"`
-	Keys int          `json:"keys"` // held; -1 for unknown
+	Keys int          `json:"keys"` // number of keys in memory; -1 if it is not known
 	Busy []consoleKey `json:"busy"` // the busiest first
 }
 
@@ -282,7 +282,7 @@ func (f *consoleFeed) readLimiters() any {
 	for _, l := range f.limiters {
 		view := consoleLimiter{Name: l.name, Keys: -1, Busy: []consoleKey{}}
 		for key, spent := range l.usage(busiestKeys) {
-			if spent != spent || len(view.Busy) == busiestKeys { // NaN has no JSON
+			if spent != spent || len(view.Busy) == busiestKeys { // JSON has no NaN
 				break
 			}
 			view.Busy = append(view.Busy, consoleKey{f.keyLabel(key), min(max(spent, 0), 1e6)})
@@ -295,7 +295,7 @@ func (f *consoleFeed) readLimiters() any {
 	return all
 }
 
-// keyLabel returns what the page shows of a key.
+// keyLabel returns the text that the page shows for a key.
 func (f *consoleFeed) keyLabel(key string) string {
 	if f.showKeys {
 		return bounded(key)
@@ -305,9 +305,9 @@ func (f *consoleFeed) keyLabel(key string) string {
 	return hex.EncodeToString(mac.Sum(nil)[:6])
 }
 
-// readStats returns, for each route that has had a request, an array: name, rate, share of errors, the three
-// percentiles in milliseconds, and then the counts of the outcomes. With a thousand routes, this is a fifth of
-// the time that encoding/json takes.
+// readStats returns an array for each route that has had a request: its name, rate, share of errors, three
+// percentiles in milliseconds, and the counts of the outcomes. The JSON is made by hand, which for a thousand
+// routes takes a fifth of the time of encoding/json.
 func (f *consoleFeed) readStats() any {
 	now := time.Now()
 	b := strconv.AppendInt([]byte(`{"at":`), now.UnixMilli(), 10)

@@ -15,15 +15,15 @@ import (
 // buffers holds buffers for copying bodies.
 var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
-// copyBody copies src to the client. It returns an error of src apart from an error of w.
+// copyBody copies src to the client. It returns the errors of src and of w separately.
 //
-// Bytes that have arrived do not wait for those that have not. A body of unknown length, which is -1, is
-// flushed after each read. A body of length bytes is flushed when it is not complete and a read did not fill
-// the buffer, since then no more had arrived. A body that is complete is not flushed, so that a small
-// response leaves in one write with its header.
+// Bytes that have arrived are not held back until more arrive. If length is -1, which means unknown, the body
+// is flushed after each read. Otherwise it is flushed after a read that did not fill the buffer, since then
+// no more had arrived. A complete body is not flushed, so that a small response is sent in one write with its
+// header.
 //
-// bareTCP is true when nothing is between the server and the client's TCP connection, such as TLS. Then the
-// kernel copies the rest of a long body of known length from one connection to the other, where src can.
+// bareTCP is true if the client's connection is plain TCP, without TLS. The kernel can then copy the rest of
+// a long body of known length from one connection to the other, if src supports that.
 func copyBody(w *responseWriter, src io.Reader, length int64, bareTCP bool) (readErr, writeErr error) {
 	if src == http.NoBody {
 		return nil, nil
@@ -71,12 +71,13 @@ func copyBody(w *responseWriter, src io.Reader, length int64, bareTCP bool) (rea
 	}
 }
 
-// splicer is a body whose rest the kernel can copy; see h1.Body.
+// splicer is a body that the kernel can copy to a connection; see h1.Body.
 type splicer interface {
 	Splice(w io.ReaderFrom) (n int64, done bool, err error)
 }
 
-// splice has the kernel copy the rest of src, if it can. Bytes that have arrived are not kept back.
+// splice lets the kernel copy the rest of src, if possible, and reports whether it did. Bytes that have
+// arrived are not held back.
 func splice(w *responseWriter, src io.Reader) (done bool, readErr, writeErr error) {
 	body, ok := src.(splicer)
 	if !ok || w.filter != nil {
@@ -92,7 +93,7 @@ func splice(w *responseWriter, src io.Reader) (done bool, readErr, writeErr erro
 	return done, err, nil
 }
 
-// flush flushes w, if it can.
+// flush flushes w, if w supports that.
 func flush(w *responseWriter) error {
 	if err := w.FlushError(); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return err
@@ -100,22 +101,23 @@ func flush(w *responseWriter) error {
 	return nil
 }
 
-// isLate reports whether it is known that nothing of a body has arrived together with the header.
+// isLate reports whether no byte of the body has arrived with the header. It returns false if that is not
+// known.
 func isLate(body io.Reader) bool {
 	b, ok := body.(interface{ Buffered() int })
 	return ok && b.Buffered() == 0
 }
 
-// headerWait is how long a header waits for the first bytes of the body. Many servers send the two in one
-// moment, but not in one packet.
+// headerWait is how long a header waits for the first bytes of the body. Many servers send both at the same
+// time, but not in one packet.
 const headerWait = 2 * time.Millisecond
 
-// readLate is src.Read for the first bytes of a body that is late. When they do not arrive within headerWait,
-// the header is sent without them.
+// readLate reads the first bytes of a body that is late. If they do not arrive within headerWait, it sends
+// the header without them.
 func readLate(w *responseWriter, src io.Reader, p []byte) (int, error) {
-	var mu sync.Mutex // w is used by one goroutine at a time
+	var mu sync.Mutex // serializes the use of w
 	var arrived bool
-	var panicked any // of a foreign writer
+	var panicked any // a panic of the timer's goroutine, raised again on this one
 	timer := time.AfterFunc(headerWait, func() {
 		mu.Lock()
 		defer mu.Unlock()

@@ -7,16 +7,16 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// credential is a token as a request carries it.
+// credential is a token in a request.
 type credential struct {
 	token  string
 	dpop   bool // sent under the scheme DPoP
-	placed bool // found by JWTOptions.Token, in a place that has no scheme
+	placed bool // found by JWTOptions.Token, so there is no scheme
 }
 
-// authorization returns the token in Authorization under the scheme Bearer (RFC 6750 section 2.1) or, with
-// dpop, DPoP (RFC 9449 section 7.1). A field with another scheme is not credentials of this kind. Two
-// fields, or the scheme without exactly one token after it, are bad credentials.
+// authorization returns the token of the field Authorization with the scheme Bearer (RFC 6750 section 2.1)
+// or, if dpop is true, also DPoP (RFC 9449 section 7.1). It returns ErrNoCredentials for another scheme. Two
+// fields, or a scheme without exactly one token, are bad credentials.
 func authorization(h http.Header, dpop bool) (credential, error) {
 	values := h["Authorization"]
 	if len(values) == 0 {
@@ -41,8 +41,8 @@ func authorization(h http.Header, dpop bool) (credential, error) {
 	return c, nil
 }
 
-// cutAuthScheme returns what follows the scheme in the value of Authorization. ok is false for another
-// scheme, also for one whose name begins with scheme.
+// cutAuthScheme returns the rest of the value of Authorization after the scheme. ok is false for another
+// scheme, even if its name begins with scheme.
 func cutAuthScheme(value, scheme string) (rest string, ok bool) {
 	if len(value) < len(scheme) || !strings.EqualFold(value[:len(scheme)], scheme) {
 		return "", false
@@ -55,8 +55,7 @@ func cutAuthScheme(value, scheme string) (rest string, ok bool) {
 // with two cookies of that name is refused. CookieToken panics on an empty name.
 //
 // Browsers send a cookie with every request to its host, even with requests that another site's page makes.
-// Auth refuses those that have the Origin of another site (see AuthOptions.Origins), and handshakes of
-// WebSockets among them.
+// Auth refuses such requests, including handshakes of WebSockets, by their Origin (see AuthOptions.Origins).
 func CookieToken(name string) func(*http.Request) string {
 	if name == "" {
 		panic("gateway: CookieToken: empty name")
@@ -88,11 +87,11 @@ func HeaderToken(name string) func(*http.Request) string {
 	}
 }
 
-// ambiguous stands for two tokens. No verifier accepts it, so the request is refused.
+// ambiguous is returned instead of two tokens. No verifier accepts it, so the request is refused.
 const ambiguous = ","
 
-// fieldName returns the canonical form of a field name, and panics on a malformed one. who is the caller, for
-// the message.
+// fieldName returns the canonical form of a field name. It panics on a malformed name. who is the caller's
+// name, for the message.
 func fieldName(who, name string) string {
 	if !httpfield.IsToken(name) {
 		panic("gateway: " + who + ": malformed field name")
