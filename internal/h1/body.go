@@ -11,32 +11,33 @@ import (
 )
 
 const (
-	spliceFrom = 32 << 10 // a body with at least so much left is left to the kernel where it can be
-	copySize   = 32 << 10
+	spliceFrom = 32 << 10 // the smallest rest of a body, in bytes, that is copied in the kernel
+	copySize   = 32 << 10 // of the buffers of WriteTo
 )
 
 var copyBuffers = sync.Pool{New: func() any { return new([copySize]byte) }}
 
-// Body is what a response's body has besides io.ReadCloser, where it is neither empty nor that of an upgrade.
+// Body is the body of a response that is neither empty nor an upgraded connection.
 //
-// WriteTo copies the rest of the body without a buffer of the caller's, and where it is long and of known
-// length hands the TCP connection to the ReadFrom of the writer, in an io.LimitedReader: the response writer
-// of net/http and a TCP connection then splice in the kernel. An error of the writer is a *WriteError, all
-// others are those of the body. The body is still to be closed.
-//
-// Splice is WriteTo for that alone: done is false, and nothing has happened, unless the rest of the body is of known
-// length and long, comes over bare TCP, and none of it has been read into the buffer. The error is nil when the
-// body is complete.
-//
-// One goroutine at a time may read. Close may be called at any time, and ends a Read or WriteTo that is
-// blocked.
+// Only one goroutine may read at a time. Close may be called at any time, and ends a Read, WriteTo or Splice
+// that is blocked.
 type Body interface {
 	io.ReadCloser
+
+	// WriteTo copies the rest of the body to w. It uses Splice if w has a ReadFrom method. An error of w is
+	// returned as a *WriteError. Every other error is one of the body. WriteTo does not close the body.
 	io.WriterTo
+
+	// Splice copies the rest of the body in the kernel: it passes the TCP connection to w.ReadFrom in an
+	// io.LimitedReader. The response writers of net/http and TCP connections then use splice(2).
+	//
+	// Splice needs a body of known length on TCP without TLS, with at least 32 KiB left and nothing in the
+	// read buffer. Otherwise it does nothing and returns done == false. If done is true, err is nil if the
+	// body is complete, and otherwise as for WriteTo.
 	Splice(w io.ReaderFrom) (n int64, done bool, err error)
 }
 
-// WriteError is an error of the writer that WriteTo copies to.
+// WriteError is an error of the writer to which WriteTo or Splice copies.
 type WriteError struct{ Err error }
 
 func (e *WriteError) Error() string { return e.Err.Error() }
@@ -45,29 +46,31 @@ func (e *WriteError) Unwrap() error { return e.Err }
 // States of a body.
 const (
 	bodyIdle    int32 = iota
-	bodyBusy          // Read or WriteTo is in progress
-	bodyClosing       // and Close has been called meanwhile
+	bodyBusy          // Read, WriteTo or Splice is in progress
+	bodyClosing       // Close was called while busy
 	bodyClosed
 )
 
-// errClosedWhileReading is the error of a Read that Close has ended.
+// errClosedWhileReading is the error of a Read during which Close is called.
 var errClosedWhileReading = errors.New("h1: body closed while it is read")
 
-// body is the body of a response. The connection is given back when the end has been read, or by Close.
+// body implements Body. It finishes the exchange on its connection when the end of the body has been read,
+// when reading fails, or on Close.
 type body struct {
 	res      *response
 	conn     *conn
-	left     int64 // bytes of the body, or of the chunk
-	phase    uint8 // of a chunked body
-	overhead int   // of chunked framing
-	err      error // what Read returns from now on, io.EOF at the end
+	left     int64 // bytes to come: of a body of known length, or of the current chunk
+	phase    uint8 // of a chunked body: chunkSize, chunkData, ...
+	overhead int   // bytes of chunked framing above the allowance; see advance
+	err      error // returned by all further reads; io.EOF at the end of the body
 	limited  io.LimitedReader
 
 	state    atomic.Int32
-	mu       sync.Mutex // guards live
-	ownsConn bool       // conn is this body's
+	mu       sync.Mutex // guards ownsConn
+	ownsConn bool       // the exchange on conn has not been finished
 }
 
+// beginRead makes the body busy, or returns why it cannot be read.
 func (b *body) beginRead() error {
 	if b.state.CompareAndSwap(bodyIdle, bodyBusy) {
 		return nil
@@ -78,6 +81,7 @@ func (b *body) beginRead() error {
 	return http.ErrBodyReadAfterClose
 }
 
+// endRead ends what beginRead began. It closes the body if Close was called in between.
 func (b *body) endRead() {
 	if !b.state.CompareAndSwap(bodyBusy, bodyIdle) {
 		b.state.Store(bodyClosed)
@@ -85,7 +89,7 @@ func (b *body) endRead() {
 	}
 }
 
-// finish gives the connection back, once.
+// finish finishes the exchange on the connection, once.
 func (b *body) finish(clean bool) {
 	b.mu.Lock()
 	live := b.ownsConn
@@ -98,7 +102,7 @@ func (b *body) finish(clean bool) {
 	}
 }
 
-// Close ends the body. If the rest of it is here already, the connection can be used again.
+// Close closes the body. The connection can be reused if the rest of the body has already been received.
 func (b *body) Close() error {
 	for {
 		switch state := b.state.Load(); state {
@@ -109,7 +113,7 @@ func (b *body) Close() error {
 			if b.err == nil {
 				b.drain()
 			}
-			b.finish(false) // unless the end has been reached
+			b.finish(false) // does nothing if the end has been read
 			return nil
 		case bodyBusy:
 			if !b.state.CompareAndSwap(bodyBusy, bodyClosing) {
@@ -127,7 +131,7 @@ func (b *body) Close() error {
 	}
 }
 
-// drain reads what is buffered. The connection is given back afterwards in any case.
+// drain consumes the buffered part of the body. The caller finishes the exchange afterwards.
 func (b *body) drain() {
 	if b.res.framing == closeDelimited {
 		return
@@ -137,7 +141,8 @@ func (b *body) drain() {
 	}
 }
 
-// fail ends the body with an error, or with io.EOF where it is whole. errNoFill ends nothing.
+// fail ends the body with err and returns the error for the reader: if the context or a time limit caused
+// err, it is that. io.EOF means that the body is complete. errNotBuffered does not end the body.
 func (b *body) fail(err error) error {
 	switch err {
 	case errNotBuffered:
@@ -158,7 +163,7 @@ func (b *body) fail(err error) error {
 	return err
 }
 
-// unexpected is the error for the end of the connection where more must come.
+// unexpected converts io.EOF to io.ErrUnexpectedEOF, where the connection must not end.
 func unexpected(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF
@@ -166,8 +171,9 @@ func unexpected(err error) error {
 	return err
 }
 
-// available brings the body to its next bytes, and returns how many there are at least, before the end or
-// before more framing. At the end of the body it returns io.EOF.
+// available consumes chunked framing up to the next bytes of the body. It returns how many of them follow
+// without more framing: the rest of the chunk or of the body, or a huge number if the body ends with the
+// connection. At the end of the body it returns io.EOF.
 func (b *body) available() (int64, error) {
 	if b.err != nil {
 		return 0, b.err
@@ -189,10 +195,11 @@ func (b *body) available() (int64, error) {
 	return b.left, nil
 }
 
-// consumed is called after n bytes were consumed, or an error was met.
+// consumed records that n bytes of the body were read with the error err. It returns the error for the
+// reader: io.EOF if these were the last bytes.
 func (b *body) consumed(n int, err error) error {
 	if n > 0 {
-		err = nil // it comes again
+		err = nil // the next read returns the error again
 	}
 	if err != nil {
 		if b.res.framing == closeDelimited {
@@ -212,7 +219,7 @@ func (b *body) consumed(n int, err error) error {
 	if b.res.framing == lengthDelimited {
 		return b.fail(io.EOF)
 	}
-	// The end of the body may be here already. Then it is found now, so that the connection is free sooner.
+	// If the last chunk has already been received, find it now: the connection becomes idle sooner.
 	b.phase = chunkEnd
 	bufferedOnly := b.conn.bufferedOnly
 	b.conn.bufferedOnly = true
@@ -227,8 +234,8 @@ func (b *body) consumed(n int, err error) error {
 	return nil
 }
 
-// Buffered returns how many bytes of a body of known length Read returns without waiting. For other bodies it
-// returns -1.
+// Buffered returns how many bytes of a body of known length are in the read buffer, so that Read returns them
+// without blocking. For other bodies, and at the end, it returns -1.
 func (b *body) Buffered() int {
 	if b.res.framing != lengthDelimited || b.beginRead() != nil {
 		return -1
@@ -240,7 +247,8 @@ func (b *body) Buffered() int {
 	return int(min(int64(len(b.conn.buffered())), b.left))
 }
 
-// Read reads body bytes. It returns io.EOF together with the last of them where that is known.
+// Read reads from the body. It returns io.EOF together with the last bytes if it knows that they are the
+// last.
 func (b *body) Read(p []byte) (int, error) {
 	if err := b.beginRead(); err != nil {
 		return 0, err
@@ -260,7 +268,7 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, b.consumed(n, err)
 }
 
-// skip consumes what is buffered of the body, up to the next framing.
+// skip consumes the buffered bytes of the body, up to the next chunk's framing.
 func (b *body) skip() error {
 	left, err := b.available()
 	if err != nil {
@@ -277,7 +285,7 @@ func (b *body) skip() error {
 	return b.consumed(n, nil)
 }
 
-// WriteTo copies what is left of the body to w.
+// WriteTo copies the rest of the body to w.
 func (b *body) WriteTo(w io.Writer) (total int64, err error) {
 	if err := b.beginRead(); err != nil {
 		return 0, err
@@ -295,8 +303,7 @@ func (b *body) WriteTo(w io.Writer) (total int64, err error) {
 			return total, copyError(nil, err)
 		}
 		if have := b.conn.buffered(); len(have) > 0 {
-			// From the buffer, and the bytes are taken only afterwards: at the end of the body the buffer is
-			// lost.
+			// Write before the bytes are consumed: at the end of the body, consumed releases the buffer.
 			n := len(have)
 			if int64(n) > left {
 				n = int(left)
@@ -341,7 +348,7 @@ func (b *body) WriteTo(w io.Writer) (total int64, err error) {
 	}
 }
 
-// copyError is what WriteTo returns for an error of the writer, or else of the body.
+// copyError returns the error of WriteTo: that of the writer, or else that of the body unless it is io.EOF.
 func copyError(werr, err error) error {
 	if werr != nil {
 		return werr
@@ -352,6 +359,7 @@ func copyError(werr, err error) error {
 	return err
 }
 
+// write writes p to w. It returns an error of w as a *WriteError.
 func write(w io.Writer, p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -366,7 +374,7 @@ func write(w io.Writer, p []byte) (int, error) {
 	return n, nil
 }
 
-// Splice hands what is left of the body to the kernel, where that can be.
+// Splice implements Body.
 func (b *body) Splice(w io.ReaderFrom) (n int64, done bool, err error) {
 	if err := b.beginRead(); err != nil {
 		return 0, true, err
@@ -378,8 +386,8 @@ func (b *body) Splice(w io.ReaderFrom) (n int64, done bool, err error) {
 	return b.splice(w)
 }
 
-// splice gives the rest of a body of known length to w.ReadFrom, if it comes over bare TCP. Nothing is
-// buffered.
+// splice is Splice for a body of known length of which nothing is buffered. It does nothing unless the
+// connection is TCP without TLS.
 func (b *body) splice(w io.ReaderFrom) (n int64, done bool, err error) {
 	c := b.conn
 	tcp, ok := c.wire.Conn.(*net.TCPConn)
@@ -404,7 +412,8 @@ func (b *body) splice(w io.ReaderFrom) (n int64, done bool, err error) {
 	case c.wire.failureErr() != nil || c.wire.peerClosed():
 		return n, true, b.fail(unexpected(err))
 	default:
-		b.err = &WriteError{err} // bytes may be lost between the two connections
+		// Bytes may have been read from the connection but not written: the body cannot be read on.
+		b.err = &WriteError{err}
 		b.finish(false)
 		return n, true, b.err
 	}

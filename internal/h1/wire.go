@@ -12,28 +12,31 @@ import (
 )
 
 const (
-	// watchAfter is how long a read or a write may block before the request pays for a watcher of its
+	// watchAfter is how long a read or a write may block before a watcher is started for the request's
 	// context.
 	watchAfter = 10 * time.Millisecond
 
-	// watchSlack is how much of watchAfter may be gone when a deadline that an earlier read has set is kept:
-	// so a connection in steady use sets one every few milliseconds, and not for each request.
+	// watchSlack limits how early a deadline may be to be kept. For example, at time 0 a read sets the
+	// deadline 10ms. A read at 5ms would set 15ms, but keeps 10ms, which is less than 8ms earlier. So a
+	// busy connection sets a deadline every few milliseconds and not for each request.
 	watchSlack = 8 * time.Millisecond
 
-	// idleWriteTimeout bounds what TLS writes on its own account on an idle connection.
+	// idleWriteTimeout limits a write by which TLS answers a message that it finds while an idle connection
+	// is probed.
 	idleWriteTimeout = 2 * time.Second
 )
 
-// longAgo is a deadline that ends every read and write.
+// longAgo is a deadline that ends every read and write at once.
 var longAgo = time.Unix(1, 0)
 
-// wire is the network connection below TLS. Its Read and Write return at the end of the context of the
-// exchange that it carries, at the end of the time for the response's header, and when fail is called.
+// wire is the network connection, below TLS. Its Read and Write fail when the context of the current exchange
+// ends, when the time for the response's header has passed, and when fail is called.
 //
-// The context costs nothing while the target is fast. Read and Write set a deadline some milliseconds ahead,
-// which a later exchange finds and keeps. Only when that passes does wire watch the context, by
-// context.AfterFunc; the watcher sets a deadline in the past. So TLS never sees the deadlines that merely
-// started a watcher, which it could not recover from in a write.
+// A context costs nothing while the target is fast. Read and Write set a deadline some milliseconds ahead on
+// the connection, and later exchanges keep it for as long as it serves. Only when it passes does wire start a
+// watcher: a context.AfterFunc that sets a deadline in the past when the context ends. Read and Write then
+// continue, so TLS never sees a deadline that only started a watcher. A TLS connection whose Write has timed
+// out cannot be used again.
 type wire struct {
 	net.Conn
 	raw      syscall.RawConn // nil if the connection has none
@@ -42,30 +45,30 @@ type wire struct {
 	fast     fastPath
 	eof      bool // Read has returned io.EOF
 
-	mu        sync.Mutex // guards what follows
-	exchange             // that is in progress
-	deadlines            // as they are set on Conn
+	mu        sync.Mutex // guards the fields below
+	exchange             // the current one
+	deadlines            // that are set on Conn
 }
 
-// exchange is what a wire knows of the exchange that it carries.
+// exchange is the state of the exchange that a wire carries.
 type exchange struct {
 	ctx         context.Context // nil when idle
 	cancelable  bool            // ctx can be done
 	deadline    time.Time       // of ctx, or zero
-	watching    bool            // the deadlines of Conn are headerBy, and a watcher of ctx runs if it can end
-	stopWatcher func() bool     // stops the watcher
-	failure     error           // what reads and writes return from now on
-	headerBy    time.Time       // the response's header must be read by then, or zero
-	headerErr   error           // the failure if it is not
+	watching    bool            // the watcher was started, if ctx is cancelable; the deadlines are headerBy
+	stopWatcher func() bool     // as returned by context.AfterFunc
+	failure     error           // returned by all further reads and writes
+	headerBy    time.Time       // when the time for the response's header ends; zero means never
+	headerErr   error           // the failure when headerBy passes
 	written     int64           // bytes
 }
 
-// deadlines are for the reads and the writes of a connection; zero means none.
+// deadlines are the read and the write deadline of a connection. Zero means none.
 type deadlines struct{ readBy, writeBy time.Time }
 
-// probe is a read that does not wait.
+// probe is the state of a read that does not block.
 type probe struct {
-	on  bool             // Read is one
+	on  bool             // Read does not block
 	fn  func(fd uintptr) // readNow as a func value, made once
 	buf []byte
 	n   int
@@ -85,7 +88,7 @@ func newWire(nc net.Conn) *wire {
 	return w
 }
 
-// begin starts an exchange under a context.
+// begin starts an exchange that ctx can end.
 func (w *wire) begin(ctx context.Context) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -93,30 +96,30 @@ func (w *wire) begin(ctx context.Context) {
 	w.deadline, _ = ctx.Deadline()
 }
 
-// end ends the exchange and reports whether nothing has interrupted it, so that the connection can carry
-// another.
+// end ends the exchange. It reports whether the connection can carry another: neither the context nor a time
+// limit has interrupted this one.
 func (w *wire) end() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	ok := w.failure == nil
 	if w.stopWatcher != nil && !w.stopWatcher() {
-		ok = false // the watcher is running or about to
+		ok = false // the watcher is running or will run soon
 	}
 	w.ctx, w.stopWatcher, w.watching = nil, nil, false
 	return ok
 }
 
-// cancel is what the watcher calls.
+// cancel is called by the watcher when the context has ended.
 func (w *wire) cancel() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.ctx == nil {
-		return // the exchange has ended; end has seen this watcher, and the connection is not used again
+		return // the exchange has ended; end could not stop this watcher, so the connection is not reused
 	}
 	w.failLocked(context.Cause(w.ctx))
 }
 
-// fail makes reads and writes return err, those that are blocked included.
+// fail makes reads and writes fail with err, including those that are blocked. The first failure stays.
 func (w *wire) fail(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -131,43 +134,43 @@ func (w *wire) failLocked(err error) {
 	w.Conn.SetDeadline(longAgo)
 }
 
-// failureErr returns the reason why reads and writes fail, or nil.
+// failureErr returns the error with which reads and writes fail, or nil.
 func (w *wire) failureErr() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.failure
 }
 
-// bytesWritten returns how many bytes of the exchange were written.
+// bytesWritten returns how many bytes were written in this exchange.
 func (w *wire) bytesWritten() int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.written
 }
 
-// limitHeader makes reads fail with late once d has passed, until headerDone is called. An earlier limit
-// stays.
-func (w *wire) limitHeader(d time.Duration, late error) {
+// limitHeader makes reads fail with err once d has passed, until liftHeaderLimit is called. If an earlier
+// limit is set, that stays.
+func (w *wire) limitHeader(d time.Duration, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	by := time.Now().Add(d)
 	if w.failure != nil || !w.headerBy.IsZero() && w.headerBy.Before(by) {
 		return
 	}
-	w.headerBy, w.headerErr = by, late
+	w.headerBy, w.headerErr = by, err
 	if w.watching || w.readBy.IsZero() || by.Before(w.readBy) {
 		w.setReadBy(by)
 	}
 }
 
-// limitExchange is expectHeader for writes, too.
+// limitExchange sets the limit for reads and writes at the beginning of an exchange.
 func (w *wire) limitExchange(d Deadline) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.headerBy, w.headerErr = d.By, d.Err // reads and writes set their deadlines by it
+	w.headerBy, w.headerErr = d.By, d.Err // armRead and armWrite set the deadlines
 }
 
-// liftHeaderLimit lifts the limit of expectHeader.
+// liftHeaderLimit removes the limit, when the response's header has been read.
 func (w *wire) liftHeaderLimit() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -191,7 +194,7 @@ func (w *wire) setWriteBy(t time.Time) {
 	w.Conn.SetWriteDeadline(t)
 }
 
-// armRead prepares a read that may block.
+// armRead sets the read deadline for a read that may block, or returns why the read fails.
 func (w *wire) armRead() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -216,7 +219,7 @@ func (w *wire) armRead() error {
 		by = w.headerBy
 	}
 	if w.readBy.After(by) || w.readBy.Before(by.Add(-watchSlack)) {
-		if w.ctx.Err() != nil { // data that comes fast must not outlive the context
+		if w.ctx.Err() != nil { // while data arrives fast, no read blocks and no watcher starts
 			w.failLocked(context.Cause(w.ctx))
 			return w.failure
 		}
@@ -225,7 +228,7 @@ func (w *wire) armRead() error {
 	return nil
 }
 
-// armWrite prepares a write that may block.
+// armWrite sets the write deadline for a write that may block, or returns why the write fails.
 func (w *wire) armWrite() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -235,7 +238,7 @@ func (w *wire) armWrite() error {
 	if w.watching {
 		return nil
 	}
-	if w.ctx == nil { // TLS answers on an idle connection, or shakes hands
+	if w.ctx == nil { // TLS writes: in the handshake, or in answer to a message on an idle connection
 		if w.probe.on {
 			w.setWriteBy(time.Now().Add(idleWriteTimeout))
 		}
@@ -264,8 +267,8 @@ func (w *wire) armWrite() error {
 	return nil
 }
 
-// deadlinePassed is called when a deadline has passed. It returns why the read or write fails, or nil after it has
-// started the watcher.
+// deadlinePassed is called when a read or write has met its deadline. It returns the error of the read or
+// write, or nil if that should continue: then a watcher runs.
 func (w *wire) deadlinePassed(timeout error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -285,7 +288,7 @@ func (w *wire) deadlinePassed(timeout error) error {
 	return nil
 }
 
-// watchNow starts the watcher, so that the connection can be read without wire's Read.
+// watchNow starts the watcher at once, for a caller that reads from Conn directly.
 func (w *wire) watchNow() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -295,6 +298,7 @@ func (w *wire) watchNow() error {
 	return w.failure
 }
 
+// watchLocked starts the watcher unless it runs. From now on, only the limit for the header is a deadline.
 func (w *wire) watchLocked() {
 	if !w.watching {
 		w.watching = true
@@ -306,7 +310,8 @@ func (w *wire) watchLocked() {
 	w.setWriteBy(w.headerBy)
 }
 
-// detach leaves the connection to the caller, without a context and without deadlines.
+// detach ends the exchange and clears the deadlines, so that the caller can use Conn. It reports false if the
+// exchange was interrupted.
 func (w *wire) detach() bool {
 	if !w.end() {
 		return false
@@ -374,14 +379,14 @@ func (w *wire) Write(p []byte) (int, error) {
 	}
 }
 
-// errWouldBlock is what a probe returns when there is nothing to read. TLS can read on after it, as it is
-// Temporary.
+// errWouldBlock is the error of a read that does not block if there is no data. It is Temporary, so that
+// a tls.Conn can read again after it.
 var errWouldBlock error = &timeoutError{"h1: nothing to read"}
 
-// readIfReady reads what has arrived, and never waits.
+// readIfReady reads the data that has arrived. It does not block.
 func (w *wire) readIfReady(p []byte) (int, error) {
 	if w.raw == nil {
-		// A deadline in the past shows the end of a pipe, but not that of a wrapped socket.
+		// With a deadline in the past, a net.Pipe returns its end, but a wrapped socket only a timeout.
 		w.setReadBy(longAgo)
 		n, err := w.Conn.Read(p)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -397,14 +402,15 @@ func (w *wire) readIfReady(p []byte) (int, error) {
 	return w.probe.n, w.probe.err
 }
 
-// readNow is called with the socket.
+// readNow is the function that readIfReady passes to RawConn.Control.
 func (w *wire) readNow(fd uintptr) { w.probe.n, w.probe.err = readSocket(fd, w.probe.buf) }
 
-// quiet reports whether nothing has arrived on an idle connection but what TLS itself is sent. r reads from
-// the wire, through TLS where there is TLS: then the tickets of new sessions and new keys, which a server may
-// send at any time, are taken in.
+// quiet reports whether nothing has arrived on an idle connection, neither data nor its end. r is the wire or
+// the tls.Conn on it. Messages for TLS itself do not count: a server may send session tickets and key updates
+// at any time, and the tls.Conn processes them here.
 //
-// Without a raw connection, the end of a socket that somebody has wrapped is not seen; that of a net.Pipe is.
+// If Dial wraps a socket in a type that is not a syscall.Conn, quiet does not see the connection's end. It
+// does for a net.Pipe.
 func (w *wire) quiet(r io.Reader, scratch []byte) bool {
 	w.probe.on = true
 	n, err := r.Read(scratch)
@@ -412,7 +418,8 @@ func (w *wire) quiet(r io.Reader, scratch []byte) bool {
 	return n == 0 && err == errWouldBlock
 }
 
-// peerClosed reports whether the target has peerClosed a connection that is not used again.
+// peerClosed reports whether the target has closed the connection. It may consume a byte, so the connection
+// must not be used afterwards.
 func (w *wire) peerClosed() bool {
 	var one [1]byte
 	n, err := w.readIfReady(one[:])
