@@ -20,12 +20,12 @@ import (
 
 const (
 	findTimeout  = 10 * time.Second // of one call of find
-	firstFindGap = time.Second      // after a first failure; doubled with each further one
-	maxFound     = 1000             // targets that DNS finds
+	firstFindGap = time.Second      // pause after a first failure; doubled after each further one
+	maxFound     = 1000             // largest number of targets that DNS finds
 )
 
-// Follow asks find for the targets every so often, and makes them those of u, until ctx ends. Then it
-// returns ctx.Err(). It blocks, so call it on a goroutine of its own:
+// Follow calls find at the interval every, and sets the targets of u to those that find returns, until ctx
+// ends. It then returns ctx.Err(). It blocks, so call it on its own goroutine:
 //
 //	find, err := gateway.DNS("http://users.internal:8080", nil)
 //	if err != nil {
@@ -34,20 +34,20 @@ const (
 //	users := gateway.NewUpstream("users", nil, nil)
 //	go users.Follow(ctx, find, 10*time.Second)
 //
-// Follow asks at once. The pauses vary by a tenth, so that many gateways do not ask at the same moment.
-// While find returns an error, no targets, or targets on which SetTargets panics, the last targets stay,
-// and find is asked again after a second, then two, four, and so on, up to every. A panic of find counts
-// as an error. A target that stays keeps its connections, its health and its requests in flight, as with
+// Follow first calls find at once. The pauses vary by a tenth, so that many gateways do not call at the same
+// moment. If find returns an error, no targets, or targets on which SetTargets panics, the last targets stay.
+// Follow then calls find again after one second, two, four, and so on, up to every. A panic of find counts as
+// an error. A target that stays keeps its connections, its health and its requests in flight, as with
 // SetTargets.
 //
-// slog.Default gets one line when the targets change, one error when find begins to fail, and one line
-// when it no longer does. The context of find ends after 10 seconds: find must return soon after that.
+// slog.Default logs when the targets change, when find begins to fail (as an error), and when it succeeds
+// again. The context of find ends after 10 seconds: find must return soon after that.
 //
 // Until find has succeeded once, the targets are those of NewUpstream, or the last ones of SetTargets.
 // Follow panics when find is nil or every is not positive.
 func (u *Upstream) Follow(ctx context.Context, find func(context.Context) ([]Target, error), every time.Duration) error {
 	if find == nil || every <= 0 {
-		panic("gateway: Upstream.Follow: it needs a function and a positive interval")
+		panic("gateway: Upstream.Follow: nil function, or an interval that is not positive")
 	}
 	every = min(every, math.MaxInt64/2) // leaves room for the variation
 	gap := min(firstFindGap, every)
@@ -81,7 +81,7 @@ func (u *Upstream) Follow(ctx context.Context, find func(context.Context) ([]Tar
 	return ctx.Err()
 }
 
-// findOnce calls find and replaces the targets if they have changed.
+// findOnce calls find, and replaces the targets of u if they have changed.
 func (u *Upstream) findOnce(ctx context.Context, find func(context.Context) ([]Target, error)) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -101,7 +101,7 @@ func (u *Upstream) findOnce(ctx context.Context, find func(context.Context) ([]T
 		return err
 	}
 	before := u.pool.targets()
-	if ctx.Err() != nil || slices.Equal(names(before), names(targets)) {
+	if ctx.Err() != nil || slices.Equal(targetNames(before), targetNames(targets)) {
 		return nil
 	}
 	u.pool.replace(targets)
@@ -111,8 +111,9 @@ func (u *Upstream) findOnce(ctx context.Context, find func(context.Context) ([]T
 	return nil
 }
 
-// names returns what tells lists of targets apart. Their order does not.
-func names(targets []Target) []string {
+// targetNames returns the URL and weight of each target, sorted. Two lists of targets with equal targetNames
+// differ at most in their order.
+func targetNames(targets []Target) []string {
 	all := make([]string, len(targets))
 	for i, t := range targets {
 		all[i] = t.URL.String() + " " + strconv.Itoa(max(1, t.Weight))
@@ -121,7 +122,7 @@ func names(targets []Target) []string {
 	return all
 }
 
-// missingFrom lists the targets that are not in list, for the log.
+// missingFrom returns the URLs of the targets that are not in list, for the log.
 func missingFrom(list, targets []Target) string {
 	known := make(map[string]bool, len(list))
 	for _, t := range list {
@@ -141,21 +142,20 @@ func missingFrom(list, targets []Target) string {
 // and so on. A nil resolver means net.DefaultResolver.
 //
 // If the host begins with an underscore, as in "http://_http._tcp.users.internal", its SRV records (RFC
-// 2782) are looked up. Each address of a record's host is a target, with the record's port and weight. Of
-// several addresses of a host, each has its share of the weight. Only the records with the lowest
-// priority that have any addresses are used.
+// 2782) are looked up. Each address of a record's host is a target, with the record's port and weight. If a
+// host has several addresses, they share the weight. Records with the lowest priority number are used. If
+// none of them has an address, those with the next number are used, and so on.
 //
-// The function returns an error if there are no addresses, if there are more than 1,000, and if one of
-// the hosts in SRV records cannot be looked up now. Records that point to nothing are skipped: hosts that
-// do not exist, and addresses that no server can have, such as 0.0.0.0. Answers are sorted, so that their
-// order does not matter.
+// The function returns an error if there are no addresses, if there are more than 1,000, and if the lookup of
+// a host in the SRV records fails. It skips hosts that do not exist, and addresses that no server can have,
+// such as 0.0.0.0. It sorts the targets, so the order of the records does not matter.
 //
-// The targets have addresses and not names. So the Host that is sent is the address, unless PreserveHost
-// or Rewrite sets another. For https, set TransportOptions.TLS with the ServerName that the targets'
-// certificates are for.
+// The URL of a target contains an address, not a name. So the Host that is sent is the address, unless
+// PreserveHost or Rewrite sets another. For https, set TransportOptions.TLS with the ServerName in the
+// targets' certificates.
 //
-// DNS returns an error for a URL that ParseTargets does not accept, for the scheme unix, and for a port
-// besides SRV records.
+// DNS returns an error for a URL that ParseTargets does not accept, for the scheme unix, and for a URL with
+// both a host that begins with an underscore and a port.
 func DNS(rawURL string, resolver *net.Resolver) (func(context.Context) ([]Target, error), error) {
 	link, err := parseTarget(rawURL)
 	if err != nil {
@@ -194,7 +194,7 @@ func (d *dnsFinder) byHost(ctx context.Context) ([]Target, error) {
 func (d *dnsFinder) byService(ctx context.Context) ([]Target, error) {
 	_, records, err := d.resolver().LookupSRV(ctx, "", "", d.url.Hostname())
 	switch {
-	case len(records) == 0 && err != nil: // with records, it is about others that are malformed
+	case len(records) == 0 && err != nil: // with records, err says that others were malformed
 		return nil, err
 	case len(records) > maxFound:
 		return nil, tooMany(len(records))
@@ -217,18 +217,18 @@ func (d *dnsFinder) byService(ctx context.Context) ([]Target, error) {
 	return nil, fmt.Errorf("the SRV records of %s point to no address", d.url.Hostname())
 }
 
-// service is what an SRV record points to.
+// service is an SRV record with the addresses of its host.
 type service struct {
 	addrs  []netip.Addr // at least one
 	port   string
 	weight int
 }
 
-// maxLookups is how many hosts are looked up at the same time.
+// maxLookups is the number of hosts that are looked up at the same time.
 const maxLookups = 8
 
-// lookupAll looks up the hosts of records, and returns those that have addresses. It returns an error if
-// that is not known of one of them.
+// lookupAll looks up the hosts of records, and returns the records whose hosts have addresses. It returns an
+// error if a lookup fails for another reason than that the host does not exist or has no address.
 func (d *dnsFinder) lookupAll(ctx context.Context, records []*net.SRV) ([]service, error) {
 	type answer struct {
 		addrs []netip.Addr
@@ -238,7 +238,7 @@ func (d *dnsFinder) lookupAll(ctx context.Context, records []*net.SRV) ([]servic
 	slots := make(chan struct{}, maxLookups)
 	var all sync.WaitGroup
 	for _, r := range records {
-		if answers[r.Target] != nil || r.Target == "." { // a service that is not there (RFC 2782)
+		if answers[r.Target] != nil || r.Target == "." { // "." means that the service is not offered (RFC 2782)
 			continue
 		}
 		a := new(answer)
@@ -294,12 +294,12 @@ func tooMany(n int) error {
 	return fmt.Errorf("the answer has %d records, more than %d", n, maxFound)
 }
 
-// targets returns the targets for services, sorted and each once.
+// targets returns the targets for services, sorted and without duplicates.
 func (d *dnsFinder) targets(services []service) ([]Target, error) {
 	scale := 1
 	for _, s := range services {
 		if len(s.addrs) > 1 && len(services) > 1 {
-			scale = 12 // so that a weight can be divided by up to four without loss, within maxWeight
+			scale = 12 // divisible by 2, 3 and 4, so that the addresses of a host can share its weight exactly
 		}
 	}
 	weights := make(map[netip.Addr]map[string]int)
@@ -332,7 +332,7 @@ func (d *dnsFinder) targets(services []service) ([]Target, error) {
 	return targets, nil
 }
 
-// at returns the URL with an address in place of the host. An empty port means the scheme's.
+// at returns the URL with an address in place of the host. An empty port means the default of the scheme.
 func (d *dnsFinder) at(a netip.Addr, port string) *url.URL {
 	link := d.url
 	switch {

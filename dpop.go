@@ -29,34 +29,36 @@ import (
 //
 //   - There is exactly one field DPoP, of at most 8 KiB. It is a JWT as JWT describes it, with the typ
 //     dpop+jwt.
-//   - Its alg is RS, PS or ES with 256, 384 or 512, or EdDSA. The header's jwk is a public key of that kind,
-//     without a private half, and has the thumbprint of the token's cnf.jkt (RFC 7638). The signature is
-//     valid for it.
+//   - Its alg is RS, PS or ES with 256, 384 or 512, or EdDSA. The header's jwk is a public key for that alg,
+//     without private members. Its thumbprint (RFC 7638) is the token's cnf.jkt. The signature is valid for
+//     that key.
 //   - htm is the request's method.
-//   - htu is the request's URL without query and fragment. Letters in scheme and host may be of either case,
-//     a default port may be left out, and so may the encoding of a character that needs none.
+//   - htu is the request's URL without query and fragment, after normalization: scheme and host are compared
+//     without case, and a default port and needless percent-encodings make no difference.
 //   - iat is not older than MaxAge, and not later than now by more than Leeway.
 //   - ath is the hash of the token.
 //   - jti was not used by this key before.
-//   - nonce, with Nonce, is one that this gateway gave out in the last five minutes.
+//   - nonce, if Nonce is set, is one that this gateway issued in the last five minutes.
 //
-// The URL is that of the request line, with the scheme and the host by which the client reached the gateway:
-// those of the connection or, behind a peer that TrustProxies trusts, those that it reports in
-// X-Forwarded-Proto and -Host, or in Forwarded. A proxy that changes the path needs URL.
+// The URL is that of the request line, with the scheme and the host by which the client reached the gateway.
+// These are those of the connection or, if TrustProxies trusts the peer, those that the peer reports in
+// X-Forwarded-Proto and -Host, or in Forwarded. Behind a proxy that changes the path, set URL.
 //
-// Used proofs are remembered until they are too old, each in about 70 bytes. When MaxSeen are remembered,
-// requests with new ones get 503: to forget one would let it be used again. So raise MaxSeen to the number
-// of DPoP requests that arrive in MaxAge and Leeway, and put a RateLimit by address outside Auth. Each
-// gateway has a memory of its own: among several, a proof that somebody has copied can be used once on each.
-// Nonces do not change that; a short MaxAge helps. A request is authenticated once: to a second Auth with
-// the same JWT, inside the first, its proof is used.
+// Used proofs are remembered until they are too old, each in about 70 bytes. When MaxSeen proofs are
+// remembered, requests with new ones get 503, because a forgotten proof could be used again. So set MaxSeen
+// to at least the number of DPoP requests that arrive in MaxAge plus Leeway, and put a RateLimit by address
+// outside Auth.
+//
+// Gateways do not share this memory: an attacker who has copied a proof can use it once on each gateway where
+// the client has not used it. Nonces do not change that; a short MaxAge helps. A proof can be checked only
+// once: a second Auth with the same JWT, inside the first, refuses the request.
 type DPoPOptions struct {
-	Required bool                       // refuse tokens that are not bound to a key for DPoP
+	Required bool                       // refuse tokens that are not bound to a DPoP key
 	MaxAge   time.Duration              // age up to which a proof is accepted; 0 means 1m
-	Nonce    bool                       // demand a nonce of the server; a client without one gets it with a 401
-	NonceKey []byte                     // secret of at least 32 bytes with which gateways recognize each other's nonces; nil means one of this process
+	Nonce    bool                       // require a nonce of the gateway; a client without one gets a nonce with a 401
+	NonceKey []byte                     // secret of at least 32 bytes, shared by gateways that accept each other's nonces; nil means a random one
 	MaxSeen  int                        // number of proofs that are remembered; 0 means 100,000
-	URL      func(*http.Request) string // the request's URL as the client knows it; must be safe for concurrent use; nil means as described
+	URL      func(*http.Request) string // returns the request's URL as the client knows it; must be safe for concurrent use; nil means as described above
 }
 
 const (
@@ -72,13 +74,13 @@ type proofs struct {
 	required bool
 	maxAge   time.Duration
 	leeway   time.Duration
-	nonceKey []byte // nil: no nonce is demanded
+	nonceKey []byte // nil if no nonce is required
 	url      func(*http.Request) string
 	seen     *onetime.Memory
 }
 
-// newProofs returns nil when opts is nil. It panics on options that make no sense. who is the constructor,
-// for the message.
+// newProofs returns nil if opts is nil. It panics on invalid options. who is the name of the constructor, for
+// the message.
 func newProofs(who string, opts *DPoPOptions, leeway time.Duration) *proofs {
 	if opts == nil {
 		return nil
@@ -103,7 +105,7 @@ func newProofs(who string, opts *DPoPOptions, leeway time.Duration) *proofs {
 	if o.Nonce {
 		if p.nonceKey = append([]byte(nil), o.NonceKey...); len(p.nonceKey) == 0 {
 			p.nonceKey = make([]byte, 32)
-			_, _ = rand.Read(p.nonceKey) // it has no errors
+			_, _ = rand.Read(p.nonceKey) // never fails
 		}
 	}
 	window := o.MaxAge
@@ -114,18 +116,19 @@ func newProofs(who string, opts *DPoPOptions, leeway time.Duration) *proofs {
 	return p
 }
 
-// dpopError is a refusal with a challenge of the scheme DPoP. reason is for the log.
+// dpopError returns a refusal whose challenge has the scheme DPoP. reason is for the log.
 func dpopError(reason, code, description string) error {
 	return &credentialError{err: badCredentials(reason), code: code, description: description, dpop: true}
 }
 
-// badProof is a refusal of a proof. It is the client's own text, so what is wrong with it is no secret.
+// badProof returns a refusal of a proof. The client gets the reason, which reveals nothing: the proof is the
+// client's own.
 func badProof(reason string) error {
 	return dpopError("DPoP proof: "+reason, codeInvalidProof, "DPoP proof: "+reason)
 }
 
-// verify checks that r has a proof by the key with that thumbprint, for token. A proof that is not signed by
-// that key costs no verification, and only a valid one is remembered.
+// verify checks that r has a valid proof for token, signed by the key with that thumbprint. It compares the
+// thumbprint before it verifies the signature, and remembers only valid proofs.
 func (p *proofs) verify(r *http.Request, token string, thumbprint [sha256.Size]byte) error {
 	values := r.Header["Dpop"]
 	switch {
@@ -196,7 +199,7 @@ func openProof(proof string, thumbprint [sha256.Size]byte) (claims, error) {
 	return claims(object), nil
 }
 
-// check holds the claims of a proof against the request, and returns jti.
+// check compares the claims of a proof with the request, and returns jti.
 func (p *proofs) check(c claims, r *http.Request, token string, now time.Time) (id string, err error) {
 	id, _ = c["jti"].(string)
 	hash := sha256.Sum256([]byte(token))
@@ -228,7 +231,7 @@ func (p *proofs) check(c claims, r *http.Request, token string, now time.Time) (
 	return id, nil
 }
 
-// newNonce returns a nonce: the time, and a code by which it is recognized. So nonces need no memory.
+// newNonce returns a nonce: the time and a message authentication code. So issued nonces need no memory.
 func (p *proofs) newNonce(now time.Time) string {
 	b := binary.BigEndian.AppendUint64(make([]byte, 0, 24), uint64(now.Unix()))
 	return base64.RawURLEncoding.EncodeToString(p.signNonce(b))
@@ -255,7 +258,7 @@ func (p *proofs) knowsNonce(nonce string, now time.Time) bool {
 func clientURL(r *http.Request) string {
 	scheme, host := clientOrigin(r)
 	path := r.URL.EscapedPath()
-	if uri := r.RequestURI; uri != "" { // handlers outside may have changed r.URL
+	if uri := r.RequestURI; uri != "" { // outer handlers may have changed r.URL
 		path, _, _ = strings.Cut(strings.ReplaceAll(uri, "#", "%23"), "?")
 		if !strings.HasPrefix(path, "/") {
 			u, err := url.Parse(path)
@@ -268,9 +271,9 @@ func clientURL(r *http.Request) string {
 	return scheme + "://" + host + path
 }
 
-// clientOrigin returns the scheme and the host by which the client reached the gateway: those of the
-// connection, or those that a trusted proxy reports. A proxy that reports none, or several, has not changed
-// them.
+// clientOrigin returns the scheme and the host by which the client reached the gateway: those that a trusted
+// proxy reports, or else those of the connection. If the proxy reports none or several, those of the
+// connection are used.
 func clientOrigin(r *http.Request) (scheme, host string) {
 	scheme, host = "http", r.Host
 	if r.TLS != nil {
@@ -299,7 +302,7 @@ func clientOrigin(r *http.Request) (scheme, host string) {
 	return scheme, host
 }
 
-// onlyValue returns the value of a field that occurs once.
+// onlyValue returns the value of a field that occurs exactly once, and otherwise "".
 func onlyValue(values []string) string {
 	if len(values) != 1 {
 		return ""
@@ -307,7 +310,7 @@ func onlyValue(values []string) string {
 	return values[0]
 }
 
-// sameURL reports whether htu, a claim, is the URL want, after normalization (RFC 3986 sections 6.2.2 and
+// sameURL reports whether the claim htu is the URL want, after normalization (RFC 3986 sections 6.2.2 and
 // 6.2.3) and without query and fragment (RFC 9449 section 4.3).
 func sameURL(htu any, want string) bool {
 	text, _ := htu.(string)
@@ -326,4 +329,4 @@ func proofID(thumbprint [sha256.Size]byte, jti string) (id [16]byte) {
 	return id
 }
 
-var errProofsFull = errors.New("as many proofs as MaxSeen are remembered")
+var errProofsFull = errors.New("MaxSeen proofs are remembered, so a new one cannot be accepted")

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// Error is an error that is answered with an HTTP status. Status, Type, Title, Detail and Header are sent to
-// the client. Err, the cause, is only logged.
+// Error is an error with the HTTP status with which it is answered. Status, Type, Title, Detail and Header
+// are sent to the client. Err, the cause, is only logged.
 //
 // The zero value is a 500 without detail. An Error must not be modified once it has been passed to
 // WriteError.
@@ -26,7 +26,7 @@ type Error struct {
 	Header http.Header // additional response fields, such as Retry-After or WWW-Authenticate
 	Err    error       // cause; never sent to the client
 
-	violated []string // member violated-policies: names of policies that RateLimit enforces; nil sends none
+	violated []string // for the member violated-policies: names of policies of RateLimit; nil sends none
 }
 
 // Error returns status, title, detail and cause in one line. It is for logs: do not send it to a client.
@@ -87,7 +87,7 @@ var (
 // receives it.
 const statusClientClosed = 499
 
-// statuses maps conditions to statuses. The first that matches counts.
+// statuses maps errors to statuses. If an error wraps several of them, the first in this list decides.
 var statuses = []struct {
 	err    error
 	status int
@@ -171,16 +171,17 @@ func causeText(err error) string {
 	return err.Error()
 }
 
-// logPanic logs a panic that is not passed on, in a function that was given to this package, and returns it
-// as an error. It is called while the panic's stack is still there. An empty name is left out.
+// logPanic logs a panic in a user's function, which is not raised again, and returns it as an error. The
+// caller must be the deferred function that recovered, so that debug.Stack has the panic's stack. An empty
+// name is left out.
 func logPanic(message string, p any, name slog.Attr) error {
 	slog.Default().LogAttrs(context.Background(), slog.LevelError, "gateway: "+message,
 		name, slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
 	return &panicError{p}
 }
 
-// WriteError answers r with err, as application/problem+json (RFC 9457) with the trace id. Every error answer
-// of this package is written by it. Inside HandleErrors, the function given there writes the answer instead.
+// WriteError answers r with err, as application/problem+json (RFC 9457) with the trace id. It writes every
+// error answer of this package. Inside HandleErrors, the function given there writes the answer instead.
 //
 // The answer has the Status, Type, Title, Detail and Header of an *Error. The errors of this package, such as
 // ErrRateLimited, have the status in their comment. An *http.MaxBytesError is answered with 413,
@@ -198,13 +199,13 @@ func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	answerError(w, r, e, result{err: e, gone: gone})
 }
 
-// refuse answers with err, and records that the gateway refused the request, for any status.
+// refuse answers with err. It records the outcome OutcomeRejected, for any status.
 func refuse(w http.ResponseWriter, r *http.Request, err error) {
 	answerError(w, r, finish(err), result{refused: true})
 }
 
-// refuseUndecided answers with err, the error of an Authenticator, a Limiter or a KeyFunc. It is a refusal,
-// or it means that no decision could be made.
+// refuseUndecided answers with err, the error of an Authenticator, a Limiter or a KeyFunc. It records a
+// refusal, or OutcomeUnavailable if err means that no decision could be made.
 func refuseUndecided(w http.ResponseWriter, r *http.Request, err error) {
 	e := finish(err)
 	answerError(w, r, e, result{refused: true, undecided: couldNotDecide(e)})
@@ -218,8 +219,8 @@ func answerError(w http.ResponseWriter, r *http.Request, e *Error, end result) {
 		return
 	}
 	if e.Status == statusClientClosed {
-		// A client that has closed only its half, or whose request was canceled by another, still reads. To
-		// it an unknown 4xx is a 400 (RFC 9110 section 15).
+		// The client may still read: it may have closed only its sending side, or other code may have
+		// canceled the request. 499 is not a registered status, so send 400 (RFC 9110 section 15).
 		sent := *e
 		sent.Status, sent.Title = http.StatusBadRequest, http.StatusText(http.StatusBadRequest)
 		e = &sent
@@ -227,7 +228,7 @@ func answerError(w http.ResponseWriter, r *http.Request, e *Error, end result) {
 
 	h := w.Header()
 	for _, name := range []string{"Content-Encoding", "Content-Length", "Content-Range", "Etag", "Last-Modified"} {
-		delete(h, name) // it describes the answer that is not sent
+		delete(h, name) // describes another body than the problem's
 	}
 	fields := &[4]string{"no-store", "application/problem+json", "", "nosniff"}
 	h["Cache-Control"] = fields[0:1:1]
@@ -272,7 +273,8 @@ func (e *Error) problem(traceID string) []byte {
 	return append(body, "}\n"...)
 }
 
-// appendJSONString appends s as encoding/json writes it. Hardly any text of a problem needs an escape.
+// appendJSONString appends s as a JSON string, in the form of encoding/json. It is fast for a text that needs
+// no escape, as almost all do.
 func appendJSONString(b []byte, s string) []byte {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
@@ -285,8 +287,9 @@ func appendJSONString(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
-// began reports whether a response to w has begun: by w itself, or by a writer of this package that w wraps.
-// If w has no Unwrap, as some compressing writers, the record's own writer is checked.
+// began reports whether the response of w has begun, according to w or to a writer of this package that w
+// wraps. If unwrapping w leads to no writer of this package, as with some compressing writers, the record's
+// own writer decides.
 func (ex *exchange) began(w http.ResponseWriter) bool {
 	for {
 		switch v := w.(type) {
@@ -331,13 +334,13 @@ func (ex *exchange) handleError(w http.ResponseWriter, r *http.Request, e *Error
 	}()
 	before.onError(w, r, e)
 	if rw, ok := w.(*responseWriter); ok && !rw.started() {
-		rw.WriteHeader(e.Status) // else net/http sends 200
+		rw.WriteHeader(e.Status) // otherwise net/http sends 200
 	}
 	return true
 }
 
-// answerInstead calls h to answer a request that was refused with err. The outcome is OutcomeRejected, also
-// when h answers 200.
+// answerInstead calls h to answer a request that was refused with err. The outcome is OutcomeRejected, even
+// if h answers 200.
 func (ex *exchange) answerInstead(h http.Handler, w *responseWriter, r *http.Request, err error) {
 	e := finish(err)
 	ex.note(result{refused: true}.outcome(), e)
@@ -370,8 +373,8 @@ func ErrorFrom(ctx context.Context) error {
 
 // HandleErrors makes h write the error answers of this package for everything inside it. All fields of e that
 // the client sees are set, and e.Header has already been added to w. h may call WriteError, which then writes
-// a problem. If h writes nothing, the client gets the status without a body. Where HandleErrors are nested,
-// the innermost h is called. h must be safe for concurrent use. HandleErrors panics if h is nil.
+// a problem. If h writes nothing, the client gets the status without a body. If HandleErrors are nested, the
+// innermost h is called. h must be safe for concurrent use. HandleErrors panics if h is nil.
 func HandleErrors(h func(w http.ResponseWriter, r *http.Request, e *Error)) Middleware {
 	if h == nil {
 		panic("gateway: HandleErrors: nil function")

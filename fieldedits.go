@@ -22,7 +22,7 @@ type FieldEdits struct {
 	Add  map[string]string
 }
 
-// fieldEdits are FieldEdits that were checked.
+// fieldEdits is FieldEdits, checked and in canonical form.
 type fieldEdits struct {
 	removed  []string // canonical: the names of Drop and Set
 	set, add []editedField
@@ -30,8 +30,8 @@ type fieldEdits struct {
 
 type editedField struct{ name, value string }
 
-// newFieldEdits checks edits. owned reports whether the gateway writes a field itself. A panic names option,
-// the field of ProxyOptions.
+// newFieldEdits checks edits. owned reports whether the gateway itself writes a field. option is the name of
+// the field of ProxyOptions, for the message of a panic.
 func newFieldEdits(option string, edits FieldEdits, owned func(name string) bool) fieldEdits {
 	check := func(name string) string {
 		reason := ""
@@ -40,9 +40,9 @@ func newFieldEdits(option string, edits FieldEdits, owned func(name string) bool
 		case !httpfield.IsToken(name):
 			reason = "is not a field name"
 		case httpfield.IsHopByHop(canonical), isFraming(canonical):
-			reason = "is for one connection or frames the message"
+			reason = "applies to one connection only, or frames the message"
 		case canonical == "Host":
-			reason = "is not a field to edit: use PreserveHost or Rewrite"
+			reason = "cannot be edited: use PreserveHost or Rewrite"
 		case owned(canonical):
 			reason = "is a field that the gateway writes itself, or an alias of one"
 		}
@@ -68,7 +68,7 @@ func newFieldEdits(option string, edits FieldEdits, owned func(name string) bool
 	for i, f := range e.set {
 		for _, other := range e.set[:i] {
 			if httpfield.SameName(f.name, other.name) {
-				panic(fmt.Sprintf("gateway: Proxy: %s: Set has both %q and %q, which a server could take for one", option, other.name, f.name))
+				panic(fmt.Sprintf("gateway: Proxy: %s: Set has both %q and %q, which a server could take for one field", option, other.name, f.name))
 			}
 		}
 		e.removed = append(e.removed, f.name)
@@ -86,8 +86,8 @@ func (e *fieldEdits) remove(h http.Header) {
 // removes reports whether name is one of the fields of Drop and Set.
 func (e *fieldEdits) removes(name string) bool { return slices.Contains(e.removed, name) }
 
-// write writes the fields of Set and Add to h, from which those of Set were removed. It never writes to a
-// slice that h holds already.
+// write writes the fields of Set and Add to h. The caller has called remove. write does not modify the slices
+// in h, which other headers may share.
 func (e *fieldEdits) write(h http.Header) {
 	for _, f := range e.set {
 		h[f.name] = []string{f.value}
