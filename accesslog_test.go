@@ -56,10 +56,7 @@ func TestObserveLogs(t *testing.T) {
 // TestLogNamesTheTarget: the log line says where a request went, how often, and at which target it failed.
 func TestLogNamesTheTarget(t *testing.T) {
 	good := serve(t, text("fine"))
-	gone := httptest.NewServer(nil)
-	gone.Close()
-	other := httptest.NewServer(nil)
-	other.Close()
+	const gone, other = "http://127.0.0.1:1", "http://127.0.0.1:2" // where nobody listens
 	cut := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", "10")
 		io.WriteString(w, "cut")
@@ -74,9 +71,9 @@ func TestLogNamesTheTarget(t *testing.T) {
 	}{
 		{"an answer", []string{good.URL}, gateway.UpstreamOptions{},
 			map[string]string{"upstream": "u", "target": good.URL, "attempts": "1", "error": "", "duration": "*"}, ""},
-		{"a target that is away", []string{gone.URL}, gateway.UpstreamOptions{},
-			map[string]string{"upstream": "u", "target": gone.URL, "attempts": "1"}, gone.URL},
-		{"a retry", []string{gone.URL, other.URL}, retry,
+		{"a target that is away", []string{gone}, gateway.UpstreamOptions{},
+			map[string]string{"upstream": "u", "target": gone, "attempts": "1"}, gone},
+		{"a retry", []string{gone, other}, retry,
 			map[string]string{"upstream": "u", "attempts": "2"}, "target http://127.0.0.1:"},
 		{"no target", nil, gateway.UpstreamOptions{},
 			map[string]string{"upstream": "u", "target": "", "attempts": ""}, "no target"},

@@ -32,8 +32,8 @@ type blameRow struct {
 
 // blameTimeout is UpstreamOptions.Timeout, and blamePause ProxyOptions.BodyTimeout, for the rows that stall.
 const (
-	blameTimeout = 300 * time.Millisecond
-	blamePause   = 600 * time.Millisecond
+	blameTimeout = 800 * time.Millisecond
+	blamePause   = time.Second
 )
 
 var (
@@ -191,16 +191,15 @@ func blameTarget(reached chan<- bool) http.HandlerFunc {
 // TestBlame: no client can make a target look sick. After six of each request, the circuit is closed and both targets are
 // in. The first target gets nearly all of them.
 func TestBlame(t *testing.T) {
+	all := newCrowd(t)
+	defer all.wait()
 	for _, row := range blameRows {
 		for _, before := range []string{http1, h2c} {
 			for _, behind := range []string{http1, http2, h2c} {
 				if row.only != "" && row.only != before || row.behind == "HTTP/2" && behind == http1 {
 					continue
 				}
-				t.Run(row.name+"/"+before+" to "+behind, func(t *testing.T) {
-					t.Parallel()
-					row.run(t, before, behind)
-				})
+				all.run(row.name+"/"+before+" to "+behind, func(t *testing.T) { row.run(t, before, behind) })
 			}
 		}
 	}

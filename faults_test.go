@@ -36,13 +36,7 @@ func newPhoenix(t *testing.T, h http.Handler) *phoenix {
 
 func (p *phoenix) rise(t *testing.T) {
 	t.Helper()
-	l, err := net.Listen("tcp", p.addr)
-	for deadline := time.Now().Add(5 * time.Second); err != nil && time.Now().Before(deadline); {
-		l, err = net.Listen("tcp", p.addr)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listenAgain(t, p.addr)
 	p.addr = l.Addr().String()
 	p.server = &http.Server{Handler: p.handler, ConnState: func(_ net.Conn, s http.ConnState) {
 		switch s {

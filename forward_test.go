@@ -177,15 +177,12 @@ func TestForwardProtocols(t *testing.T) {
 			})
 			for _, path := range []string{"/abort", "/short"} {
 				t.Run("the target stops in mid-body"+path, func(t *testing.T) {
-					for len(w.journal) > 0 {
-						<-w.journal
-					}
 					res := w.do(t, newRequest(t, "GET", w.url+path, nil))
 					body, err := io.ReadAll(res.Body)
 					if err == nil || string(body) != "half" {
 						t.Errorf("got %q, %v; want an abort", body, err)
 					}
-					if line := w.journal.next(t); line["outcome"] != "aborted" {
+					if line := w.journal.of(t, path); line["outcome"] != "aborted" {
 						t.Errorf("logged %v", line)
 					}
 				})
@@ -197,10 +194,10 @@ func TestForwardProtocols(t *testing.T) {
 				cancel()
 				select {
 				case <-gone:
-				case <-time.After(10 * time.Second):
+				case <-time.After(patience):
 					t.Fatal("the target was not told")
 				}
-				if line := w.journal.next(t); line["outcome"] != "client_canceled" {
+				if line := w.journal.of(t, "/wait"); line["outcome"] != "client_canceled" {
 					t.Errorf("logged %v", line)
 				}
 			})

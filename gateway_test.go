@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/seed-96248d0c/gateway"
@@ -117,7 +118,9 @@ func TestWriteErrorLeavesTheErrorAsItIs(t *testing.T) {
 
 // TestWriteErrorRetryAfter: the error in the chain that knows when to retry fills in Retry-After, unless the
 // *Error has a value of its own.
-func TestWriteErrorRetryAfter(t *testing.T) {
+func TestWriteErrorRetryAfter(t *testing.T) { synctest.Test(t, testWriteErrorRetryAfter) }
+
+func testWriteErrorRetryAfter(t *testing.T) {
 	c := gateway.NewCircuit("c", nil)
 	c.Trip(9 * time.Second) // below 10s, Retry-After does not vary
 	_, open := c.Allow()

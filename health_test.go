@@ -304,9 +304,7 @@ func TestFailingURLBesideADeadTarget(t *testing.T) {
 					}
 				}))
 				defer alive.Close()
-				dead := httptest.NewServer(nil)
-				dead.Close()
-				u := gateway.NewUpstream("u", gateway.MustTargets(alive.URL, dead.URL), &gateway.UpstreamOptions{
+				u := gateway.NewUpstream("u", gateway.MustTargets(alive.URL, "http://127.0.0.1:1"), &gateway.UpstreamOptions{
 					Retry: gateway.RetryOptions{Attempts: attempts, Backoff: -1},
 				})
 				h := gateway.Proxy(u, nil)

@@ -26,6 +26,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/seed-96248d0c/gateway"
+	"github.com/seed-96248d0c/gateway/gatewaytest"
 )
 
 // This file has what several test files share: asking a handler, handlers and RoundTrippers that answer, servers and
@@ -39,8 +40,11 @@ func must[T any](v T, err error) T {
 	return v
 }
 
+// patience is how long a test waits for what ought to happen at once, on a machine that is slow and busy too.
+const patience = 30 * time.Second
+
 // deadline is for what ought to happen at once.
-func deadline() time.Time { return time.Now().Add(10 * time.Second) }
+func deadline() time.Time { return time.Now().Add(patience) }
 
 // panicValue returns what f panics with, or nil.
 func panicValue(f func()) (v any) {
@@ -55,6 +59,15 @@ func panicOf(f func()) string {
 		return fmt.Sprint(v)
 	}
 	return ""
+}
+
+// settle waits until no goroutine of an earlier test is left, with what it has on the heap. A test that measures memory
+// begins with it.
+func settle(t *testing.T) {
+	t.Helper()
+	if left := gatewaytest.LeftBehind(patience); left != "" {
+		t.Fatalf("goroutines of an earlier test:\n%s", left)
+	}
 }
 
 // heapInUse returns the bytes on the heap that are in use, after a collection.
@@ -76,6 +89,27 @@ func waitGoroutines(t *testing.T, before int) {
 		}
 	}
 }
+
+// crowd runs subtests that mostly wait, eight at a time. With t.Parallel, it would be as many as there are processors.
+type crowd struct {
+	t     *testing.T
+	slots chan bool
+	all   sync.WaitGroup
+}
+
+func newCrowd(t *testing.T) *crowd { return &crowd{t: t, slots: make(chan bool, 8)} }
+
+// run starts a subtest as soon as there is room.
+func (c *crowd) run(name string, f func(t *testing.T)) {
+	c.slots <- true
+	c.all.Go(func() {
+		defer func() { <-c.slots }()
+		c.t.Run(name, f)
+	})
+}
+
+// wait waits for the end of all.
+func (c *crowd) wait() { c.all.Wait() }
 
 // Asking a handler without a connection.
 
@@ -308,9 +342,19 @@ func (j journal) next(t *testing.T) map[string]string {
 	select {
 	case line := <-j:
 		return line
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("nothing was logged")
 		return nil
+	}
+}
+
+// of returns the line of the next request for path that ends, and leaves out those for others.
+func (j journal) of(t *testing.T, path string) map[string]string {
+	t.Helper()
+	for {
+		if line := j.next(t); line["path"] == path {
+			return line
+		}
 	}
 }
 

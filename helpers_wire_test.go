@@ -56,7 +56,7 @@ func raw(t *testing.T, s *httptest.Server, request string) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	conn.SetDeadline(deadline())
 	if _, err := io.WriteString(conn, request); err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +187,7 @@ func plainTarget(t *testing.T, answer func(conn net.Conn, br *bufio.Reader)) str
 			mu.Unlock()
 			wg.Go(func() {
 				defer conn.Close()
-				conn.SetDeadline(time.Now().Add(10 * time.Second))
+				conn.SetDeadline(deadline())
 				answer(conn, bufio.NewReader(conn))
 			})
 		}
@@ -202,6 +202,22 @@ func plainTarget(t *testing.T, answer func(conn net.Conn, br *bufio.Reader)) str
 		wg.Wait()
 	})
 	return "http://" + l.Addr().String()
+}
+
+// listenAgain listens on an address that the test has used before. Somebody else may have it for a moment.
+func listenAgain(t *testing.T, addr string) net.Listener {
+	t.Helper()
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for late := deadline(); ; <-look.C {
+		l, err := net.Listen("tcp", addr)
+		if err == nil {
+			return l
+		}
+		if time.Now().After(late) {
+			t.Fatal(err)
+		}
+	}
 }
 
 // readHead reads a request or a response up to the empty line, as it came.

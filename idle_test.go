@@ -178,7 +178,7 @@ func TestProxyIdle(t *testing.T) {
 				http.NewResponseController(w).Flush()
 				<-r.Context().Done() // the gateway gives up
 			}))
-			o := gateway.UpstreamOptions{Idle: 100 * time.Millisecond}
+			o := gateway.UpstreamOptions{Idle: 400 * time.Millisecond}
 			w := newWayTo(t, http1, newTarget(t, behind, target, gateway.TransportOptions{}, o), nil)
 			res := w.do(t, newRequest(t, "GET", w.url, nil))
 			body, err := io.ReadAll(res.Body)

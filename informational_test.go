@@ -128,7 +128,7 @@ func TestForwardExpectContinue(t *testing.T) {
 				fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n%s", body)
 			})
 			w := newWayTo(t, http1, gateway.NewUpstream("target", gateway.MustTargets(link), &gateway.UpstreamOptions{
-				Transport: &http.Transport{ExpectContinueTimeout: 300 * time.Millisecond},
+				Transport: &http.Transport{ExpectContinueTimeout: 1500 * time.Millisecond},
 				Retry:     gateway.RetryOptions{Attempts: 2, Backoff: time.Microsecond},
 			}), nil)
 			conn := raw(t, w.server, strings.Replace(ask, "POST", "PUT", 1))

@@ -281,6 +281,7 @@ func TestCacheBound(t *testing.T) {
 // TestCacheKeepsTokensAlone: a cached token that was a part of a long field does not keep the field in
 // memory.
 func TestCacheKeepsTokensAlone(t *testing.T) {
+	settle(t)
 	const tokens, long = 32, 1 << 20
 	for name, tt := range map[string]struct{ field, before string }{
 		"blanks before the token": {"Authorization", "Bearer" + strings.Repeat(" ", long)},

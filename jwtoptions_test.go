@@ -185,6 +185,7 @@ func smallClaims(n int) func(i int) object {
 // TestCacheMemory holds the memory of a JWT's cache, with the default bounds and many tokens of three shapes, to the
 // documented figures within a fifth: what one token takes, and CacheBytes.
 func TestCacheMemory(t *testing.T) {
+	settle(t)
 	for name, tt := range map[string]struct {
 		claims func(i int) object
 		tokens int
@@ -216,6 +217,7 @@ func TestCacheMemory(t *testing.T) {
 
 // TestIntrospectionMemory does the same for the answers of an introspection endpoint.
 func TestIntrospectionMemory(t *testing.T) {
+	settle(t)
 	for name, tt := range map[string]struct {
 		answer string
 		tokens int

@@ -17,6 +17,7 @@ var floodKeys = flag.Int("flood", 100_000, "distinct keys in TestFloodOfKeys; fr
 // A flood of distinct keys stays under the bound of keys and of bytes, an exhausted key stays exhausted throughout it,
 // and the honest go on.
 func TestFloodOfKeys(t *testing.T) {
+	settle(t)
 	maxKeys := *floodKeys / 10
 	for _, m := range []struct {
 		name string

@@ -182,6 +182,7 @@ func gzipped(r io.Reader) io.Reader {
 
 // An upstream that sends bodies without end, or small ones that inflate to large ones, does not cost memory.
 func TestHostileUnits(t *testing.T) {
+	settle(t)
 	const size = 4 << 20
 	zeros := strings.Repeat("0", 4096)
 	for _, tt := range []struct {

@@ -159,9 +159,9 @@ func leaves(t *testing.T, url string, b *endedBackend) {
 	}
 }
 
-// hasDeadline is a client that waits no longer than for 50 ms.
+// hasDeadline is a client that waits for a second.
 func hasDeadline(t *testing.T, url string, _ *endedBackend) {
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	req, _ := http.NewRequestWithContext(ctx, "GET", url, nil)
 	if res, err := http.DefaultTransport.RoundTrip(req); err == nil {
@@ -179,7 +179,7 @@ func dials(head, rest string, reset bool) endedClient {
 			return
 		}
 		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = conn.SetDeadline(deadline())
 		fmt.Fprintf(conn, head, "/"+path, host)
 		br := bufio.NewReader(conn)
 		if rest != "" {
@@ -230,6 +230,7 @@ func full(t *testing.T) gateway.Middleware {
 // Each way in which an exchange can end, through a real listener, and what each who judges it has recorded.
 func TestOutcomeTable(t *testing.T) {
 	const dead = "http://127.0.0.1:1"
+	const short = 400 * time.Millisecond // more than twice of what anybody needs, on a busy machine too
 	get := asks("GET", "")
 	local := func(h http.HandlerFunc) http.Handler { return h }
 	tripped := gateway.NewCircuit("tripped", nil)
@@ -270,16 +271,16 @@ func TestOutcomeTable(t *testing.T) {
 		{name: "abort in mid-body", path: "abort", client: get, outcome: gateway.OutcomeAborted, status: "200", circuit: "failure", attempts: "1", ejected: true, attempt: "ok"},
 		{name: "dial refused", target: dead, client: get, outcome: gateway.OutcomeUpstreamError, status: "502", circuit: "2 failures", attempts: "2", ejected: true, attempt: "upstream_error"},
 		{name: "TLS failure", target: "tls", client: get, outcome: gateway.OutcomeUpstreamError, status: "502", circuit: "2 failures", attempts: "2", ejected: true, attempt: "upstream_error"},
-		{name: "deadline of the attempt", path: "hang", client: get, opts: gateway.UpstreamOptions{Timeout: 50 * time.Millisecond}, outcome: gateway.OutcomeTimeout, status: "504", circuit: "2 failures", attempts: "2", ejected: true, attempt: "timeout"},
-		{name: "deadline of the whole", path: "hang", client: get, mw: gateway.Timeout(50 * time.Millisecond), outcome: gateway.OutcomeTimeout, status: "504", circuit: "failure", attempts: "1", ejected: true, attempt: "timeout"},
+		{name: "deadline of the attempt", path: "hang", client: get, opts: gateway.UpstreamOptions{Timeout: short}, outcome: gateway.OutcomeTimeout, status: "504", circuit: "2 failures", attempts: "2", ejected: true, attempt: "timeout"},
+		{name: "deadline of the whole", path: "hang", client: get, mw: gateway.Timeout(short), outcome: gateway.OutcomeTimeout, status: "504", circuit: "failure", attempts: "1", ejected: true, attempt: "timeout"},
 		{name: "client leaves before the headers", path: "hang", client: leaves, outcome: gateway.OutcomeClientCanceled, status: "499", attempts: "1", attempt: "client_canceled"},
 		{name: "client leaves after the headers", path: "stream", client: leaves, outcome: gateway.OutcomeClientCanceled, status: "499", circuit: "success", attempts: "1", attempt: "ok"},
 		{name: "deadline of the client", path: "hang", client: hasDeadline, outcome: gateway.OutcomeClientCanceled, status: "499", attempts: "1", attempt: "client_canceled"},
 		{name: "client too slow", path: "ok", client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nx", "", false), outcome: gateway.OutcomeRejected, status: "408", attempts: "1", attempt: "rejected"},
 		{name: "client too slow, short body", path: "ok", client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", false), outcome: gateway.OutcomeRejected, status: "408"},
-		{name: "client too slow for Timeout", path: "ok", mw: gateway.Timeout(50 * time.Millisecond), client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nx", "", false), outcome: gateway.OutcomeRejected, status: "408", attempts: "1", attempt: "rejected"},
-		{name: "client too slow for Timeout, short body", path: "ok", mw: gateway.Timeout(50 * time.Millisecond), client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", false), outcome: gateway.OutcomeRejected, status: "408"},
-		{name: "client too slow for a handler", mw: gateway.Timeout(50 * time.Millisecond), client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", false), local: local(func(w http.ResponseWriter, r *http.Request) {
+		{name: "client too slow for Timeout", path: "ok", mw: gateway.Timeout(short), client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nx", "", false), outcome: gateway.OutcomeRejected, status: "408", attempts: "1", attempt: "rejected"},
+		{name: "client too slow for Timeout, short body", path: "ok", mw: gateway.Timeout(short), client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", false), outcome: gateway.OutcomeRejected, status: "408"},
+		{name: "client too slow for a handler", mw: gateway.Timeout(short), client: dials("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 10\r\n\r\nx", "", false), local: local(func(w http.ResponseWriter, r *http.Request) {
 			if _, err := io.Copy(io.Discard, r.Body); err != nil {
 				w.WriteHeader(500)
 			}
@@ -348,7 +349,7 @@ func TestOutcomeTable(t *testing.T) {
 			u := gateway.NewUpstream("u", targets, &tt.opts)
 			inner := tt.local
 			if inner == nil {
-				inner = gateway.Proxy(u, &gateway.ProxyOptions{MaxBodyBytes: 1000, BodyTimeout: 100 * time.Millisecond})
+				inner = gateway.Proxy(u, &gateway.ProxyOptions{MaxBodyBytes: 1000, BodyTimeout: short})
 			}
 			var rt gateway.Router
 			rt.Use(gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel, Stats: stats, Logger: j.logger()}))
@@ -366,7 +367,7 @@ func TestOutcomeTable(t *testing.T) {
 			var line map[string]string
 			select {
 			case line = <-j:
-			case <-time.After(10 * time.Second):
+			case <-time.After(patience):
 				t.Fatal("the exchange does not end")
 			}
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
@@ -15,6 +14,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -124,17 +124,14 @@ func TestProxyStreams(t *testing.T) {
 // TestProxyFailures breaks the target and the client in every way, and asks for the answer and for what
 // was logged.
 func TestProxyFailures(t *testing.T) {
-	deaf, err := net.Listen("tcp", "127.0.0.1:0") // a port where nobody listens
-	if err != nil {
-		t.Fatal(err)
-	}
-	deaf.Close()
-	refused := "http://" + deaf.Addr().String()
-
+	const refused = "http://127.0.0.1:1" // a port where nobody listens
 	release := make(chan bool)
+	var arrived atomic.Value // a func that is called when a request for /hang is here
+	arrived.Store(func() {})
 	backend := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/hang":
+			arrived.Load().(func())()
 			select {
 			case <-r.Context().Done():
 			case <-release:
@@ -222,7 +219,7 @@ func TestProxyFailures(t *testing.T) {
 			ctx, cancel := context.WithCancel(context.Background())
 			r, _ := http.NewRequestWithContext(ctx, "GET", f.URL+path, nil)
 			if path == "/hang" {
-				time.AfterFunc(20*time.Millisecond, cancel)
+				arrived.Store(func() { cancel() })
 			}
 			res, err := http.DefaultClient.Do(r)
 			if err == nil {
@@ -231,6 +228,7 @@ func TestProxyFailures(t *testing.T) {
 				res.Body.Close()
 			}
 			cancel()
+			arrived.Store(func() {})
 			line := f.journal.next(t)
 			if line["outcome"] != "client_canceled" || line["status"] != "499" || line["level"] != "INFO" {
 				t.Errorf("%s: logged %v", path, line)
@@ -522,7 +520,7 @@ func TestForwardRewrite(t *testing.T) {
 			}
 			select {
 			case <-gone:
-			case <-time.After(10 * time.Second):
+			case <-time.After(patience):
 				t.Fatal("the target was not told that the client left")
 			}
 		})

@@ -11,7 +11,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 )
 
 // rawRequest is a request as a hostile client may write it: nothing in it is checked. It is sent over HTTP/1.1 or
@@ -164,7 +163,7 @@ func (c rawClient) run(t *testing.T, protocol string, s *httptest.Server) {
 		return
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(4 * time.Second))
+	conn.SetDeadline(deadline())
 	h2 := protocol == http2 || protocol == h2c
 	request := []byte(c.request.http1())
 	if h2 {

@@ -158,7 +158,7 @@ func TestServeWaitsForUpgradedConnections(t *testing.T) {
 
 func TestServeReady(t *testing.T) {
 	srv := &http.Server{Handler: text("app")}
-	addr, stop, done := start(t, srv, &gateway.ServeOptions{Ready: "/ready", Delay: time.Second})
+	addr, stop, done := start(t, srv, &gateway.ServeOptions{Ready: "/ready", Delay: 3 * time.Second})
 	if res := get(t, "http://"+addr+"/ready"); res.StatusCode != 200 {
 		t.Errorf("ready: %d", res.StatusCode)
 	}
@@ -237,7 +237,7 @@ func TestServeSaysGoodbyeToWebSockets(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	conn.SetDeadline(deadline())
 	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 	br := bufio.NewReader(conn)
 	if res, err := http.ReadResponse(br, nil); err != nil || res.StatusCode != 101 {
@@ -324,6 +324,12 @@ func TestServeCutIsNotTheClientsCancel(t *testing.T) {
 			defer conn.Close()
 			io.WriteString(conn, "GET "+tt.path+" HTTP/1.1\r\nHost: x\r\n\r\n")
 			<-entered
+			if tt.path == "/stream" {
+				conn.SetDeadline(deadline())
+				if _, err := readHead(bufio.NewReader(conn)); err != nil {
+					t.Fatal(err)
+				}
+			}
 			stop()
 			if err := <-done; err != nil {
 				t.Errorf("Serve: %v", err)

@@ -374,6 +374,7 @@ func endlessArray(w io.Writer, size int) error {
 
 // TestReshapeMemory: an array of 100 MB passes in little memory.
 func TestReshapeMemory(t *testing.T) {
+	settle(t)
 	before := heapInUse()
 	most := before
 	h := gateway.Reshape(titles)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -117,7 +117,7 @@ func (s *silence) fall() {
 // Without pings, every later request would use the same connection and fail.
 func TestTransportPing(t *testing.T) {
 	for _, protocol := range []string{http2, h2c} {
-		for _, ping := range []time.Duration{50 * time.Millisecond, -1} {
+		for _, ping := range []time.Duration{200 * time.Millisecond, -1} {
 			t.Run(fmt.Sprint(protocol, " ", ping), func(t *testing.T) {
 				s := serveProtocol(t, protocol, text("ok"))
 				addr, proxy := silentFrom(t, s.Listener.Addr().String())
@@ -127,8 +127,8 @@ func TestTransportPing(t *testing.T) {
 					link, o.TLS = "https://"+addr, &tls.Config{RootCAs: rootsOf(s)}
 				}
 				tr := newTransport(t, &o)
-				ask := func(patience time.Duration) error {
-					ctx, cancel := context.WithTimeout(t.Context(), patience)
+				ask := func(within time.Duration) error {
+					ctx, cancel := context.WithTimeout(t.Context(), within)
 					defer cancel()
 					res, err := tr.RoundTrip(newRequest(t, "GET", link, nil).WithContext(ctx))
 					if err == nil {
@@ -136,7 +136,7 @@ func TestTransportPing(t *testing.T) {
 					}
 					return err
 				}
-				if err := ask(5 * time.Second); err != nil {
+				if err := ask(patience); err != nil {
 					t.Fatal(err)
 				}
 				proxy.fall()
@@ -148,10 +148,10 @@ func TestTransportPing(t *testing.T) {
 					}
 					return
 				}
-				if err := ask(5 * time.Second); err == nil || errors.Is(err, context.DeadlineExceeded) {
+				if err := ask(patience); err == nil || errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("on the silent connection: %v", err)
 				}
-				if err := ask(5 * time.Second); err != nil {
+				if err := ask(patience); err != nil {
 					t.Errorf("on the next: %v", err)
 				}
 			})
@@ -186,14 +186,14 @@ func TestTransportTooManyPings(t *testing.T) {
 			}
 		}
 	})
-	const ping = 50 * time.Millisecond
+	const ping = 150 * time.Millisecond
 	circuit := gateway.NewCircuit("c", &gateway.CircuitOptions{Failures: 1})
 	up := gateway.NewUpstream("u", gateway.MustTargets(strings.Replace(target, "http", "h2c", 1)), &gateway.UpstreamOptions{
 		Transport: newTransport(t, &gateway.TransportOptions{Ping: ping}),
 		Circuit:   circuit, Health: gateway.HealthOptions{Unhealthy: 1, MaxEjected: 1},
 	})
-	read := func(patience time.Duration) error {
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
+	read := func(within time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), within)
 		defer cancel()
 		res, err := up.RoundTrip(newRequest(t, "GET", "http://x/", nil).WithContext(ctx))
 		if err != nil {
@@ -203,7 +203,7 @@ func TestTransportTooManyPings(t *testing.T) {
 		_, err = io.Copy(io.Discard, res.Body)
 		return err
 	}
-	if err := read(5 * time.Second); !errors.Is(err, gateway.ErrOverloaded) {
+	if err := read(patience); !errors.Is(err, gateway.ErrOverloaded) {
 		t.Errorf("the first stream: %v", err)
 	}
 	if err := read(6 * ping); !errors.Is(err, context.DeadlineExceeded) {

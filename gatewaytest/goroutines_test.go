@@ -19,6 +19,9 @@ func waitFor(end, running chan bool) {
 // TestLeftBehind has a goroutine that is left behind and ends later. It runs in a subtest, whose parent waits.
 func TestLeftBehind(t *testing.T) {
 	t.Run("subtest", func(t *testing.T) {
+		if left := gatewaytest.LeftBehind(time.Minute); left != "" { // of other tests, that are about to end
+			t.Fatalf("before it begins: %q", left)
+		}
 		end, running := make(chan bool), make(chan bool)
 		go waitFor(end, running)
 		<-running

@@ -57,8 +57,9 @@ func TestTurnIsInterrupted(t *testing.T) {
 				t.Error(err)
 			}
 			cancel()
-			tr = newTransport(t, &Options{ResponseHeaderTimeout: after})
+			tr = newTransport(t, nil)
 			warm(t, tr, addr)
+			tr.opts.ResponseHeaderTimeout = after // for the next request alone
 			if _, err := tr.RoundTrip(newRequest(t, "GET", "http://"+addr+"/", nil)); !errors.Is(err, ErrResponseHeaderTimeout) {
 				t.Error(err)
 			}
