@@ -7,19 +7,25 @@ import (
 )
 
 const (
-	maxChunkLine   = 4096     // of a chunk's size and extensions
-	maxChunkExcess = 16 << 10 // of chunked framing beyond what small chunks need
+	maxChunkLine     = 4096     // bytes of a line with a chunk's size and extensions
+	maxChunkOverhead = 16 << 10 // bytes of framing above the allowance; see advance
 )
 
-// Where the reading of a chunked body is.
+// Phases of reading a chunked body.
 const (
-	chunkSize = iota // before the line with the size of a chunk
-	chunkData        // in its data
-	chunkEnd         // before the end of the line behind the data
-	trailers         // behind the last chunk
+	chunkSize    = iota // before the line with a chunk's size
+	chunkData           // in the chunk's data
+	chunkEnd            // before the CRLF after the data
+	chunkTrailer        // after the last chunk
 )
 
-// advance takes one step of chunked framing. It consumes nothing unless the step is complete.
+// advance consumes the next element of chunked framing: a line with a size, the CRLF after a chunk, or the
+// trailer, after which it returns io.EOF. If the element is not complete, it consumes nothing.
+//
+// Framing is limited in relation to data. A chunk of n bytes may have 16 + 2n bytes of framing. More than
+// that counts as overhead, less reduces it, and a chunk of 16 KiB clears it. So a body in chunks of one
+// byte is accepted at any length. A body whose chunks have one byte of data and an extension of 4,000 bytes
+// is refused at the fifth.
 func (b *body) advance() error {
 	c := b.conn
 	switch b.phase {
@@ -33,21 +39,19 @@ func (b *body) advance() error {
 			return err
 		}
 		c.noReuse = c.noReuse || padded
-		// Sixteen bytes of framing for each chunk, and twice its data, are free. So a body that comes byte by
-		// byte is welcome, and one of extensions alone is not.
 		b.overhead += len(line) + len("\r\n") - 16
-		if size < maxChunkExcess {
+		if size < maxChunkOverhead {
 			b.overhead -= 2 * int(size)
 		} else {
 			b.overhead = 0
 		}
-		if b.overhead = max(b.overhead, 0); b.overhead > maxChunkExcess {
+		if b.overhead = max(b.overhead, 0); b.overhead > maxChunkOverhead {
 			return malformed("too much chunked framing for little data")
 		}
 		c.r += len(line) + len("\r\n")
 		b.left, b.phase = size, chunkData
 		if size == 0 {
-			b.phase = trailers
+			b.phase = chunkTrailer
 		}
 	case chunkEnd:
 		for len(c.buffered()) < 2 {
@@ -60,7 +64,7 @@ func (b *body) advance() error {
 		}
 		c.r += 2
 		b.phase = chunkSize
-	case trailers:
+	case chunkTrailer:
 		if err := b.readTrailer(); err != nil {
 			return err
 		}
@@ -69,7 +73,7 @@ func (b *body) advance() error {
 	return nil
 }
 
-// chunkLine returns the next line without its end, and leaves it in the buffer.
+// chunkLine returns the next line without its CRLF. It does not consume the line.
 func (c *conn) chunkLine() ([]byte, error) {
 	for {
 		have := c.buffered()
@@ -78,7 +82,7 @@ func (c *conn) chunkLine() ([]byte, error) {
 		case i > maxChunkLine || i < 0 && len(have) > maxChunkLine:
 			return nil, malformed("chunk extension too long")
 		case i == 0 || i > 0 && have[i-1] != '\r':
-			return nil, malformed("chunk size ends with LF alone")
+			return nil, malformed("line with a chunk size ends with LF instead of CRLF")
 		case i > 0:
 			return have[:i-1], nil
 		}
@@ -88,8 +92,8 @@ func (c *conn) chunkLine() ([]byte, error) {
 	}
 }
 
-// parseChunkSize reads hexadecimal digits and ignores extensions (RFC 9112 section 7.1). Blanks behind the
-// size, which some servers pad it with, are odd.
+// parseChunkSize parses the hexadecimal size of a chunk and ignores extensions (RFC 9112 section 7.1). padded
+// reports that spaces follow the size, which some servers add.
 func parseChunkSize(line []byte) (size int64, padded bool, err error) {
 	digits := 0
 	for digits < len(line) {
@@ -127,7 +131,7 @@ func parseChunkSize(line []byte) (size int64, padded bool, err error) {
 	return size, rest[0] != ';', nil
 }
 
-// readTrailer reads the fields behind the last chunk, and the empty line.
+// readTrailer consumes the fields after the last chunk and the empty line. It adds them to Response.Trailer.
 func (b *body) readTrailer() error {
 	c := b.conn
 	for len(c.buffered()) < 2 {
@@ -150,7 +154,7 @@ func (b *body) readTrailer() error {
 		return err
 	}
 	if seen&bareLF != 0 {
-		return malformed("trailer with a line that ends with LF alone")
+		return malformed("trailer with a line that ends with LF instead of CRLF")
 	}
 	c.noReuse = c.noReuse || seen != 0
 	for name, values := range trailer {

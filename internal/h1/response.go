@@ -10,10 +10,11 @@ import (
 	"strings"
 )
 
-// maxFields bounds the fields of one header. Each costs much more memory than its shortest form, "a:\n".
+// maxFields limits the fields of a header. MaxHeaderBytes alone would not bound the memory: the shortest
+// field, "a:\n", has 3 bytes but costs far more in a map.
 const maxFields = 8192
 
-// response is an http.Response and what it points to, in one allocation.
+// response is an http.Response together with what it points to, so that one allocation suffices.
 type response struct {
 	http.Response
 	stream     body
@@ -23,39 +24,41 @@ type response struct {
 	framing    uint8
 }
 
-// deviation is what a header has that is accepted, and after which the connection is not used again.
+// deviation is a set of deviations from the syntax that the parser has accepted. After any of them, the
+// connection is not reused.
 type deviation uint8
 
 const (
-	bareLF         deviation = 1 << iota // a line ended with LF alone
-	otherDeviation                       // it is malformed in another way, but has one meaning
+	bareLF         deviation = 1 << iota // a line ended with LF instead of CRLF
+	otherDeviation                       // any other in the list at parseHead
 )
 
-// How the body of a response ends.
+// Kinds of framing: what ends the body of a response.
 const (
 	noBody          = iota
-	lengthDelimited // after ContentLength bytes
-	chunkDelimited  // with the last chunk
-	closeDelimited  // with the connection
-	bodyForbidden   // there is none, but fields say that there is
+	lengthDelimited // the body has ContentLength bytes
+	chunkDelimited  // the body ends with the last chunk
+	closeDelimited  // the body ends with the connection
+	bodyForbidden   // the status forbids a body, but the fields announce one
 )
 
+// malformed returns an error that wraps ErrInvalidResponse.
 func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrInvalidResponse, fmt.Sprintf(format, args...))
 }
 
-// quote shortens what is quoted in an error.
+// quote quotes the first 60 bytes of s for an error.
 func quote(s string) string { return strconv.Quote(s[:min(len(s), 60)]) }
 
-// errTooLarge is the error of a header or trailer that exceeds MaxHeaderBytes.
+// errTooLarge is the error for a header or trailer that exceeds MaxHeaderBytes or maxFields.
 var errTooLarge = fmt.Errorf("%w: header larger than MaxHeaderBytes", ErrInvalidResponse)
 
 const protocolStart = "HTTP/1."
 
-// readHead reads up to and with the first empty line, and returns it with the number of lines before that.
-// start is what it must begin with. It takes the bytes from the budget.
+// readHead reads a header or trailer up to its empty line, inclusive. It must begin with start, and is at
+// most *budget bytes long, by which *budget is reduced. lines is the number of lines before the empty one.
 func (c *conn) readHead(budget *int, start string) (head string, lines int, err error) {
-	line, pos := 0, 0 // the current line's beginning, and how far it is searched
+	line, pos := 0, 0 // where the current line begins, and where the search for its end continues
 	for {
 		have := c.buffered()
 		if n := min(len(have), len(start)); string(have[:n]) != start[:n] {
@@ -94,7 +97,7 @@ func (c *conn) readHead(budget *int, start string) (head string, lines int, err 
 	}
 }
 
-// nextLine cuts the first line off and reports whether it ended with LF alone.
+// nextLine splits s after its first line. bareLF reports that the line ended with LF instead of CRLF.
 func nextLine(s string) (line, rest string, bareLF bool) {
 	i := strings.IndexByte(s, '\n')
 	line, rest = s[:i], s[i+1:]
@@ -104,19 +107,24 @@ func nextLine(s string) (line, rest string, bareLF bool) {
 	return line, rest, true
 }
 
-// parseHead reads a status line and fields. lines is their number. It takes what http.ReadResponse takes and
-// yields the same values, with these exceptions. It adds no Cache-Control where there is "Pragma: no-cache",
-// and removes control characters from the reason. It refuses, and http.ReadResponse accepts:
+// parseHead parses a header, whose status line and fields make up the given number of lines. It accepts the
+// same responses as http.ReadResponse and returns the same values, except that it does not turn "Pragma:
+// no-cache" into Cache-Control, and removes control characters from the reason phrase. It refuses the
+// following, which http.ReadResponse accepts:
 //
-//   - a version other than HTTP/1.x, and a status with a sign or below 100: neither can be forwarded as it is;
-//   - control characters in chunk extensions, and lines of a trailer that end with LF alone;
-//   - more than 8,192 fields.
+//   - a version other than HTTP/1.x, and a status with a sign or below 100: they cannot be forwarded
+//   - control characters in chunk extensions, and lines of a trailer that end with LF instead of CRLF
+//   - more than 8,192 fields
 //
-// Some of what is accepted is malformed, but leaves no doubt: a line that ends with LF alone (RFC 9112 section
-// 2.2), more than one blank before the status, a field that is continued on the next line, which becomes one
-// line (section 5.2), a blank in a field name, which stays, so that the field is no other's (section 5.1),
-// Content-Length beside Transfer-Encoding, which is removed (section 6.3), and Transfer-Encoding in HTTP/1.0,
-// which is ignored. The connection is not used again after any of these.
+// It accepts these malformed headers, since each has only one meaning. The connection is not reused after
+// them.
+//
+//   - a line that ends with LF instead of CRLF (RFC 9112 section 2.2)
+//   - more than one space before the status
+//   - a field that continues on the next line: the lines are joined (section 5.2)
+//   - a space in a field name: the name keeps it, so it equals no other name (section 5.1)
+//   - Content-Length together with Transfer-Encoding: Content-Length is removed (section 6.3)
+//   - Transfer-Encoding in HTTP/1.0: it is ignored
 func (res *response) parseHead(head string, lines int, method string) error {
 	line, rest, bare := nextLine(head)
 	if bare {
@@ -157,7 +165,8 @@ func (res *response) parseHead(head string, lines int, method string) error {
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
-// parseFields reads lines of fields up to the empty one. It takes the memory of the values from values.
+// parseFields parses field lines up to the empty line and adds them to header. The slices of values in header
+// are cut from values, which needs one element for each line.
 func parseFields(s string, header http.Header, values []string) (seen deviation, err error) {
 	for {
 		line, rest, bare := nextLine(s)
@@ -169,7 +178,7 @@ func parseFields(s string, header http.Header, values []string) (seen deviation,
 		}
 		s = rest
 		if isBlank(line[0]) {
-			return seen, malformed("continued field without a beginning: %s", quote(line))
+			return seen, malformed("continuation line before the first field: %s", quote(line))
 		}
 		colon := strings.IndexByte(line, ':')
 		if colon < 0 {
@@ -197,14 +206,15 @@ func parseFields(s string, header http.Header, values []string) (seen deviation,
 			header[name] = append(old, value)
 			continue
 		}
-		// The capacity is 1, so that a second value of this field does not go into the memory of the next.
+		// With a capacity of 1, append cannot write a second value of this field over that of the next.
 		values[0] = value
 		header[name] = values[:1:1]
 		values = values[1:]
 	}
 }
 
-// unfold joins a value with the lines that continue it, at the beginning of s, by one blank each.
+// unfold joins a value with its continuation lines, at the beginning of s, each after one space. It returns
+// the rest of s, and whether one of the lines ended with LF instead of CRLF.
 func unfold(value, s string) (joined, rest string, bare bool) {
 	b := []byte(value)
 	for isBlank(s[0]) {
@@ -215,7 +225,7 @@ func unfold(value, s string) (joined, rest string, bare bool) {
 	return strings.TrimLeft(string(b), " \t"), s, bare
 }
 
-// setFraming decides where the body ends (RFC 9112 section 6.3).
+// setFraming determines where the body ends (RFC 9112 section 6.3).
 func (res *response) setFraming(method string) error {
 	chunked, err := res.transferEncoding()
 	if err != nil {
@@ -256,6 +266,8 @@ func (res *response) setFraming(method string) error {
 	return nil
 }
 
+// transferEncoding reports whether the body is chunked. It removes the field, as net/http does, and refuses
+// other codings.
 func (res *response) transferEncoding() (chunked bool, err error) {
 	codings, ok := res.Header["Transfer-Encoding"]
 	if !ok {
@@ -275,7 +287,8 @@ func (res *response) transferEncoding() (chunked bool, err error) {
 	return true, nil
 }
 
-// contentLength returns -1 if the field is missing. The same value may be given several times.
+// contentLength returns the value of Content-Length, or -1 without the field. If the field is repeated, its
+// values must be equal.
 func (res *response) contentLength() (int64, error) {
 	lengths, ok := res.Header["Content-Length"]
 	if !ok {
@@ -296,7 +309,7 @@ func (res *response) contentLength() (int64, error) {
 	return int64(n), nil
 }
 
-// closesConn reports whether the connection ends with the response.
+// closesConn reports whether the target closes the connection after the response.
 func (res *response) closesConn() bool {
 	connection := res.Header["Connection"]
 	if res.ProtoMinor == 0 {
@@ -323,7 +336,7 @@ func (res *response) moveTrailerNames(chunked bool) error {
 			}
 			name, ok := canonicalName(element)
 			if !ok {
-				name = element // nothing is sent by that name
+				name = element // not a valid name, so no trailer has it
 				res.deviations |= otherDeviation
 			}
 			if !allowedInTrailer(name) {

@@ -8,8 +8,8 @@ import (
 
 // Classes of bytes.
 const (
-	tokenByte = 1 << iota // of a method or field name (RFC 9110 section 5.6.2)
-	hostByte              // of a Host, leniently
+	tokenByte = 1 << iota // allowed in a token: a method or field name (RFC 9110 section 5.6.2)
+	hostByte              // allowed in a Host; more than RFC 9110 allows, as in net/http
 	upperByte             // A to Z
 	lowerByte             // a to z
 )
@@ -37,6 +37,7 @@ var classes = func() (table [256]byte) {
 	return table
 }()
 
+// all reports whether all bytes of s belong to the class.
 func all(s string, class byte) bool {
 	for i := range len(s) {
 		if classes[s[i]]&class == 0 {
@@ -52,7 +53,7 @@ func isHost(s string) bool  { return s != "" && all(s, hostByte) }
 
 func isBlank(c byte) bool { return c == ' ' || c == '\t' }
 
-// isTokenWithSpaces reports whether s is a token but for blanks in it.
+// isTokenWithSpaces reports whether s consists of bytes that are allowed in a token and spaces.
 func isTokenWithSpaces(s string) bool {
 	for i := range len(s) {
 		if classes[s[i]]&tokenByte == 0 && s[i] != ' ' {
@@ -73,7 +74,7 @@ func withoutControls(s string) string {
 	return string(b)
 }
 
-// trimBlanks removes the optional whitespace around a value.
+// trimBlanks removes spaces and tabs around s.
 func trimBlanks(s string) string {
 	for s != "" && isBlank(s[0]) {
 		s = s[1:]
@@ -84,7 +85,7 @@ func trimBlanks(s string) string {
 	return s
 }
 
-// hasToken reports whether one of the comma-separated lists has the token, in upper or lower case.
+// hasToken reports whether one of the comma-separated lists contains the token. Case is ignored.
 func hasToken(lists []string, token string) bool {
 	for _, list := range lists {
 		if len(list) == len(token) {
@@ -102,7 +103,7 @@ func hasToken(lists []string, token string) bool {
 	return false
 }
 
-// commonNames are field names in their canonical form, for those that come in another.
+// commonNames maps canonical field names to themselves, so that converting a common name does not allocate.
 var commonNames = func() map[string]string {
 	m := make(map[string]string)
 	for _, name := range strings.Fields(`Accept-Ranges Access-Control-Allow-Credentials Access-Control-Allow-Headers
@@ -119,22 +120,22 @@ var commonNames = func() map[string]string {
 	return m
 }()
 
-// canonicalName returns the canonical form of a field name, and whether it is a name at all. One that is
-// canonical is returned as it is.
+// canonicalName returns the canonical form of a field name, as http.CanonicalHeaderKey does, and whether the
+// name is valid.
 func canonicalName(name string) (string, bool) {
-	first := byte(lowerByte) // what must not be at this place in a canonical name
+	excluded := byte(lowerByte) // the class that a canonical name does not have at this position
 	canonical := true
 	for i := range len(name) {
 		class := classes[name[i]]
 		if class&tokenByte == 0 {
 			return "", false
 		}
-		if class&first != 0 {
+		if class&excluded != 0 {
 			canonical = false
 		}
-		first = upperByte
+		excluded = upperByte
 		if name[i] == '-' {
-			first = lowerByte
+			excluded = lowerByte
 		}
 	}
 	if canonical {
