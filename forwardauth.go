@@ -17,36 +17,36 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
-// ForwardAuthOptions configures what ForwardAuth asks and what it takes from the answer. With the zero
-// value it asks about the request's own path, with the request's Authorization and Cookie.
+// ForwardAuthOptions configures the request that ForwardAuth sends to the service, and what it takes from the
+// answer. With the zero value, the request has the path of the client's request, and its Authorization and
+// Cookie.
 type ForwardAuthOptions struct {
-	// Path is what is asked, such as "/oauth2/auth" or "/check?app=1". It may be a whole URL, for a
-	// RoundTripper that is not an Upstream. "" means the request's own path and query, as for Envoy's
-	// ext_authz.
+	// Path is the path and query of the request to the service, such as "/oauth2/auth" or "/check?app=1". For
+	// a RoundTripper that is not an Upstream, it may be an absolute URL. "" means the path and query of the
+	// client's request, as for Envoy's ext_authz.
 	Path string
 
-	// Headers are the client's fields that are sent along. nil means Authorization and Cookie. Some services
-	// need Accept as well, to tell a browser from an API client, or Origin.
+	// Headers are the client's fields that the service gets. nil means Authorization and Cookie. Some
+	// services also need Origin, or Accept, by which they distinguish a browser from an API client.
 	Headers []string
 
-	// Identity tells which field of the answer is which claim of the Identity. It must have "sub", or be
-	// empty for no Identity. nil means {"sub": "X-User-ID"}, or "Remote-User" where the answer has no
-	// X-User-ID.
+	// Identity maps a claim of the Identity to the answer's field that has it. It must have "sub", or be
+	// empty for no Identity. nil means {"sub": "X-User-ID"}, or "Remote-User" if the answer has no X-User-ID.
 	Identity map[string]string
 
-	Copy    []string      // the answer's fields that go to the upstream, in place of the client's and their aliases
-	Origins []string      // whose pages may open WebSockets and send cookies; see AuthOptions.Origins
+	Copy    []string      // the answer's fields that the upstream gets; they replace the client's fields of the same name and its aliases
+	Origins []string      // origins whose pages may open WebSockets and send cookies; see AuthOptions.Origins
 	Timeout time.Duration // limit of the time for the whole answer; 0 means 1s
 }
 
 const (
-	maxDecisionBody   = 256 << 10 // of an answer that goes to the client
+	maxDecisionBody   = 256 << 10 // of an answer that the client gets
 	maxDecisionFields = 64 << 10  // of every answer: names, values and 4 bytes each
 )
 
 // ForwardAuth asks another service whether a request may pass, as nginx's auth_request, Traefik's
 // ForwardAuth, Caddy's forward_auth and Envoy's HTTP ext_authz do. So it works with Authelia, Authentik,
-// oauth2-proxy, Pomerium or OPA. to is mostly an Upstream:
+// oauth2-proxy, Pomerium or OPA. to is usually an Upstream:
 //
 //	sso := gateway.NewUpstream("oauth2-proxy", gateway.MustTargets("http://127.0.0.1:4180"), nil)
 //	rt.With(gateway.ForwardAuth(sso, &gateway.ForwardAuthOptions{
@@ -55,7 +55,7 @@ const (
 //		Copy:     []string{"X-Auth-Request-Email"},
 //	}))
 //
-// The question is a GET without a body. It has the client's fields in Headers, and these:
+// The service gets a GET without a body. It has the client's fields in Headers, and these:
 //
 //   - X-Forwarded-Method, and the same as X-Original-Method
 //   - X-Forwarded-Proto, X-Forwarded-Host, X-Forwarded-For and X-Real-IP, as Proxy sends them
@@ -63,39 +63,38 @@ const (
 //   - X-Original-Url: scheme, host, path and query
 //   - the trace, as Proxy sends it
 //
-// A client cannot forge these: no other field of it is sent. The path is that of r.URL, which the next
-// handler sees too. A path that servers interpret differently is answered with 400, as by Proxy, and so
-// are two fields Authorization.
+// A client cannot forge these fields, because the service gets no fields of the client other than Headers.
+// The path is that of r.URL, which the next handler sees as well. A path that servers interpret differently
+// is answered with 400, as by Proxy, and so are two fields Authorization.
 //
 // The answer decides:
 //
 //   - 2xx: the request passes. The fields in Identity become the Identity, and those in Copy are set on
 //     the request. Set-Cookie is sent to the client with the answer of the next handler, since a session
 //     may have been renewed. Everything else in the answer is ignored.
-//   - 401, 403, and a redirect (3xx with Location): the client gets this answer as it came, with its
-//     body. HandleErrors is not called. No redirect is followed.
-//   - Anything else, an answer that is late, malformed or too large (64 KiB of fields, 256 KiB of body),
-//     and no answer: 503, with OutcomeUnavailable. So does an answer whose field for "sub" occurs twice.
-//     ForwardAuth never lets a request pass that it could not ask about.
+//   - 401, 403, and a redirect (3xx with Location): the client gets this answer unchanged, with its
+//     body. HandleErrors is not called. ForwardAuth does not follow the redirect.
+//   - Any other status: the client gets 503, with OutcomeUnavailable. The same holds if there is no answer,
+//     if it is late, malformed or too large (64 KiB of fields, 256 KiB of body), and if its field for "sub"
+//     occurs twice. So no request passes without a decision of the service.
 //
-// The client's own fields in Copy and Identity, and X-User-ID, are removed from every request that
-// passes, in every spelling that a server could take for the same field, from trailers too, and whether
-// the answer has such a field or not. A client cannot have them removed by Connection. Without a subject
-// in the answer the request passes as anonymous, or with the Identity that an outer Auth found; Require
-// then answers 401 to the former.
+// The client's own fields in Copy and Identity, and X-User-ID, are removed from every request that passes and
+// from its trailers, even if the answer has no such field. They are removed in every spelling that a server
+// could take for the same field. A client cannot name the service's fields in Connection to have them
+// removed. Without a subject in the answer, the request passes as anonymous, or with the Identity that an
+// outer Auth found. Require answers 401 to an anonymous request.
 //
-// The claims besides "sub", "iss", "aud" and "scope" are in Identity.Claims, as a string, or as a list of
-// strings for a field that occurs more than once. "aud" and "scope" are split at spaces. A handler inside
-// ForwardAuth finds the subject in X-User-ID, as inside Auth. Which fields a backend gets from the
-// Identity is set by ProxyOptions.Identity.
+// The claims besides "sub", "iss", "aud" and "scope" are in Identity.Claims: a string, or a list of strings
+// if the field occurs more than once. "aud" and "scope" are split at spaces. A handler inside ForwardAuth
+// finds the subject in X-User-ID, as inside Auth. Which fields a backend gets from the Identity is set by
+// ProxyOptions.Identity.
 //
-// A preflight (CORS) has no credentials, so the service would refuse it: put CORS middleware before
-// ForwardAuth. The handshake of a WebSocket is asked about like any request. As in Auth, one that a page
-// of another origin has sent with cookies gets 403, unless Origins allows it.
+// A CORS preflight request has no credentials, so the service would refuse it: put CORS middleware outside
+// ForwardAuth. The handshake of a WebSocket is handled like any other request. As in Auth, a handshake that a
+// page of another origin has sent with cookies gets 403, unless Origins allows it.
 //
-// ForwardAuth panics when to is nil, on a malformed Path or origin, on an Identity without "sub", and on
-// a field that is not the client's or the service's to choose, such as Connection, Host or
-// X-Forwarded-For.
+// ForwardAuth panics when to is nil, on a malformed Path or origin, on an Identity without "sub", and on a
+// field that neither the client nor the service may set, such as Connection, Host or X-Forwarded-For.
 func ForwardAuth(to http.RoundTripper, opts *ForwardAuthOptions) Middleware {
 	if to == nil {
 		panic("gateway: ForwardAuth: nil RoundTripper")
@@ -110,7 +109,7 @@ func ForwardAuth(to http.RoundTripper, opts *ForwardAuthOptions) Middleware {
 			}
 			switch {
 			case err != nil && leftEarly(r.Context()):
-				WriteError(rw, r, errClientLeft) // not a refusal
+				WriteError(rw, r, errClientLeft) // the client left, which is not a refusal
 			case err != nil:
 				refuseUndecided(rw, r, err)
 			case v.passes:
@@ -123,18 +122,18 @@ func ForwardAuth(to http.RoundTripper, opts *ForwardAuthOptions) Middleware {
 	}
 }
 
-// decider is the service that ForwardAuth asks. It knows nothing of the client's response.
+// decider asks the service of one ForwardAuth. It does not depend on the client's response.
 type decider struct {
 	to       http.RoundTripper
-	link     *url.URL // what is asked; nil: the request's own path and query
+	link     *url.URL // of the service; nil means the path and query of the client's request
 	headers  []string // canonical
 	identity []identityField
-	fallback string // the field for the subject where identity's is absent; "" for none
+	fallback string // the field for the subject if that of identity is absent; "" for none
 	copied   []string
 	origins  originRules
 	timeout  time.Duration
 
-	owned  *ownedFields    // written on the question, and kept out of trailers
+	owned  *ownedFields    // set on the request to the service; removed from trailers of a request that passes
 	forged httpfield.Names // the client's fields that are removed from a request that passes
 }
 
@@ -184,7 +183,7 @@ func newDecider(to http.RoundTripper, opts *ForwardAuthOptions) *decider {
 	}
 	for i, name := range d.copied {
 		if slices.ContainsFunc(d.copied[:i], func(other string) bool { return httpfield.SameName(name, other) }) {
-			panic(fmt.Sprintf("gateway: ForwardAuth: Copy: %q is there twice, or an alias of another", name))
+			panic(fmt.Sprintf("gateway: ForwardAuth: Copy: %q occurs twice, or is an alias of another", name))
 		}
 		d.forged.Add(name)
 		d.owned.names.Add(name)
@@ -195,8 +194,8 @@ func newDecider(to http.RoundTripper, opts *ForwardAuthOptions) *decider {
 	return d
 }
 
-// fieldName returns the canonical form of a field that is sent. It panics on one that frames a message or
-// that the gateway writes.
+// fieldName returns the canonical form of a name in Headers or Copy. It panics on a field that frames a
+// message or that the gateway writes itself.
 func (d *decider) fieldName(option, name string) string {
 	if !httpfield.IsToken(name) {
 		panic(fmt.Sprintf("gateway: ForwardAuth: %s: malformed field name %q", option, name))
@@ -206,13 +205,13 @@ func (d *decider) fieldName(option, name string) string {
 	case httpfield.IsHopByHop(canonical), isFraming(canonical), d.owned.names.Has(name),
 		slices.Contains([]string{"Host", "Expect", "Set-Cookie"}, canonical),
 		slices.ContainsFunc(questionFields, func(other string) bool { return httpfield.SameName(name, other) }):
-		panic(fmt.Sprintf("gateway: ForwardAuth: %s: %q is for one connection, or the gateway writes it", option, name))
+		panic(fmt.Sprintf("gateway: ForwardAuth: %s: %q applies to one connection only, or the gateway writes it itself", option, name))
 	}
 	return canonical
 }
 
-// questionFields are written on every question, besides those that Proxy writes.
-// Those of the family X-Forwarded- are owned as it is.
+// questionFields are set on every request to the service, besides those that Proxy sets. X-Forwarded-Method
+// and X-Forwarded-Uri are not listed, since all fields X-Forwarded-* are owned.
 var questionFields = []string{"X-Original-Method", "X-Original-Url"}
 
 // parseDeciderPath parses ForwardAuthOptions.Path.
@@ -230,16 +229,16 @@ func parseDeciderPath(path string) (*url.URL, error) {
 	return u, nil
 }
 
-// decision is the answer to a question.
+// decision is the answer of the service.
 type decision struct {
 	passes   bool
 	status   int
 	header   http.Header
-	body     []byte    // unless it passes
-	identity *Identity // nil without a subject
+	body     []byte    // nil if the request passes
+	identity *Identity // nil if the answer has no subject
 }
 
-// ask asks about r. An error means that there is no decision.
+// ask asks the service about r. An error means that there is no decision.
 func (d *decider) ask(ex *exchange, r *http.Request) (*decision, error) {
 	if d.origins.concern(r) {
 		ex.forgetPlace()
@@ -250,7 +249,7 @@ func (d *decider) ask(ex *exchange, r *http.Request) (*decision, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A record of its own: the log line's target is that of the request itself.
+	// The service gets its own record, so that the log line's target stays that of the client's request.
 	res, err := d.to.RoundTrip(q.WithContext(ex.part(ctx)))
 	if err != nil {
 		return nil, d.undecided(attemptError(q.WithContext(ctx), err))
@@ -262,8 +261,8 @@ func (d *decider) ask(ex *exchange, r *http.Request) (*decision, error) {
 	return v, nil
 }
 
-// undecided returns the error for a request about which there is no decision: 503, or the status of a
-// refusal for which the client is to blame, such as 431 for a Cookie that is too large to be sent.
+// undecided returns the error for a request without a decision: a 503, or a 4xx if the client is the cause,
+// such as 431 for a Cookie that is too large to be sent.
 func (d *decider) undecided(err error) error {
 	var own *Error
 	if errors.As(err, &own) && own.status() >= 400 && own.status() < 500 {
@@ -272,7 +271,7 @@ func (d *decider) undecided(err error) error {
 	return &Error{Status: http.StatusServiceUnavailable, Err: fmt.Errorf("gateway: ForwardAuth: %w", err)}
 }
 
-// question returns the request that asks about r. The error is a 400.
+// question returns the request to the service about r. The error is a 400.
 func (d *decider) question(ex *exchange, r *http.Request) (*http.Request, error) {
 	bad := func(reason string) error {
 		return &Error{Status: http.StatusBadRequest, Err: errors.New("gateway: ForwardAuth: " + reason)}
@@ -322,11 +321,11 @@ func (d *decider) question(ex *exchange, r *http.Request) (*http.Request, error)
 	h["X-Forwarded-Uri"] = []string{uri}
 	origin := firstElement(h["X-Forwarded-Proto"]) + "://" + firstElement(h["X-Forwarded-Host"])
 	h["X-Original-Url"] = []string{origin + uri}
-	own := *link // a RoundTripper may keep it
+	own := *link // a copy, because a RoundTripper may keep it
 	return &http.Request{Method: http.MethodGet, URL: &own, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: h}, nil
 }
 
-// read reads an answer. An error means that it is no decision.
+// read reads an answer of the service. An error means that there is no decision.
 func (d *decider) read(res *http.Response) (*decision, error) {
 	if res.Body == nil {
 		res.Body = http.NoBody
@@ -404,7 +403,8 @@ func (d *decider) identify(h http.Header) (*Identity, error) {
 	return id, nil
 }
 
-// checkOrigin refuses a request that a page of another origin has sent. The service does not know the Origin.
+// checkOrigin returns an error for a request that a page of another origin has sent. The service cannot check
+// this, since it does not get Origin.
 func (d *decider) checkOrigin(ex *exchange, r *http.Request) error {
 	if !d.origins.concern(r) {
 		return nil
@@ -412,8 +412,8 @@ func (d *decider) checkOrigin(ex *exchange, r *http.Request) error {
 	return d.origins.check(ex, r, true)
 }
 
-// admit stores the Identity in the record, and returns the request for the handlers inside: with the
-// fields that the service has set, and without the client's that could be taken for them. r itself is not
+// admit stores the Identity in the record and returns the request for the inner handlers. It has the fields
+// of the answer that are in Copy, and lacks the client's fields that could be taken for them. r itself is not
 // changed.
 func (d *decider) admit(ex *exchange, r *http.Request, v *decision) *http.Request {
 	ex.mu.Lock()
@@ -433,7 +433,7 @@ func (d *decider) admit(ex *exchange, r *http.Request, v *decision) *http.Reques
 			h[name] = values
 		}
 	}
-	d.keepNamed(h)
+	d.unnameCopied(h)
 	for _, name := range d.copied {
 		if values := v.header[name]; len(values) > 0 {
 			h[name] = values
@@ -446,9 +446,9 @@ func (d *decider) admit(ex *exchange, r *http.Request, v *decision) *http.Reques
 	return out
 }
 
-// keepNamed removes the service's fields from Connection, by which a client could have them removed on
-// the way to the upstream.
-func (d *decider) keepNamed(h http.Header) {
+// unnameCopied removes the names of the service's fields from Connection. Otherwise Proxy would treat them as
+// hop-by-hop fields and remove them.
+func (d *decider) unnameCopied(h http.Header) {
 	lines := h["Connection"]
 	if len(lines) == 0 || len(d.copied) == 0 {
 		return
@@ -468,14 +468,14 @@ func (d *decider) keepNamed(h http.Header) {
 	h["Connection"] = []string{strings.Join(kept, ", ")}
 }
 
-// addCookies adds the cookies of an answer that lets a request pass to what the client gets.
+// addCookies adds the cookies of a service's answer to the client's response.
 func addCookies(to, from http.Header) {
 	if cookies := from["Set-Cookie"]; len(cookies) > 0 {
 		to["Set-Cookie"] = slices.Concat(to["Set-Cookie"], cookies)
 	}
 }
 
-// answer sends the decision to the client as it came, and records that the request was refused.
+// answer sends the service's answer to the client unchanged, and records that the request was refused.
 func (v *decision) answer(ex *exchange, w *responseWriter) {
 	cause := ErrUnauthenticated
 	if v.status == http.StatusForbidden {

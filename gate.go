@@ -10,13 +10,11 @@ import (
 )
 
 // The gate checks every request before a transport gets it. It refuses a request that a transport could not
-// send, as an error of the client, so that it does not count as a failure of a target. net/http's server
-// accepts some such requests: over HTTP/2 it does not check the method, and in no version does it check the
-// names in Trailer.
+// send, with a status below 500, so that no target is blamed for it. net/http's server accepts some such
+// requests: it does not check the names in Trailer and, over HTTP/2, the method.
 
-// gate returns r as it may be sent. It returns an error with a status below 500 if a transport of net/http
-// would refuse r before it sends anything. r itself is not changed: without its framing fields, the request
-// is a copy.
+// gate returns the request to send: r, or a copy of r without framing fields if it has any. It returns an
+// error with a status below 500 if a transport of net/http would refuse r before it sends anything.
 func gate(r *http.Request) (*http.Request, error) {
 	reason, framed := unsendable(r)
 	if reason != "" {
@@ -33,8 +31,8 @@ func cannotSend(reason string) error {
 	return &Error{Status: http.StatusBadRequest, Err: errors.New("gateway: the request cannot be sent: " + reason)}
 }
 
-// unsendable returns what is wrong with r, and "" when a transport accepts it. framed is whether the header
-// has framing fields.
+// unsendable returns the reason why a transport would refuse r, or "" if it would not. framed is true if the
+// header has framing fields.
 func unsendable(r *http.Request) (reason string, framed bool) {
 	switch {
 	case r.Method != "" && !httpfield.IsToken(r.Method):
@@ -65,7 +63,7 @@ func unsendable(r *http.Request) (reason string, framed bool) {
 	return "", framed
 }
 
-// isMalformed reports whether a field cannot be sent: its name is no token, or a value has a control
+// isMalformed reports whether a field cannot be sent: its name is not a token, or a value has a control
 // character other than a tab.
 func isMalformed(name string, values []string) bool {
 	if !httpfield.IsToken(name) {
@@ -80,7 +78,7 @@ func isMalformed(name string, values []string) bool {
 }
 
 // isFraming reports whether a field determines where a message ends. A transport writes these fields itself,
-// from the request's ContentLength, Body and Trailer. Values in the header could contradict them.
+// from the request's ContentLength, Body and Trailer. Such fields in the header could contradict them.
 func isFraming(name string) bool {
 	switch len(name) {
 	case len("Trailer"):
@@ -105,8 +103,8 @@ func withoutFraming(r *http.Request) *http.Request {
 	return &out
 }
 
-// fieldBytes returns the size of a request's fields: names and values, and 4 bytes for each field, which are
-// the colon, the blank and the line end of HTTP/1.1.
+// fieldBytes returns the size of a request's fields: names, values, and 4 bytes for each field, for the
+// colon, the space and the line end of HTTP/1.1.
 func fieldBytes(r *http.Request) int {
 	size := len("Host") + len(r.Host) + 4
 	for name, values := range r.Header {

@@ -27,13 +27,13 @@ import (
 // happens inside h, such as the route that a Router there matches, does not change the outer request's log
 // line and metrics.
 //
-// The handler runs on a goroutine of its own and gets the request as a server would pass it: Host and
-// RequestURI are set, RemoteAddr is the outer client's address if it is known, and Header is a copy. The
-// handler's context ends when the caller's ends, when the caller closes the response's body, and when the
+// The handler runs on its own goroutine and gets the request in the form in which a server would pass it:
+// Host and RequestURI are set, RemoteAddr is the outer client's address if it is known, and Header is a copy.
+// The handler's context ends when the caller's ends, when the caller closes the response's body, and when the
 // handler returns.
 //
 // RoundTrip returns as soon as the handler has sent its header. The body is streamed: up to 4 KiB are
-// buffered until Flush or the end. A round trip needs about 6 KiB, besides what the handler itself needs.
+// buffered until Flush or the end. A round trip needs about 6 KiB, in addition to the handler's own memory.
 // Content-Length, trailers, 1xx responses (to an httptrace.ClientTrace) and HEAD work as over a connection.
 // Hijack and upgrades are not supported, because there is no connection.
 //
@@ -91,7 +91,7 @@ func (t *handlerTransport) RoundTrip(req *http.Request) (*http.Response, error) 
 	return &trip.res, nil
 }
 
-// inbound returns the request that a server would make of req.
+// inbound converts req, an outgoing request, to the request that a server would pass to a handler.
 func inbound(req *http.Request, ex *exchange) *http.Request {
 	link := &url.URL{Path: req.URL.Path, RawPath: req.URL.RawPath, RawQuery: req.URL.RawQuery, ForceQuery: req.URL.ForceQuery}
 	if link.Path == "" {
@@ -101,7 +101,7 @@ func inbound(req *http.Request, ex *exchange) *http.Request {
 	if link.RawQuery != "" || link.ForceQuery {
 		target += "?" + link.RawQuery
 	}
-	// Not a copy of req: that could have the path values of the outer route.
+	// A new request and not a copy of req, which could have the path values of the outer route.
 	in := (&http.Request{
 		Method:        req.Method,
 		URL:           link,
@@ -132,7 +132,7 @@ func inbound(req *http.Request, ex *exchange) *http.Request {
 	switch {
 	case in.Body == nil || in.Body == http.NoBody:
 		in.Body, in.ContentLength = http.NoBody, 0
-	case in.ContentLength <= 0: // to a client, 0 means unknown
+	case in.ContentLength <= 0: // in an outgoing request with a body, 0 means unknown
 		in.ContentLength = -1
 		in.TransferEncoding = []string{"chunked"}
 	}
@@ -146,9 +146,9 @@ type handlerTrip struct {
 	inner   *exchange          // the handler's record
 	cancel  context.CancelFunc // ends the handler's context
 
-	answered chan struct{} // closed once res or err is set
-	res      http.Response // the caller's
-	err      error         // instead of res
+	answered chan struct{} // closed when res or err is set
+	res      http.Response // what RoundTrip returns, unless err is set
+	err      error         // the error that RoundTrip returns
 	reader   tripReader
 
 	mu     sync.Mutex // guards head and writer
@@ -158,32 +158,32 @@ type handlerTrip struct {
 
 // tripHead is the status and the fields of the response.
 type tripHead struct {
-	header   http.Header // the handler's
-	sent     http.Header // a copy, made when the status was set; nil before
+	header   http.Header // the map that the handler writes to
+	sent     http.Header // a copy of header, made when the status was set; nil before
 	status   int         // 0 until it is set
-	declared int64       // Content-Length; -1 when unknown
+	declared int64       // Content-Length; -1 if it is not known
 	trailer  http.Header // set once the handler has returned
 }
 
 // tripWriter is the handler's side of the body.
 type tripWriter struct {
 	written int64
-	held    []byte // written and not sent
+	held    []byte // bytes that the handler has written and that were not sent yet
 	err     error  // why writes fail; nil while they may succeed
 	pipe    *io.PipeWriter
 	unwatch func() bool // stops the watch of the caller's context
 }
 
-// tripReader is the caller's side of the body. It is set before answered is closed, and only the caller uses
-// it afterwards. It has either a pipe or data and end.
+// tripReader is the caller's side of the body. It is set before answered is closed. After that, only the
+// caller uses it. It has either a pipe, or data and end.
 type tripReader struct {
-	data   []byte // all of a short body
-	end    error  // what a read returns after data
+	data   []byte // the whole of a short body
+	end    error  // the error of a read after data
 	pipe   *io.PipeReader
 	closed atomic.Bool
 }
 
-// heldBytes is how many bytes are held back, the same as in net/http's server.
+// heldBytes is the largest number of bytes that are held back, as in net/http's server.
 const heldBytes = 4 << 10
 
 var errHandlerDone = errors.New("gateway: HandlerTransport: write after the handler has returned")
@@ -191,7 +191,7 @@ var errHandlerDone = errors.New("gateway: HandlerTransport: write after the hand
 // serve runs the handler.
 func (t *handlerTrip) serve(h http.Handler, w http.ResponseWriter, in *http.Request) {
 	if body := in.Body; body != http.NoBody {
-		// When the caller has gone, nobody writes the body any more: a read would block for ever.
+		// After the caller has gone, no more of the body arrives: a read would block forever.
 		stop := context.AfterFunc(t.outer, func() { body.Close() })
 		defer func() {
 			if stop() {
@@ -265,7 +265,7 @@ func (t *handlerTrip) setStatus(code int) {
 		}
 	}
 	t.announceTrailers()
-	// A Content-Length without a value is how a handler asks for none.
+	// A handler sets Content-Length to nil to send none.
 	if length := head.sent["Content-Length"]; len(length) > 0 {
 		n, err := strconv.ParseInt(length[0], 10, 64)
 		if err != nil || n < 0 || !httpfield.BodyAllowed(code) {
@@ -276,8 +276,8 @@ func (t *handlerTrip) setStatus(code int) {
 	}
 }
 
-// announceTrailers turns the field Trailer into the keys of the response's Trailer. Their values follow at
-// the end of the body. The caller holds mu.
+// announceTrailers moves the names in the field Trailer to the keys of the response's Trailer. Their values
+// are set at the end of the body. The caller holds mu.
 func (t *handlerTrip) announceTrailers() {
 	for _, line := range t.head.sent["Trailer"] {
 		for name := range strings.SplitSeq(line, ",") {
@@ -294,7 +294,8 @@ func (t *handlerTrip) announceTrailers() {
 	delete(t.head.sent, "Trailer")
 }
 
-// Write holds back what is short. It sends the rest, which waits for the reader.
+// Write holds p back if all bytes held back fit in heldBytes. Otherwise it sends them, and waits for the
+// reader.
 func (t *handlerTrip) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	t.setStatus(http.StatusOK)
@@ -328,10 +329,10 @@ func (t *handlerTrip) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Flush sends what is held back.
+// Flush sends the bytes that are held back.
 func (t *handlerTrip) Flush() { _ = t.FlushError() }
 
-// FlushError is Flush for http.ResponseController.
+// FlushError is Flush with an error. http.ResponseController calls it.
 func (t *handlerTrip) FlushError() error {
 	t.mu.Lock()
 	t.setStatus(http.StatusOK)
@@ -342,14 +343,15 @@ func (t *handlerTrip) FlushError() error {
 	return t.send(nil) // unlocks
 }
 
-// EnableFullDuplex is for http.ResponseController. Here, reads and writes never wait for each other.
+// EnableFullDuplex does nothing, since reads and writes never wait for each other. http.ResponseController
+// calls it.
 func (t *handlerTrip) EnableFullDuplex() error { return nil }
 
-// send gives the caller its response, unless it has it, and writes what is held back and then p to the
-// reader. The caller holds mu. send unlocks it before it waits.
+// send makes RoundTrip return, if it has not yet. It writes the bytes that are held back, and then p, to the
+// reader. The caller holds mu. send unlocks mu before it waits for the reader.
 func (t *handlerTrip) send(p []byte) error {
 	held := t.writer.held
-	t.writer.held = nil // two goroutines may write; each has its own bytes
+	t.writer.held = nil // another goroutine may call Write, and must not send these bytes again
 	if t.writer.pipe == nil {
 		t.setContentType(held, p)
 		t.openPipe()
@@ -365,7 +367,7 @@ func (t *handlerTrip) send(p []byte) error {
 			return err
 		}
 	}
-	if held != nil { // reuse its memory
+	if held != nil { // reuse the buffer
 		t.mu.Lock()
 		if t.writer.held == nil {
 			t.writer.held = held[:0]
@@ -398,7 +400,7 @@ func (t *handlerTrip) setContentType(first, second []byte) {
 	sent["Content-Type"] = []string{http.DetectContentType(first)}
 }
 
-// respond gives the caller its response. The caller holds mu.
+// respond sets the response and makes RoundTrip return it. The caller holds mu.
 func (t *handlerTrip) respond(length int64) {
 	status := t.head.status
 	if !httpfield.BodyAllowed(status) {
@@ -414,13 +416,13 @@ func (t *handlerTrip) respond(length int64) {
 	close(t.answered)
 }
 
-// fail makes err the result of the round trip. The caller holds mu.
+// fail makes RoundTrip return err. The caller holds mu.
 func (t *handlerTrip) fail(err error) {
 	t.err = err
 	close(t.answered)
 }
 
-// finish ends the response after the handler has ended. failure is nil when the handler returned.
+// finish ends the response after the handler has ended. failure is nil if the handler returned.
 func (t *handlerTrip) finish(failure error) {
 	t.mu.Lock()
 	if t.writer.err != nil {
@@ -428,7 +430,7 @@ func (t *handlerTrip) finish(failure error) {
 		return
 	}
 	if failure == nil {
-		failure = t.outer.Err() // the handler may have given up: its response may be incomplete
+		failure = t.outer.Err() // the handler may have returned early, so its response may be incomplete
 	}
 	end := failure
 	if failure == nil {
@@ -436,7 +438,7 @@ func (t *handlerTrip) finish(failure error) {
 		t.setTrailer()
 		end = io.EOF
 		if t.writer.written < t.head.declared && !t.bodiless() {
-			end = io.ErrUnexpectedEOF // over a connection, it would be closed
+			end = io.ErrUnexpectedEOF // net/http's server would close the connection
 		}
 	}
 	t.writer.err = errHandlerDone
@@ -458,7 +460,7 @@ func (t *handlerTrip) finish(failure error) {
 	t.finishShort(end)
 }
 
-// finishShort gives the caller a response that is held back in whole. The caller holds mu.
+// finishShort makes RoundTrip return a response whose whole body is held back. The caller holds mu.
 func (t *handlerTrip) finishShort(end error) {
 	head, held := &t.head, t.writer.held
 	t.setContentType(held, nil)
@@ -472,7 +474,7 @@ func (t *handlerTrip) finishShort(end error) {
 	t.respond(length)
 }
 
-// bodiless reports whether the response has no body, whatever the handler writes. The caller holds mu.
+// bodiless reports whether the response has no body, even if the handler writes one. The caller holds mu.
 func (t *handlerTrip) bodiless() bool {
 	return t.request.Method == http.MethodHead || !httpfield.BodyAllowed(t.head.status)
 }
@@ -492,7 +494,7 @@ func (t *handlerTrip) setTrailer() {
 	}
 }
 
-// abandon ends the round trip with err, unless the caller has a response.
+// abandon makes RoundTrip return err, unless there is a response already.
 func (t *handlerTrip) abandon(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -545,8 +547,8 @@ func (b handlerBody) Close() error {
 	return nil
 }
 
-// recordedOutcome returns the outcome that a gateway inside the handler has recorded, and whether it has
-// recorded one.
+// recordedOutcome returns the outcome that a gateway inside the handler has noted, and whether it has noted
+// one.
 func (b handlerBody) recordedOutcome() (Outcome, bool) {
 	ex := b.trip.inner
 	ex.mu.Lock()
