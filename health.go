@@ -17,8 +17,8 @@ import (
 )
 
 // HealthOptions configures health checks by probes and by traffic. A target gets no requests while its probes
-// fail, and for a time after requests to it have failed (passive ejection). When every target is out,
-// requests go to all of them, because targets that may work are better than none.
+// fail, and for a time after requests to it have failed (passive ejection). When every target is out, all of
+// them get requests: some may work.
 //
 // Traffic ejects a target after Unhealthy consecutive failures. A failure is a result that shows that the
 // target cannot serve: no connection, a protocol error, a timeout, a response that was cut off, or the status
@@ -26,21 +26,21 @@ import (
 // success.
 //
 // At most the share MaxEjected of the pool is ejected at the same time. Beyond that, a target with worse
-// failures is ejected in place of one with milder failures. The order, from the worst: no connection; no
-// complete response; the status 502, 503 or 504. For example, in a pool of two, A is ejected because one URL
-// answers 503. Then B stops. B is ejected instead, and A gets requests again.
+// failures is ejected in place of one with milder failures. From worst to mildest: no connection; no complete
+// response; the status 502, 503 or 504. For example, in a pool of two, A is ejected because one URL answers
+// 503. Then B stops. B is ejected instead, and A gets requests again.
 //
-// An attempt that a hedge has overtaken (RetryOptions.HedgeAfter) is no failure, with one exception, for a
-// target that hangs: hedges would hide its timeouts. When a target has answered nothing for
-// UpstreamOptions.Timeout, and others have overtaken it more than ten times, each further attempt that is
-// overtaken is a failure.
+// An attempt that is canceled because a hedge answered first (RetryOptions.HedgeAfter) is not a failure, with
+// one exception. A target that hangs would never time out, since every attempt is canceled before. So if a
+// target has sent no response for UpstreamOptions.Timeout, and more than ten attempts in a row were canceled
+// in this way, each further one is a failure.
 //
 // A retry prefers a target that the request has not been sent to, even one that is out.
 type HealthOptions struct {
 	Path      string        // path of CheckHealth's probe, a GET that passes with 2xx or 3xx; "" means no probes
 	Interval  time.Duration // pause between the probes of a target; 0 means 5s
 	Timeout   time.Duration // limit of the time for one probe; 0 means 1s
-	Healthy   int           // number of consecutive passed probes that brings a target back, also from ejection; 0 means 2
+	Healthy   int           // number of consecutive passed probes that brings a target back, even from ejection; 0 means 2
 	Unhealthy int           // number of consecutive failures, of probes or of traffic, that takes a target out; 0 means 3, negative never
 
 	// EjectFor is how long a passive ejection lasts. 0 means 10s. The time doubles with each ejection without
@@ -53,8 +53,7 @@ type HealthOptions struct {
 	MaxEjected float64
 }
 
-// check returns an error for a value without a meaning. A negative value has one only where its field says
-// so.
+// check returns an error for an invalid value.
 func (o HealthOptions) check() error {
 	switch {
 	case o.Interval < 0, o.Timeout < 0, o.Healthy < 0, o.EjectFor < 0:
@@ -95,7 +94,7 @@ type TargetStatus struct {
 	Reason  string // why the target is out of the pool, for people; "" while it is healthy
 }
 
-// maxDoubling bounds an ejection to 64 times EjectFor.
+// maxDoubling limits an ejection to 64 times EjectFor.
 const maxDoubling = 6
 
 // member is a target in a pool, with its state.
@@ -103,15 +102,15 @@ type member struct {
 	Target
 	pending   atomic.Int64
 	failures  atomic.Int32 // consecutive failures of traffic
-	mildest   atomic.Int32 // the least severity among them
+	mildest   atomic.Int32 // the mildest severity among these failures
 	successes atomic.Int64
 	ejections atomic.Int32 // ejections since the last success
-	overtaken atomic.Int32 // hedged attempts that another target overtook, since the last answer
+	overtaken atomic.Int32 // attempts that were canceled because a hedge answered first, since the last answer
 
 	// Guarded by pool.mu.
-	silent         time.Time // when the first of them ended
+	silent         time.Time // when the first attempt that overtaken counts ended
 	passed, failed int       // consecutive probes that passed or failed
-	sick           string    // why it is out because of its probes; "" when it is not
+	sick           string    // why its probes fail; "" if they do not take it out of the pool
 	ejected        ejection
 }
 
@@ -122,10 +121,10 @@ type ejection struct {
 	reason   string
 }
 
-// out reports whether m is out of the pool at this time.
+// out reports whether m gets no requests at this time.
 func (m *member) out(now time.Time) bool { return m.sick != "" || now.Before(m.ejected.until) }
 
-// reason returns why m is out, and "" if it is not.
+// reason returns why m is out, or "" if it is not.
 func (m *member) reason(now time.Time) string {
 	switch ejected := now.Before(m.ejected.until); {
 	case ejected && m.sick != "":
@@ -142,18 +141,18 @@ type pool struct {
 	current atomic.Pointer[choice]
 
 	mu      sync.Mutex
-	members []*member // replaced as a whole, never changed
+	members []*member // replaced as a whole, never modified
 }
 
-// choice is what a balancer may choose from. It is replaced as a whole, never changed.
+// choice holds the members from which a balancer chooses. It is replaced as a whole, never modified.
 type choice struct {
 	members []*member
-	targets []Target  // of members, at the same indices
+	targets []Target  // the targets of members, at the same indices
 	all     bool      // no member of the pool is out
-	until   time.Time // when the first ejection of another member ends; zero if none is ejected
+	until   time.Time // when the first ejection ends, after which there is another choice; zero for none
 }
 
-// replace makes targets the members of the pool. A target whose URL was there before keeps its state.
+// replace makes targets the members of the pool. A target whose URL was in the pool before keeps its state.
 func (p *pool) replace(targets []Target) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -169,7 +168,7 @@ func (p *pool) replace(targets []Target) {
 			own := *t.URL
 			m = &member{Target: Target{URL: &own}}
 		}
-		delete(stay, key) // a second target with this URL gets a state of its own
+		delete(stay, key) // a second target with this URL gets a separate state
 		m.Weight = max(1, t.Weight)
 		p.members[i] = m
 	}
@@ -187,7 +186,7 @@ func (p *pool) targets() []Target {
 	return targets
 }
 
-// choice returns the members that are not out, or all members when every one is.
+// choice returns the members that are not out, or all members if every one is out.
 func (p *pool) choice() *choice {
 	c := p.current.Load()
 	if c.until.IsZero() || time.Now().Before(c.until) {
@@ -227,8 +226,9 @@ func (c *choice) setTargets() {
 	}
 }
 
-// untried returns what a retry may choose from: the members of c that were not tried. If there are none, it
-// returns those that are ejected, then those whose probes fail, and c itself when every member was tried.
+// untried returns the members from which a retry chooses: those of c that were not tried. If there are none,
+// it returns untried members that are ejected; if there are none, untried members whose probes fail; and if
+// every member was tried, c itself.
 func (p *pool) untried(c *choice, tried []*member) *choice {
 	rest := &choice{}
 	for _, m := range c.members {
@@ -246,8 +246,8 @@ func (p *pool) untried(c *choice, tried []*member) *choice {
 	return rest
 }
 
-// untriedOut returns the members outside the present choice that were not tried, those that are only ejected
-// first.
+// untriedOut returns the members that were not tried and are only ejected. If there are none, it returns
+// those whose probes fail.
 func (p *pool) untriedOut(tried []*member) (ejected []*member) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -267,10 +267,10 @@ func (p *pool) untriedOut(tried []*member) (ejected []*member) {
 	return sick
 }
 
-// recordTraffic updates m by the result of an attempt. A result that is neither a success nor shows that the
-// target cannot serve, such as a client that left or a 500, changes nothing.
+// recordTraffic updates m with the result of an attempt. A result that is neither a success nor a failure of
+// the target, such as a client that left or a 500, changes nothing.
 //
-// It returns what correctTraffic needs in order to take a success back.
+// It returns what correctTraffic needs to take a success back.
 func (p *pool) recordTraffic(m *member, res result) (s success) {
 	if p.health.Unhealthy < 0 {
 		return s
@@ -295,13 +295,14 @@ func (p *pool) recordTraffic(m *member, res result) (s success) {
 
 // success is a success that recordTraffic counted.
 type success struct {
-	number      int64 // among those of the target
+	number      int64 // the n-th success of the target has the number n
 	consecutive int32 // consecutive failures before it
 }
 
-// correctTraffic updates m by the result of an attempt that was counted as a success at the response headers.
-// If that was the last success, the count of consecutive failures goes on as if it had not been one: a target
-// that cuts off every response is ejected.
+// correctTraffic updates m with the result of an attempt that recordTraffic counted as a success when the
+// response header arrived. If that was the last success, consecutive failures are counted as if it had not
+// happened, so that a target which cuts off every response is ejected. For example, after two failures, a
+// success that is cut off counts as the third failure.
 func (p *pool) correctTraffic(m *member, res result, s success) {
 	if p.health.Unhealthy < 0 || res.severity() == severityNone {
 		return
@@ -312,12 +313,13 @@ func (p *pool) correctTraffic(m *member, res result, s success) {
 	p.countFailure(m, res)
 }
 
-// minOvertaken is how often in a row another target must have overtaken one that is suspected to be silent.
+// minOvertaken is the number of attempts in a row that were canceled because a hedge answered first, after
+// which the next one may count as a failure.
 const minOvertaken = 10
 
-// recordOvertaken updates m after an attempt that another target has overtaken. That is no failure. But when
-// m has answered nothing for as long as an attempt may take, it is one: without hedging, the attempts would
-// have timed out. A timeout that is not positive is none.
+// recordOvertaken updates m after an attempt that was canceled because a hedge answered first. It counts a
+// failure if m has sent no response for the timeout of an attempt: without hedging, the attempts would have
+// timed out. If timeout is not positive, there is no timeout, and nothing is counted.
 func (p *pool) recordOvertaken(m *member, timeout time.Duration) {
 	if p.health.Unhealthy < 0 || timeout <= 0 {
 		return
@@ -346,9 +348,9 @@ func (p *pool) countFailure(m *member, res result) {
 	}
 }
 
-// eject takes m out for a time, after consecutive failures of which the last was last. It does nothing if m
-// is already ejected. If the share MaxEjected of the pool is ejected, m takes the place of a member that was
-// ejected for milder failures, which comes back; without such a member, eject does nothing.
+// eject ejects m after too many consecutive failures. last is the last one. eject does nothing if m is
+// already ejected. If the share MaxEjected of the pool is ejected, m is ejected in place of a member with
+// milder failures, which gets requests again. If there is no such member, eject does nothing.
 func (p *pool) eject(m *member, last result) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -366,8 +368,8 @@ func (p *pool) eject(m *member, last result) {
 			}
 		}
 	}
-	// The mildest of the failures counts. Otherwise, one failed dial among 503s, which a client can provoke,
-	// would keep m ejected in place of a target that is really down.
+	// The mildest failure decides. A client may be able to provoke 503s. If one failed dial among them
+	// decided, m could stay ejected in place of a target that is really down.
 	severity := severity(m.mildest.Load())
 	if float64(ejected) > p.health.MaxEjected*float64(len(p.members)) {
 		if mildest == nil || mildest.ejected.severity >= severity {
@@ -386,7 +388,7 @@ func (p *pool) eject(m *member, last result) {
 	p.choose()
 }
 
-// recordProbe updates m by the result of a probe. err is nil for a probe that passed.
+// recordProbe updates m with the result of a probe. err is nil if the probe passed.
 func (p *pool) recordProbe(m *member, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -407,8 +409,8 @@ func (p *pool) recordProbe(m *member, err error) {
 	p.choose()
 }
 
-// CheckHealth probes every target until ctx ends, and then returns ctx.Err(). It blocks, so call it on a
-// goroutine of its own: NewUpstream starts none. At most 16 probes run at the same time, on goroutines that
+// CheckHealth probes every target until ctx ends, and then returns ctx.Err(). It blocks, so call it on its
+// own goroutine. NewUpstream does not start one. At most 16 probes run at the same time, on goroutines that
 // end before CheckHealth returns. Without HealthOptions.Path, CheckHealth returns an error at once.
 //
 // The first round starts at once. The pauses between rounds vary by a tenth, so that many gateways do not
@@ -446,8 +448,8 @@ func (u *Upstream) CheckHealth(ctx context.Context) error {
 	}
 }
 
-// probeSafely is probeTarget, with a panic of the transport as an error: on this goroutine, it would end the
-// process.
+// probeSafely calls probeTarget, and returns a panic of the transport as an error. On this goroutine, a panic
+// would end the process.
 func (u *Upstream) probeSafely(ctx context.Context, m *member) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -16,12 +16,12 @@ var errHedgeLost = errors.New("gateway: another target answered first")
 // answer is what an attempt returned.
 type answer struct {
 	res    *http.Response
-	member *member // the target that the request was sent to; nil when none was picked
+	member *member // the target that the request was sent to; nil if none was picked
 	err    error
 }
 
-// ask makes attempt n of r. If it is the first and RetryOptions.HedgeAfter allows it, a second attempt may
-// run at the same time; other is then the target whose answer is not used.
+// ask makes attempt n of r. If it is the first, a second attempt may run at the same time, after
+// RetryOptions.HedgeAfter. In this case, other is the target whose answer is not used.
 func (u *Upstream) ask(r *http.Request, body *replay, tried []*member, n int, call directCall) (a answer, other *member) {
 	if n > 1 || !u.hedges(r) {
 		a.res, a.member, a.err = u.attempt(r, body, tried, nil, call)
@@ -36,8 +36,8 @@ func (u *Upstream) hedges(r *http.Request) bool {
 	return o.HedgeAfter > 0 && len(r.Header["Upgrade"]) == 0 && o.mayRepeat(r) && !u.isImpaired()
 }
 
-// isImpaired reports whether something is wrong with the pool, so that it should get no request twice: a
-// target is out, or the circuit is not closed. A pool of one target has no second one to ask.
+// isImpaired reports whether the pool should not get a request twice: a target is out, the circuit is not
+// closed, or the pool has only one target.
 func (u *Upstream) isImpaired() bool {
 	if c := u.pool.choice(); len(c.members) < 2 || !c.all {
 		return true
@@ -46,11 +46,12 @@ func (u *Upstream) isImpaired() bool {
 	return c != nil && c.State() != CircuitClosed
 }
 
-// race is one attempt to send a request and, if that is not answered in time, a second one at the same time.
+// race is the first attempt to send a request and, if HedgeAfter passes before it is answered, a second one
+// at the same time.
 //
-// The first runs on the caller's goroutine, so that a request which is answered in time costs a timer and no
-// goroutine. The second runs on the timer's. run returns when both have ended: no goroutine outlives the
-// round trip.
+// The first attempt runs on the caller's goroutine, so that a request which is answered in time costs a timer
+// and no goroutine. The second runs on the timer's goroutine. run returns when both have ended, so no
+// goroutine outlives the round trip.
 type race struct {
 	upstream *Upstream
 	request  *http.Request
@@ -60,13 +61,13 @@ type race struct {
 	second   lane
 
 	mu        sync.Mutex
-	over      bool          // there is a winner, or no second attempt may begin any more
-	secondWon bool          // it answered before the first did
-	begun     chan struct{} // nil until the time is up; closed when the second attempt has ended
-	answer    answer        // the second's; empty when it was not sent
+	over      bool          // an attempt has won, or the second may not begin any more
+	secondWon bool          // the second attempt answered first
+	begun     chan struct{} // nil until HedgeAfter has passed; closed when the second attempt has ended
+	answer    answer        // of the second attempt; empty if it was not made
 }
 
-// run returns the answer to use, and the target whose answer is not used, if a second one was asked.
+// run returns the answer to use and, if there were two attempts, the target of the other one.
 func (x *race) run() (won answer, other *member) {
 	timer := time.AfterFunc(x.upstream.opts.Retry.HedgeAfter, x.hedge)
 	panicking := true
@@ -95,8 +96,8 @@ func (x *race) run() (won answer, other *member) {
 	}
 }
 
-// finish ends the race after the first attempt has ended, and waits for the second. When the first has won,
-// the second is canceled.
+// finish ends the race after the first attempt has ended. It cancels the second attempt if the first has won,
+// and waits until the second has ended.
 func (x *race) finish(firstWins bool) {
 	x.mu.Lock()
 	begun, over := x.begun, x.over
@@ -113,7 +114,7 @@ func (x *race) finish(firstWins bool) {
 	<-begun
 }
 
-// usable reports whether a ends the race: it is an answer, and none that would be retried.
+// usable reports whether a ends the race: it is a response that is not to be retried.
 func (x *race) usable(a answer) bool {
 	return a.err == nil && !slices.Contains(x.upstream.opts.Retry.Statuses, answeredStatus(x.request, a.res))
 }
@@ -156,7 +157,7 @@ func (x *race) hedge() {
 // attemptSafely makes the second attempt. A panic in a balancer or a transport becomes an error: on this
 // goroutine, it would end the process.
 func (x *race) attemptSafely(body *replay, asked *member) (a answer) {
-	a.err = ErrBadGateway // stays when the transport calls runtime.Goexit
+	a.err = ErrBadGateway // remains if the transport calls runtime.Goexit
 	defer func() {
 		if p := recover(); p != nil {
 			a.err = logPanic("a second attempt panicked", p, slog.String("upstream", x.upstream.name))
@@ -173,15 +174,16 @@ func discard(res *http.Response) {
 	}
 }
 
-// lane is where one attempt of a race runs. A nil lane stands for an attempt that does not race.
+// lane connects one attempt with its race, which may cancel it. A nil lane means that the attempt is not part
+// of a race.
 type lane struct {
 	mu     sync.Mutex
-	member *member                 // the target that is asked; nil before the pick
-	cancel context.CancelCauseFunc // nil before the pick
+	member *member                 // the attempt's target; nil until it was picked
+	cancel context.CancelCauseFunc // nil until the target was picked
 	lost   bool
 }
 
-// enter is called when the attempt has a target.
+// enter is called when the attempt has picked its target.
 func (l *lane) enter(m *member, cancel context.CancelCauseFunc) {
 	if l == nil {
 		return
@@ -194,7 +196,7 @@ func (l *lane) enter(m *member, cancel context.CancelCauseFunc) {
 	}
 }
 
-// target returns the target that is asked, or nil before it is known.
+// target returns the attempt's target, or nil if none was picked yet.
 func (l *lane) target() *member {
 	l.mu.Lock()
 	defer l.mu.Unlock()

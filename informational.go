@@ -12,13 +12,13 @@ import (
 )
 
 // interim passes informational (1xx) responses on until the final response arrives. It also keeps the
-// connection that they arrive on, for upgrade.
+// connection to the target, for upgrade.
 type interim struct {
 	w      *responseWriter
-	body   *requestBody // nil: none
+	body   *requestBody // nil for none
 	edits  *fieldEdits  // of responses
-	here   ownedHere    // the field of the trace id is not the target's
-	silent bool         // the client is HTTP/1.0, which has no 1xx
+	here   ownedHere    // has the field of the trace id, which the target must not set
+	silent bool         // the client uses HTTP/1.0, which has no 1xx
 
 	mu      sync.Mutex
 	conn    net.Conn
@@ -31,8 +31,9 @@ func (i *interim) gotConn(info httptrace.GotConnInfo) {
 	i.mu.Unlock()
 }
 
-// maxInterim bounds the informational responses to one attempt: one target must not use up what another may
-// send. net/http has no bound of its own once Got1xxResponse is set.
+// maxInterim limits the number of informational responses to one attempt. net/http does not limit it if
+// Got1xxResponse is set. The limit is for each attempt, so that a first target cannot use up that of the
+// next.
 const maxInterim = 100
 
 // pass is called for each informational response.
@@ -46,7 +47,7 @@ func (i *interim) pass(code int, header textproto.MIMEHeader) error {
 		return nil
 	}
 	if i.silent || code == http.StatusContinue {
-		return nil // the server sends its own 100 when the body is read
+		return nil // net/http's server sends 100 when the body is read
 	}
 	h := i.w.Header()
 	saved := maps.Clone(h)
@@ -64,21 +65,22 @@ func (i *interim) pass(code int, header textproto.MIMEHeader) error {
 	return nil
 }
 
-// stop ends passing on: the transport has returned the final response or an error.
+// stop is called when the transport has returned the final response or an error. Later calls of pass have no
+// effect.
 func (i *interim) stop() {
 	i.mu.Lock()
 	i.stopped = true
 	i.mu.Unlock()
 }
 
-// expectation tracks whether the target wants the body of a client that expects 100-continue. It is needed
-// because a transport reads the body also when the target has answered without it, to keep the connection.
-// The server would then send 100 to the client for a body that nobody wants.
+// expectation tracks whether the target has asked for the body of a client that expects 100-continue. If the
+// target answers without the body, a transport may read the body all the same, to keep the connection. The
+// server would then send 100 to the client, which would send a body that is not needed. So such a read waits.
 type expectation struct {
 	lock     sync.Mutex
-	answered bool          // a response has begun in the current attempt, and it is not 1xx as far as is known
-	wanted   bool          // the target sent 100
-	over     bool          // nobody reads any more
+	answered bool          // a response has begun in the current attempt, which may turn out to be a 1xx
+	wanted   bool          // the target has sent 100
+	over     bool          // reading of the body has ended
 	changed  chan struct{} // closed at the next change
 }
 
@@ -106,7 +108,7 @@ func (e *expectation) wake() {
 	e.change()
 }
 
-// begin is called when a connection is found: an attempt begins.
+// begin is called when an attempt has a connection.
 func (e *expectation) begin() {
 	e.lock.Lock()
 	defer e.lock.Unlock()
@@ -121,7 +123,7 @@ func (e *expectation) firstByte() {
 	e.lock.Unlock()
 }
 
-// informed records that the response that began was a 1xx.
+// informed records that the response that has begun is a 1xx.
 func (e *expectation) informed(code int) {
 	e.lock.Lock()
 	defer e.lock.Unlock()
@@ -129,7 +131,7 @@ func (e *expectation) informed(code int) {
 	e.change()
 }
 
-// release ends all waiting, because the body is no longer read.
+// release wakes all readers for good, because reading of the body has ended.
 func (e *expectation) release() {
 	e.lock.Lock()
 	defer e.lock.Unlock()

@@ -19,14 +19,14 @@ import (
 // IntrospectionOptions configures the requests to an introspection endpoint, which tokens are accepted, and
 // how long the answers are cached. The zero value is ready for use.
 type IntrospectionOptions struct {
-	ClientID, ClientSecret string        // the gateway's own credentials, sent by the Basic scheme; "" sends none
+	ClientID, ClientSecret string        // the gateway's own credentials, sent with the scheme Basic; "" sends none
 	Audience               string        // a value that the token's aud must have; "" accepts any
-	Issuer                 string        // what the token's iss must equal; "" accepts any
-	Subject                []string      // members that name the caller: the first that is not empty counts; nil means sub
+	Issuer                 string        // required value of the token's iss; "" accepts any
+	Subject                []string      // members of the answer: the first that is not empty is the Subject; nil means sub
 	DPoP                   *DPoPOptions  // proofs of possession (RFC 9449); nil means that tokens that need one are refused
-	Client                 *http.Client  // nil means one with a timeout of 5s; one without a Transport gets one that keeps MaxInFlight connections
+	Client                 *http.Client  // nil means one with a timeout of 5s; if Transport is nil, one that keeps MaxInFlight connections is used
 	AllowHTTP              bool          // accept plain http beyond loopback, for a provider inside the same trusted network
-	MaxInFlight            int           // number of requests to the endpoint at the same time; more wait, within their context; 0 means 64
+	MaxInFlight            int           // number of requests to the endpoint at the same time; others wait, until their context ends; 0 means 64
 	CacheFor               time.Duration // how long an answer is cached, but not beyond the token's exp; 0 means 30s, negative turns caching off
 	CacheSize              int           // number of tokens that are cached; 0 means 10,000
 	CacheBytes             int64         // memory that the cached tokens may take, with the decoded answers; 0 means 32 MiB
@@ -35,26 +35,26 @@ type IntrospectionOptions struct {
 // Introspection authenticates opaque bearer tokens by asking an introspection endpoint (RFC 7662) about
 // them. It is safe for concurrent use.
 //
-// A token that is not active is refused with 401. exp, nbf, aud and iss are checked if the answer has them,
-// and refused if they are missing but needed. A member that is null is absent. Refresh tokens and ID tokens,
-// known by token_use or Keycloak's typ, are refused although they are active. cnf is checked as JWT
-// describes it. When the endpoint cannot be reached or its answer cannot be read, the request is answered
-// with 503.
+// A token that is not active is refused with 401. exp and nbf are checked if the answer has them. aud must
+// match Audience and iss must match Issuer, if these are set. A member that is null is absent. A refresh
+// token or an ID token, recognized by token_use or Keycloak's typ, is refused even if it is active. cnf is
+// checked as JWT describes. If the endpoint cannot be reached, or its answer cannot be read, the request is
+// answered with 503.
 //
 // Answers are cached for CacheFor, so a revoked token is accepted for up to that time. Refusals are cached
-// as well, for at most 10s, in a cache of their own with a quarter of CacheSize and CacheBytes: a flood of
-// bad tokens evicts no good one. But each new token costs a request to the endpoint, so put a RateLimit by
+// for at most 10s, in a separate cache with a quarter of CacheSize and CacheBytes, so that a flood of bad
+// tokens evicts no good one. But each new token costs a request to the endpoint, so put a RateLimit by
 // address outside. Concurrent requests with the same token share one request to the endpoint.
 //
-// A token may have up to 16 KiB, and an answer up to 64 KiB and 4,096 values. The caches hold fewer tokens
-// than their numbers say if they take more than their bytes. An active token of 40 bytes takes about 1 KB.
-// One that takes more than a 256th of CacheBytes, 128 KiB by default, is not cached.
+// A token may have up to 16 KiB, and an answer up to 64 KiB and 4,096 values. A cache holds fewer tokens than
+// its size if they need more memory than its bytes. An active token of 40 bytes takes about 1 KB. One that
+// takes more than a 256th of CacheBytes, 128 KiB by default, is not cached.
 type Introspection struct {
 	client   *fetch.Client
 	endpoint string
 	opts     IntrospectionOptions
-	proofs   *proofs       // nil: DPoP is not configured
-	asking   chan struct{} // holds an element for each request that is in flight
+	proofs   *proofs       // nil if DPoP is not configured
+	asking   chan struct{} // holds an element for each request in flight
 	active   *flightcache.Cache[introspected]
 	refused  *flightcache.Cache[introspected]
 }
@@ -62,8 +62,8 @@ type Introspection struct {
 // introspected is an answer of the endpoint: an active token, or the reason to refuse one.
 type introspected struct {
 	id    *Identity
-	bound *binding // nil: the token is not bound to a key
-	size  int      // memory that id takes
+	bound *binding // nil if the token is not bound to a key
+	size  int      // memory that id needs, in bytes
 	until time.Time
 	err   error
 }
@@ -117,12 +117,12 @@ func NewIntrospection(endpoint string, opts IntrospectionOptions) (*Introspectio
 	return in, nil
 }
 
-// maxAsking is a MaxInFlight that is none.
+// maxAsking is the value of MaxInFlight from which there is no limit.
 const maxAsking = 1 << 20
 
-// connected returns a client like c, with a transport that keeps idle connections for as many requests as
-// may be in flight. http.DefaultTransport keeps two, and would make a new one, with a TLS handshake, for
-// most requests.
+// connected returns a copy of c. If c has no Transport, the copy gets one that keeps as many idle connections
+// as there may be requests in flight. http.DefaultTransport keeps only two, so most requests would need a new
+// connection and a TLS handshake.
 func connected(c *http.Client, inFlight int) *http.Client {
 	var own http.Client
 	if c != nil {
@@ -133,7 +133,7 @@ func connected(c *http.Client, inFlight int) *http.Client {
 	}
 	usual, ok := http.DefaultTransport.(*http.Transport)
 	if !ok {
-		return &own // somebody has replaced it on purpose
+		return &own // the program has replaced http.DefaultTransport, so use that
 	}
 	t := usual.Clone()
 	t.MaxIdleConnsPerHost = min(inFlight, 1024)
@@ -166,7 +166,8 @@ func (in *Introspection) acceptsDPoP() (dpop, bearer bool) {
 	return in.proofs != nil, in.proofs == nil || !in.proofs.required
 }
 
-// load is the load function of the cache of active tokens.
+// load is the load function of the cache of active tokens. It asks the endpoint through the cache of
+// refusals.
 func (in *Introspection) load(ctx context.Context, token string) (*introspectedEntry, error) {
 	e, _, err := in.refused.Load(ctx, token)
 	if err != nil {
@@ -179,8 +180,8 @@ func (in *Introspection) load(ctx context.Context, token string) (*introspectedE
 	return &introspectedEntry{Value: v, Size: v.size, Until: v.until}, nil
 }
 
-// loadRefusal is the load function of the cache of refusals, through which the other one asks. It keeps no
-// active token.
+// loadRefusal is the load function of the cache of refusals. It asks the endpoint. An active token is
+// returned but not kept in this cache.
 func (in *Introspection) loadRefusal(ctx context.Context, token string) (*introspectedEntry, error) {
 	v, err := in.ask(ctx, token)
 	if err != nil {
@@ -243,15 +244,15 @@ func (in *Introspection) request(ctx context.Context, token string) (*http.Reque
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.Header.Set("Accept", "application/json")
 	if in.opts.ClientID != "" {
-		// Basic takes both form-encoded (RFC 6749 section 2.3.1).
+		// In OAuth, both values are form-encoded before the Basic scheme (RFC 6749 section 2.3.1).
 		req.SetBasicAuth(url.QueryEscape(in.opts.ClientID), url.QueryEscape(in.opts.ClientSecret))
 	}
 	return req, nil
 }
 
-// judge returns the Identity in an endpoint's answer (RFC 7662 section 2.2), and what the token is bound to.
-// The error wraps ErrUnauthenticated when the token is not valid here and now. It is a 503 when the answer
-// cannot be understood.
+// judge returns the Identity in an endpoint's answer (RFC 7662 section 2.2), and the key to which the token
+// is bound. The error wraps ErrUnauthenticated if the token is not valid here and now. It is a 503 if the
+// answer cannot be understood.
 func (in *Introspection) judge(c claims, now time.Time) (*Identity, *binding, error) {
 	active, ok := c["active"].(bool)
 	switch {

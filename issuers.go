@@ -46,11 +46,11 @@ func Issuers(byIssuer map[string]*JWT) Authenticator {
 type issuers struct {
 	byIssuer map[string]*JWT
 	list     []*JWT // sorted by issuer, so that the order is always the same
-	maxBytes int    // the largest of all
+	maxBytes int    // the largest maxBytes in list
 }
 
-// Authenticate looks for a token in each place where an issuer has its tokens. It verifies the first one that
-// it finds.
+// Authenticate looks for a token in each place where an issuer's tokens are sent. It verifies the first token
+// that it finds.
 func (m *issuers) Authenticate(r *http.Request) (*Identity, error) {
 	for _, finder := range m.list {
 		c, err := finder.find(r)
@@ -69,8 +69,9 @@ func (m *issuers) Authenticate(r *http.Request) (*Identity, error) {
 			return nil, underScheme(c, badCredentials(fmt.Sprintf("unknown issuer %q", issuer)))
 		}
 		if j != finder {
-			// The token was found where finder has its tokens. Its own issuer must have them there, too: a
-			// token that an issuer sends in a cookie is not accepted as a bearer token.
+			// The token was found in the place of finder's tokens. It must also be in the place of its own
+			// issuer's tokens. For example, a token of an issuer whose tokens are sent in a cookie is not
+			// accepted as a bearer token.
 			if own, err := j.find(r); err != nil || own != c {
 				return nil, badCredentials("the token is not where its issuer's tokens are sent")
 			}
@@ -80,8 +81,8 @@ func (m *issuers) Authenticate(r *http.Request) (*Identity, error) {
 	return nil, ErrNoCredentials
 }
 
-// issuerOf returns the claim iss of a token that nobody has verified, "" when it has none or is malformed.
-// The error is errNotJWS.
+// issuerOf returns the claim iss of a token that has not been verified. It returns "" if the token has no iss
+// or is malformed, and errNotJWS if it is not a JWT.
 func (m *issuers) issuerOf(token string) (string, error) {
 	if len(token) > m.maxBytes {
 		return "", nil
