@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// Why a behaviour of net/http's transport is not one of this package.
+// Reasons why a behavior of net/http's transport does not apply to this package.
 const (
 	noHTTP2  = "-: HTTP/2 is left to net/http"
 	noProxy  = "-: there is no proxy in front of the target"
@@ -19,10 +19,11 @@ const (
 	inside   = "-: it is about names inside net/http"
 )
 
-// behaviours are the tests that net/http has for its transport, and what tests the same here: tests of this package, or
-// of the root package after "gateway.". After "-:" is why nothing does.
+// behaviours maps each test of net/http's transport to the tests here that check the same: tests of this
+// package, or of the root package with the prefix "gateway.". "-:" is followed by the reason why there is
+// none.
 var behaviours = map[string]string{
-	// Connections: which are used again, and how many there are.
+	// Connections: reuse and limits.
 	"TestReuseRequest":                                          "TestRequestIsUsedAgain",
 	"TestTransportKeepAlives":                                   "TestReuse TestNoIdleConnections",
 	"TestTransportConnectionCloseOnResponse":                    "TestReuse",
@@ -32,9 +33,9 @@ var behaviours = map[string]string{
 	"TestTransportIdleCacheKeys":                                "TestTargetOfURL TestIdleTimeout",
 	"TestTransportReadToEndReusesConn":                          "TestWaysToReadABody TestCloseEarly",
 	"TestTransportMaxPerHostIdleConns":                          "TestIdleConnectionsAreAStack",
-	"TestTransportMaxConnsPerHostIncludeDialInProgress":         "TestMaxPerHost TestPlaceOfLeavingWaiterIsGivenOn",
+	"TestTransportMaxConnsPerHostIncludeDialInProgress":         "TestMaxPerHost TestSlotOfCanceledWaiterIsPassedOn",
 	"TestTransportMaxConnsPerHost":                              "TestMaxPerHost",
-	"TestTransportMaxConnsPerHostDialCancellation":              "TestPlaceOfLeavingWaiterIsGivenOn TestCancel",
+	"TestTransportMaxConnsPerHostDialCancellation":              "TestSlotOfCanceledWaiterIsPassedOn TestCancel",
 	"TestTransportMaxIdleConns":                                 "-: MaxIdlePerHost is the only bound; the targets are the operator's, and so few",
 	"TestTransportRemovesDeadIdleConnections":                   "TestDeadIdleConnections",
 	"TestTransportServerClosingUnexpectedly":                    "TestDeadIdleConnections TestSurprisingCloses",
@@ -76,7 +77,7 @@ var behaviours = map[string]string{
 	"TestConnClosedBeforeRequestIsWritten": "TestConnectionErrors TestFailedDialClosesBody",
 	"TestTransportReturnsPeekError":        "TestConnectionErrors",
 
-	// What is sent.
+	// Requests.
 	"TestTransportFlushesBodyChunks":           "TestChunksAreNotHeldBack",
 	"TestTransportFlushesRequestHeader":        "TestHeaderGoesAheadOfBody",
 	"TestTransportNoHost":                      "TestInvalidRequestsAreNotSent",
@@ -92,7 +93,7 @@ var behaviours = map[string]string{
 	"TestTransportCONNECTBidi":                 "-: CONNECT is refused, see TestInvalidRequestsAreNotSent",
 	"TestIssue32441":                           noOption,
 
-	// What comes back.
+	// Responses.
 	"TestTransportHeadResponses":                             "TestHeadResponses TestReuse",
 	"TestTransportHeadChunkedResponse":                       "TestHeadResponses TestEmptyResponsesNeedNoClose",
 	"TestChunkedNoContent":                                   "TestEmptyResponsesNeedNoClose",
@@ -119,7 +120,7 @@ var behaviours = map[string]string{
 	"TestTransportExpect100Continue500ResponseNoConnClose":   "TestExpectContinue",
 	"TestTransportExpect100Continue500ResponseTimeout":       "TestExpectContinue",
 
-	// The end of a context, and limits of time.
+	// Cancellation and timeouts.
 	"TestTransportCheckContextDoneEarly":              "TestCancel",
 	"TestTransportCancelRequest":                      "TestCancel TestCancelWhileBodyIsRead",
 	"TestTransportCancelRequestInDo":                  "TestCancel",
@@ -148,7 +149,7 @@ var behaviours = map[string]string{
 	"TestTransportEventTraceRealDNS":   "-: a net.Dialer looks names up and calls those hooks itself",
 	"TestTLSHandshakeTrace":            "TestClientTrace TestFailedHandshakeIsReported",
 
-	// Which protocol is spoken.
+	// Choice of the protocol.
 	"TestTransportServerProtocols": "gateway.TestTransportLearnsProtocols gateway.TestTransportH2C TestNegotiate",
 	"TestTransportBodyAltRewind":   "TestOtherProtocol gateway.TestTransportLearnsProtocols",
 	"TestTransportAltProto":        "gateway.TestSocketByNetHTTP",
@@ -171,7 +172,7 @@ var behaviours = map[string]string{
 	"TestTransportPoolConnHTTP2Startup":                                       noHTTP2,
 	"TestTransportPoolMaxIdleConnsPerHostHTTP2":                               noHTTP2,
 
-	// What a client's transport has, and one for proxying has not.
+	// Features that a transport for proxying does not have.
 	"TestRoundTripGzip":                                     noGzip,
 	"TestTransportGzip":                                     noGzip,
 	"TestTransportGzipRecursive":                            noGzip,
@@ -199,7 +200,7 @@ var behaviours = map[string]string{
 
 var testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
 
-// testsIn returns the tests that the files declare.
+// testsIn returns the names of the tests that the files declare.
 func testsIn(t *testing.T, files ...string) (names []string) {
 	t.Helper()
 	for _, file := range files {
@@ -214,7 +215,7 @@ func testsIn(t *testing.T, files ...string) (names []string) {
 	return names
 }
 
-// The tests that the table names are there.
+// Each test that the table names exists.
 func TestBehavioursAreTested(t *testing.T) {
 	here, err := filepath.Glob("*_test.go")
 	if err != nil {
@@ -240,7 +241,7 @@ func TestBehavioursAreTested(t *testing.T) {
 	}
 }
 
-// The table has every test of net/http's transport.
+// The table contains each test of net/http's transport.
 func TestBehavioursAreAll(t *testing.T) {
 	dir := filepath.Join(build.Default.GOROOT, "src", "net", "http")
 	files, err := filepath.Glob(filepath.Join(dir, "transport*_test.go"))

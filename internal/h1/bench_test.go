@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// rawServer answers whatever it reads that ends a request, without parsing it.
+// rawServer answers each request without parsing it: whenever it has read the end of one.
 func rawServer(b *testing.B, bodyLength int, answer []byte) string {
 	return serve(b, func(_ int, c net.Conn) {
 		buf := make([]byte, 64<<10)
@@ -42,7 +42,7 @@ func benchAnswer(size int) []byte {
 		"ETag: \"65920080-400\"\r\nAccept-Ranges: bytes\r\n\r\n" + strings.Repeat("x", size))
 }
 
-// BenchmarkRoundTrip compares this transport with net/http's, which is set up as a proxy would set it up.
+// BenchmarkRoundTrip compares this transport with net/http's, configured as for a proxy.
 func BenchmarkRoundTrip(b *testing.B) {
 	std := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 1024, ReadBufferSize: bufferSize, WriteBufferSize: bufferSize}
 	defer std.CloseIdleConnections()
@@ -87,7 +87,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 	}
 }
 
-// plainBody is a body of a type that nobody knows.
+// plainBody is a body whose type tells the transport nothing.
 type plainBody struct {
 	b []byte
 	i int

@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// pattern is n bytes that differ from place to place.
+// pattern returns n bytes in which displaced data can be detected.
 func pattern(n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -42,10 +42,10 @@ func chunkedAnswer(body []byte, size int) string {
 	return b.String()
 }
 
-// writerOnly hides what else a writer has.
+// writerOnly hides all methods of a writer except Write.
 type writerOnly struct{ io.Writer }
 
-// Every way to read a body yields the same, and gives the connection back.
+// Every way to read a body returns the same bytes and makes the connection idle.
 func TestWaysToReadABody(t *testing.T) {
 	ways := map[string]func(io.ReadCloser) ([]byte, error){
 		"ReadAll": func(b io.ReadCloser) ([]byte, error) { return io.ReadAll(struct{ io.Reader }{b}) },
@@ -135,7 +135,7 @@ func TestWaysToReadABody(t *testing.T) {
 	}
 }
 
-// A body that is closed early ends the connection, unless the rest of it is here.
+// Closing a body early closes the connection, unless the rest of the body has been received.
 func TestCloseEarly(t *testing.T) {
 	for _, tt := range []struct {
 		name, answer string
@@ -214,7 +214,7 @@ func TestCloseWhileReading(t *testing.T) {
 	}
 }
 
-// Close at any moment of another goroutine's reading harms no other request.
+// Close at any moment of a concurrent Read does not affect other requests.
 func TestCloseRacesWithReading(t *testing.T) {
 	body := pattern(50 << 10)
 	addr := serve(t, answerAll(chunkedAnswer(body, 3000)))
@@ -234,7 +234,7 @@ func TestCloseRacesWithReading(t *testing.T) {
 	}
 }
 
-// An error of the writer is a *WriteError, one of the target is not, copied in user space or in the kernel.
+// An error of the writer is a *WriteError and an error of the target is not, in user space and in the kernel.
 func TestErrorsOfWriteTo(t *testing.T) {
 	broken := errors.New("broken")
 	for _, size := range []int{100, 1 << 20} {
@@ -269,7 +269,7 @@ type errorWriter struct{ err error }
 
 func (w errorWriter) Write([]byte) (int, error) { return 0, w.err }
 
-// splicer is a TCP connection whose ReadFrom notes what it is given.
+// splicer is a TCP connection whose ReadFrom records its argument.
 type splicer struct {
 	*net.TCPConn
 	spliced int64
@@ -288,7 +288,7 @@ func (s *splicer) ReadFrom(r io.Reader) (int64, error) {
 	return s.TCPConn.ReadFrom(r)
 }
 
-// sink is a TCP connection of which the far end takes take bytes and then closes.
+// sink returns a TCP connection whose peer reads take bytes and then closes it.
 func sink(t *testing.T, take int64) (*splicer, chan []byte) {
 	received := make(chan []byte, 1)
 	addr := serve(t, func(_ int, c net.Conn) {
@@ -379,7 +379,7 @@ func TestSplice(t *testing.T) {
 	})
 }
 
-// The response writer of net/http gets the bytes through its ReadFrom, and the client the same bytes.
+// A body is spliced through ReadFrom of net/http's response writer, and the client receives it unchanged.
 func TestSpliceThroughServer(t *testing.T) {
 	body := pattern(5 << 20)
 	addr := serve(t, answerAll(lengthAnswer(body)))
@@ -478,7 +478,7 @@ func TestUpgradeRefused(t *testing.T) {
 	}
 }
 
-// The server of net/http, over both schemes, with trailers and a body in both directions.
+// A server of net/http over both schemes, with bodies in both directions and trailers.
 func TestNetHTTPServer(t *testing.T) {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.NewResponseController(w).EnableFullDuplex()
@@ -520,7 +520,7 @@ func TestNetHTTPServer(t *testing.T) {
 	}
 }
 
-// TestBuffered: a body of known length knows what Read returns without waiting.
+// TestBuffered checks how much a body of known length says that Read returns without blocking.
 func TestBuffered(t *testing.T) {
 	for _, tt := range []struct {
 		name, first, rest string

@@ -24,10 +24,10 @@ func readRequest(c net.Conn) bool {
 	return err == nil
 }
 
-// silent reads requests and never answers.
+// silent is a target that reads and never answers.
 func silent(_ int, c net.Conn) { io.Copy(io.Discard, c) }
 
-// The end of a context ends a round trip wherever it is, with an error that wraps its cause.
+// The end of the context ends a round trip at each of its stages, with an error that wraps the cause.
 func TestCancel(t *testing.T) {
 	cause := errors.New("the client has left")
 	for _, tt := range []struct {
@@ -127,7 +127,7 @@ func TestCancel(t *testing.T) {
 	}
 }
 
-// The deadline of DoBy includes the wait for a place, and not the body of the response.
+// The deadline of RoundTripBy includes the wait for a slot, but not the body of the response.
 func TestLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		late := errors.New("late")
@@ -154,7 +154,7 @@ func TestLimit(t *testing.T) {
 	})
 }
 
-// The end of a context ends the reading of a body, blocked or not.
+// The end of the context ends the reading of a body, whether the read is blocked or not.
 func TestCancelWhileBodyIsRead(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -215,7 +215,7 @@ func TestCancelWhileBodyIsRead(t *testing.T) {
 	}
 }
 
-// A fast response has no watcher of its context, and a slow one has.
+// A watcher is started for a slow response and not for a fast one.
 func TestWatcherIsLazy(t *testing.T) {
 	for _, slow := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -238,7 +238,7 @@ func TestWatcherIsLazy(t *testing.T) {
 	}
 }
 
-// A connection whose watcher has run, or may be running, is not used again.
+// A connection is not reused if its watcher has run or may be running.
 func TestLateWatcher(t *testing.T) {
 	for range 100 {
 		w := newWire(&memoryConn{})
@@ -254,7 +254,7 @@ func TestLateWatcher(t *testing.T) {
 	}
 }
 
-// countingContext knows who watches it by context.AfterFunc.
+// countingContext counts the calls of context.AfterFunc for it.
 type countingContext struct {
 	context.Context
 	done              chan struct{}
@@ -267,7 +267,7 @@ func (c *countingContext) AfterFunc(func()) func() bool {
 	return func() bool { c.watching = false; return true }
 }
 
-// A connection that has been slow once carries the next request under that request's context alone.
+// After a slow exchange, only the context of the next request can end the next exchange on the connection.
 func TestNextRequestHasItsOwnContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := New(&Options{Dial: pipes(func(_ int, c net.Conn) {
@@ -340,7 +340,7 @@ func TestResponseHeaderTimeout(t *testing.T) {
 	}
 }
 
-// The time for the header ends with the header, if that was fast too.
+// ResponseHeaderTimeout does not affect the body, even if no watcher was started for the header.
 func TestResponseHeaderTimeoutSparesBody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := New(&Options{ResponseHeaderTimeout: 5 * time.Second, Dial: pipes(func(n int, c net.Conn) {
@@ -353,7 +353,7 @@ func TestResponseHeaderTimeoutSparesBody(t *testing.T) {
 	})
 }
 
-// The time for the header does not run while the body is read, and interim responses do not stop it.
+// ResponseHeaderTimeout starts after the request's body is sent. Interim responses do not stop it.
 func TestResponseHeaderTimeoutIsOfTheHeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := New(&Options{ResponseHeaderTimeout: 5 * time.Second, Dial: pipes(func(n int, c net.Conn) {
@@ -476,7 +476,7 @@ func TestExpectContinue(t *testing.T) {
 	}
 }
 
-// An answer that comes while the body is sent is handed out, and the connection is not used again.
+// A response that arrives while the request's body is sent is returned, and the connection is not reused.
 func TestEarlyResponse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := New(&Options{Dial: pipes(func(_ int, c net.Conn) {
@@ -502,7 +502,7 @@ func TestEarlyResponse(t *testing.T) {
 	})
 }
 
-// The answer of a target that has stopped reading is worth more than the error of the write.
+// If the target stops reading but answers, the response is returned and not the error of the write.
 func TestResponseIsPreferredToWriteError(t *testing.T) {
 	addr := serve(t, func(_ int, c net.Conn) {
 		br := bufio.NewReader(c)
@@ -524,7 +524,7 @@ func TestResponseIsPreferredToWriteError(t *testing.T) {
 	}
 }
 
-// A hook that refuses an interim response ends the round trip.
+// An error of the hook for interim responses ends the round trip.
 func TestInterimResponses(t *testing.T) {
 	addr := serve(t, answerAll("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"+okAnswer))
 	tr := newTransport(t, nil)

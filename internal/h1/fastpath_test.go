@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// warm opens a connection and leaves it idle, so that the next request takes a turn on it.
+// warm opens a connection and leaves it idle, so that the next request uses the fast path on it.
 func warm(t *testing.T, tr *Transport, addr string) *conn {
 	t.Helper()
 	ask(t, tr, newRequest(t, "GET", "http://"+addr+"/warm", nil))
@@ -23,7 +23,7 @@ func warm(t *testing.T, tr *Transport, addr string) *conn {
 	return c
 }
 
-// afterWarm answers a first request, and leaves the second to handle.
+// afterWarm answers the first request and lets handle answer the second.
 func afterWarm(handle func(c net.Conn, br *bufio.Reader)) func(int, net.Conn) {
 	return func(_ int, c net.Conn) {
 		br := bufio.NewReader(c)
@@ -41,8 +41,8 @@ func afterWarm(handle func(c net.Conn, br *bufio.Reader)) func(int, net.Conn) {
 	}
 }
 
-// A turn ends with the context and with the time for the header, as any other wait does.
-func TestTurnIsInterrupted(t *testing.T) {
+// The fast path ends with the context and with ResponseHeaderTimeout, like any other wait.
+func TestFastPathIsInterrupted(t *testing.T) {
 	for _, begun := range []string{"", "HTTP/1.1 200 OK\r\nContent-"} {
 		addr := serve(t, afterWarm(func(c net.Conn, br *bufio.Reader) {
 			io.WriteString(c, begun)
@@ -70,8 +70,8 @@ func TestTurnIsInterrupted(t *testing.T) {
 	}
 }
 
-// A request that the socket does not take at once is written on.
-func TestTurnOfLargeRequest(t *testing.T) {
+// If the socket does not accept the whole request at once, the rest is written afterwards.
+func TestFastPathWithLargeRequest(t *testing.T) {
 	body := pattern(20 << 20)
 	addr := serve(t, func(_ int, c net.Conn) {
 		br := bufio.NewReader(c)
@@ -95,9 +95,9 @@ func TestTurnOfLargeRequest(t *testing.T) {
 	}
 }
 
-// A connection that is found dead in a turn costs a POST nothing but another connection, as nothing of it was
+// If the fast path finds the connection closed, a POST is sent on another one, since no byte of it was
 // written.
-func TestTurnOnDeadConnection(t *testing.T) {
+func TestFastPathOnClosedConnection(t *testing.T) {
 	addr := serve(t, afterWarm(func(c net.Conn, br *bufio.Reader) { io.WriteString(c, okAnswer) }))
 	tr := newTransport(t, &Options{MaxPerHost: 1})
 	c := warm(t, tr, addr)

@@ -15,8 +15,8 @@ import (
 	"testing"
 )
 
-// serve accepts connections and gives each to handle in a goroutine of its own, with its number from 0. All
-// end with the test.
+// serve accepts connections and calls handle for each in a goroutine of its own. n counts the connections
+// from 0. All end with the test.
 func serve(t testing.TB, handle func(n int, c net.Conn)) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -60,7 +60,7 @@ func serveOn(t testing.TB, l net.Listener, handle func(n int, c net.Conn)) {
 	})
 }
 
-// answerAll answers each request on a connection with the same bytes.
+// answerAll returns a handler that answers each request on a connection with the same bytes.
 func answerAll(answer string) func(int, net.Conn) {
 	return func(_ int, c net.Conn) {
 		br := bufio.NewReader(c)
@@ -92,7 +92,7 @@ func newRequest(t testing.TB, method, url string, body io.Reader) *http.Request 
 	return req
 }
 
-// ask makes a round trip and reads the body.
+// ask makes a round trip and returns the response and its body.
 func ask(t testing.TB, rt http.RoundTripper, req *http.Request) (*http.Response, string) {
 	t.Helper()
 	res, err := rt.RoundTrip(req)
@@ -190,7 +190,7 @@ func TestClientTrace(t *testing.T) {
 	}
 }
 
-// The error of a connection is wrapped.
+// A round trip wraps the errors of its connection.
 func TestConnectionErrors(t *testing.T) {
 	broken := errors.New("broken")
 	for _, tt := range []struct {
@@ -237,8 +237,8 @@ func (c *brokenConn) Write(p []byte) (int, error) {
 
 func (c *brokenConn) Close() error { c.closed = true; return nil }
 
-// The allocations of a round trip are four, and one for a body of a type of its own; net/http's are ten times
-// as many.
+// A round trip makes four allocations, and one more for a body whose type wraps a reader. net/http makes ten
+// times as many.
 func TestAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// One request can be sent again and again, also at once.
+// One request can be sent several times, also concurrently.
 func TestRequestIsUsedAgain(t *testing.T) {
 	addr := serve(t, answerAll(okAnswer))
 	tr := newTransport(t, nil)
@@ -39,7 +39,7 @@ func TestRequestIsUsedAgain(t *testing.T) {
 	all.Wait()
 }
 
-// The header of a request whose body is streamed does not wait for the body.
+// The header of a request is sent before its streamed body has any data.
 func TestHeaderGoesAheadOfBody(t *testing.T) {
 	for _, length := range []int64{5, -1} {
 		arrived := make(chan bool)
@@ -67,7 +67,7 @@ func TestHeaderGoesAheadOfBody(t *testing.T) {
 	}
 }
 
-// 100 Continue that was not asked for is skipped, with every kind of body, and the connection is used again.
+// An unexpected 100 Continue is skipped with every kind of body, and the connection is reused.
 func TestUnaskedContinue(t *testing.T) {
 	addr := serve(t, answerAll("HTTP/1.1 100 Continue\r\n\r\n"+okAnswer))
 	tr := newTransport(t, nil)
@@ -82,7 +82,7 @@ func TestUnaskedContinue(t *testing.T) {
 	}
 }
 
-// A response without a body gives its connection back at once, closed or not.
+// A response without a body makes its connection idle at once, whether the body is closed or not.
 func TestEmptyResponsesNeedNoClose(t *testing.T) {
 	for _, tt := range []struct{ method, answer string }{
 		{"GET", "HTTP/1.1 204 No Content\r\n\r\n"},
@@ -106,7 +106,7 @@ func TestEmptyResponsesNeedNoClose(t *testing.T) {
 	}
 }
 
-// An idle connection keeps nothing of the requests that it has carried: their contexts and bodies are garbage.
+// An idle connection does not keep the contexts and bodies of earlier requests from being garbage collected.
 func TestIdleConnectionKeepsNoRequest(t *testing.T) {
 	addr := serve(t, func(n int, c net.Conn) {
 		br := bufio.NewReader(c)
@@ -158,7 +158,8 @@ func TestIdleConnectionKeepsNoRequest(t *testing.T) {
 	}
 }
 
-// A server that cuts the connection while the body is on its way: the round trip ends, and the body is closed once.
+// If the server closes the connection while the body is sent, the round trip ends and the body is closed
+// once.
 func TestServerAbortsDuringBody(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		go io.Copy(io.Discard, r.Body)
@@ -185,7 +186,7 @@ func TestServerAbortsDuringBody(t *testing.T) {
 	all.Wait()
 }
 
-// closeSignal panics where it is closed twice.
+// closeSignal closes a channel on Close, and so panics on a second Close.
 type closeSignal struct {
 	io.Reader
 	closed chan bool
@@ -193,7 +194,7 @@ type closeSignal struct {
 
 func (c *closeSignal) Close() error { close(c.closed); return nil }
 
-// The endless answer to one request is the body of another. The end of their context ends both.
+// The endless response of one request is the body of another request. The end of their context ends both.
 func TestAnswerIsBodyOfAnother(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == "PUT" {
@@ -220,7 +221,7 @@ func TestAnswerIsBodyOfAnother(t *testing.T) {
 	}
 }
 
-// Dial gets a context with the values of the request's.
+// The context of Dial has the values of the request's context.
 func TestDialGetsTheContext(t *testing.T) {
 	type key struct{}
 	dialed := errors.New("dialed")
@@ -264,7 +265,7 @@ func TestFailedHandshakeIsReported(t *testing.T) {
 	}
 }
 
-// hangingConn is a connection whose Close waits.
+// hangingConn is a connection whose Close blocks.
 type hangingConn struct {
 	net.Conn
 	release chan bool
@@ -272,7 +273,7 @@ type hangingConn struct {
 
 func (c hangingConn) Close() error { <-c.release; return c.Conn.Close() }
 
-// A connection that was idle for too long, and hangs while it is closed, holds up no request.
+// An expired connection whose Close blocks does not delay other requests.
 func TestHangingCloseHoldsUpNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dial, release := pipes(answerAll(okAnswer)), make(chan bool)

@@ -6,5 +6,5 @@ import (
 	"github.com/seed-96248d0c/gateway/gatewaytest"
 )
 
-// TestMain fails when a goroutine of this package, or of a connection that it holds, is left behind.
+// TestMain fails if goroutines of this package or of its connections are left over.
 func TestMain(m *testing.M) { gatewaytest.CheckGoroutines(m) }

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// got is a request's view of its connections.
+// got records what the hooks of a request have seen.
 type got struct{ conns []httptrace.GotConnInfo }
 
 var gotHooks = &Hooks{GotConn: func(arg any, info httptrace.GotConnInfo) {
@@ -26,7 +26,7 @@ var gotHooks = &Hooks{GotConn: func(arg any, info httptrace.GotConnInfo) {
 	g.conns = append(g.conns, info)
 }}
 
-// askReused is ask, and reports whether the last connection that was tried had been used before.
+// askReused is like ask. It also reports whether the last connection that was tried was a reused one.
 func askReused(t testing.TB, tr *Transport, req *http.Request) (reused bool, body string) {
 	t.Helper()
 	var g got
@@ -79,7 +79,7 @@ func TestReuse(t *testing.T) {
 	}
 }
 
-// Spellings of one target share its connections; schemes do not.
+// Different spellings of one target share connections. Different schemes do not.
 func TestTargetOfURL(t *testing.T) {
 	for _, tt := range []struct {
 		scheme, host string
@@ -108,7 +108,7 @@ func TestTargetOfURL(t *testing.T) {
 	}
 }
 
-// The connection that was used last is used first, and no more than MaxIdlePerHost are kept.
+// The most recently used connection is reused first, and at most MaxIdlePerHost are kept.
 func TestIdleConnectionsAreAStack(t *testing.T) {
 	arrived, block := make(chan bool, 10), make(chan bool)
 	addr := serve(t, func(n int, c net.Conn) {
@@ -154,8 +154,8 @@ func TestIdleConnectionsAreAStack(t *testing.T) {
 	}
 }
 
-// A connection that the target has closed while it was idle is found out before it is used, for requests that
-// could not be repeated too.
+// An idle connection that the target has closed is detected before a request is sent on it, so requests that
+// must not be repeated succeed too.
 func TestDeadIdleConnections(t *testing.T) {
 	for _, last := range []string{"", "HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", "x"} {
 		closeNow, closed := make(chan bool), make(chan bool)
@@ -185,7 +185,7 @@ func TestDeadIdleConnections(t *testing.T) {
 	}
 }
 
-// A target that answers before it is asked, and then again, never answers another request with that.
+// If a target answers before the request and again after it, the second response goes to no other request.
 func TestAnswerBeforeTheRequest(t *testing.T) {
 	addr := serve(t, func(_ int, c net.Conn) {
 		io.WriteString(c, okAnswer)
@@ -213,7 +213,7 @@ func TestAnswerBeforeTheRequest(t *testing.T) {
 	}
 }
 
-// waitUntilReadable waits until the end of a connection, or a byte, has arrived.
+// waitUntilReadable waits until data or the end of the connection has arrived.
 func waitUntilReadable(t *testing.T, c net.Conn) {
 	t.Helper()
 	raw, err := c.(syscall.Conn).SyscallConn()
@@ -230,7 +230,7 @@ func waitUntilReadable(t *testing.T, c net.Conn) {
 	}
 }
 
-// What a target sends behind its answer ends the connection, and no request sees it.
+// If a target sends bytes after its response, the connection is closed and no request sees them.
 func TestBytesAfterTheAnswer(t *testing.T) {
 	addr := serve(t, func(n int, c net.Conn) {
 		br := bufio.NewReader(c)
@@ -248,12 +248,12 @@ func TestBytesAfterTheAnswer(t *testing.T) {
 	}
 }
 
-// flaky is a connection whose target seems alive when it is idle, but is not.
+// flaky is a connection that fails once dead is set, although the probe finds it alive.
 type flaky struct {
 	net.Conn
 	dead     *atomic.Bool
 	writeErr bool
-	written  int // bytes that a write still takes
+	written  int // bytes that a failing write accepts
 }
 
 func (f *flaky) Read(p []byte) (int, error) {
@@ -317,7 +317,7 @@ func TestRetry(t *testing.T) {
 			<-raws
 			h := tr.hosts[hostKey{false, addr}]
 			h.idle[0].wire.raw = nil
-			// The check before reuse finds nothing wrong, and the connection dies behind it.
+			// The probe before reuse succeeds, and the connection fails after it.
 			probe := h.idle[0].wire.Conn
 			h.idle[0].wire.Conn = &dyingConn{flaky: probe.(*flaky)}
 
@@ -363,7 +363,7 @@ func TestRetry(t *testing.T) {
 	}
 }
 
-// dyingConn is alive for one probe.
+// dyingConn passes one probe and then fails.
 type dyingConn struct {
 	*flaky
 	probed bool
@@ -378,7 +378,7 @@ func (d *dyingConn) Read(p []byte) (int, error) {
 	return d.flaky.Read(p)
 }
 
-// A connection that fails at its first request is not tried again.
+// A request that fails on a new connection is not retried.
 func TestNoRetryOnNewConnection(t *testing.T) {
 	addr := serve(t, func(_ int, c net.Conn) { http.ReadRequest(bufio.NewReader(c)) })
 	var g got
@@ -388,7 +388,7 @@ func TestNoRetryOnNewConnection(t *testing.T) {
 	}
 }
 
-// A connection that fails in the middle of a response has answered: the request is not sent again.
+// A request is not retried if the connection fails after the first byte of a response.
 func TestNoRetryAfterFirstByte(t *testing.T) {
 	addr := serve(t, afterWarm(func(c net.Conn, _ *bufio.Reader) { io.WriteString(c, okAnswer[:20]) }))
 	tr := newTransport(t, nil)
@@ -400,7 +400,7 @@ func TestNoRetryAfterFirstByte(t *testing.T) {
 	}
 }
 
-// Targets that close at random never make a request that can be repeated fail.
+// Repeatable requests succeed although their target closes connections at random.
 func TestSurprisingCloses(t *testing.T) {
 	var count atomic.Int32
 	addr := serve(t, func(_ int, c net.Conn) {
@@ -460,7 +460,7 @@ func TestMaxPerHost(t *testing.T) {
 	}
 }
 
-// countedConn counts connections that are not closed.
+// countedConn counts the open connections.
 type countedConn struct {
 	net.Conn
 	open *atomic.Int32
@@ -472,7 +472,7 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// pipes is a network of net.Pipe for a synctest bubble: each dial starts handle at the other end.
+// pipes returns a Dial for a synctest bubble: each connection is a net.Pipe, with handle at the other end.
 func pipes(handle func(n int, c net.Conn)) func(context.Context, string, string) (net.Conn, error) {
 	var n atomic.Int32
 	return func(context.Context, string, string) (net.Conn, error) {
@@ -486,7 +486,7 @@ func pipes(handle func(n int, c net.Conn)) func(context.Context, string, string)
 	}
 }
 
-// Requests that wait are served in the order in which they came; one that leaves is skipped.
+// Waiting requests are served in order of arrival. A canceled one is skipped.
 func TestWaitersAreServedInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan bool)
@@ -532,8 +532,8 @@ func TestWaitersAreServedInOrder(t *testing.T) {
 	})
 }
 
-// A request that leaves at the moment at which it is given a place gives it on.
-func TestPlaceOfLeavingWaiterIsGivenOn(t *testing.T) {
+// A request that is canceled at the moment at which it receives a slot passes the slot on.
+func TestSlotOfCanceledWaiterIsPassedOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dial, dialing := errors.New("no dial"), make(chan bool)
 		tr := New(&Options{MaxPerHost: 1, Dial: func(context.Context, string, string) (net.Conn, error) {
@@ -590,7 +590,7 @@ func TestIdleTimeout(t *testing.T) {
 		if synctest.Wait(); open.Load() != 0 || len(tr.hosts) != 0 || tr.sweeping {
 			t.Errorf("%d connections and %d hosts after 67 s", open.Load(), len(tr.hosts))
 		}
-		// On access, a connection that is too old is not used, whether it has been swept or not.
+		// An expired connection is not reused, even before the sweep.
 		ask(t, tr, newRequest(t, "GET", "http://a/", nil))
 		tr.mu.Lock()
 		tr.sweep.Stop()
@@ -603,7 +603,7 @@ func TestIdleTimeout(t *testing.T) {
 	})
 }
 
-// A connection that is given back after CloseIdleConnections is closed, until the next request.
+// After CloseIdleConnections, a connection is closed when its exchange ends, until the next request.
 func TestCloseIdleConnectionsInUse(t *testing.T) {
 	addr := serve(t, answerAll(okAnswer))
 	tr := newTransport(t, nil)
@@ -622,7 +622,7 @@ func TestCloseIdleConnectionsInUse(t *testing.T) {
 	}
 }
 
-// Many requests at once, each of which gets its own answer.
+// With many concurrent requests, each receives its own response.
 func TestAnswersAreNotMixedUp(t *testing.T) {
 	addr := serve(t, func(_ int, c net.Conn) {
 		br := bufio.NewReader(c)

@@ -16,7 +16,7 @@ import (
 	"testing"
 )
 
-// wireServer answers each request with okAnswer and sends what it was sent to the channel.
+// wireServer answers each request with okAnswer and sends the request's bytes to got.
 func wireServer(t testing.TB) (addr string, got chan string) {
 	got = make(chan string, 100)
 	addr = serve(t, func(_ int, c net.Conn) {
@@ -49,7 +49,7 @@ func sorted(raw string) string {
 	return strings.Join(lines, "\n") + "\n\n" + strings.ReplaceAll(body, "\r", "")
 }
 
-// hiddenReader is a reader of a type that nobody knows, which returns io.EOF by itself.
+// hiddenReader hides the type of a reader. It returns io.EOF only after the last bytes, not with them.
 type hiddenReader struct{ r io.Reader }
 
 func (h hiddenReader) Read(p []byte) (int, error) { return h.r.Read(p) }
@@ -119,8 +119,8 @@ func TestWhatIsSent(t *testing.T) {
 	}
 }
 
-// FuzzRequest sends whatever is not refused to a connection that keeps it, and checks that a server reads
-// from it one request, with what was given.
+// FuzzRequest checks that a server parses each request that was sent as exactly one request, equal to the
+// original. Refused requests are skipped.
 func FuzzRequest(f *testing.F) {
 	f.Add("GET", "/a", "b=c", "shop.example", "X-A", "b", "")
 	f.Add("POST", "//a b", "%zz", "[::1]:80", "content-length", "7", "hello")
@@ -167,7 +167,7 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// keptConn keeps what is written, and ends.
+// keptConn records what is written. Its Read returns io.EOF.
 type keptConn struct {
 	memoryConn
 	b bytes.Buffer
@@ -233,7 +233,7 @@ func TestInvalidRequestsAreNotSent(t *testing.T) {
 	}
 }
 
-// A failed dial closes the body as well, once.
+// A failed dial closes the body once.
 func TestFailedDialClosesBody(t *testing.T) {
 	dialed := errors.New("dialed")
 	tr := newTransport(t, &Options{Dial: func(context.Context, string, string) (net.Conn, error) { return nil, dialed }})
@@ -250,8 +250,8 @@ func TestFailedDialClosesBody(t *testing.T) {
 	}
 }
 
-// A body that is not as long as its Content-Length, or fails, is an error, and the target never takes the
-// request for a whole one.
+// A body that fails, or is longer or shorter than its Content-Length, is an error. The target never
+// receives a complete request.
 func TestWrongBodies(t *testing.T) {
 	broken := errors.New("broken")
 	for _, tt := range []struct {
@@ -295,7 +295,7 @@ type errorReader struct{ err error }
 
 func (r errorReader) Read([]byte) (int, error) { return 0, r.err }
 
-// The values of a trailer may be set while the body is read, and are checked then.
+// The values of trailers may be set while the body is read. They are validated afterwards.
 func TestTrailerIsFilledWhileBodyIsRead(t *testing.T) {
 	addr, got := wireServer(t)
 	tr := newTransport(t, nil)
@@ -337,7 +337,7 @@ type writeCounter struct {
 
 func (c writeCounter) Write(p []byte) (int, error) { c.writes.Add(1); return c.Conn.Write(p) }
 
-// A small body of known length leaves in the same write as the header.
+// A small body of known length is sent in the same write as the header.
 func TestSmallBodyIsOneWrite(t *testing.T) {
 	addr, got := wireServer(t)
 	var writes atomic.Int32
@@ -357,7 +357,7 @@ func TestSmallBodyIsOneWrite(t *testing.T) {
 	}
 }
 
-// A chunk is written as soon as the body has it.
+// Each Read of the body is sent at once, as a chunk.
 func TestChunksAreNotHeldBack(t *testing.T) {
 	got := make(chan string)
 	addr := serve(t, func(_ int, c net.Conn) {
@@ -391,7 +391,7 @@ func TestChunksAreNotHeldBack(t *testing.T) {
 	ask(t, newTransport(t, nil), newRequest(t, "POST", "http://"+addr+"/", r))
 }
 
-// The request is not changed, and the response names it.
+// The request is not modified, and Response.Request is the same request.
 func TestRequestIsLeftAlone(t *testing.T) {
 	addr, got := wireServer(t)
 	req := newRequest(t, "POST", "http://"+addr+"/", strings.NewReader("hello"))

@@ -42,7 +42,7 @@ func (c *memoryConn) SetDeadline(time.Time) error       { return nil }
 func (c *memoryConn) SetReadDeadline(t time.Time) error { c.readBy = t; return nil }
 func (c *memoryConn) SetWriteDeadline(time.Time) error  { return nil }
 
-// answer is what was read as a response.
+// answer is the result of reading a response.
 type answer struct {
 	res     *http.Response
 	body    []byte
@@ -75,7 +75,7 @@ func readOwn(data []byte, method string, step int) (answer, error) {
 	return a, nil
 }
 
-// readStd is readOwn by the standard library.
+// readStd is like readOwn, with the standard library.
 func readStd(data []byte, method string) (answer, error) {
 	req, _ := http.NewRequest(method, "http://a/", nil)
 	br := bufio.NewReaderSize(bytes.NewReader(data), max(len(data), 4096))
@@ -96,8 +96,7 @@ func readStd(data []byte, method string) (answer, error) {
 	}
 }
 
-// stricter are the beginnings of the errors with which this package refuses what the standard library takes;
-// see parseHead.
+// stricter lists the beginnings of the errors for responses that only this package refuses. See parseHead.
 var stricter = []string{
 	"status line", "it begins with", "trailer with a line", "chunk size ", "header larger",
 }
@@ -110,7 +109,7 @@ func mayRefuse(err error) bool {
 	return slices.ContainsFunc(stricter, func(s string) bool { return strings.HasPrefix(text, s) })
 }
 
-// compare checks that own accepts no more than the standard library, and yields the same.
+// compare checks that this package accepts no more than the standard library, with the same result.
 func compare(t *testing.T, data []byte, method string, step int) {
 	t.Helper()
 	own, err := readOwn(data, method, step)
@@ -156,7 +155,7 @@ func compare(t *testing.T, data []byte, method string, step int) {
 	}
 }
 
-// responses is a corpus: the responses of the table below, and what a well-behaved server sends.
+// responses is the corpus of the fuzz test: the responses of the table hostile, and well-formed ones.
 func responses() []string {
 	var all []string
 	for _, tt := range hostile {
@@ -177,9 +176,9 @@ func responses() []string {
 	)
 }
 
-// hostile is what a broken or hostile target can send. The connection is never used again, except where
-// reused says so. Where body is "refused", there is no response; where it ends with "!", reading the body
-// fails after what precedes.
+// hostile lists what a broken or hostile target can send. The connection must be closed unless reused is set.
+// If body is "refused", the round trip must fail. If it ends with "!", reading the body must fail after the
+// bytes before that: "ok!" is "ok" and then an error.
 var hostile = []struct {
 	name, data, body string
 	reused           bool
@@ -319,7 +318,7 @@ func TestHostileResponses(t *testing.T) {
 	}
 }
 
-// A response that is cut off anywhere is never taken for a whole one.
+// A response that is cut off at any byte is never taken for a complete one.
 func TestEarlyCloseAtEveryByte(t *testing.T) {
 	for _, whole := range []string{
 		okAnswer,
@@ -391,7 +390,7 @@ func TestHeadResponses(t *testing.T) {
 	}
 }
 
-// MaxHeaderBytes bounds the interim responses and the final one together, and the trailer by itself.
+// MaxHeaderBytes limits the interim responses and the final one together, and the trailer separately.
 func TestMaxHeaderBytes(t *testing.T) {
 	header := func(n int) string { return "X: " + strings.Repeat("a", n-5) + "\r\n" }
 	interim := "HTTP/1.1 103 Early Hints\r\n" + header(100-26-2) + "\r\n"
@@ -417,7 +416,7 @@ func TestMaxHeaderBytes(t *testing.T) {
 	}
 }
 
-// Values of one field do not run into the memory of the next.
+// Appending to the values of one field does not change those of the next.
 func TestHeaderValuesAreApart(t *testing.T) {
 	a, err := readOwn([]byte("HTTP/1.1 200 OK\r\nA: 1\r\nB: 2\r\nA: 3\r\nC: 4\r\nContent-Length: 0\r\n\r\n"), "GET", 1<<20)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// serveTLS is serve over TLS. It returns a URL and the configuration of a client.
+// serveTLS is like serve, over TLS. It returns a URL and a configuration for clients.
 func serveTLS(t testing.TB, protos []string, handle func(n int, c net.Conn)) (string, *tls.Config) {
 	t.Helper()
 	srv := httptest.NewUnstartedServer(nil)
@@ -31,8 +31,8 @@ func serveTLS(t testing.TB, protos []string, handle func(n int, c net.Conn)) (st
 	return "https://" + l.Addr().String() + "/", client
 }
 
-// TLS 1.3 sends the tickets of sessions at any time; they are no reason to take a connection for odd. A
-// farewell, and bytes of the application, are.
+// A TLS 1.3 server may send session tickets at any time: the connection is still reused. After close_notify
+// or application data it is not.
 func TestIdleConnectionsOverTLS(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -40,7 +40,7 @@ func TestIdleConnectionsOverTLS(t *testing.T) {
 		reused bool
 	}{
 		{"quiet", func(*tls.Conn) {}, true},
-		{"farewell", func(c *tls.Conn) { c.CloseWrite() }, false},
+		{"close_notify", func(c *tls.Conn) { c.CloseWrite() }, false},
 		{"bytes", func(c *tls.Conn) { io.WriteString(c, "x") }, false},
 		{"closed", func(c *tls.Conn) { c.NetConn().Close() }, false},
 	} {
@@ -75,8 +75,8 @@ func TestIdleConnectionsOverTLS(t *testing.T) {
 	}
 }
 
-// A body that ends with the connection is whole over TLS only after a farewell, and otherwise may have been
-// cut off.
+// Over TLS, a body that ends with the connection is complete only after close_notify. Otherwise it may have
+// been cut off.
 func TestStreamOverTLS(t *testing.T) {
 	for _, farewell := range []bool{false, true} {
 		url, config := serveTLS(t, nil, func(_ int, c net.Conn) {
@@ -99,8 +99,7 @@ func TestStreamOverTLS(t *testing.T) {
 	}
 }
 
-// A target that stays silent for longer than it takes to start the watcher, in the middle of a record, does
-// not break TLS.
+// A target may pause in the middle of a TLS record for so long that the watcher starts.
 func TestSlowRecordsOverTLS(t *testing.T) {
 	url, config := serveTLS(t, nil, func(_ int, c net.Conn) {
 		br := bufio.NewReader(c)
@@ -159,7 +158,7 @@ func TestNegotiate(t *testing.T) {
 	}
 }
 
-// A request whose target chooses another protocol can be sent by that.
+// If the target chooses another protocol, the request can be sent with that protocol on the same connection.
 func TestOtherProtocol(t *testing.T) {
 	url, config := serveTLS(t, []string{"h2", "http/1.1"}, answerAll(okAnswer))
 	tr := newTransport(t, &Options{TLS: config, Offer: []string{"h2", "http/1.1"}, MaxPerHost: 1})
