@@ -39,22 +39,22 @@ type KeySource interface {
 	Key(ctx context.Context, kid, alg string) (any, error)
 }
 
-// errNoKey does not contain the kid: an attacker would choose what the log holds, and how much.
+// errNoKey does not contain the kid, which an attacker can choose: it would let him write to the log.
 const errNoKey = badCredentials("no such key")
 
-// candidateSource is a KeySource in which a kid can have several keys. The list is not empty without an
-// error, and must not be modified.
+// candidateSource is a KeySource in which a kid can have several keys. Without an error, the list has at
+// least one key. It must not be modified.
 type candidateSource interface {
 	candidates(ctx context.Context, kid, alg string) ([]any, error)
 }
 
-// foundKeys are the keys that may have signed a token: one, or a list.
+// foundKeys holds the keys that may have signed a token: one, or a list.
 type foundKeys struct {
 	one  any
-	list []any // nil: one
+	list []any // nil if there is only one
 }
 
-// has reports whether key is one of the keys.
+// has reports whether f contains key.
 func (f foundKeys) has(key any) bool {
 	if f.list == nil {
 		return jose.SameKey(f.one, key)
@@ -67,7 +67,7 @@ func (f foundKeys) has(key any) bool {
 	return false
 }
 
-// keysFrom asks keys, and turns an error that is not a refusal into a 503.
+// keysFrom gets the keys for kid and alg from keys. An error that is not a refusal becomes a 503.
 func keysFrom(ctx context.Context, keys KeySource, kid, alg string) (found foundKeys, err error) {
 	if c, ok := keys.(candidateSource); ok {
 		found.list, err = c.candidates(ctx, kid, alg)
@@ -82,8 +82,8 @@ func keysFrom(ctx context.Context, keys KeySource, kid, alg string) (found found
 
 // staticKeys is a KeySource whose keys never change.
 type staticKeys struct {
-	one   any // for every kid; nil: byKid
-	byKid map[string]any
+	one   any            // for every kid; nil if byKid is used
+	byKid map[string]any // used if one is nil
 }
 
 // StaticKey returns a KeySource with one key, for every kid and for tokens without one. It panics on a key
@@ -106,7 +106,8 @@ func StaticKeys(keys map[string]any) KeySource {
 	return s
 }
 
-// staticKey returns key, or a copy where the caller could modify it. who is the constructor, for the message.
+// staticKey returns key, or a copy if the caller could modify it. It panics on a key that no algorithm
+// accepts. who is the name of the constructor, for the message.
 func staticKey(who string, key any) any {
 	if !jose.IsUsable(key) {
 		panic(fmt.Sprintf("gateway: %s: no algorithm can use this %T", who, key))
@@ -205,27 +206,27 @@ type JWKSOptions struct {
 // however many requests need one. While a refresh fails, or returns a set that is empty or unreadable, the
 // last good set stays in use.
 //
-// A request whose key is in the set does not wait, with one exception: when nobody has asked for so long
-// that the set is older than twice its MaxAge, the first requests wait for the refresh, so that a key that
-// was withdrawn meanwhile is not accepted. They use the last good set if that refresh fails, and nobody
-// waits again until one has succeeded. A refresh runs on one goroutine of its own, which a request starts.
-// It ends after Client's timeout, or after 5s if Client has none.
+// A request whose key is in the set does not wait, with one exception. After a long time without requests,
+// the set may be older than twice its MaxAge. The first requests then wait for the refresh, so that a key
+// that was withdrawn meanwhile is not accepted. If that refresh fails, they use the last good set, and no
+// request waits in this way again until a refresh has succeeded. A refresh runs on its own goroutine, which a
+// request starts. It ends after Client's timeout, or after 5s if Client has none.
 //
 // A request with an unknown kid waits for a refresh that starts after the request arrived, so that a key can
 // be used as soon as it is published. If MinInterval does not permit that refresh within a second, the
 // request is refused at once. After a failed refresh, an unknown kid may be new, so the request is answered
 // with 503 and Retry-After instead of 401.
 //
-// A JWKS skips keys that cannot be used: symmetric keys, keys published with their private half, keys for
+// A JWKS skips keys that cannot be used: symmetric keys, keys published with their private part, keys for
 // other uses than signatures (use, key_ops), keys of an unknown type, curve or algorithm, and malformed and
-// weak keys. Nothing that is wrong with one key affects the others: a member that occurs twice, deep
-// nesting, a lone surrogate. A member that is null is absent. A key with alg is used for that algorithm
-// only.
-//
-// When several keys have one kid, each that fits the algorithm is tried, up to four. A token whose kid is
-// not in the set, or that has none, is verified with the keys that have no kid, if no key with a kid fits
-// its algorithm. A token without a kid is otherwise verified only if exactly one key of the set fits its
+// weak keys. A malformed key does not affect the others, even if it has a member that occurs twice, deep
+// nesting or a lone surrogate. A member that is null is absent. A key with alg is used only for that
 // algorithm.
+//
+// If several keys have the same kid, each of them that fits the algorithm is tried, up to four. A token
+// without a kid, or whose kid is not in the set, is verified with the keys that have no kid, provided that no
+// key with a kid fits its algorithm. If such a key exists, a token without a kid is verified only if exactly
+// one key of the set fits its algorithm.
 //
 // Redirects to another host or scheme are not followed. A refresh that fails is logged as a warning to
 // slog.Default. The counter gateway.jwks.refreshes in the global MeterProvider counts all refreshes, by
@@ -237,26 +238,27 @@ type JWKS struct {
 	maxAge      time.Duration
 	minInterval time.Duration
 
-	// The URL. A refresh that finds it nil asks locate for it. Only refreshes use both, one at a time.
+	// url is the URL of the set. If it is nil, a refresh calls locate to find it. Only refreshes use these
+	// two fields, and only one refresh runs at a time.
 	url    *url.URL
 	locate func(context.Context) (*url.URL, error)
 
 	set atomic.Pointer[fetchedKeys] // the last good set; nil before the first
 
 	mu      sync.Mutex
-	running chan struct{} // closed at the end of the running refresh; nil when none runs
+	running chan struct{} // closed at the end of the running refresh; nil if none runs
 	last    time.Time     // start of the last refresh
-	err     error         // of the last refresh that ended; nil when it succeeded
+	err     error         // of the last refresh that ended; nil if it succeeded
 
 	refreshes  metric.Int64Counter
 	good, fail metric.MeasurementOption
 }
 
-// fetchedKeys is a key set with the times after which a request for one of its keys starts a refresh, and
-// waits for it.
+// fetchedKeys is a key set that was fetched.
 type fetchedKeys struct {
-	keys           *jose.KeySet
-	refresh, stale time.Time
+	keys    *jose.KeySet
+	refresh time.Time // after this time, a request for one of the keys starts a refresh
+	stale   time.Time // after this time, it also waits for that refresh
 }
 
 // NewJWKS returns the key set at rawURL. The first call of Key fetches it. NewJWKS returns an error for a
@@ -301,7 +303,7 @@ func newJWKS(o JWKSOptions) (*JWKS, error) {
 	return k, nil
 }
 
-// maxKeyWait bounds how long a request with an unknown kid waits until MinInterval permits a refresh.
+// maxKeyWait is how long a request with an unknown kid waits until MinInterval permits a refresh.
 const maxKeyWait = time.Second
 
 // Key returns the key for kid and alg, the first one if kid has several. The error wraps ErrUnauthenticated
@@ -333,8 +335,8 @@ func (k *JWKS) candidates(ctx context.Context, kid, alg string) ([]any, error) {
 	return k.awaitKey(ctx, kid, alg, now)
 }
 
-// awaitRefresh waits for a refresh, unless the last one failed: then its result is not better than the last
-// good set. The error is ctx.Err() when ctx ends first.
+// awaitRefresh waits for a refresh, unless the last one failed: the next is then likely to fail as well. The
+// error is ctx.Err() if ctx ends first.
 func (k *JWKS) awaitRefresh(ctx context.Context, now time.Time) error {
 	k.mu.Lock()
 	failed := k.err != nil
@@ -354,11 +356,12 @@ func (k *JWKS) awaitRefresh(ctx context.Context, now time.Time) error {
 	}
 }
 
-// awaitKey waits for a refresh that can contain a key that was published before the request arrived.
+// awaitKey waits for a refresh that began after the request arrived, so that it contains every key that was
+// published before the request.
 //
 // A refresh that began before the request may have read the set just before the key was published. So a
-// request that finds such a refresh running waits for its end and then, when the key is still missing, for
-// the next one.
+// request that finds such a refresh running waits for its end and then, if the key is still missing, for the
+// next one.
 func (k *JWKS) awaitKey(ctx context.Context, kid, alg string, arrived time.Time) ([]any, error) {
 	for now := arrived; ; now = time.Now() {
 		running, began, wait := k.refresh(ctx, now)
@@ -380,7 +383,7 @@ func (k *JWKS) awaitKey(ctx context.Context, kid, alg string, arrived time.Time)
 				return nil, ctx.Err()
 			}
 		}
-		missing := k.missing() // before the set is loaded, because the next refresh may replace both in between
+		missing := k.missing() // read before the set, because the next refresh may replace both in between
 		if set := k.set.Load(); set != nil {
 			if list := set.keys.Find(kid, alg); list != nil {
 				return list, nil
@@ -392,7 +395,7 @@ func (k *JWKS) awaitKey(ctx context.Context, kid, alg string, arrived time.Time)
 	}
 }
 
-// missing returns the error for a key that is not in the set: a 401 or, after a failed refresh, a 503.
+// missing returns the error for a key that is not in the set: a 401, or a 503 if the last refresh failed.
 func (k *JWKS) missing() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -406,9 +409,9 @@ func (k *JWKS) missing() error {
 	}
 }
 
-// refresh starts a refresh, unless one is running or MinInterval forbids it. It returns a channel that is
-// closed when the running refresh ends, nil when none runs; the start of the last refresh; and, when none
-// runs, how long MinInterval forbids the next one.
+// refresh starts a refresh, unless one is running or MinInterval does not permit it. running is closed when
+// the running refresh ends, and nil if none runs. began is the start of the last refresh. If none runs, wait
+// is the time until MinInterval permits the next one.
 func (k *JWKS) refresh(ctx context.Context, now time.Time) (running <-chan struct{}, began time.Time, wait time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -421,7 +424,7 @@ func (k *JWKS) refresh(ctx context.Context, now time.Time) (running <-chan struc
 	k.last = now
 	done := make(chan struct{})
 	k.running = done
-	// Other requests wait for this refresh, too. So it does not end with the one that started it.
+	// Other requests may wait for this refresh, so it must not end with the request that started it.
 	go k.runRefresh(context.WithoutCancel(ctx), now, done)
 	return done, now, 0
 }
@@ -447,8 +450,7 @@ func (k *JWKS) runRefresh(ctx context.Context, now time.Time, done chan struct{}
 	close(done)
 }
 
-// fetchSafely is fetch, with a panic as an error: on this goroutine, it would end the process, and requests
-// would wait for ever.
+// fetchSafely calls fetch, and returns a panic as an error. On this goroutine, a panic would end the process.
 func (k *JWKS) fetchSafely(ctx context.Context, now time.Time) (set *fetchedKeys, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -466,7 +468,7 @@ func (k *JWKS) location() string {
 	return k.url.Redacted()
 }
 
-// fetch reads the set and calculates when it is to be refreshed: after three quarters of its age.
+// fetch reads the set, and sets the time of the next refresh: after three quarters of its maximum age.
 func (k *JWKS) fetch(ctx context.Context, now time.Time) (*fetchedKeys, error) {
 	if k.url == nil {
 		u, err := k.locate(ctx)
@@ -494,8 +496,8 @@ func (k *JWKS) fetch(ctx context.Context, now time.Time) (*fetchedKeys, error) {
 	}, nil
 }
 
-// cacheAge returns how long the response may be used (RFC 9111 section 5.2.2): at most an hour, and 15
-// minutes where Cache-Control has no age.
+// cacheAge returns how long the response may be used (RFC 9111 section 5.2.2). It is at most an hour, and 15
+// minutes if Cache-Control has no max-age.
 func cacheAge(h http.Header) time.Duration {
 	age := 15 * time.Minute
 	for _, line := range h["Cache-Control"] {

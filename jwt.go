@@ -21,14 +21,14 @@ import (
 // JWTOptions configures which tokens a JWT accepts. Issuer and Algorithms are required, and one of Audience,
 // Audiences and NoAudience.
 type JWTOptions struct {
-	// Whose tokens, and for whom.
-	Issuer, Audience string   // what the token's iss must equal, and what its aud must be or contain
+	// What a token must contain.
+	Issuer, Audience string   // the required value of iss, and the value that aud must be or contain
 	Audiences        []string // instead of Audience: aud must be or contain any of these
-	NoAudience       bool     // the issuer's tokens have no aud: one that has it is meant for somebody else. Tell clients apart with RequireClaim
+	NoAudience       bool     // the issuer's tokens have no aud; one that has aud is refused, since it is for somebody else. Distinguish clients with RequireClaim
 	Algorithms       []string // accepted algorithms: RS, PS, ES or HS with 256, 384 or 512, or EdDSA; required
-	Type             string   // what the token's typ must be, such as "at+jwt" (RFC 9068); "" accepts any
-	IDTokens         bool     // accept OpenID Connect ID tokens, which are meant for the client that the user logged in to and not for an API
-	Subject          []string // claims that name the caller: the first that is not empty counts; nil means sub; add "client_id" for machine tokens without one
+	Type             string   // the required typ, such as "at+jwt" (RFC 9068); "" accepts any
+	IDTokens         bool     // accept OpenID Connect ID tokens, which are for the client that the user logged in to and not for an API
+	Subject          []string // claims: the first that is not empty is the Subject; nil means sub; add "client_id" for machine tokens without sub
 
 	Leeway  time.Duration              // tolerance for the clocks of issuers, in exp, nbf and iat; 0 means 30s, negative none
 	DPoP    *DPoPOptions               // proofs of possession (RFC 9449); nil means that tokens that need one are refused
@@ -36,7 +36,7 @@ type JWTOptions struct {
 	Revoked func(*Identity) bool       // reports whether a valid token is revoked, on every request; must be safe for concurrent use; nil means never
 
 	CacheSize  int   // number of verified tokens that are cached; 0 means 10,000, negative none
-	CacheBytes int64 // memory that the cached tokens may take, with their decoded claims; 0 means 32 MiB
+	CacheBytes int64 // memory for the cached tokens and their decoded claims; 0 means 32 MiB
 	MaxBytes   int   // limit of a token's length, checked first; 0 means 16 KiB
 }
 
@@ -50,29 +50,29 @@ type JWTOptions struct {
 //     which one counts. The claims have at most one value for each 8 bytes of MaxBytes, 2,048 by default. A
 //     claim that is null is absent.
 //   - The header's alg is one of Algorithms, and the key fits it: RSA of at least 2048 bits, the curve of
-//     ES256, ES384 or ES512, Ed25519, or a secret that is as long as the hash. The salt of a PS signature is
-//     as long as the hash.
+//     ES256, ES384 or ES512, Ed25519, or a secret of at least the length of the hash. The salt of a PS
+//     signature has the length of the hash.
 //   - The header has no crit.
 //   - The signature is valid.
 //   - The claim iss equals Issuer, and aud is or contains Audience or one of Audiences.
 //   - The claim exp is present and in the future. nbf and iat, where present, are not in the future. All
 //     three are numbers.
-//   - It is an access token. A refresh token or a logout token is refused, and without IDTokens an ID token,
-//     too. An ID token is known by the claims at_hash, c_hash or nonce, by Keycloak's typ "ID" and by
-//     token_use "id". nonce does not count in a token that its issuer calls an access token: by the header's
-//     typ "at+jwt", typ "Bearer" or token_use "access".
-//   - It is not bound to a key by the claim cnf (RFC 7800), or the sender of the request proves to have that
-//     key. A cnf that is not understood is refused.
+//   - It is an access token. A refresh token or a logout token is refused, and without IDTokens also an ID
+//     token. A token is an ID token if it has the claim at_hash, c_hash or nonce, Keycloak's typ "ID" or
+//     token_use "id". nonce does not count if the issuer declares an access token: by the header's typ
+//     "at+jwt", by typ "Bearer" or by token_use "access".
+//   - It is not bound to a key by the claim cnf (RFC 7800), or the sender of the request proves possession of
+//     that key. A cnf that is not known is refused.
 //
 // cnf with x5t#S256 is compared with the certificate that the client presented on the TLS connection (RFC
-// 8705 section 3). The server's TLSConfig must ask for it: set ClientAuth to tls.RequestClientCert or
-// stricter. When the request comes from a peer that TrustProxies trusts, the certificate is the one in its
-// field Client-Cert (RFC 9440). So that proxy must set or remove Client-Cert on every request, as RFC 9440
-// section 2.4 demands: if it lets a client's own field pass, whoever has a copy of a token and of the
-// certificate can use the token. cnf with jkt needs DPoP.
+// 8705 section 3). The server's TLSConfig must request it: set ClientAuth to tls.RequestClientCert or
+// stricter. If TrustProxies trusts the peer, the certificate is the one in the peer's field Client-Cert (RFC
+// 9440). So that proxy must set or remove Client-Cert on every request, as RFC 9440 section 2.4 requires. If
+// it lets a client's own field pass, anyone with a copy of a token and of the certificate can use the token.
+// cnf with jkt needs DPoP.
 //
-// The Identity's Scopes come from the claim scope, or from scp where there is no scope. Both may be a string
-// of scopes separated by spaces, or a list. The header's jwk, jku, x5c and x5u are never read.
+// The Identity's Scopes come from the claim scope, or from scp if there is no scope. Each may be a string of
+// scopes separated by spaces, or a list. The header's jwk, jku, x5c and x5u are never read.
 //
 // Verified tokens are cached. A cached token is not verified again until it expires or the KeySource returns
 // other keys for it. Concurrent requests with the same token verify it once. The cache holds CacheSize
@@ -85,16 +85,16 @@ type JWT struct {
 	maxBytes int
 	rules    tokenRules
 	revoked  func(*Identity) bool
-	proofs   *proofs                      // nil: DPoP is not configured
-	cache    *flightcache.Cache[verified] // nil: none
+	proofs   *proofs                      // nil if DPoP is not configured
+	cache    *flightcache.Cache[verified] // nil for none
 }
 
-// tokenRules are what header and claims of a token must say.
+// tokenRules are the rules for the header and the claims of a token.
 type tokenRules struct {
 	issuer    string
-	audiences []string                   // nil: the token must have no aud
-	subject   []string                   // nil: sub
-	methods   map[string]*jose.Algorithm // the allowed ones, by name
+	audiences []string                   // nil means that the token must have no aud
+	subject   []string                   // nil means sub
+	methods   map[string]*jose.Algorithm // the accepted algorithms, by name
 	typ       string                     // "" accepts any
 	idTokens  bool
 	leeway    time.Duration
@@ -105,9 +105,9 @@ type tokenRules struct {
 // verified is a token whose signature and claims were valid.
 type verified struct {
 	id    *Identity
-	bound *binding // nil: the token is not bound to a key
+	bound *binding // nil if the token is not bound to a key
 
-	// The key that verified it, and the arguments with which the KeySource returned that key.
+	// The key that verified the token, and the arguments of the call of KeySource that returned the key.
 	key      any
 	kid, alg string
 }
@@ -121,13 +121,13 @@ const (
 	defaultTokenBytes = 16 << 10
 	defaultLeeway     = 30 * time.Second
 
-	// cachedBytes is the memory that a cached token takes beside itself and its claims: the entry and its
+	// cachedBytes is the memory of a cached token in addition to the token and its claims: the entry and its
 	// place in the map, the Identity and the header.
 	cachedBytes = 400
 )
 
-// newTokenCache returns a cache of at most size tokens and maxBytes bytes. For both, 0 means the default.
-// For a negative size it returns nil: no cache.
+// newTokenCache returns a cache of at most size tokens and maxBytes bytes. For both, 0 means the default. If
+// size is negative, it returns nil, which means no cache.
 func newTokenCache[V any](size int, maxBytes int64, load func(context.Context, string) (*flightcache.Entry[V], error)) *flightcache.Cache[V] {
 	if size < 0 {
 		return nil
@@ -141,7 +141,7 @@ func newTokenCache[V any](size int, maxBytes int64, load func(context.Context, s
 	return flightcache.New(size, int(min(maxBytes, math.MaxInt)), load)
 }
 
-// sizeOf returns the memory that id takes in a cache, of whose claims it is given.
+// sizeOf returns the memory that id needs in a cache. claims is the memory of its claims.
 func sizeOf(id *Identity, claims int) int {
 	return cachedBytes + claims + 16*(len(id.Audience)+len(id.Scopes))
 }
@@ -175,7 +175,7 @@ func NewJWT(keys KeySource, opts JWTOptions) *JWT {
 	return j
 }
 
-// newTokenRules returns the rules in opts, which check has passed.
+// newTokenRules returns the rules for opts, which the caller has checked.
 func newTokenRules(opts *JWTOptions) tokenRules {
 	r := tokenRules{
 		issuer:    opts.Issuer,
@@ -203,7 +203,7 @@ func newTokenRules(opts *JWTOptions) tokenRules {
 	return r
 }
 
-// check panics on missing and invalid options. who is the constructor, for the message.
+// check panics on missing and invalid options. who is the name of the constructor, for the message.
 func (o *JWTOptions) check(who string) {
 	audiences := 0
 	for _, set := range []bool{o.Audience != "", len(o.Audiences) > 0, o.NoAudience} {
@@ -232,10 +232,10 @@ func (o *JWTOptions) check(who string) {
 	}
 }
 
-// Authenticate verifies the token that JWTOptions.Token finds in r, and that the sender of r has the key
-// that the token is bound to, if any. It returns ErrNoCredentials if there is no token. If the token is not
-// shaped as a JWT, the error wraps both ErrUnauthenticated and ErrNoCredentials: FirstOf asks the next
-// Authenticator, which may know opaque tokens. It otherwise returns what Verify returns.
+// Authenticate verifies the token that JWTOptions.Token finds in r. If the token is bound to a key, it also
+// verifies that the sender of r has that key. It returns ErrNoCredentials if there is no token. If the token
+// does not have the form of a JWT, the error wraps both ErrUnauthenticated and ErrNoCredentials: FirstOf then
+// calls the next Authenticator, which may accept opaque tokens. The other errors are those of Verify.
 func (j *JWT) Authenticate(r *http.Request) (*Identity, error) {
 	c, err := j.find(r)
 	if err != nil {
@@ -244,7 +244,7 @@ func (j *JWT) Authenticate(r *http.Request) (*Identity, error) {
 	return j.accept(r, c)
 }
 
-// find returns the token that r carries. It is never empty without an error.
+// find returns the token in r. If the error is nil, the token is not empty.
 func (j *JWT) find(r *http.Request) (credential, error) {
 	if j.token == nil {
 		return authorization(r.Header, j.proofs != nil)
@@ -290,22 +290,23 @@ func (j *JWT) acceptsDPoP() (dpop, bearer bool) {
 // Verify verifies a token and returns its Identity. The error wraps ErrUnauthenticated when the token is
 // bad. It is an *Error with status 503 when the key cannot be fetched, and ctx.Err() when ctx ends first.
 //
-// A token that is bound to a key is bad for Verify, as is one that is not when DPoP.Required is set: only
-// Authenticate, which has the request, can see who sent it.
+// Verify refuses a token that is bound to a key, because only the request, which Authenticate has, can prove
+// possession of the key. With DPoP.Required it refuses all other tokens as well.
 func (j *JWT) Verify(ctx context.Context, token string) (*Identity, error) {
 	v, err := j.load(ctx, token)
 	switch {
 	case err != nil:
 		return nil, err
 	case v.bound != nil:
-		return nil, badCredentials("the token is bound to a key, and there is no request that could prove it")
+		return nil, badCredentials("the token is bound to a key, and without a request there is no proof of possession")
 	case j.proofs != nil && j.proofs.required:
 		return nil, badCredentials("the token is not bound to a DPoP key")
 	}
 	return j.notRevoked(v.id)
 }
 
-// load returns a token that is valid but perhaps bound to a key, from the cache or verified now.
+// load returns a valid token, from the cache or after verification. It does not check whether the sender has
+// the key that the token is bound to.
 func (j *JWT) load(ctx context.Context, token string) (*verified, error) {
 	if len(token) > j.maxBytes {
 		return nil, badCredentials("token too long")
@@ -327,8 +328,8 @@ func (j *JWT) load(ctx context.Context, token string) (*verified, error) {
 	return &e.Value, nil
 }
 
-// recheck asks the KeySource whether the key that verified a cached token is still valid. A token whose key
-// has been replaced is verified again.
+// recheck asks the KeySource whether it still has the key that verified a cached token. If it does not, the
+// token is verified again.
 func (j *JWT) recheck(ctx context.Context, token string, e *tokenEntry) (*tokenEntry, error) {
 	v := &e.Value
 	keys, err := keysFrom(ctx, j.keys, v.kid, v.alg)
@@ -345,8 +346,7 @@ func (j *JWT) recheck(ctx context.Context, token string, e *tokenEntry) (*tokenE
 	return e, nil
 }
 
-// verify checks a token, the cheap parts first. A token with a bad signature costs no more than decoding its
-// header and the signature's verification: its claims are not decoded.
+// verify checks a token, the cheap parts first. The claims are decoded only if the signature is valid.
 func (j *JWT) verify(ctx context.Context, token string) (*tokenEntry, error) {
 	head, payload, sig, ok := jose.Split(token)
 	if !ok {
@@ -390,7 +390,7 @@ func (j *JWT) verify(ctx context.Context, token string) (*tokenEntry, error) {
 	}, nil
 }
 
-// verifiedBy returns the first of keys by which signature is one of input.
+// verifiedBy returns the first of keys for which signature is a valid signature of input.
 func verifiedBy(keys foundKeys, alg *jose.Algorithm, input string, signature []byte) (any, error) {
 	list := keys.list
 	if list == nil {
@@ -435,8 +435,8 @@ func (t *tokenRules) header(segment string) (jose.Header, error) {
 	return header, nil
 }
 
-// identity checks the claims of a token with a valid signature, and returns whose it is and what it is bound
-// to.
+// identity checks the claims of a token with a valid signature. It returns the Identity, and the key that the
+// token is bound to.
 func (t *tokenRules) identity(header jose.Header, c claims) (*Identity, *binding, error) {
 	if err := t.validator.Validate(c); err != nil {
 		return nil, nil, t.refusal(c, err)
@@ -463,8 +463,8 @@ func (t *tokenRules) identity(header jose.Header, c claims) (*Identity, *binding
 	return id, bound, nil
 }
 
-// refusal returns the error for claims that the validator found to be invalid. Its text has what the token
-// says and what was expected, for the log. Who has a token that is valid but for its age is told so.
+// refusal returns the error for claims that the validator found to be invalid. Its text has the claim's value
+// and the expected one, for the log. If the token is only expired, the client is told so.
 func (t *tokenRules) refusal(c claims, err error) error {
 	detail := ""
 	switch {
@@ -480,8 +480,8 @@ func (t *tokenRules) refusal(c claims, err error) error {
 	return reason
 }
 
-// onlyExpired reports whether age is all that is wrong with a token. The validator joins one error for each
-// claim.
+// onlyExpired reports whether a token is invalid only because it has expired. errs has an error for each
+// invalid claim.
 func onlyExpired(errs []error) bool {
 	for _, err := range errs {
 		if err != jwt.ErrTokenInvalidClaims && !errors.Is(err, jwt.ErrTokenExpired) {
@@ -491,16 +491,15 @@ func onlyExpired(errs []error) bool {
 	return true
 }
 
-// underScheme returns the error for a token that was refused, with a challenge of the scheme under which it
-// was sent.
+// underScheme gives the error for a refused token a challenge with the scheme with which the token was sent.
 func underScheme(c credential, err error) error {
-	var told *credentialError
+	var detailed *credentialError
 	var own *Error
 	switch {
 	case !c.dpop || errors.As(err, &own) || !errors.Is(err, ErrUnauthenticated):
 		return err
-	case errors.As(err, &told):
-		under := *told
+	case errors.As(err, &detailed):
+		under := *detailed
 		under.dpop = true
 		return &under
 	}

@@ -26,11 +26,11 @@ type Match struct {
 	field, value string // of MatchHeader with a value
 }
 
-// predicates returns the matches as the tree has them.
+// predicates converts matches to the type of internal/routing.
 func predicates(matches []Match) (list []routing.Predicate) {
 	for _, m := range matches {
 		p := routing.Predicate{Name: m.Name, Kind: m.kind, Holds: m.Func}
-		if m.field != "" && sameSource(m.Func, headerIs("", "")) { // not when somebody has set Func since
+		if m.field != "" && sameSource(m.Func, headerIs("", "")) { // false if the user has replaced Func
 			p.Field, p.Value = m.field, m.value
 		}
 		list = append(list, p)
@@ -38,7 +38,7 @@ func predicates(matches []Match) (list []routing.Predicate) {
 	return list
 }
 
-// uniqueMatches returns the first of the predicates of each name.
+// uniqueMatches returns the matches without those whose name an earlier one has.
 func uniqueMatches(matches []Match) (unique []Match) {
 	for _, m := range matches {
 		if !slices.ContainsFunc(unique, func(o Match) bool { return o.Name == m.Name }) {
@@ -64,8 +64,8 @@ func MatchHeader(name, value string) Match {
 	return m
 }
 
-// headerIs returns the function of a MatchHeader with a value. It is not inlined, so that all its results
-// have the same code pointer.
+// headerIs returns the Func of a MatchHeader with a value. It must not be inlined: sameSource compares code
+// pointers, which are the same for all its results.
 //
 //go:noinline
 func headerIs(name, value string) func(*http.Request) bool {
@@ -110,8 +110,8 @@ func MatchQuery(name, value string) Match {
 	return m
 }
 
-// queryHas reports whether url.ParseQuery would find the pair in query. It does not build the map. An empty
-// value stands for any.
+// queryHas reports whether url.ParseQuery would find the pair name=value in query, without building the map.
+// An empty value means any value.
 func queryHas(query, name, value string) bool {
 	for query != "" {
 		var pair string

@@ -9,9 +9,9 @@ import (
 )
 
 // ProtectedResource returns a handler that serves the metadata of a protected resource (RFC 9728 section 2).
-// OAuth clients that know nothing but the resource's URL, such as those of the Model Context Protocol, find in
-// it where to get a token. Mount it at /.well-known/oauth-protected-resource, outside of Auth, and set
-// AuthOptions.ResourceMetadata to its URL. For a resource with a path, the path follows: the metadata of
+// OAuth clients that know only the resource's URL, such as those of the Model Context Protocol, find there
+// which server issues tokens. Mount it at /.well-known/oauth-protected-resource, outside of Auth, and set
+// AuthOptions.ResourceMetadata to its URL. If the resource has a path, append that path: the metadata of
 // https://api.example/mcp is at https://api.example/.well-known/oauth-protected-resource/mcp (section 3.1).
 //
 //	rt.Handle("/.well-known/oauth-protected-resource", gateway.ProtectedResource(map[string]any{
@@ -20,7 +20,7 @@ import (
 //		"scopes_supported":      []string{"read", "pay"},
 //	}))
 //
-// The handler answers GET and HEAD, and OPTIONS for a browser that asks first, from pages of every origin: the
+// The handler answers GET and HEAD, and CORS preflight requests, for pages of every origin, because the
 // metadata is public. It is encoded once, so later changes to metadata have no effect.
 //
 // ProtectedResource panics unless metadata has the member resource, an absolute URL without a fragment, and

@@ -25,8 +25,8 @@ type MirrorOptions struct {
 // Mirror sends copies of a share of the requests to shadow. The responses of shadow are discarded, and its
 // failures do not affect the client.
 //
-// shadow runs on a goroutine of its own, and the client never waits for it. The copy of a request without a
-// body is sent at once. The copy of a request with a body is sent when the handler inside Mirror has read the
+// shadow runs on its own goroutine, and the client never waits for it. The copy of a request without a body
+// is sent at once. The copy of a request with a body is sent when the handler inside Mirror has read the
 // whole body; if it does not read the whole body, no copy is sent.
 //
 // The copy has the fields, the path values and the identity that the request has when it reaches Mirror. Its
@@ -99,7 +99,7 @@ type mirror struct {
 	inFlight atomic.Int64
 }
 
-// selects reports whether r is to be mirrored. If so, r counts as in flight until release.
+// selects reports whether r is to be mirrored. If it is, a shadow request counts as in flight until release.
 func (m *mirror) selects(r *http.Request) bool {
 	switch {
 	case r.Method == http.MethodConnect || len(r.Header["Upgrade"]) > 0,
@@ -115,14 +115,15 @@ func (m *mirror) selects(r *http.Request) bool {
 	return true
 }
 
-// mirrorCopy is a request for the shadow. It counts as in flight until it has run or release is called.
+// mirrorCopy is the copy of a request for the shadow. It counts as in flight until run returns or release is
+// called.
 type mirrorCopy struct {
 	m   *mirror
 	req *http.Request
 	ex  *exchange
 }
 
-// copy copies everything of r that next may change, except for the body.
+// copy returns a copy of r without its body. The copy shares nothing with r that next may change.
 func (m *mirror) copy(r *http.Request) *mirrorCopy {
 	ex := exchangeFrom(r.Context()).child(context.WithoutCancel(r.Context()))
 	ex.rawRest = exchangeFrom(r.Context()).allowsRaw()
@@ -133,8 +134,7 @@ func (m *mirror) copy(r *http.Request) *mirrorCopy {
 	return &mirrorCopy{m: m, req: req, ex: ex}
 }
 
-// run sends the copy to the shadow. Either run or release must be called, once; run on a goroutine of its
-// own.
+// run sends the copy to the shadow. Call it on its own goroutine. Either run or release must be called, once.
 func (c *mirrorCopy) run(body []byte) {
 	defer c.release()
 	defer func() { // a panic of shadow must not end the process
@@ -144,7 +144,7 @@ func (c *mirrorCopy) run(body []byte) {
 	}()
 	ctx, cancel := context.WithTimeout(c.ex.Context, c.m.Timeout)
 	defer cancel()
-	c.ex.Context = ctx // nobody has the copy yet
+	c.ex.Context = ctx // no other code has the copy yet
 	if len(body) > 0 {
 		c.req.Body = io.NopCloser(bytes.NewReader(body))
 	}
@@ -155,14 +155,14 @@ func (c *mirrorCopy) run(body []byte) {
 // release ends the copy's count as in flight.
 func (c *mirrorCopy) release() { c.m.inFlight.Add(-1) }
 
-// mirrorBody copies a body as it is read. It may be read on another goroutine than the handler's: a transport
-// does so.
+// mirrorBody copies a body while it is read. It may be read on another goroutine than the handler's, as
+// transports do.
 type mirrorBody struct {
 	*clientBody
 	declared int64 // Content-Length; -1 when it is not known
 
 	mu   sync.Mutex
-	copy *mirrorCopy // nil when it has been sent or dropped
+	copy *mirrorCopy // nil if the copy has been sent or dropped
 	data []byte
 }
 
@@ -181,7 +181,7 @@ func (b *mirrorBody) Read(p []byte) (int, error) {
 	if need := len(b.data) + n; need > cap(b.data) {
 		room := max(need, min(2*cap(b.data), int(most)), 512)
 		if b.declared > 0 {
-			// A declared length is not trusted with much more memory than what has arrived.
+			// Allocate at most twice what has arrived, or 64 KiB, even if a larger length is declared.
 			room = max(need, int(min(b.declared, int64(max(64<<10, 2*cap(b.data))))))
 		}
 		b.data = append(make([]byte, 0, room), b.data...)
@@ -204,11 +204,11 @@ func (b *mirrorBody) abandon() {
 	}
 }
 
-// drop gives the copy up. The caller holds b.mu.
+// drop discards the copy. The caller holds b.mu.
 func (b *mirrorBody) drop() {
 	b.copy.release()
 	b.copy, b.data = nil, nil
-	b.unlimited() // what is not mirrored holds nothing that a slow client could use up
+	b.unlimited() // without a copy, a slow client occupies no memory
 }
 
 // discardWriter is a ResponseWriter that discards what is written.
