@@ -466,12 +466,17 @@ func badAnswers() []badAnswer {
 	for _, line := range []string{
 		"", "I am no HTTP server", "ICY 200 OK", "HTTP/1.1", "HTTP/1.1 ", "HTTP/1.1 abc x", "HTTP/1.1 20 x", "HTTP/1.1 0200 x", "HTTP/1.1 -20 x", "HTTP/1.1 +20 x", "HTTP/1.1 1000 x", "HTTP/1.1 000 x",
 		"HTTP/1.1 099 x", "HTTP/1.1 2x0 x", "HTTP/1.1\t200\tx", "http/1.1 200 x", "HTTP/x.1 200 x", "HTTP/1.1.1 200 x", " HTTP/1.1 200 x", "HTTP /1.1 200 x", "HTTP/1.1 20\x00 x", "\x16\x03\x01\x00\x01",
+		"HTTP/1.1 200OK", "HTTP/1.1 200\tOK", "HTTP/1.1 200,x", "HTTP/1.1 2 00", "HTTP/1.1 1e2 x", "HTTP/1.1 0x8 x", "HTTP/1.1 \xef\xbc\x9200 x", "HTTP/1.1200 x",
+		"HTTP/11 200 x", "HTTP/1,1 200 x", "HTTP/2 200 x", "\xef\xbb\xbfHTTP/1.1 200 x", "\x00HTTP/1.1 200 x", "XHTTP/1.1 200 x", "200 OK", "HTTP/1.1 200 x\r\nHTTP/1.1 200 x",
 	} {
 		refused("line ", line+"\r\nContent-Length: 2\r\n\r\nhi")
 	}
 	refused("cut after ", "", "H", "HTTP/1.1 200 OK", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\nX-A: b", "HTTP/1.1 200 OK\r\nX-A: b\r\n")
-	for _, size := range []string{"0x2", "+2", "-2", " 2", "", "g", "fffffffffffffffff", "2,", "2\x00"} {
+	for _, size := range []string{"0x2", "+2", "-2", " 2", "\t2", "2 2", "", "g", "2g", "fffffffffffffffff", "2,", "2\x00", "2\r", "\xd9\xa2"} {
 		all = append(all, badAnswer{"chunk size " + strconv.Quote(size), ok + "Transfer-Encoding: chunked\r\n\r\n" + size + "\r\nhi\r\n0\r\n\r\n", "200  cut"})
+	}
+	for _, end := range []string{"", "\n", "\r", "\n\r", "\r\r\n", "xx", " \r\n", "\x00\x00", ";a\r\n"} {
+		all = append(all, badAnswer{"chunk end " + strconv.Quote(end), ok + "Transfer-Encoding: chunked\r\n\r\n2\r\nhi" + end + "0\r\n\r\n", "200 hi cut"})
 	}
 	return all
 }

@@ -167,7 +167,7 @@ func (w *way) do(t *testing.T, r *http.Request) *http.Response {
 
 // plainTarget is a target that speaks TCP. answer is called for each connection, in turn or at once, and
 // closes it by returning.
-func plainTarget(t *testing.T, answer func(conn net.Conn, br *bufio.Reader)) string {
+func plainTarget(t testing.TB, answer func(conn net.Conn, br *bufio.Reader)) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

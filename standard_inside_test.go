@@ -32,6 +32,12 @@ func NewTransportUnderTest(opts *TransportOptions) http.RoundTripper {
 	return NewTransport(opts)
 }
 
+// TransportsUnderTest returns NewTransport's and the like of net/http, whatever the flag says, for tests whose subject is
+// a transport.
+func TransportsUnderTest() map[string]http.RoundTripper {
+	return map[string]http.RoundTripper{"NewTransport": NewTransport(nil), "net/http": newStandardTransport(nil)}
+}
+
 // newStandardTransport is NewTransport with net/http's transport for HTTP/1.1, too.
 func newStandardTransport(opts *TransportOptions) http.RoundTripper {
 	own := NewTransport(opts).(*transport)
