@@ -12,35 +12,35 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/rawjson"
 )
 
-// OIDCOptions configures NewOIDC: which tokens are accepted, and how the provider is asked.
+// OIDCOptions configures NewOIDC: which tokens are accepted, and how the provider's documents are fetched.
 type OIDCOptions struct {
 	JWT       JWTOptions  // Issuer must be ""; Algorithms is required
-	Keys      JWKSOptions // of the key set; Client and AllowHTTP are used for the discovery document too
+	Keys      JWKSOptions // for the key set; Client and AllowHTTP are used for the discovery document as well
 	Discovery string      // URL of the discovery document; "" means issuer + "/.well-known/openid-configuration"
-	Late      bool        // do not fail while the provider is away: ask it again when requests come, which get 503 until it answers
+	Late      bool        // succeed even if the provider cannot be reached; requests get 503 until its document has been read
 }
 
 // NewOIDC returns a JWT for the tokens of an OpenID Connect provider. It fetches the discovery document,
 // within ctx and the timeout of Keys.Client (5s by default), and uses the key set at the document's jwks_uri
 // (OpenID Connect Discovery 1.0 section 4).
 //
-// issuer is compared with the document's issuer and the tokens' iss byte for byte: a slash at the end
-// counts. It is a name, so it is the same inside and outside a cluster. Where the gateway reaches the
-// provider by another URL than its clients do, set Discovery.
+// issuer is compared with the document's issuer and the tokens' iss byte for byte: a slash at the end makes a
+// difference. It is a name, so it is the same inside and outside a cluster. If the gateway reaches the
+// provider by another URL than the clients do, set Discovery.
 //
 // NewOIDC returns an error in these cases: issuer or Discovery is empty or malformed, or is not https,
 // unless its host is on loopback or Keys.AllowHTTP is set; an option of Keys is negative; the document
 // cannot be fetched or parsed; the document's issuer is another one; jwks_uri is not a URL that NewJWKS
 // accepts; or jwks_uri is not https although the document is, unless Keys.AllowHTTP is set.
 //
-// With Late, a document that cannot be fetched is no error. It is then asked for when a request needs a key,
-// at most once in Keys.MinInterval. Requests get 503 until it has been read and found to be right, and each
-// failure is logged.
+// With Late, a document that cannot be fetched is not an error. It is fetched again when a request needs a
+// key, at most once in Keys.MinInterval. Requests get 503 until it has been read and is valid. Each failure
+// is logged.
 //
 // JWT.Algorithms is required. It is not read from the document, which lists every algorithm that the
-// provider can use: that may be more than you want to accept.
+// provider supports: that may be more than you want to accept.
 //
-// NewOIDC panics where NewJWT does, but for an empty issuer, and when JWT.Issuer is set.
+// NewOIDC panics when NewJWT would, and when JWT.Issuer is set. For an empty issuer it returns an error.
 func NewOIDC(ctx context.Context, issuer string, opts OIDCOptions) (*JWT, error) {
 	if opts.JWT.Issuer != "" {
 		panic("gateway: NewOIDC: Issuer is set twice")
@@ -79,7 +79,7 @@ func discoverKeys(ctx context.Context, issuer string, opts *OIDCOptions) (*JWKS,
 	return keys, err
 }
 
-// discovery is a discovery document that may have to be read later.
+// discovery reads a discovery document, perhaps later.
 type discovery struct {
 	issuer    string
 	document  *url.URL
@@ -87,7 +87,7 @@ type discovery struct {
 	allowHTTP bool
 }
 
-// newDiscovery checks the URLs.
+// newDiscovery checks issuer and OIDCOptions.Discovery.
 func newDiscovery(issuer string, opts *OIDCOptions) (*discovery, error) {
 	d := &discovery{issuer: issuer, client: fetch.NewClient(opts.Keys.Client, 1<<20), allowHTTP: opts.Keys.AllowHTTP}
 	u, err := fetch.ParseURL(issuer, d.allowHTTP)
@@ -107,7 +107,7 @@ func newDiscovery(issuer string, opts *OIDCOptions) (*discovery, error) {
 	return d, nil
 }
 
-// awayError says that the document could not be fetched. It may be there later.
+// awayError means that the document could not be fetched. A later attempt may succeed.
 type awayError struct{ error }
 
 func (e *awayError) Unwrap() error { return e.error }

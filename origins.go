@@ -12,15 +12,15 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
-// originRules decide whose pages may make requests with credentials that a browser adds by itself. See
-// AuthOptions.
+// originRules decides which origins' pages may send requests with credentials that a browser adds by itself.
+// See Auth.
 type originRules struct {
-	all     bool     // check every WebSocket and every request with a cookie, and not those alone whose credentials are in one
-	any     bool     // every origin will do
-	allowed []string // as normalOrigin returns them
+	all     bool     // check every WebSocket and every request with a cookie; otherwise only credentials in a cookie
+	any     bool     // every origin is allowed
+	allowed []string // in the form that normalOrigin returns
 }
 
-// newOriginRules panics on a malformed origin. who is the constructor, for the message.
+// newOriginRules panics on a malformed origin. who is the name of the constructor, for the message.
 func newOriginRules(who string, origins []string) originRules {
 	rules := originRules{all: origins != nil}
 	for _, o := range origins {
@@ -39,15 +39,15 @@ func newOriginRules(who string, origins []string) originRules {
 
 var errForeignPage = errors.New("a page of another origin has sent it")
 
-// concern reports whether r may be one to refuse: a browser has sent it, with a cookie or where every
-// request counts.
+// concern reports whether the rules may refuse r: a browser has sent it, and it has a cookie or rules.all is
+// set.
 func (rules *originRules) concern(r *http.Request) bool {
 	return (rules.all || len(r.Header["Cookie"]) > 0) && !rules.any &&
 		(len(r.Header["Origin"]) > 0 || len(r.Header["Sec-Fetch-Site"]) > 0)
 }
 
-// check returns a 403 for a request that a page of another origin has sent. authenticated is false for one
-// without credentials.
+// check returns a 403 for a request that a page of another origin has sent. authenticated is false for a
+// request without credentials.
 func (rules *originRules) check(ex *exchange, r *http.Request, authenticated bool) error {
 	checked := false
 	if rules.all {
@@ -61,16 +61,16 @@ func (rules *originRules) check(ex *exchange, r *http.Request, authenticated boo
 	return fmt.Errorf("%w: %w", ErrForbidden, errForeignPage)
 }
 
-// allow reports whether r comes from the host that it is sent to, from an allowed origin, or from no page of
-// another origin at all.
+// allow reports whether r was sent by a page of the gateway's own host or of an allowed origin, or by no page
+// at all.
 func (rules *originRules) allow(r *http.Request) bool {
 	if r.Header.Get("Sec-Fetch-Site") == "same-origin" {
-		return true // no page can set it, and a proxy may have changed Host
+		return true // reliable, since no page can set it; Host may have been changed by a proxy
 	}
 	switch values := r.Header["Origin"]; len(values) {
 	case 0:
-		// Browsers send Origin with every handshake of a WebSocket and with every request that may change
-		// something. Older ones do not in all cases.
+		// Browsers send Origin with every handshake of a WebSocket and with every request whose method is not
+		// safe. Older browsers do not always do so.
 		switch r.Header.Get("Sec-Fetch-Site") {
 		case "", "none":
 			return true
@@ -83,13 +83,13 @@ func (rules *originRules) allow(r *http.Request) bool {
 	case 1:
 		origin, u, ok := normalOrigin(values[0])
 		if !ok {
-			return false // "null", among others
+			return false // such as "null"
 		}
 		if slices.Contains(rules.allowed, origin) {
 			return true
 		}
-		// The scheme is not compared, as in http.CrossOriginProtection: a proxy before the gateway may have
-		// ended TLS.
+		// The scheme is not compared, as in http.CrossOriginProtection, because a proxy in front of the
+		// gateway may have terminated TLS.
 		_, host := clientOrigin(r)
 		own := urlpath.WithoutPort(strings.ToLower(r.Host), u.Scheme)
 		return u.Host == own || u.Host == urlpath.WithoutPort(strings.ToLower(host), u.Scheme)
@@ -97,8 +97,8 @@ func (rules *originRules) allow(r *http.Request) bool {
 	return false
 }
 
-// normalOrigin parses an origin (RFC 6454 section 6.2). Its host is in small letters and without the default
-// port.
+// normalOrigin parses an origin (RFC 6454 section 6.2). The host of the result is in lower case and without
+// the default port.
 func normalOrigin(s string) (origin string, u *url.URL, ok bool) {
 	u, err := url.Parse(s)
 	if err != nil || u.Host == "" || u.Opaque != "" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.ForceQuery ||
@@ -125,8 +125,9 @@ const (
 	placeElsewhere
 )
 
-// notePlace records where the credentials of r were found: in a cookie, if token is a part of one, or
-// elsewhere, if it is a part of another field or of the query, or is "". Nobody asks when r has no cookie.
+// notePlace records where the credentials of r were found: in a cookie if a cookie contains token; elsewhere
+// if another field or the query contains it, or if token is "". It does nothing if r has no cookie, since the
+// place is not needed then.
 func notePlace(r *http.Request, token string) {
 	ex := exchangeFrom(r.Context())
 	if ex == nil || len(r.Header["Cookie"]) == 0 {
@@ -152,11 +153,12 @@ func placeOf(r *http.Request, token string) credentialPlace {
 			return placeElsewhere
 		}
 	}
-	return placeUnknown // a cookie may hold it in another form
+	return placeUnknown // a cookie may contain the token in another encoding
 }
 
-// cameInCookie reports whether the credentials of r came in a cookie. Where nobody has noted the place, they
-// may have in the handshake of a WebSocket that has a cookie: a page cannot set fields there.
+// cameInCookie reports whether the credentials of r came in a cookie. If the place is unknown, it returns
+// true for the handshake of a WebSocket with a cookie and without Authorization: a page cannot set fields of
+// a handshake, so the credentials are probably in the cookie.
 func cameInCookie(ex *exchange, r *http.Request) bool {
 	ex.mu.Lock()
 	place := ex.place
@@ -167,7 +169,8 @@ func cameInCookie(ex *exchange, r *http.Request) bool {
 	return opensWebSocket(r) && len(r.Header["Cookie"]) > 0 && len(r.Header["Authorization"]) == 0
 }
 
-// forgetPlace is for an Auth inside another one, which has found other credentials.
+// forgetPlace forgets the place of the credentials that an outer Auth found. An inner Auth calls it before it
+// looks for its own.
 func (ex *exchange) forgetPlace() {
 	ex.mu.Lock()
 	ex.place = placeUnknown

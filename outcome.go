@@ -21,10 +21,10 @@ import (
 //
 // A gRPC status counts as the corresponding HTTP status: UNAVAILABLE as 503, DEADLINE_EXCEEDED as 504,
 // UNIMPLEMENTED as 501, and UNKNOWN, INTERNAL and DATA_LOSS as 500. The others are OutcomeOK, as a 4xx is. A
-// circuit treats INTERNAL as a 501, because servers answer every malformed message or metadata field with it:
-// clients could open the circuit. DEADLINE_EXCEEDED is OutcomeClientCanceled if the client itself chose the
-// deadline, in the field Grpc-Timeout, or if the client has still messages to send and has kept the target
-// waiting for them. When a status of failure arrives in the trailers, circuits and health checks have already
+// circuit treats INTERNAL as a 501: servers answer every malformed message or metadata field with INTERNAL,
+// so otherwise any client could open the circuit. DEADLINE_EXCEEDED is OutcomeClientCanceled in two cases:
+// the client itself chose the deadline, in the field Grpc-Timeout; or the client has kept the target waiting
+// for its messages. If a failure's status arrives in the trailers, circuits and health checks have already
 // counted the header as a success. They then replace that success by a failure, as for a response that is cut
 // off.
 type Outcome int
@@ -36,8 +36,8 @@ const (
 	OutcomeTimeout                       // the upstream was too slow
 	OutcomeUpstreamError                 // failed connection, protocol error or 5xx, of an upstream or of a local handler
 	OutcomeAborted                       // the upstream failed after its response had begun
-	OutcomeInternal                      // a panic in this process; no failure of an upstream
-	OutcomeUnavailable                   // the gateway could not decide: key set, introspection endpoint or limiter cannot be reached; no failure of an upstream
+	OutcomeInternal                      // a panic in this process; not counted as a failure of an upstream
+	OutcomeUnavailable                   // the gateway could not decide: key set, introspection endpoint or limiter cannot be reached; not counted as a failure of an upstream
 )
 
 // String returns the word for logs and labels, such as "client_canceled".
@@ -67,7 +67,7 @@ func (o Outcome) String() string {
 type result struct {
 	status    int // of the answer; 0 without an answer
 	grpc      grpcCall
-	err       error // why it failed; nil if it did not
+	err       error // the cause of a failure; nil if it did not fail
 	refused   bool  // the gateway refused it
 	undecided bool  // the gateway could not decide whether to refuse it
 	began     bool  // the response had begun when err occurred
@@ -75,19 +75,19 @@ type result struct {
 	panicked  bool  // code of this process failed
 }
 
-// grpcCall is what is known of a call of gRPC.
+// grpcCall is the result of a gRPC call.
 type grpcCall struct {
 	status  grpcmeta.Status
 	excused bool // the client chose the deadline, or kept the target waiting for its messages
 }
 
-// expired reports whether a deadline ended the call for which the client is the reason. Any client can choose
-// a deadline that no server meets, or leave its messages unsent until the server's own has passed. So this is
-// like a client that leaves.
+// expired reports whether the call ended with DEADLINE_EXCEEDED because of the client. Any client can choose
+// a deadline that no server meets, or send no messages until the server's own deadline has passed. So such a
+// call is treated as one whose client left.
 func (c grpcCall) expired() bool { return c.status == grpcmeta.DeadlineExceeded && c.excused }
 
-// answered returns the status that decides the outcome: that of HTTP, or the 5xx that corresponds to the
-// status of gRPC. For example, UNAVAILABLE is a 503.
+// answered returns the status that decides the outcome: the HTTP status, or the 5xx that corresponds to the
+// gRPC status. For example, UNAVAILABLE is a 503.
 func (e result) answered() int {
 	if status := e.grpc.status.HTTPStatus(); status != 0 && !e.grpc.expired() {
 		return status
@@ -95,9 +95,9 @@ func (e result) answered() int {
 	return e.status
 }
 
-// forCircuit returns the status by which a circuit judges the answer. INTERNAL is a 501 there: any client can
-// have it from a server of gRPC, by a malformed message, too many or too few messages, or a malformed field
-// of metadata.
+// forCircuit returns the status by which a circuit judges the answer. INTERNAL counts as a 501, because any
+// client can provoke it: by a malformed message, by too many or too few messages, or by a malformed metadata
+// field.
 func (e result) forCircuit() int {
 	if e.grpc.status == grpcmeta.Internal {
 		return http.StatusNotImplemented
@@ -105,7 +105,7 @@ func (e result) forCircuit() int {
 	return e.answered()
 }
 
-// outcome decides the Outcome. Nothing else does.
+// outcome decides the Outcome. No other code does.
 func (e result) outcome() Outcome {
 	switch {
 	case e.undecided:
@@ -141,8 +141,8 @@ func (e result) outcome() Outcome {
 // errServerStopped is the error of a request that Serve cut off.
 var errServerStopped = errors.New("gateway: the server stopped before the answer was complete")
 
-// blameServer corrects the outcome of a request that Serve cut off. To the handler it looks like one whose
-// client left.
+// blameServer corrects the outcome of a request that Serve cut off. The handler cannot distinguish it from
+// one whose client left.
 func blameServer(ctx context.Context, o Outcome, err error) (Outcome, error) {
 	if o != OutcomeClientCanceled || !servingFrom(ctx).hasCut() {
 		return o, err
@@ -150,7 +150,8 @@ func blameServer(ctx context.Context, o Outcome, err error) (Outcome, error) {
 	return result{refused: true}.outcome(), serverStopped(nil)
 }
 
-// serverStopped returns the 503 for a request that Serve cut off. err is the error that this caused, or nil.
+// serverStopped returns the 503 for a request that Serve cut off. err is the resulting error of the handler,
+// or nil.
 func serverStopped(err error) error {
 	stopped := errServerStopped
 	if err != nil {
@@ -159,7 +160,7 @@ func serverStopped(err error) error {
 	return &Error{Status: http.StatusServiceUnavailable, Err: stopped}
 }
 
-// isRefusal reports whether err is a refusal by the gateway, for which no upstream is to blame.
+// isRefusal reports whether err is a refusal by the gateway, which no upstream has caused.
 func isRefusal(err error) bool {
 	for _, refusal := range []error{ErrCircuitOpen, ErrNoTarget, ErrOverloaded, errServerStopped} {
 		if errors.Is(err, refusal) {
@@ -169,13 +170,13 @@ func isRefusal(err error) bool {
 	return finish(err).Status < 500
 }
 
-// couldNotDecide reports whether e, the error of an Authenticator, a Limiter or a KeyFunc, means that it
-// could not decide. Every 5xx does; any other status is a refusal.
+// couldNotDecide reports whether e means that an Authenticator, a Limiter or a KeyFunc could not decide. That
+// is so for every 5xx. Any other status is a refusal.
 func couldNotDecide(e *Error) bool { return e.Status >= 500 }
 
-// lookupError returns the error of an Authenticator for err, which a KeySource or a user's function returned.
-// A refusal, an *Error and the error of a request that has ended stay as they are. Any other error means that
-// it could not be decided who is calling.
+// lookupError converts err, which a KeySource or a user's function returned, to the error of an
+// Authenticator. A refusal, an *Error, and any error after the request's end are returned unchanged. Any
+// other error becomes a 503: the caller could not be authenticated or refused.
 func lookupError(ctx context.Context, err error) error {
 	var own *Error
 	if errors.Is(err, ErrUnauthenticated) || errors.As(err, &own) || ctx.Err() != nil {
@@ -184,13 +185,13 @@ func lookupError(ctx context.Context, err error) error {
 	return &Error{Status: http.StatusServiceUnavailable, Err: err}
 }
 
-// undecidedBy returns the 503 for a request about which a policy could not decide. name is the policy's, for
-// the log.
+// undecidedBy returns the 503 for a request about which a policy could not decide. name is the name of the
+// policy, for the log.
 func undecidedBy(name string, err error) error {
 	return &Error{Status: http.StatusServiceUnavailable, Err: fmt.Errorf("gateway: %s: %w", name, err)}
 }
 
-// isRefused reports whether o means that the gateway refused the request, or could not decide whether to.
+// isRefused reports whether o means that the gateway refused the request, or could not decide.
 func isRefused(o Outcome) bool { return o == OutcomeRejected || o == OutcomeUnavailable }
 
 // isFailure reports whether o counts as an error in the RED method.
@@ -220,8 +221,8 @@ func isNeutral(o Outcome) bool {
 	return false
 }
 
-// isCircuitFailure is the default of CircuitOptions.IsFailure. A 501 or a 505 is about the request: any
-// client can ask for a method or a version that the upstream does not have.
+// isCircuitFailure is the default of CircuitOptions.IsFailure. A 501 or a 505 is not a failure: any client
+// can send a method or a version that the upstream does not implement.
 func isCircuitFailure(o Outcome, status int) bool {
 	switch o {
 	case OutcomeTimeout, OutcomeAborted:
@@ -237,14 +238,14 @@ func isCircuitFailure(o Outcome, status int) bool {
 type severity int32
 
 const (
-	severityNone        severity = iota // no failure of the target as a whole
+	severityNone        severity = iota // not a failure of the target as a whole
 	severityAnswers                     // it answered that it cannot serve: 502, 503, 504
-	severityFails                       // it gave no whole answer: protocol error, timeout, abort
+	severityFails                       // it did not send a complete response: protocol error, timeout, abort
 	severityUnreachable                 // no connection could be made
 )
 
-// severity returns the severity of the result of an attempt. A 500, a 501 or a 505 is about one request. If
-// it counted, a client that found one such request could get the target ejected.
+// severity returns the severity of the result of an attempt. A 500, a 501 or a 505 is about one request: if
+// it counted, a client that knows a request with this answer could get the target ejected.
 func (e result) severity() severity {
 	switch e.outcome() {
 	case OutcomeTimeout, OutcomeAborted:
@@ -289,7 +290,7 @@ func errorType(o Outcome, status int) string {
 	return ""
 }
 
-// leftEarly reports whether the caller canceled ctx, rather than its deadline.
+// leftEarly reports whether ctx was canceled, as when the client leaves, and did not end by its deadline.
 func leftEarly(ctx context.Context) bool {
 	return errors.Is(ctx.Err(), context.Canceled)
 }
@@ -298,8 +299,7 @@ var (
 	// errSlowClient is the cause of the 408 for a client that did not send its body in time.
 	errSlowClient = errors.New("gateway: the client did not send its body in time")
 
-	// errClientDeadline means that an attempt failed when the deadline that the client itself chose had
-	// passed.
+	// errClientDeadline means that an attempt failed after the deadline that the client itself chose.
 	errClientDeadline = errors.New("gateway: the deadline that the client chose (grpc-timeout) has passed")
 )
 
@@ -321,8 +321,8 @@ func clientDeadline(err error) error {
 	return fmt.Errorf("%w: %w", errClientDeadline, hideOutcome(err))
 }
 
-// hideOutcome hides the errors that err wraps, so that they do not decide the outcome. ErrBadGateway is not
-// hidden: after it, a request may be sent again.
+// hideOutcome hides the errors that err wraps, so that they do not decide the outcome. It does not hide
+// ErrBadGateway, after which a request may be sent again.
 func hideOutcome(err error) error {
 	if errors.Is(err, ErrBadGateway) {
 		return err
@@ -330,14 +330,14 @@ func hideOutcome(err error) error {
 	return hideCanceled{err}
 }
 
-// isOver reports whether a body was not read further because its request had ended.
+// isOver reports whether err means that reading a body ended because its request had ended.
 func isOver(err error) bool {
 	var own *Error
 	return !errors.As(err, &own) && (errors.Is(err, errBodyClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded))
 }
 
 // requestBodyError wraps the error of a read of a request's body in the corresponding error of this package.
-// The client is the cause of such an error, and no target.
+// Such an error counts against no target, because the client is its cause.
 func requestBodyError(err error) error {
 	var tooLarge *http.MaxBytesError
 	var own *Error
@@ -394,49 +394,49 @@ func attemptError(r *http.Request, err error) error {
 	return fmt.Errorf("%w: %w", ErrBadGateway, err)
 }
 
-// surelySent is the size of fields that every common server accepts. Some accept no more than this.
-const surelySent = 8 << 10
+// surelyAccepted is the size of fields that every common server accepts. Some servers accept no more.
+const surelyAccepted = 8 << 10
 
-// mayBeTooLarge reports whether r may have failed with err because its fields are too large for the target. A
-// server that cannot answer 431 closes the connection. A server with HTTP/2 announces its limit, but the
-// first request may be sent before that arrives: the server then closes the connection as malformed, and
-// net/http retries until the time is over. So the failure of a large request is not a failure of the target,
-// unless nothing was sent.
+// mayBeTooLarge reports whether r may have failed with err because its fields are too large for the target.
+// Some servers close the connection instead of answering 431. A server with HTTP/2 announces its limit, but
+// the first request may be sent before the announcement arrives: the server then closes the connection, and
+// net/http retries until the time is over. So the failure of a request with large fields does not count
+// against the target, unless nothing was sent.
 func mayBeTooLarge(r *http.Request, err error) bool {
-	if r.URL == nil || fieldBytes(r)+len(r.URL.Path)+len(r.URL.RawQuery) <= surelySent || neterror.Unsent(err) {
+	if r.URL == nil || fieldBytes(r)+len(r.URL.Path)+len(r.URL.RawQuery) <= surelyAccepted || neterror.Unsent(err) {
 		return false
 	}
 	switch cause := context.Cause(r.Context()); {
 	case cause == nil:
 		return true
 	case errors.Is(cause, ErrTimeout):
-		return r.URL.Scheme != "http" && r.URL.Scheme != schemeUnix // HTTP/1.1 is not tried again
+		return r.URL.Scheme != "http" && r.URL.Scheme != schemeUnix // with HTTP/1.1, net/http does not retry
 	}
 	return false
 }
 
-// hideCanceled has the text of an error but does not wrap it. A transport reports an expired timeout as a
-// canceled context, which must not be taken for a client that left.
+// hideCanceled has the text of an error but does not wrap it. Some transports report an expired timeout as
+// context.Canceled, which must not be taken for a client that left.
 type hideCanceled struct{ err error }
 
 func (h hideCanceled) Error() string { return h.err.Error() }
 
-// timedOut wraps the error with which a round trip failed because its time was over.
+// timedOut wraps the error of a round trip whose time was over.
 func timedOut(err error) error { return fmt.Errorf("%w: %w", ErrTimeout, hideCanceled{err}) }
 
-// panicError is a panic that became an error. No upstream is to blame for it.
+// panicError is a panic as an error. It counts against no upstream.
 type panicError struct{ value any }
 
 func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
 
-// isPanic reports whether err began as a panic in this process.
+// isPanic reports whether err wraps a panic of this process.
 func isPanic(err error) bool {
 	var p *panicError
 	return errors.As(err, &p)
 }
 
 // roundTripError returns the error of an attempt that got no response. err is the error that the transport
-// returned for out. If the client was the cause, the error is the client's.
+// returned for out. If the client was the cause, roundTripError returns the error about the client instead.
 func (a *attempt) roundTripError(out *http.Request, err error) error {
 	err = fmt.Errorf("target %s: %w", a.member.URL.Redacted(), attemptError(out, err))
 	if leftEarly(a.client) {
@@ -469,10 +469,10 @@ func (a *attempt) clientTookMost() bool {
 	return before+a.clock.clientTime() > (before+time.Since(a.start))/2
 }
 
-// failedByClient returns the error that replaces a 5xx for which the client may be the reason: the target
-// waited in vain for the client's body, until a limit of the target's own was over. A 5xx that comes at once
-// counts against the target, even if the client has not sent its whole body. A status of gRPC stays: its
-// streams are often open and quiet.
+// failedByClient returns the error that replaces a 5xx which the client may have caused: the target may have
+// waited for the client's body until a time limit of its own. A 5xx that arrives at once counts against the
+// target, even if the client has not sent its whole body. A gRPC status is not replaced, since a gRPC stream
+// is often open without messages.
 func (a *attempt) failedByClient(res *http.Response) error {
 	if res.StatusCode < 500 || grpcmeta.Is(res.Header) || !a.clock.keptWaiting() {
 		return nil
@@ -494,13 +494,13 @@ func (a *attempt) bodyError(err error) error {
 	return err
 }
 
-// hadTooLittleTime reports whether the caller's time ran out before the target had half of it. The time was
-// spent earlier, for example on another part of an aggregate. The attempt is then treated as one whose client
-// left.
+// hadTooLittleTime reports whether the caller's time limit passed when the target had had less than half of
+// it. The rest was spent earlier, for example on another part of an aggregate. The attempt is then treated as
+// one whose client left.
 func (a *attempt) hadTooLittleTime() bool { return endedBeforeHalf(a.client, a.start) }
 
-// endedBeforeHalf reports whether the time of ctx is over, and work that began at start had less than half of
-// it.
+// endedBeforeHalf reports whether the time limit of ctx has passed, and work that began at start had less
+// than half of it. For example, with a limit of 2s, work that began after 1.2s had 0.8s.
 func endedBeforeHalf(ctx context.Context, start time.Time) bool {
 	if ctx.Err() != context.DeadlineExceeded {
 		return false
@@ -509,21 +509,22 @@ func endedBeforeHalf(ctx context.Context, start time.Time) bool {
 	return time.Since(start) < limit/2
 }
 
-// judge returns the outcome of the handler behind a Breaker for its circuit, where o is that of the exchange.
-// If the request's time ran out, the handler is judged by its share of it, as an attempt is.
+// judge returns the outcome of the handler inside a Breaker, for its circuit. o is the outcome of the
+// exchange. If the request's time limit has passed, it matters how much of the time the handler had, as for
+// an attempt.
 func (g *guard) judge(o Outcome) Outcome {
 	switch {
 	case g.began.IsZero() || g.ctx.Err() != context.DeadlineExceeded:
 	case isUpstreamFailure(o) && (endedBeforeHalf(g.ctx, g.began) || g.body.tookTime(g.began)):
 		return OutcomeClientCanceled
 	case o == OutcomeAborted:
-		return OutcomeTimeout // takes back no success: the response began in time
+		return OutcomeTimeout // does not replace the success of the header, which was sent in time
 	}
 	return o
 }
 
 // mayBeTargets reports whether an attempt may have failed with err because of its target, so that another
-// target may answer. A target that broke off while the client was slow may also just have died.
+// target may answer. If the target broke off while the client was slow, the target may have failed.
 func mayBeTargets(err error) bool {
 	switch (result{err: err}).outcome() {
 	case OutcomeTimeout, OutcomeUpstreamError:
@@ -533,15 +534,15 @@ func mayBeTargets(err error) bool {
 }
 
 // bodyIsCause reports whether a request failed because of cause, the error of a read of its body. left is
-// whether the client seems to have left. The failed read of a slow client cancels the context, as a client
-// that leaves does.
+// true if the context was canceled. That happens when the client leaves, but also when the read of a slow
+// client fails.
 func bodyIsCause(cause error, left bool) bool {
 	return cause != nil && (errors.Is(cause, errSlowClient) || !left)
 }
 
-// forwardError returns the error of a request for which Proxy has no response. cause is the error of a read
-// of its body, for which the transport may have returned err, an error of its own. slow is whether the client
-// sent its body too slowly, and left whether it left.
+// forwardError returns the error of a request for which Proxy has no response. err is the transport's error.
+// cause is the error of a read of the request's body, which may be the reason for err; nil for none. slow is
+// true if the client sent its body too slowly, and left if the request's context was canceled.
 func forwardError(err, cause error, slow, left bool) error {
 	if cause != nil && (slow || !left) {
 		err = cause
@@ -552,8 +553,7 @@ func forwardError(err, cause error, slow, left bool) error {
 	return err
 }
 
-// cutOff returns the outcome of a request whose response had begun and was cut off by err, and the error for
-// the log.
+// cutOff returns the outcome of a request whose response was cut off by err, and the error for the log.
 func (f *forwarding) cutOff(err error) (Outcome, error) {
 	gone := leftEarly(f.in.Context())
 	if f.body != nil {
@@ -571,11 +571,11 @@ func (f *forwarding) cutOff(err error) (Outcome, error) {
 	return o, err
 }
 
-// slowRead returns the 408 for a read of a client's body that failed with err, and nil if err does not show
+// slowRead returns the 408 for a read of a client's body that failed with err, or nil if err does not mean
 // that the client was slow.
 func slowRead(err error) error {
 	switch {
-	case errors.Is(err, errSlowClient): // the body that was read is a clientBody, too
+	case errors.Is(err, errSlowClient): // from an inner clientBody
 		return err
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return slowClient(errors.New("the server's read deadline has passed"))
@@ -583,8 +583,8 @@ func slowRead(err error) error {
 	return nil
 }
 
-// partError is attemptError for any RoundTripper. A context.Canceled that the part's own context did not
-// cause is a failure of the RoundTripper.
+// partError is like attemptError, for any RoundTripper. A context.Canceled while the part's context has not
+// ended is a failure of the RoundTripper.
 func partError(req *http.Request, err error) error {
 	if errors.Is(err, context.Canceled) && req.Context().Err() == nil {
 		err = hideCanceled{err}
@@ -592,8 +592,8 @@ func partError(req *http.Request, err error) error {
 	return attemptError(req, err)
 }
 
-// partOutcome returns the outcome of a part whose response is a failure. A gateway inside a HandlerTransport
-// has recorded more than a 5xx shows, such as a refusal or a timeout.
+// partOutcome returns the outcome of a part whose response is a failure. If the response is from a gateway
+// inside a HandlerTransport, it is the outcome that this gateway noted, such as a refusal or a timeout.
 func partOutcome(res *http.Response) Outcome {
 	if body, ok := res.Body.(handlerBody); ok && res.StatusCode >= 500 {
 		if o, noted := body.recordedOutcome(); noted && o != OutcomeOK {
