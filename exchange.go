@@ -39,25 +39,45 @@ type exchange struct {
 	// another goroutine.
 	mu sync.Mutex
 
-	incoming
-	origin
-	tracing
-	observing
-	detached bool // a foreign middleware may run its inner handler on another goroutine, which uses req; not inherited
-	matched
-	answering
-	forwarded
-	admitted *admission // the circuits that let the request through; a part and a variant inherit it
-	ended
-	spending
+	own
+	inherited
+	enclosing
+	nested
 }
 
 // The record's fields are grouped by which other records inherit them: see child, part and variant.
 
-// incoming is the request that the record belongs to. No other record inherits it.
+// own is what belongs to this record alone. No other record inherits it.
+type own struct {
+	incoming
+	forwarded
+	ended
+}
+
+// inherited is what every record made from this one inherits.
+type inherited struct {
+	origin
+	tracing
+}
+
+// enclosing is set by the outer middleware and the Router. Only a variant inherits it.
+type enclosing struct {
+	observing
+	matched
+	answering
+}
+
+// nested connects a part or a variant with the record that it was made from.
+type nested struct {
+	admitted *admission // the circuits that let the request through; a part and a variant inherit it
+	spending
+}
+
+// incoming is the request that the record belongs to.
 type incoming struct {
-	req   *http.Request   // this package's copy of the request
-	place credentialPlace // where the credentials were found, for Auth
+	req      *http.Request   // this package's copy of the request
+	place    credentialPlace // where the credentials were found, for Auth
+	detached bool            // a foreign middleware may run its inner handler on another goroutine, which uses req
 
 	// The values of header fields, stored here to save an allocation each. They are set once and then not
 	// changed, because http.Header maps refer to them.
@@ -65,14 +85,14 @@ type incoming struct {
 	trace [1]string // the trace id in the answer
 }
 
-// origin describes who sent the request. Every record made from this one inherits it.
+// origin describes who sent the request.
 type origin struct {
 	hops
 	identity *Identity
 	authorized
 }
 
-// tracing is the trace that the request belongs to. Every record made from this one inherits it.
+// tracing is the trace that the request belongs to.
 type tracing struct {
 	traceHeader string            // the field that carries the trace id
 	traceparent string            // of span; "" without one
@@ -80,14 +100,14 @@ type tracing struct {
 	traceState  string            // tracestate of a trusted caller, unchanged
 }
 
-// observing is set by Observe. Only a variant inherits it: a part is a request of its own, which an Observe
-// around the part's handler may measure.
+// observing is set by Observe. A part does not inherit it: it is a request of its own, which an Observe around
+// the part's handler may measure.
 type observing struct {
 	observed bool // an outer Observe records this exchange
 	logged   bool // that Observe writes an access log
 }
 
-// matched is the outermost Router's decision. Only a variant inherits it.
+// matched is the outermost Router's decision.
 type matched struct {
 	route    string       // the route's name
 	pattern  string       // the route's pattern
@@ -95,14 +115,13 @@ type matched struct {
 	unrouted http.Handler // answers a request that no route matches, after the middleware of Use
 }
 
-// answering is set by outer middleware that replaces error answers. Only a variant inherits it.
+// answering is set by outer middleware that replaces error answers.
 type answering struct {
 	onError  func(http.ResponseWriter, *http.Request, *Error) // the innermost HandleErrors
 	answered *Error                                           // the error that onError or a fallback is answering
 }
 
-// forwarded is where the request was sent last. An Upstream writes it, on its caller's goroutine. No other
-// record inherits it.
+// forwarded is where the request was sent last. An Upstream writes it, on its caller's goroutine.
 type forwarded struct {
 	upstream string   // its name
 	target   *url.URL // nil when no target was asked
@@ -119,7 +138,7 @@ func (ex *exchange) sent(f forwarded) {
 	ex.mu.Unlock()
 }
 
-// ended is how the exchange ended. No other record inherits it.
+// ended is how the exchange ended.
 type ended struct {
 	noted   bool     // outcome and err are set; later notes are ignored
 	outcome Outcome  // how the exchange ended
@@ -129,7 +148,7 @@ type ended struct {
 	excused bool     // a gRPC status DEADLINE_EXCEEDED does not count as a failure: the client's messages came late
 }
 
-// spending is the units that inner handlers have reported by AddUnits. No other record inherits it.
+// spending is the units that inner handlers have reported by AddUnits.
 type spending struct {
 	units int64     // of this record and of all parts and variants of it
 	outer *exchange // the record that this one is a part or a variant of; nil for none
@@ -219,7 +238,7 @@ func (ex *exchange) child(ctx context.Context) *exchange {
 	if ex != nil {
 		ex.mu.Lock()
 		defer ex.mu.Unlock()
-		c.origin, c.tracing = ex.origin, ex.tracing
+		c.inherited = ex.inherited
 	}
 	return c
 }
@@ -240,7 +259,7 @@ func (ex *exchange) initPart(c *exchange, ctx context.Context) {
 	}
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
-	c.origin, c.tracing = ex.origin, ex.tracing
+	c.inherited = ex.inherited
 	c.admitted, c.outer = ex.admitted, ex
 }
 
@@ -258,7 +277,7 @@ func (ex *exchange) variant(ctx context.Context) *exchange {
 	if ex.whole != nil {
 		v.whole = ex.whole
 	}
-	v.observing, v.matched, v.answering = ex.observing, ex.matched, ex.answering
+	v.enclosing = ex.enclosing
 	return v
 }
 
