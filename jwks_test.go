@@ -605,7 +605,10 @@ func TestJWKSReportsRefreshes(t *testing.T) {
 }
 
 // A panic in a key set's transport is a failed refresh: no request waits for ever, and the process lives.
-func TestJWKSTransportPanics(t *testing.T) {
+func TestJWKSTransportPanics(t *testing.T) { synctest.Test(t, testJWKSTransportPanics) }
+
+func testJWKSTransportPanics(t *testing.T) {
+	defer time.Sleep(10 * time.Second) // until net/http's timer of the request is over
 	logged := captureDefaultLog(t)
 	keys, err := gateway.NewJWKS("https://id.example/keys", &gateway.JWKSOptions{
 		Client: &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) { panic("transport") })},

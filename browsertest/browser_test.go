@@ -87,7 +87,7 @@ func open(t *testing.T, width int, dark bool) *tab {
 	})
 	ctx, cancel := chromedp.NewContext(browser.ctx)
 	t.Cleanup(cancel)
-	ctx, cancel = context.WithTimeout(ctx, time.Minute)
+	ctx, cancel = context.WithTimeout(ctx, 10*time.Minute)
 	t.Cleanup(cancel)
 	b := &tab{t: t, ctx: ctx}
 	if err := chromedp.Listen(ctx, b.listen); err != nil {
@@ -178,12 +178,13 @@ func eval[T any](b *tab, expression string) T {
 	return v
 }
 
-// waitFor polls an expression until it is true, and returns how long that took.
+// waitFor polls an expression until it is true, and returns how long that took. It may take limit on a quiet machine, and
+// twenty times as long on one that is slow and busy.
 func (b *tab) waitFor(what, expression string, limit time.Duration) time.Duration {
 	b.t.Helper()
 	began := time.Now()
 	if err := chromedp.Do(b.ctx, chromedp.Poll[chromedp.Void](expression,
-		chromedp.WithPollingInterval(20*time.Millisecond), chromedp.WithPollingTimeout(limit))); err != nil {
+		chromedp.WithPollingInterval(20*time.Millisecond), chromedp.WithPollingTimeout(20*limit))); err != nil {
 		b.t.Fatalf("%s: %v; the page has: %s", what, err, eval[string](b, "document.body.innerText"))
 	}
 	return time.Since(began)

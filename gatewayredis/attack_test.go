@@ -253,7 +253,7 @@ func TestCallersThatLeave(t *testing.T) {
 	}
 	wg.Wait()
 	s.Resume()
-	until(t, "the units", 5*time.Second, func() bool {
+	until(t, "the units", patience, func() bool {
 		d, err := l.Take(t.Context(), "k", 1000)
 		return err == nil && d.Remaining == 99
 	})

@@ -50,7 +50,7 @@ func (s *sharer) fail(t *testing.T) {
 // subscribed waits for so many subscriptions.
 func subscribed(t *testing.T, client redis.UniversalClient, n int64) {
 	t.Helper()
-	until(t, "subscriptions", 10*time.Second, func() bool {
+	until(t, "subscriptions", patience, func() bool {
 		m, err := client.PubSubNumSub(t.Context(), circuitsChannel).Result()
 		return err == nil && m[circuitsChannel] == n
 	})
@@ -63,7 +63,7 @@ func TestShareCircuits(t *testing.T) {
 	client := s.Client()
 	watch := client.Subscribe(t.Context(), circuitsChannel)
 	defer watch.Close()
-	const openFor = 400 * time.Millisecond
+	const openFor = 2 * time.Second // in which all hear of it
 	var all []*sharer
 	for range 4 {
 		all = append(all, share(t, s.Client(), openFor))
@@ -81,7 +81,7 @@ func TestShareCircuits(t *testing.T) {
 			return true
 		})
 	}
-	until(gateway.CircuitOpen, 5*time.Second)
+	until(gateway.CircuitOpen, patience)
 	for i, s := range all[1:] {
 		c := s.Changes()
 		if len(c) != 1 || !c[0].Tripped || c[0].Until.Sub(c[0].At) > openFor {
@@ -90,11 +90,11 @@ func TestShareCircuits(t *testing.T) {
 	}
 	until(gateway.CircuitHalfOpen, openFor+slack)
 	all[3].fail(t) // its probe
-	until(gateway.CircuitOpen, 5*time.Second)
+	until(gateway.CircuitOpen, patience)
 
 	got := 0
 	for {
-		m, err := watch.ReceiveTimeout(t.Context(), 200*time.Millisecond)
+		m, err := watch.ReceiveTimeout(t.Context(), 500*time.Millisecond)
 		if err != nil {
 			break
 		}
@@ -145,7 +145,7 @@ func TestNewsOfCircuits(t *testing.T) {
 			subscribed(t, client, 1)
 			client.Publish(t.Context(), circuitsChannel, tt.message)
 			if tt.most > 0 {
-				until(t, "open", 5*time.Second, func() bool { return g.State() == gateway.CircuitOpen })
+				until(t, "open", patience, func() bool { return g.State() == gateway.CircuitOpen })
 				c := g.Changes()[0]
 				if d := c.Until.Sub(c.At); d < tt.least || d > tt.most+time.Millisecond {
 					t.Errorf("open for %v, want %v to %v", d, tt.least, tt.most)
@@ -185,7 +185,7 @@ func TestShareCircuitsOutlivesOutages(t *testing.T) {
 				t.Error("news without Redis")
 			}
 			tt.heals(s)
-			until(t, "the other's opening", 10*time.Second, func() bool { return b.State() == gateway.CircuitOpen })
+			until(t, "the other's opening", patience, func() bool { return b.State() == gateway.CircuitOpen })
 			if c := b.Changes()[0]; c.Until.Sub(c.At) > time.Minute-300*time.Millisecond {
 				t.Errorf("open for %v, which is longer than the first", c.Until.Sub(c.At))
 			}

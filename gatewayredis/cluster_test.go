@@ -26,7 +26,7 @@ func TestCluster(t *testing.T) {
 		})
 	}
 	a, b := share(t, client, time.Minute), share(t, c.Client(), time.Minute)
-	until(t, "subscriptions", 10*time.Second, func() bool {
+	until(t, "subscriptions", patience, func() bool {
 		sum := int64(0)
 		for _, n := range c.Nodes {
 			m, err := n.Client().PubSubNumSub(t.Context(), circuitsChannel).Result()
@@ -38,7 +38,7 @@ func TestCluster(t *testing.T) {
 		return sum == 2
 	})
 	a.fail(t)
-	until(t, "the other's opening", 10*time.Second, func() bool { return b.State() == gateway.CircuitOpen })
+	until(t, "the other's opening", patience, func() bool { return b.State() == gateway.CircuitOpen })
 
 	l := NewFixedWindow(client, 1_000_000, 24*time.Hour, &Options{
 		Timeout: testTimeout, Prefix: freshPrefix(), Logger: slog.New(slog.DiscardHandler),
@@ -61,7 +61,7 @@ func TestCluster(t *testing.T) {
 		}
 		return redis, other
 	}
-	until(t, "all decisions by Redis", 10*time.Second, func() bool { _, other := all(); return other == 0 })
+	until(t, "all decisions by Redis", patience, func() bool { _, other := all(); return other == 0 })
 	for i, n := range c.Nodes {
 		keys, err := n.Client().Keys(t.Context(), "*").Result()
 		if err != nil || !strings.Contains(fmt.Sprint(keys), "{key") {
@@ -73,7 +73,7 @@ func TestCluster(t *testing.T) {
 		t.Errorf("without a node: %d decisions by Redis, %d by the fallback", redis, other)
 	}
 	c.Nodes[1].Resume()
-	took := until(t, "all decisions by Redis", 10*time.Second, func() bool { _, other := all(); return other == 0 })
+	took := until(t, "all decisions by Redis", patience, func() bool { _, other := all(); return other == 0 })
 	t.Logf("back after %v", took)
 
 	// A replica takes over from a master that is lost for good.
@@ -83,7 +83,7 @@ func TestCluster(t *testing.T) {
 		t.Error("without a node, all decisions are Redis'")
 	}
 	replica.Takeover()
-	took = until(t, "all decisions by Redis", 10*time.Second, func() bool { _, other := all(); return other == 0 })
+	took = until(t, "all decisions by Redis", patience, func() bool { _, other := all(); return other == 0 })
 	t.Logf("back after %v", took)
 }
 
@@ -92,11 +92,11 @@ func TestSentinel(t *testing.T) {
 	t.Parallel()
 	master, client := redistest.StartSentinel(t)
 	l := NewTokenBucket(client, 0.001, 1_000_000, &Options{Timeout: testTimeout, Logger: slog.New(slog.DiscardHandler)})
-	until(t, "a decision by Redis", 10*time.Second, func() bool { return splitsToRedis(mustTake(t, l)) })
+	until(t, "a decision by Redis", patience, func() bool { return splitsToRedis(mustTake(t, l)) })
 	master.Kill()
 	if d := mustTake(t, l); splitsToRedis(d) || !d.OK {
 		t.Errorf("without a master: %+v", d)
 	}
-	took := until(t, "a decision by the new master", 15*time.Second, func() bool { return splitsToRedis(mustTake(t, l)) })
+	took := until(t, "a decision by the new master", patience, func() bool { return splitsToRedis(mustTake(t, l)) })
 	t.Logf("back after %v", took)
 }

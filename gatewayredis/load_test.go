@@ -174,7 +174,7 @@ func TestLoadThroughOutages(t *testing.T) {
 					<-time.After(outage)
 					tt.heals(s)
 					healed = time.Since(began)
-					back = until(t, "Redis for all", 5*time.Second, func() bool { return !slices.ContainsFunc(limiters, isAway) })
+					back = until(t, "Redis for all", patience, func() bool { return !slices.ContainsFunc(limiters, isAway) })
 				})
 				all := run(*loadTime)
 				wg.Wait()
@@ -194,12 +194,12 @@ func announced(t *testing.T, limiters []*Limiter) {
 	t.Helper()
 	for range 2 {
 		for _, l := range limiters {
-			until(t, "an announcement", 5*time.Second, func() bool { return !l.roster.busy.Load() })
+			until(t, "an announcement", patience, func() bool { return !l.roster.busy.Load() })
 			l.roster.announced.Store(0)
 			l.roster.announce()
 		}
 	}
-	until(t, "four gateways", 5*time.Second, func() bool {
+	until(t, "four gateways", patience, func() bool {
 		return !slices.ContainsFunc(limiters, func(l *Limiter) bool { return l.roster.known().count != loadGateways })
 	})
 }

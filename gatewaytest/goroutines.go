@@ -16,12 +16,12 @@ import (
 //
 //	func TestMain(m *testing.M) { gatewaytest.CheckGoroutines(m) }
 //
-// It waits up to 5 seconds for goroutines that are about to end. If TestMain has to do something after the
+// It waits up to 30 seconds for goroutines that are about to end. If TestMain has to do something after the
 // tests, use LeftBehind instead.
 func CheckGoroutines(m *testing.M) {
 	code := m.Run()
 	if code == 0 {
-		if left := LeftBehind(5 * time.Second); left != "" {
+		if left := LeftBehind(30 * time.Second); left != "" {
 			fmt.Fprintf(os.Stderr, "goroutines left behind:\n%s\n", left)
 			code = 1
 		}

@@ -42,7 +42,7 @@ func program(t *testing.T, ctx context.Context, args ...string) (cmd *exec.Cmd, 
 
 // TestQuick runs every workload with every contender that is installed, with counts that measure nothing.
 func TestQuick(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	svg := filepath.Join(t.TempDir(), "chart.svg")
 	cmd, out, progress := program(t, ctx, "-quick", "-rounds", "1", "-requests", "40", "-clients", "4", "-idle", "20", "-svg", svg,
@@ -93,7 +93,7 @@ func TestQuick(t *testing.T) {
 
 // TestInterrupt ends a run in its midst: it says so, and nothing that it started is left.
 func TestInterrupt(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd, out, _ := program(t, ctx, "-rounds", "1000", "-only", "get1k", "-contenders", "floor")
 	lines, err := (func() (io.ReadCloser, error) { cmd.Stderr = nil; return cmd.StderrPipe() })()

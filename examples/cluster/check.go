@@ -79,13 +79,13 @@ func (c *checker) steps() []step {
 		}},
 		{"12 requests of dave", "10 pass, 2 get 429", inTurn("dave")},
 		{"the backend breaks; 3 requests at the first gateway", "500 500 500", func() string {
-			<-time.After(time.Second) // for the subscriptions
+			<-time.After(2 * time.Second) // for the subscriptions
 			c.backend.broken.Store(true)
 			c.backend.asked.Store(0)
 			return c.ask(0, "erin") + " " + c.ask(0, "erin") + " " + c.ask(0, "erin")
 		}},
 		{"one at the second and one at the third", "503 503, and the backend was asked 3 times", func() string {
-			<-time.After(500 * time.Millisecond) // for the news
+			<-time.After(1500 * time.Millisecond) // for the news
 			second, third := c.ask(1, "erin"), c.ask(2, "erin")
 			return fmt.Sprintf("%s %s, and the backend was asked %d times", second, third, c.backend.asked.Load())
 		}},
@@ -137,7 +137,7 @@ func (c *checker) meet() {
 
 // reported waits until all gateways have logged a message.
 func (c *checker) reported(message string) string {
-	for range 200 {
+	for range 2000 {
 		if c.logged.count(message) == len(c.gateways) {
 			break
 		}

@@ -141,7 +141,7 @@ func (c *checker) trace() string {
 			if line.TraceID == id {
 				delete(missing, line.Hop)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(30 * time.Second):
 			return fmt.Sprintf("%s is not in the log of %v", id, slices.Collect(maps.Keys(missing)))
 		}
 	}

@@ -84,7 +84,7 @@ func TestTLS(t *testing.T) {
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.After(10 * time.Second); ; {
+	for end := time.After(time.Minute); ; {
 		res, body := ask(t, over, "GET", secure)
 		if body != "https GET" {
 			t.Fatalf("while the certificate is replaced: %s", body)

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	time.AfterFunc(30*time.Second, func() { log.Fatal("nobody has stopped this process") })
+	time.AfterFunc(5*time.Minute, func() { log.Fatal("nobody has stopped this process") })
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := http.NewResponseController(w)
 		c.EnableFullDuplex()

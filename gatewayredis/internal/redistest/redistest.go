@@ -110,9 +110,9 @@ func (s *Server) start() error {
 		_ = cmd.Wait()
 		close(dead)
 	}(s.cmd)
-	client := redis.NewClient(&redis.Options{Addr: s.Addr, DialTimeout: time.Second, MaxRetries: -1, DialerRetries: 1})
+	client := redis.NewClient(&redis.Options{Addr: s.Addr, DialTimeout: 10 * time.Second, MaxRetries: -1, DialerRetries: 1})
 	defer client.Close()
-	give := time.After(10 * time.Second)
+	give := time.After(time.Minute)
 	for !listens(s.Addr) || client.Ping(context.Background()).Err() != nil {
 		select {
 		case <-time.After(5 * time.Millisecond):
@@ -224,7 +224,7 @@ func StartCluster(t testing.TB) *Cluster {
 			meet(t, client, other)
 		}
 	}
-	give := time.After(20 * time.Second)
+	give := time.After(time.Minute)
 	for _, n := range c.Nodes {
 		client := n.Client()
 		for {
@@ -275,7 +275,7 @@ func (c *Cluster) AddReplica(of *Server) *Server {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	give := time.After(10 * time.Second)
+	give := time.After(time.Minute)
 	for client.Do(ctx, "cluster", "replicate", id).Err() != nil { // before it knows the node
 		select {
 		case <-time.After(20 * time.Millisecond):
@@ -336,7 +336,7 @@ func StartSentinel(t testing.TB) (*Server, *redis.Client) {
 		t.Fatal(err)
 	}
 	sentinel := Start(t, config, "--sentinel")
-	give := time.After(15 * time.Second)
+	give := time.After(time.Minute)
 	for {
 		info, err := replica.Client().Info(ctx, "replication").Result()
 		seen, _ := sentinel.Client().Do(ctx, "sentinel", "replicas", "main").Slice()
