@@ -12,9 +12,8 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// ownedFields are the request fields that the gateway itself writes on what it sends to an upstream. The
-// gateway removes them from every request that comes in, together with their aliases, so that no client can
-// forge one.
+// ownedFields are the fields that the gateway itself sets on requests to upstreams. It removes them and their
+// aliases from every incoming request, so that no client can forge one.
 type ownedFields struct {
 	names      httpfield.Names
 	identity   []identityField
@@ -26,30 +25,30 @@ type identityField struct {
 	claim string
 }
 
-// reservedFields are written on every request, or mean the same as one that is. Content-Length and
-// Transfer-Encoding are the transport's. A server that treats "_" as "-" could use Transfer_Encoding to find
-// the end of the body.
+// reservedFields are set on every request, or have the same meaning as a field that is. Content-Length and
+// Transfer-Encoding are set by the transport. They are in the list because of their aliases: a server that
+// treats "_" as "-" could use Transfer_Encoding to find the end of the body.
 var reservedFields = []string{
 	"Content-Length", "Transfer-Encoding",
 	"Forwarded", "X-Real-Ip", "Client-Cert", "Client-Cert-Chain", "Traceparent", "Tracestate", "X-Trace-Id",
 }
 
-// xForwarded begins the names of a family of which some are written and all are owned.
+// xForwarded is the prefix of a family of fields. The gateway owns all of them, and sets some.
 const xForwarded = "X-Forwarded-"
 
-// writtenForwarded are the fields of the family that are written on every request.
+// writtenForwarded are the fields X-Forwarded-* that are set on every request.
 var writtenForwarded = []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"}
 
-// trustedForwarded are the fields of the family that are accepted from a trusted proxy, besides
-// X-Forwarded-For. A proxy passes others of the family on as a client sent them, and one such as
-// X-Forwarded-User could name a user.
+// trustedForwarded are the fields X-Forwarded-* that are accepted from a trusted proxy, besides
+// X-Forwarded-For. Others are not accepted, because a proxy passes them on as the client sent them, and one
+// such as X-Forwarded-User could name a user.
 var trustedForwarded = []string{
 	"X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Prefix", "X-Forwarded-Proto", "X-Forwarded-Scheme",
 	"X-Forwarded-Server", "X-Forwarded-Ssl",
 }
 
-// newOwnedFields precomputes the fields for identity, a map from field to claim. A nil map means
-// {"X-User-ID": "sub"}. A panic names caller, the exported function that was called.
+// newOwnedFields returns the fields for identity, a map from field to claim. A nil map means {"X-User-ID":
+// "sub"}. caller is the name of the exported function, for the message of a panic.
 func newOwnedFields(caller string, identity map[string]string) *ownedFields {
 	if identity == nil {
 		identity = map[string]string{"X-User-ID": "sub"}
@@ -73,7 +72,7 @@ func newOwnedFields(caller string, identity map[string]string) *ownedFields {
 		f.identity = append(f.identity, identityField{name, claim})
 		f.names.Add(name)
 	}
-	// X-User-ID is what Auth and most backends take for the user, whatever this identity writes.
+	// Auth and most backends use X-User-ID for the user, even if identity does not have it.
 	if !f.names.Has(userField) {
 		f.names.Add(userField)
 	}
@@ -84,29 +83,28 @@ func newOwnedFields(caller string, identity map[string]string) *ownedFields {
 	return f
 }
 
-// has reports whether name is one of the fields, or of those that the gateway owns on this request, or an
-// alias of one.
+// has reports whether name is one of the fields in f, one of those in here, or an alias of one of them.
 func (f *ownedFields) has(name string, here ownedHere) bool {
 	return f.names.Has(name) || here.isTrace(name) || here.addr != "" && httpfield.SameName(name, here.addr)
 }
 
-// allowTrailer reports whether a client's trailer is forwarded to the target.
+// allowTrailer reports whether a client's trailer is passed on.
 func (f *ownedFields) allowTrailer(name string, here ownedHere) bool {
 	return httpfield.AllowedInTrailer(name) && !f.has(name, here)
 }
 
-// mayHaveTrailers reports whether trailers may be set on r: there are some, or the server could still add
-// some that were not announced. It adds those to its own request, which r is unless somebody has copied it.
+// mayHaveTrailers reports whether r has trailers, or may get some at the end of its body. net/http's server
+// adds unannounced trailers to its own request, which r may be.
 func mayHaveTrailers(r *http.Request) bool {
 	return r.Trailer != nil || r.ContentLength < 0 && r.Body != nil && r.Body != http.NoBody
 }
 
-// guardTrailers keeps trailers that the gateway owns from handlers of this process. The server sets the
-// trailers' values when the body has been read, in a map that r shares with the server's request. So r, which
-// must be the gateway's own copy, gets a map of its own, and a body that fills it.
+// guardTrailers hides trailers that the gateway owns from handlers of this process. r must be the gateway's
+// own copy of the request. At the end of the body, the server sets the trailers' values in the map that r
+// shares with the server's request. So r gets another map, and a body that copies the permitted values.
 func (f *ownedFields) guardTrailers(r *http.Request, here ownedHere) {
 	if r.Trailer == nil {
-		return // the server's request alone gets what was not announced
+		return // the server adds unannounced trailers to its own request only
 	}
 	t := &trailerGuard{ReadCloser: r.Body, from: r.Trailer, to: make(http.Header, len(r.Trailer)), owned: f, here: here}
 	t.pass()
@@ -116,7 +114,7 @@ func (f *ownedFields) guardTrailers(r *http.Request, here ownedHere) {
 	}
 }
 
-// trailerGuard is a request's body. At its end it passes the trailers on that the client may set.
+// trailerGuard is a request's body. At its end, it copies the trailers that a client may set.
 type trailerGuard struct {
 	io.ReadCloser
 	from, to http.Header
@@ -140,11 +138,11 @@ func (t *trailerGuard) pass() {
 	}
 }
 
-// ownedHere are the fields that the gateway owns on one request, by the middleware that the request has
-// passed.
+// ownedHere are the additional fields that the gateway owns on one request. They depend on the middleware
+// that the request has passed.
 type ownedHere struct {
-	trace string // the field that carries the trace id; "" for none
-	addr  string // the field in which trusted proxies name the client; "" for none
+	trace string // the field with the trace id (ObserveOptions.TraceHeader); "" for none
+	addr  string // the field with the client's address (TrustProxies); "" for none
 }
 
 // ownedHere returns the fields that the gateway owns on this request.
@@ -159,9 +157,9 @@ func (h ownedHere) isTrace(name string) bool {
 	return h.trace != "" && httpfield.SameName(name, h.trace)
 }
 
-// write sets the fields on h for a request that is sent on behalf of in. The caller has removed from h
-// everything that f owns. The values are appended to values, which is empty and from now on the header's. The
-// error is a 401: the identity has a claim that cannot be a field value.
+// write sets the fields on h, the header of a request that is sent on behalf of in. The caller has removed
+// the fields that f owns from h. values must be empty. Its memory is used for the values, so the caller must
+// not use it again. The error is a 401: a claim of the identity is not a valid field value.
 func (f *ownedFields) write(h http.Header, in *http.Request, values []string) error {
 	w := fieldWriter{header: h, in: in, peer: remoteAddr(in), values: values}
 	var trace tracing
@@ -191,8 +189,8 @@ type fieldWriter struct {
 	peer   netip.Addr
 	hops   hops
 
-	// values holds the values of all fields, so that they cost no allocation each: each field gets a slice of
-	// one.
+	// values holds the values of all fields, to save an allocation for each: a field's []string is a slice of
+	// values with one element.
 	values []string
 }
 
@@ -203,7 +201,8 @@ func (w *fieldWriter) set(name, value string) {
 }
 
 // clientAddr sets X-Real-IP to the client's address, and X-Forwarded-For to the addresses from the client to
-// the peer: the list of a trusted proxy that writes it, or else the client's address, and then the peer's.
+// the peer. If a trusted proxy writes X-Forwarded-For, that is its list and then the peer's address.
+// Otherwise it is the client's address and then the peer's, if they differ.
 func (w *fieldWriter) clientAddr() {
 	client, before := clientText(w.in)
 	peer := ""
@@ -227,8 +226,8 @@ func (w *fieldWriter) clientAddr() {
 	}
 }
 
-// fromTrustedProxy copies the fields in which a trusted proxy reports how the client reached it. Aliases of
-// these fields are not copied: they may be the client's.
+// fromTrustedProxy copies the fields in which a trusted proxy reports how the client reached it. It does not
+// copy aliases of these fields, which the client may have sent.
 func (w *fieldWriter) fromTrustedProxy() {
 	if !w.hops.viaProxy {
 		return
@@ -249,7 +248,8 @@ func (w *fieldWriter) fromTrustedProxy() {
 	}
 }
 
-// forwarded adds the peer to the trusted proxies' Forwarded, and sets X-Forwarded-Host and -Proto by it.
+// forwarded adds the peer to the trusted proxies' Forwarded, and sets X-Forwarded-Host and X-Forwarded-Proto
+// to the values in it.
 func (w *fieldWriter) forwarded(before []string) {
 	switch peer := w.peer; {
 	case len(before) == 0:
@@ -304,8 +304,8 @@ func (w *fieldWriter) clientCert() {
 	}
 }
 
-// identity sets the fields that name the user. A claim that is absent or empty sets none. A claim that is
-// there and cannot be a field value is an error.
+// identity sets the identity fields. A claim that is absent or empty sets no field. A claim that is not a
+// valid field value is an error.
 func (w *fieldWriter) identity(id *Identity, fields []identityField) error {
 	for _, field := range fields {
 		value, ok := claimText(id, field.claim)

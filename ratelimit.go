@@ -24,8 +24,8 @@ type Decision struct {
 }
 
 // Limiter grants or refuses units of a key's allowance. Take takes n units of key's allowance in one atomic
-// step, if they are left; n is at least 1. A Limiter must be safe for concurrent use. Take may block on the
-// network, until ctx ends. An error means that it could not decide and has taken nothing.
+// step, if that many are left; n is at least 1. A Limiter must be safe for concurrent use. Take may block on
+// the network, until ctx ends. An error means that it could not decide and has taken nothing.
 type Limiter interface {
 	Take(ctx context.Context, key string, n int) (Decision, error)
 }
@@ -49,8 +49,9 @@ type Debtor interface {
 
 // KeyFunc returns the key whose allowance a request spends. It must be safe for concurrent use.
 //
-// An *Error that it returns is answered with its own status, and an error that wraps one of this package's
-// errors, such as ErrUnauthenticated, with the status of that. Any other error is answered with 500.
+// If it returns an *Error, the request is answered with the status of that. If the error wraps one of this
+// package's errors, such as ErrUnauthenticated, it is answered with the status of that error. Any other error
+// is answered with 500.
 type KeyFunc func(*http.Request) (string, error)
 
 // KeyByIP is a KeyFunc that returns the client's address, as ClientAddr does. An IPv6 address is shortened to
@@ -103,7 +104,7 @@ func KeyByHeader(name string) KeyFunc {
 	name = http.CanonicalHeaderKey(name)
 	missing := &Error{
 		Status: http.StatusBadRequest,
-		Detail: "the field " + name + " is needed, once",
+		Detail: "The field " + name + " is required exactly once.",
 		Err:    errors.New("gateway: no single field " + name + " to limit by"),
 	}
 	if name == "Host" {
@@ -133,7 +134,7 @@ func KeyByCookie(name string) KeyFunc {
 	}
 	missing := &Error{
 		Status: http.StatusBadRequest,
-		Detail: "the cookie " + name + " is needed, once",
+		Detail: "The cookie " + name + " is required exactly once.",
 		Err:    errors.New("gateway: no single cookie " + name + " to limit by"),
 	}
 	return func(r *http.Request) (string, error) {
@@ -151,7 +152,7 @@ func KeyByRoute(r *http.Request) (string, error) {
 	if pattern := RoutePattern(r.Context()); pattern != "" {
 		return pattern, nil
 	}
-	return r.Pattern, nil // set by another mux on a copy of the request, which the record has not seen
+	return r.Pattern, nil // a foreign mux set it on a copy of the request that the record does not hold
 }
 
 // Keys returns a KeyFunc that joins the keys of several. Each key is prefixed with its length in bytes and a
@@ -247,9 +248,9 @@ type RateLimitOptions struct {
 	Headers RateLimitHeaders
 
 	// ReportOnly takes units and sets the response fields, but refuses no request and lets none wait. A
-	// request that would be refused is reported in the remarks of Observe's log line or, without an access
-	// log, as a warning to slog.Default. The counter gateway.report_only in the global MeterProvider counts
-	// it, with the attribute policy="ratelimit " followed by Name.
+	// request that would be refused is reported in the remarks of Observe's log line or, if there is no
+	// access log, as a warning of slog.Default. The counter gateway.report_only of the global MeterProvider
+	// counts it, with the attribute policy="ratelimit " followed by Name.
 	ReportOnly bool
 }
 
@@ -318,14 +319,15 @@ type rateLimit struct {
 	key     KeyFunc
 	opts    RateLimitOptions
 	quoted  string    // Name as a structured field's String
-	report  *reporter // with ReportOnly; nil: requests are refused
-	opened  *reporter // with FailOpen; nil: requests are refused when the limiter fails
-	refusal *Error    // for Name
+	report  *reporter // set with ReportOnly; otherwise nil
+	opened  *reporter // set with FailOpen; otherwise nil
+	refusal *Error    // the refusal by the policy Name
 	next    http.Handler
 }
 
-// ServeHTTP calls the next handler with little on the stack. With two limits and the rest of a gateway, the stack of the
-// connection's goroutine then stays at 8 KiB.
+// ServeHTTP uses little of the stack while the next handler runs: take's variables are in another frame. So,
+// with two limits and the rest of a gateway, the stack of the connection's goroutine does not grow beyond 8
+// KiB.
 func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ex, rw, r := enter(w, r)
 	switch {
@@ -336,14 +338,14 @@ func (h *rateLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveSettled is ServeHTTP for a request whose units may change after the handler inside has ended.
+// serveSettled serves a request whose units may change after the inner handler has ended.
 func (h *rateLimit) serveSettled(ex *exchange, rw *responseWriter, r *http.Request) {
 	var c charge
 	if !h.take(ex, rw, r, &c) {
 		return
 	}
 	switch {
-	case !c.OK: // it is free, or FailOpen or ReportOnly let it pass
+	case !c.OK: // the request is free, or passes because of FailOpen or ReportOnly
 	case h.opts.Settle != nil:
 		s := settlement{h: h, charge: c}
 		s.begin(ex, rw, r)
@@ -354,7 +356,8 @@ func (h *rateLimit) serveSettled(ex *exchange, rw *responseWriter, r *http.Reque
 	h.next.ServeHTTP(rw, r)
 }
 
-// admits is take for a request whose charge nobody needs later.
+// admits calls take, for a request whose charge is not needed later. It is not inlined, so that the charge is
+// not on the stack of the next handler.
 //
 //go:noinline
 func (h *rateLimit) admits(ex *exchange, rw *responseWriter, r *http.Request) bool {
@@ -362,8 +365,8 @@ func (h *rateLimit) admits(ex *exchange, rw *responseWriter, r *http.Request) bo
 	return h.take(ex, rw, r, &c)
 }
 
-// take takes the request's units and reports whether it passes. One that does not has been answered. c is what was
-// taken; it is not OK if nothing was.
+// take takes the request's units and reports whether the request passes. If it does not, take has answered
+// it. take fills in c. c is not OK if nothing was taken.
 func (h *rateLimit) take(ex *exchange, rw *responseWriter, r *http.Request, c *charge) bool {
 	c.limiter, c.cost = h.limiter, 1
 	if h.opts.Cost != nil {
@@ -393,7 +396,7 @@ func (h *rateLimit) take(ex *exchange, rw *responseWriter, r *http.Request, c *c
 		return h.undecided(ex, rw, r, err)
 	}
 
-	d := c.Decision // as it is reported
+	d := c.Decision // the decision that is reported
 	if d.OK && d.Wait > 0 {
 		spanEvent(ctx, "gateway.limit.waiting", "gateway.limit.name", h.opts.Name)
 		d = h.wait(ctx, c)
@@ -416,7 +419,7 @@ func (h *rateLimit) take(ex *exchange, rw *responseWriter, r *http.Request, c *c
 	return true
 }
 
-// quotaExceeded returns the refusal by the policy of a name, without Retry-After.
+// quotaExceeded returns the refusal by the policy with that name, without Retry-After.
 func quotaExceeded(name string) *Error {
 	return &Error{
 		Status:   http.StatusTooManyRequests,
@@ -427,8 +430,8 @@ func quotaExceeded(name string) *Error {
 	}
 }
 
-// refused returns the refusal by the policy, which the response's fields call name. A wait of 0 means that
-// the cost can never pass.
+// refused returns the refusal by the policy. name is its name in the response's fields. A wait of 0 means
+// that the cost can never pass.
 func (h *rateLimit) refused(name string, wait time.Duration) *Error {
 	e := h.refusal
 	if name != h.opts.Name {
@@ -442,7 +445,8 @@ func (h *rateLimit) refused(name string, wait time.Duration) *Error {
 	return e
 }
 
-// undecided handles a request about which the limiter returned err instead of a decision, and reports whether it passes.
+// undecided handles a request for which the limiter returned err instead of a decision. It reports whether
+// the request passes.
 func (h *rateLimit) undecided(ex *exchange, w http.ResponseWriter, r *http.Request, err error) bool {
 	if leftEarly(r.Context()) {
 		WriteError(w, r, context.Canceled)
@@ -456,8 +460,8 @@ func (h *rateLimit) undecided(ex *exchange, w http.ResponseWriter, r *http.Reque
 	return true
 }
 
-// deny refuses the request and returns false. With ReportOnly, it reports the refusal and returns true: the request
-// passes.
+// deny refuses the request and returns false. With ReportOnly, it reports the refusal and returns true: the
+// request passes.
 func (h *rateLimit) deny(ex *exchange, w http.ResponseWriter, r *http.Request, err error) bool {
 	if h.report == nil {
 		refuseUndecided(w, r, err)
@@ -467,8 +471,8 @@ func (h *rateLimit) deny(ex *exchange, w http.ResponseWriter, r *http.Request, e
 	return true
 }
 
-// wait waits for c.Wait, and returns the decision of c. If that is too long, or the request's context ends
-// before, it gives the slot back and returns a refusal.
+// wait waits for c.Wait and returns the decision of c. If the wait would be too long, or the request's
+// context ends before, it returns the slot and returns a refusal.
 func (h *rateLimit) wait(ctx context.Context, c *charge) Decision {
 	longest := max(h.opts.MaxWait, 0)
 	if deadline, ok := ctx.Deadline(); ok {
@@ -486,7 +490,7 @@ func (h *rateLimit) wait(ctx context.Context, c *charge) Decision {
 		case <-ctx.Done():
 		}
 	}
-	if h.report == nil { // with ReportOnly, the request passes nevertheless
+	if h.report == nil { // with ReportOnly, the request passes and keeps its slot
 		c.giveBack(ctx)
 	}
 	d := c.Decision
@@ -495,7 +499,7 @@ func (h *rateLimit) wait(ctx context.Context, c *charge) Decision {
 	return d
 }
 
-// charge is what a limiter was asked to take for one request, and its decision.
+// charge is the cost of one request, and the limiter's decision about it.
 type charge struct {
 	Decision
 	limiter Limiter
@@ -503,21 +507,21 @@ type charge struct {
 	cost    int
 }
 
-// giveBack gives the units back. It does so when ctx is canceled as well: the client may have left.
+// giveBack returns the units to the limiter, even if ctx is canceled because the client has left.
 func (c *charge) giveBack(ctx context.Context) {
 	if back, ok := c.limiter.(Returner); ok {
 		_ = back.Return(context.WithoutCancel(ctx), c.key, c.cost, c.Decision)
 	}
 }
 
-// refund gives the units back if the request was refused inside.
+// refund returns the units to the limiter if an inner handler refused the request.
 func (c *charge) refund(ctx context.Context, ex *exchange) {
 	if ex.rejected() {
 		c.giveBack(ctx)
 	}
 }
 
-// limited is ErrRateLimited with the time after which the client can ask again.
+// limited is an error with the value for Retry-After.
 type limited struct {
 	error
 	wait time.Duration
@@ -526,7 +530,7 @@ type limited struct {
 func (l *limited) Unwrap() error             { return l.error }
 func (l *limited) retryAfter() time.Duration { return l.wait }
 
-// writeFields sets the fields that report d. It returns the name that the policy has in them.
+// writeFields sets the response fields that report d. It returns the name of the policy in these fields.
 func (h *rateLimit) writeFields(to http.Header, d *Decision) string {
 	switch h.opts.Headers {
 	case RateLimitIETF:
@@ -537,10 +541,10 @@ func (h *rateLimit) writeFields(to http.Header, d *Decision) string {
 	return h.opts.Name
 }
 
-// The fields of the draft, in the form of http.CanonicalHeaderKey.
+// The fields of draft-ietf-httpapi-ratelimit-headers, in canonical form.
 const policyField, limitField = "Ratelimit-Policy", "Ratelimit"
 
-// writeIETF sets both fields, or appends a member to the lists that are there, with two allocations.
+// writeIETF sets both fields, or appends a member to the lists in them. It needs two allocations.
 func (h *rateLimit) writeIETF(to http.Header, d *Decision) (name string) {
 	var buf [256]byte
 	name, quoted := h.opts.Name, h.quoted
@@ -574,7 +578,7 @@ func (h *rateLimit) writeIETF(to http.Header, d *Decision) (name string) {
 }
 
 // distinctName returns a name that no policy in the field's lists has: Name, or Name with "-2", "-3" and so
-// on.
+// on. quoted is the name as a structured field's String.
 func (h *rateLimit) distinctName(policies []string) (name, quoted string) {
 	name, quoted = h.opts.Name, h.quoted
 	for n := 2; hasPolicy(policies, quoted); n++ {
@@ -607,7 +611,7 @@ func hasPolicy(lists []string, quoted string) bool {
 	return false
 }
 
-// appendMembers appends the lists of a field, with a comma after each, so that another member can follow.
+// appendMembers appends the lists of a field, each followed by a comma, so that another member can follow.
 func appendMembers(b []byte, lists []string) []byte {
 	for _, list := range lists {
 		b = append(append(b, list...), ", "...)
@@ -615,8 +619,8 @@ func appendMembers(b []byte, lists []string) []byte {
 	return b
 }
 
-// writeLegacy sets the three fields. An admission leaves them alone if another limit has set them and has no
-// more remaining.
+// writeLegacy sets the three fields X-RateLimit-*. If another limit has set them, they report the limit with
+// fewer units remaining. A refusal always sets them.
 func writeLegacy(to http.Header, d *Decision) {
 	const limit, remaining, reset = "X-Ratelimit-Limit", "X-Ratelimit-Remaining", "X-Ratelimit-Reset"
 	left := max(d.Remaining, 0)

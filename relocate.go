@@ -9,15 +9,15 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/urlpath"
 )
 
-// relocation translates references from the target's address space to the client's. See
+// relocation translates references that are relative to the target to references for the client. See
 // ProxyOptions.RewriteLocation.
 type relocation struct {
-	prefix string   // what was stripped from the path, escaped; "" for nothing
-	bare   bool     // the client asked for the prefix itself, without a slash behind it
-	target *url.URL // that was asked
-	named  string   // the Host that the target was sent; "" when it is the target's own
-	scheme string   // of the client's request, and
-	host   string   // its host
+	prefix string   // the stripped prefix of the path, escaped; "" for none
+	bare   bool     // the path of the client's request is the prefix itself, without a slash at the end
+	target *url.URL // of the request that was sent
+	named  string   // the Host that was sent; "" if it is the target's own
+	scheme string   // of the client's request
+	host   string   // of the client's request
 }
 
 // relocate rewrites the references of the response to out.
@@ -45,7 +45,7 @@ func (f *forwarding) relocation(out *http.Request, res *http.Response) *relocati
 	if s := firstElement(out.Header["X-Forwarded-Host"]); s != "" && httpfield.IsHost(s) {
 		l.host = s
 	}
-	if f.template == nil { // a path that was replaced cannot be put back
+	if f.template == nil { // a path that was replaced by ProxyOptions.Path cannot be translated back
 		l.prefix = f.prefix
 		l.bare = strings.Count(urlpath.Escaped(f.in.URL), "/") == strings.Count(l.prefix, "/")
 	}
@@ -61,8 +61,8 @@ func firstElement(lines []string) string {
 	return strings.TrimSpace(first)
 }
 
-// mapValues replaces the values of a field. The slice that h holds stays as it is: a RoundTripper may keep
-// it.
+// mapValues replaces each value v of a field by f(v). It does not modify the slice in h, which a RoundTripper
+// may keep.
 func mapValues(h http.Header, name string, f func(string) string) {
 	values := h[name]
 	if len(values) == 0 {
@@ -88,19 +88,20 @@ func (l *relocation) reference(ref string) string {
 		}
 		return l.absolute(ref, scheme, after[:end], after[end:])
 	case scheme != "":
-		return ref // of no hierarchy, such as mailto:
+		return ref // a URI without an authority, such as mailto:
 	case strings.HasPrefix(ref, "/"):
 		return l.prefix + ref
 	case l.prefix != "" && l.bare && ref != "" && ref[0] != '?' && ref[0] != '#':
-		// To the target this is relative to "/", to the client to the segment before the prefix's last.
+		// The target's path is "/". The client's is the prefix without a slash at the end, so the client
+		// would resolve ref one level above it.
 		return l.prefix + "/" + ref
 	}
-	return ref // a relative path is below the prefix by itself
+	return ref // the client resolves a relative path below the prefix
 }
 
-// absolute translates a reference with an authority; scheme is "" when it has none.
+// absolute translates a reference with an authority. scheme is "" if it has none.
 func (l *relocation) absolute(ref, scheme, authority, path string) string {
-	own := "http" // the target's scheme; h2c is http to those who ask
+	own := "http" // the target's scheme in URLs, also if the gateway speaks h2c to it
 	if l.target.Scheme == "https" {
 		own = "https"
 	}
@@ -110,11 +111,11 @@ func (l *relocation) absolute(ref, scheme, authority, path string) string {
 		return ref
 	case sameHost(authority, l.target.Host), sameHost(authority, l.named):
 		if strings.EqualFold(scheme, own) {
-			scheme = l.scheme // else the target means another one, as when it sends its clients to https
+			scheme = l.scheme // if it is another one, the target chose it, for example to redirect to https
 		}
 		path = l.prefix + path
 	case sameHost(authority, l.host):
-		// The target knows its public address. Then it may know the prefix as well.
+		// The target knows the gateway's public host, so it may have added the prefix itself.
 		rest, ok := strings.CutPrefix(path, l.prefix)
 		if ok && (rest == "" || strings.IndexByte("/?#", rest[0]) >= 0) {
 			return ref
@@ -123,8 +124,10 @@ func (l *relocation) absolute(ref, scheme, authority, path string) string {
 	default:
 		return ref
 	}
-	if host == "" { // an HTTP/1.0 client named none
-		return "/" + strings.TrimLeft(path, `/\`) // two slashes would begin a host, and a browser reads a backslash as one
+	if host == "" { // the request of an HTTP/1.0 client may have no Host
+		// A path with two slashes at the beginning would be read as a host. Browsers treat a backslash as a
+		// slash.
+		return "/" + strings.TrimLeft(path, `/\`)
 	}
 	if scheme != "" {
 		scheme += ":"
@@ -132,8 +135,7 @@ func (l *relocation) absolute(ref, scheme, authority, path string) string {
 	return scheme + "//" + host + path
 }
 
-// sameHost reports whether two authorities are the same host and port. A port that some scheme has by default
-// is as good as none.
+// sameHost reports whether two authorities are the same host and port. The ports 80 and 443 count as none.
 func sameHost(a, b string) bool {
 	if a == "" || b == "" || strings.IndexByte(a, '@') >= 0 {
 		return false
@@ -148,8 +150,8 @@ func sameHost(a, b string) bool {
 	return strings.EqualFold(x.Hostname(), y.Hostname()) && port(x) == port(y)
 }
 
-// cutScheme cuts the scheme and its colon off a reference (RFC 3986 section 3.1). The scheme is "" when there
-// is none.
+// cutScheme cuts the scheme and its colon off a reference (RFC 3986 section 3.1). scheme is "" if there is
+// none.
 func cutScheme(ref string) (scheme, rest string) {
 	for i := range len(ref) {
 		switch c := ref[i]; {
@@ -164,8 +166,8 @@ func cutScheme(ref string) (scheme, rest string) {
 	return "", ref
 }
 
-// cookie puts the Path of a Set-Cookie line behind the prefix. No other byte changes. A cookie whose name
-// begins with __Host- stays as it is, since a browser takes it with Path=/ alone (RFC 6265bis section
+// cookie puts the prefix in front of the Path of a Set-Cookie line. No other byte changes. A cookie whose
+// name begins with __Host- is not changed, since browsers accept it only with Path=/ (RFC 6265bis section
 // 4.1.3.2).
 func (l *relocation) cookie(line string) string {
 	const host = "__Host-"
@@ -182,17 +184,17 @@ func (l *relocation) cookie(line string) string {
 		path := strings.Trim(value, " \t")
 		placed = strings.HasPrefix(path, "/")
 		if !placed {
-			continue // a client takes it for none
+			continue // clients ignore such a Path
 		}
 		at := len(name) + 1 + strings.Index(value, path)
 		if path == "/" {
-			path = "" // so that the prefix itself matches, too
+			path = "" // so that the cookie is also sent for the prefix itself
 		}
 		parts[i+1] = part[:at] + l.prefix + path + part[at+max(1, len(path)):]
 	}
 	line = strings.Join(parts, ";")
 	if !placed && l.bare {
-		// By default the path would be the client's without its last segment, which is more than the prefix.
+		// The default Path is the client's path without its last segment, which would be above the prefix.
 		line += "; Path=" + l.prefix
 	}
 	return line

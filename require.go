@@ -8,12 +8,12 @@ import (
 	"strings"
 )
 
-// RequireOptions has Require, RequireScopes and RequireClaim as methods, with options. The zero value's
-// methods do what the functions of the same names do.
+// RequireOptions has Require, RequireScopes and RequireClaim as methods, with options. The methods of the
+// zero value do the same as the functions with these names.
 //
 //	gateway.RequireOptions{ReportOnly: true}.RequireScopes("pay")
 type RequireOptions struct {
-	ReportOnly bool // log and count what would be refused, and refuse nothing; see AuthOptions.ReportOnly. The counter's attribute is policy="require"
+	ReportOnly bool // log and count the requests that would be refused, and refuse none; see AuthOptions.ReportOnly. The counter's attribute is policy="require"
 }
 
 // Require calls the next handler when allow returns true for the Identity. Otherwise it answers 403. Without
@@ -72,7 +72,7 @@ func (o RequireOptions) RequireScopes(scopes ...string) Middleware {
 //
 // "sub", "iss", "aud" and "scope" are read from the Identity's own fields, all other names from its Claims.
 // name may be a path into objects, with dots between the names: "realm_access.roles". A claim whose own name
-// has dots is found as well, and comes first: "https://acme.example/roles".
+// contains dots, such as "https://acme.example/roles", has precedence.
 func RequireClaim(name string, anyOf ...string) Middleware {
 	return RequireOptions{}.RequireClaim(name, anyOf...)
 }
@@ -108,7 +108,7 @@ func claimHasAny(claim any, anyOf []string) bool {
 	return false
 }
 
-// requirement is what an Identity must have.
+// requirement is the condition of one Require.
 type requirement struct {
 	allow  func(*Identity, *http.Request) bool
 	what   string // for the log
@@ -159,7 +159,7 @@ func (req *requirement) forbidden(c *challenges) *Error {
 	return e
 }
 
-// challenged returns the challenges of the Auth that the request has passed, nil without one.
+// challenged returns the challenges of the innermost Auth outside, or nil if there is none.
 func (ex *exchange) challenged() *challenges {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()

@@ -8,9 +8,9 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// checkResponse returns why a response to out cannot be passed on, and nil when it can. An Upstream counts
-// such a response as a failure of the target. checkResponse repairs what a strict client would reject and
-// what has only one meaning.
+// checkResponse returns an error if a response to out cannot be passed on. An Upstream counts that as a
+// failure of the target. checkResponse removes leading zeros from Content-Length, which a strict client would
+// reject.
 func checkResponse(out *http.Request, res *http.Response) error {
 	code := res.StatusCode
 	if code == http.StatusSwitchingProtocols {
@@ -26,16 +26,16 @@ func checkResponse(out *http.Request, res *http.Response) error {
 	}
 	length := lengths[0]
 	if len(lengths) > 1 || !isDigits(length) {
-		// HTTP/2 does not frame by Content-Length, but the client's HTTP/1.1 does.
+		// Over HTTP/2 such a field does no harm, but the client may use HTTP/1.1, where it frames the body.
 		return fmt.Errorf("%w: Content-Length %q", ErrBadGateway, lengths)
 	}
-	if last := len(length) - 1; length[0] == '0' && last > 0 { // some would read it as octal
+	if last := len(length) - 1; length[0] == '0' && last > 0 { // some clients would read it as octal
 		res.Header["Content-Length"] = []string{strings.TrimLeft(length[:last], "0") + length[last:]}
 	}
 	return nil
 }
 
-// agreedProtocol returns the protocol of a 101, which must be one that the request offered.
+// agreedProtocol returns the protocol of a 101. It returns an error if the request did not offer it.
 func agreedProtocol(out *http.Request, res *http.Response) (string, error) {
 	offered, agreed := out.Header["Upgrade"], httpfield.UpgradeProtocols(res.Header)
 	if agreed == "" || !httpfield.HasToken(offered, agreed) {

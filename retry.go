@@ -19,9 +19,9 @@ import (
 // been sent to, even ejected ones.
 //
 // One kind of request is sent again with any options: an idempotent request whose idle connection turns out
-// to be closed is sent again on another connection, if its body is empty or buffered. net/http.Transport does
-// this in part. It treats a request with the field Idempotency-Key or X-Idempotency-Key as idempotent as
-// well.
+// to be closed is sent again on another connection, if its body is empty or buffered. http.Transport itself
+// does this for some requests. It treats a request with the field Idempotency-Key or X-Idempotency-Key as
+// idempotent as well.
 type RetryOptions struct {
 	Attempts int           // number of attempts, including the first; 0 or 1 means no retry
 	Backoff  time.Duration // longest pause before the first retry, doubled for each further one up to 10s; the pause is random (full jitter); 0 means 25ms, negative none
@@ -32,22 +32,22 @@ type RetryOptions struct {
 	// never sent because no connection could be made.
 	Budget float64
 
-	MaxBodyBytes int64 // longest request body that is buffered, so that it can be sent again; 0 means 64 KiB, negative none
+	MaxBodyBytes int64 // largest request body that is buffered, so that it can be sent again; 0 means 64 KiB, negative none
 	Statuses     []int // statuses of responses after which a request is retried; nil means 502, 503 and 504, empty means none
 
-	// HedgeAfter sends the request to a second target if the first has not begun to answer after this time.
-	// The first response that is not to be retried is used, and the other attempt is canceled. Its outcome is
-	// OutcomeClientCanceled, which counts against no target, unless the target answers nothing at all (see
-	// HealthOptions). When one of the two fails, RoundTrip waits for the other, as for a retry. Informational
-	// responses of both are passed on. 0 means never. Choose about the 95th percentile of the time to the
-	// response header: then one request in twenty is sent twice, and very slow answers are rare (Dean and
-	// Barroso, The Tail at Scale, 2013).
+	// HedgeAfter is the time after which the request is also sent to a second target, if the first has not
+	// begun to answer. The first response that is not to be retried is used, and the other attempt is
+	// canceled. The canceled attempt has OutcomeClientCanceled, which counts against no target, unless its
+	// target answers nothing at all (see HealthOptions). If one of the two fails, RoundTrip waits for the
+	// other, as for a retry. Informational responses of both are passed on. 0 means never. Choose about the
+	// 95th percentile of the time to the response header: then one request in twenty is sent twice, and very
+	// slow answers are rare (Dean and Barroso, The Tail at Scale, 2013).
 	//
 	// The second attempt counts as one of Attempts, which must be at least 2, and is charged to Budget as a
 	// retry is. It is made only if all of this holds: the request may be sent twice, its body has been sent
-	// completely, every target is in the pool, and the circuit is closed. Retries are not hedged. The second
-	// attempt runs on a goroutine that ends before RoundTrip returns, so Transport must return when the
-	// context of a request ends.
+	// completely, no target is out (see HealthOptions), and the circuit is closed. Retries are not hedged.
+	// The second attempt runs on a goroutine that ends before RoundTrip returns, so Transport must return
+	// when the context of a request ends.
 	HedgeAfter time.Duration
 
 	// GRPC declares that the gRPC methods of this upstream may be called twice. gRPC calls are POST requests,
@@ -77,8 +77,8 @@ func (o RetryOptions) withDefaults() RetryOptions {
 	return o
 }
 
-// mayRetry reports whether r may be sent again after attempt n, which ended with a response of this status or
-// with err.
+// mayRetry reports whether r may be sent again after attempt n, which ended with a response of that status or
+// with err. It charges the retry to the budget.
 func (u *Upstream) mayRetry(r *http.Request, body *replay, n, status int, err error) bool {
 	o := &u.opts.Retry
 	if n >= o.Attempts || r.Context().Err() != nil || len(r.Header["Upgrade"]) > 0 || !body.resendable() {
@@ -97,18 +97,18 @@ func (u *Upstream) mayRetry(r *http.Request, body *replay, n, status int, err er
 		return false
 	}
 	if c := u.opts.Circuit; c != nil && c.State() == CircuitOpen {
-		return false // the retry would be refused, and that would hide how the upstream failed
+		return false // the circuit would refuse the retry, and the client would get that refusal as the error
 	}
-	// A request that was never sent cost the upstream nothing, so it costs no budget.
+	// A request that was never sent cost the upstream nothing, so its retry is not charged.
 	return unsent || u.budget.Spend()
 }
 
-// mayRepeat reports whether a target may get r twice.
+// mayRepeat reports whether r may be sent to a target twice.
 func (o *RetryOptions) mayRepeat(r *http.Request) bool {
 	return isIdempotent(r.Method) || o.GRPC && grpcmeta.Is(r.Header)
 }
 
-// pause waits before the retry that follows attempt n. It returns early, with false, when ctx ends.
+// pause waits before the retry that follows attempt n. If ctx ends first, it returns false at once.
 func (o *RetryOptions) pause(ctx context.Context, n int) bool {
 	if o.Backoff < 0 {
 		return ctx.Err() == nil

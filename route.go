@@ -66,8 +66,9 @@ type Route struct {
 //     of the route's pattern are not checked.
 //   - 308 for a path with repeated slashes, to the path with single slashes, and for a path that lacks only a
 //     trailing slash, to the path with it. Method and query are kept.
-//   - 405 with Allow if only the method does not match, or 204 with Allow if that method is OPTIONS. Beside
-//     "POST /pay" and "/", the request "post /pay" gets 405 too: some servers take it for a POST.
+//   - 405 with Allow if only the method does not match, or 204 with Allow if that method is OPTIONS. With the
+//     routes "POST /pay" and "/", the request "post /pay" also gets 405, because some servers treat it as a
+//     POST.
 //   - 404 otherwise.
 //
 // Middleware on one route, such as Auth, is not enough for a backend that interprets paths more freely: one
@@ -88,13 +89,13 @@ type Router struct {
 	named  map[string]func(*http.Request) bool // each predicate's function, by name
 
 	once     sync.Once
-	unrouted http.Handler // Use's middleware around the answer to a request that no route takes
+	unrouted http.Handler // serveUnrouted inside the middleware of Use
 }
 
-// registered is a Route made ready.
+// registered is a Route with its composed handlers.
 type registered struct {
 	Route
-	handler http.Handler // with all middleware around it
+	handler http.Handler // Route.Handler inside all middleware
 
 	once      sync.Once
 	preflight preflightHandlers
@@ -194,10 +195,10 @@ func (rt *Router) register(caller string, r Route) {
 	rt.routes = append(rt.routes, &registered{Route: r, handler: handler})
 }
 
-// conflictingMatch returns the name of a predicate that an earlier one of this Router has, with another
-// function, and "" when there is none. Functions are compared by their place in the source: a function that
-// returns Matches, such as MatchHeader, makes the same one each time that it gives the same name. (Its code
-// will not do: where the compiler inlines the outer function, the inner one has several copies.)
+// conflictingMatch returns the name of a predicate for which this Router already has another function, or ""
+// if there is none. It compares functions by their place in the source: a function that returns Matches, such
+// as MatchHeader, returns a Func from the same place for each Match with the same name. Code pointers would
+// not do: if the compiler inlines MatchHeader, its inner function has several copies.
 func (rt *Router) conflictingMatch(matches []Match) string {
 	for _, m := range matches {
 		if named, ok := rt.named[m.Name]; ok && !sameSource(named, m.Func) {
@@ -211,12 +212,12 @@ func (rt *Router) conflictingMatch(matches []Match) string {
 	return ""
 }
 
-// sameSource reports whether two functions are in one place in the source.
+// sameSource reports whether two functions are from the same place in the source.
 func sameSource(f, g func(*http.Request) bool) bool {
 	return reflect.ValueOf(f).Pointer() == reflect.ValueOf(g).Pointer() || sourceOf(f) == sourceOf(g)
 }
 
-// sourceOf returns where f is in the source, or its name when it is a method's.
+// sourceOf returns the file:line of f, or its name if it is a method value.
 func sourceOf(f func(*http.Request) bool) string {
 	code := runtime.FuncForPC(reflect.ValueOf(f).Pointer())
 	file, line := code.FileLine(code.Entry())
@@ -246,7 +247,7 @@ func compose(caller string, mw []Middleware, h http.Handler) http.Handler {
 // callerLocation returns the file:line from which this package was called.
 func callerLocation() string {
 	var pcs [16]uintptr
-	// In general, the caller stands behind callerLocation, register and Add, and nothing more is looked at.
+	// Usually the caller is the frame after callerLocation, register and Add, so only that one is read.
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(4, pcs[:1])])
 	if f, _ := frames.Next(); !strings.HasPrefix(f.Function, ownPackage) || strings.HasSuffix(f.File, "_test.go") {
 		return f.File + ":" + strconv.Itoa(f.Line)
@@ -293,8 +294,9 @@ func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// handler returns the handler of the route that takes the request, and what to call it with. It returns nil when it has
-// answered the request itself. What it needs on the stack is free again when the handler runs.
+// handler returns the handler of the matching route, and its arguments. It returns nil if it has answered the
+// request itself. It does not call the handler, so that its large variables are not on the stack while the
+// handler runs.
 func (rt *Router) handler(w http.ResponseWriter, r *http.Request) (http.Handler, http.ResponseWriter, *http.Request) {
 	var s routing.Search
 	d := rt.tree.Decide(r, &s)
@@ -311,10 +313,9 @@ func (rt *Router) handler(w http.ResponseWriter, r *http.Request) (http.Handler,
 	return route.handler, rw, r
 }
 
-// takes records that the route takes r. s has found it.
+// takes records that r goes to the route. s has the path values.
 func (route *registered) takes(w http.ResponseWriter, r *http.Request, s *routing.Search) (*responseWriter, *http.Request) {
-	// As in ServeMux, these are set on the request that came in, so that outer handlers can read them
-	// afterwards.
+	// As in ServeMux, these are set on the incoming request, so that outer handlers can read them afterwards.
 	r.Pattern = route.Pattern
 	for name, value := range s.PathValues() {
 		r.SetPathValue(name, value)
@@ -324,8 +325,8 @@ func (route *registered) takes(w http.ResponseWriter, r *http.Request, s *routin
 	return rw, r
 }
 
-// servePreflight handles r, an OPTIONS request for which the decision is d, if it is a CORS preflight: it
-// hands r to the middleware of the route that the request to come would take. It reports whether it did.
+// servePreflight passes r, an OPTIONS request, to the middleware of the route that the announced request
+// would match, if r is a CORS preflight. It reports whether it did. d is the decision about r itself.
 func (rt *Router) servePreflight(w http.ResponseWriter, r *http.Request, d routing.Decision, s *routing.Search) bool {
 	methods := r.Header["Access-Control-Request-Method"]
 	if len(methods) != 1 || len(r.Header["Origin"]) == 0 {
@@ -333,7 +334,7 @@ func (rt *Router) servePreflight(w http.ResponseWriter, r *http.Request, d routi
 	}
 	taken := d.Status == http.StatusOK
 	if taken && rt.tree.IsFor(d.Route, http.MethodOptions) {
-		return false // that route was made for it
+		return false // there is a route for OPTIONS
 	}
 	n, ok := rt.tree.Preflight(r, methods[0])
 	if !ok || taken && n == d.Route {
@@ -348,13 +349,13 @@ func (rt *Router) servePreflight(w http.ResponseWriter, r *http.Request, d routi
 	return true
 }
 
-// preflightHandlers are what a route has for CORS preflights.
+// preflightHandlers are the handlers of a route for CORS preflights.
 type preflightHandlers struct {
-	outer http.Handler // all middleware around serveUnrouted
-	own   http.Handler // the route's handler with its own middleware; it answers inside another route's outer
+	outer http.Handler // serveUnrouted inside all middleware
+	own   http.Handler // the route's handler inside its own middleware; called inside the outer of another route
 }
 
-// preflights returns the handlers, which are made when they are first needed.
+// preflights returns the route's handlers for preflights. The first call makes them.
 func (route *registered) preflights(rt *Router) *preflightHandlers {
 	route.once.Do(func() {
 		route.preflight.outer = compose("Router", rt.use, compose("Router", route.Middleware, http.HandlerFunc(serveUnrouted)))
@@ -363,8 +364,8 @@ func (route *registered) preflights(rt *Router) *preflightHandlers {
 	return &route.preflight
 }
 
-// serveAnswer hands r to h, which is serveUnrouted inside middleware. What the middleware does not answer,
-// answer does.
+// serveAnswer passes r to h, which is serveUnrouted inside middleware. If the middleware does not answer r,
+// serveUnrouted passes it to answer.
 func serveAnswer(w http.ResponseWriter, r *http.Request, h, answer http.Handler) {
 	ex, rw, r := enter(w, r)
 	ex.mu.Lock()
@@ -373,7 +374,8 @@ func serveAnswer(w http.ResponseWriter, r *http.Request, h, answer http.Handler)
 	h.ServeHTTP(rw, r)
 }
 
-// routed records the route, unless an outer Router has recorded one, and whether the path may be raw.
+// routed records the route, unless an outer Router has recorded one. It also records whether the route has
+// RawRest.
 func (ex *exchange) routed(name, pattern string, rawRest bool) {
 	for ; ex != nil; ex = ex.whole {
 		ex.mu.Lock()
@@ -385,10 +387,10 @@ func (ex *exchange) routed(name, pattern string, rawRest bool) {
 	}
 }
 
-// serveUnrouted answers a request that no route takes with the answer that the Router left in the record.
+// serveUnrouted answers a request with the handler that serveAnswer stored in the record.
 func serveUnrouted(w http.ResponseWriter, r *http.Request) {
 	var answer http.Handler
-	if ex := exchangeFrom(r.Context()); ex != nil { // nil when a middleware has replaced the context
+	if ex := exchangeFrom(r.Context()); ex != nil { // nil if a middleware has replaced the context
 		ex.mu.Lock()
 		answer = ex.unrouted
 		ex.mu.Unlock()
@@ -399,7 +401,7 @@ func serveUnrouted(w http.ResponseWriter, r *http.Request) {
 	answer.ServeHTTP(w, r)
 }
 
-// unrouted answers a request that no route takes. The zero value answers 404.
+// unrouted answers a request that no route matches. The zero value answers 404.
 type unrouted struct{ routing.Decision }
 
 func (u *unrouted) ServeHTTP(w http.ResponseWriter, r *http.Request) {
