@@ -266,7 +266,7 @@ func (f *fanout) setHeader() error {
 	}
 	f.private = f.aggregate.private && !f.owns("Authorization") // if owned, Authorization is not the client's
 	f.setTracer()
-	if err := f.own.write(f.header, f.in, make([]string, 0, 9+len(f.own.identity))); err != nil {
+	if err := f.own.write(&fieldWriter{in: f.in, header: f.header, values: make([]string, 0, 9+len(f.own.identity))}); err != nil {
 		return err
 	}
 	f.passed = true

@@ -132,6 +132,7 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 		}
 	}
 	if err != nil {
+		out.Header = call.header(out) // the error may depend on its size
 		err = a.roundTripError(out, err)
 		a.end(result{err: err, gone: leftEarly(a.client) || l.hasLost() || a.hadTooLittleTime()})
 		return nil, a.member, err

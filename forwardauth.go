@@ -308,13 +308,13 @@ func (d *decider) question(ex *exchange, r *http.Request) (*http.Request, error)
 	for _, name := range d.headers {
 		values := r.Header[name]
 		if isMalformed(name, values) {
-			return nil, cannotSend(fmt.Sprintf("malformed field %q", name))
+			return nil, malformedField(name)
 		}
 		if len(values) > 0 {
 			h[name] = values
 		}
 	}
-	if err := d.owned.write(h, r, nil); err != nil {
+	if err := d.owned.write(&fieldWriter{in: r, header: h}); err != nil {
 		return nil, err
 	}
 	h["X-Forwarded-Method"], h["X-Original-Method"] = []string{r.Method}, []string{r.Method}

@@ -31,6 +31,9 @@ func cannotSend(reason string) error {
 	return &Error{Status: http.StatusBadRequest, Err: errors.New("gateway: the request cannot be sent: " + reason)}
 }
 
+// malformedField returns the 400 for a field that isMalformed reports.
+func malformedField(name string) error { return cannotSend(fmt.Sprintf("malformed field %q", name)) }
+
 // unsendable returns the reason why a transport would refuse r, or "" if it would not. framed is true if the
 // header has framing fields.
 func unsendable(r *http.Request) (reason string, framed bool) {

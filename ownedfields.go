@@ -36,6 +36,12 @@ var reservedFields = []string{
 // xForwarded is the prefix of a family of fields. The gateway owns all of them, and sets some.
 const xForwarded = "X-Forwarded-"
 
+const (
+	fieldXForwardedHost   = "X-Forwarded-Host"
+	fieldXForwardedPrefix = "X-Forwarded-Prefix"
+	fieldXForwardedProto  = "X-Forwarded-Proto"
+)
+
 // writtenForwarded are the fields X-Forwarded-* that are set on every request.
 var writtenForwarded = []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"}
 
@@ -157,14 +163,14 @@ func (h ownedHere) isTrace(name string) bool {
 	return h.trace != "" && httpfield.SameName(name, h.trace)
 }
 
-// write sets the fields on h, the header of a request that is sent on behalf of in. The caller has removed
-// the fields that f owns from h. values must be empty. Its memory is used for the values, so the caller must
-// not use it again. The error is a 401: a claim of the identity is not a valid field value.
-func (f *ownedFields) write(h http.Header, in *http.Request, values []string) error {
-	w := fieldWriter{header: h, in: in, peer: remoteAddr(in), values: values}
+// write writes the fields of a request that is sent on behalf of w.in. The caller has left out, or removed from
+// w.header, the fields that f owns. The error is a 401 if a claim of the identity is not a valid field value,
+// and a 400 if a line is malformed.
+func (f *ownedFields) write(w *fieldWriter) error {
+	w.peer = remoteAddr(w.in)
 	var trace tracing
 	var id *Identity
-	if ex := exchangeFrom(in.Context()); ex != nil {
+	if ex := exchangeFrom(w.in.Context()); ex != nil {
 		ex.mu.Lock()
 		w.hops, id, trace = ex.hops, ex.identity, ex.tracing
 		ex.mu.Unlock()
@@ -172,32 +178,70 @@ func (f *ownedFields) write(h http.Header, in *http.Request, values []string) er
 	w.clientAddr()
 	w.fromTrustedProxy()
 	w.hostAndProto()
-	w.trace(&trace, in.Context())
+	w.trace(&trace, w.in.Context())
 	if f.clientCert {
 		w.clientCert()
 	}
-	if id == nil {
-		return nil
+	w.forwardedPrefix()
+	if id != nil {
+		if err := w.identity(id, f.identity); err != nil {
+			return err
+		}
 	}
-	return w.identity(id, f.identity)
+	if w.malformed != "" {
+		return malformedField(w.malformed)
+	}
+	return nil
 }
 
-// fieldWriter writes the fields of one request.
+// fieldWriter writes the fields of one request, to a header or to lines.
 type fieldWriter struct {
-	header http.Header
 	in     *http.Request // the client's
-	peer   netip.Addr
-	hops   hops
+	prefix string        // that Proxy strips, escaped; "" for none
 
-	// values holds the values of all fields, to save an allocation for each: a field's []string is a slice of
-	// values with one element.
+	header http.Header // nil if the fields are written to lines
+	lines  []byte      // fields as HTTP/1.1 has them, each with its line end
+
+	malformed string // the name of a field in lines that cannot be sent; "" for none
+
+	// values holds the values of all fields in header, to save an allocation for each: a field's []string is a
+	// slice of values with one element. It is empty at first, and its memory belongs to the header afterwards.
 	values []string
+
+	peer     netip.Addr
+	hops     hops
+	reported struct{ host, proto bool } // X-Forwarded-Host and -Proto are written
+	stripped []string                   // X-Forwarded-Prefix of trusted proxies, if prefix is to be added to it
 }
 
+// set writes a field that has one value.
 func (w *fieldWriter) set(name, value string) {
+	if w.header == nil {
+		w.line(name, value)
+		return
+	}
 	w.values = append(w.values, value)
 	n := len(w.values)
 	w.header[name] = w.values[n-1 : n : n]
+}
+
+// pass writes a field of the client's request with its values.
+func (w *fieldWriter) pass(name string, values []string) {
+	if w.header != nil {
+		w.header[name] = values
+		return
+	}
+	for _, value := range values {
+		w.line(name, value)
+	}
+}
+
+// line appends one line. Lines are not checked again before they are sent.
+func (w *fieldWriter) line(name, value string) {
+	if httpfield.HasControl(value) {
+		w.malformed = name
+	}
+	w.lines = httpfield.AppendLine(w.lines, name, value)
 }
 
 // clientAddr sets X-Real-IP to the client's address, and X-Forwarded-For to the addresses from the client to
@@ -237,13 +281,23 @@ func (w *fieldWriter) fromTrustedProxy() {
 		return
 	}
 	for _, name := range trustedForwarded {
-		if values := w.in.Header[name]; len(values) > 0 {
-			w.header[name] = values
+		values := w.in.Header[name]
+		switch {
+		case len(values) == 0:
+			continue
+		case name == fieldXForwardedPrefix && w.prefix != "":
+			w.stripped = values
+			continue
+		case name == fieldXForwardedHost:
+			w.reported.host = true
+		case name == fieldXForwardedProto:
+			w.reported.proto = true
 		}
+		w.pass(name, values)
 	}
 	if w.hops.field != fieldXForwardedFor {
 		if values := w.in.Header[w.hops.field]; len(values) == 1 {
-			w.header[w.hops.field] = values
+			w.pass(w.hops.field, values)
 		}
 	}
 }
@@ -254,7 +308,7 @@ func (w *fieldWriter) forwarded(before []string) {
 	switch peer := w.peer; {
 	case len(before) == 0:
 	case !peer.IsValid():
-		w.header[fieldForwarded] = before
+		w.pass(fieldForwarded, before)
 	default:
 		node := peer.String()
 		if peer.Is6() {
@@ -263,25 +317,38 @@ func (w *fieldWriter) forwarded(before []string) {
 		w.set(fieldForwarded, strings.Join(before, ", ")+", for="+node)
 	}
 	if w.hops.host != "" {
-		w.set("X-Forwarded-Host", w.hops.host)
+		w.reported.host = true
+		w.set(fieldXForwardedHost, w.hops.host)
 	}
 	if w.hops.proto != "" {
-		w.set("X-Forwarded-Proto", strings.ToLower(w.hops.proto))
+		w.reported.proto = true
+		w.set(fieldXForwardedProto, strings.ToLower(w.hops.proto))
 	}
 }
 
 // hostAndProto sets X-Forwarded-Host and X-Forwarded-Proto, unless a trusted proxy has sent them.
 func (w *fieldWriter) hostAndProto() {
-	if _, ok := w.header["X-Forwarded-Host"]; !ok && w.in.Host != "" {
-		w.set("X-Forwarded-Host", w.in.Host)
+	if !w.reported.host && w.in.Host != "" {
+		w.set(fieldXForwardedHost, w.in.Host)
 	}
-	if _, ok := w.header["X-Forwarded-Proto"]; !ok {
-		if w.in.TLS != nil {
-			w.set("X-Forwarded-Proto", "https")
-		} else {
-			w.set("X-Forwarded-Proto", "http")
+	if !w.reported.proto {
+		w.set(fieldXForwardedProto, scheme(w.in))
+	}
+}
+
+// forwardedPrefix sets X-Forwarded-Prefix: the prefixes that trusted proxies have stripped, then the one that
+// Proxy strips.
+func (w *fieldWriter) forwardedPrefix() {
+	if w.prefix == "" {
+		return
+	}
+	prefix := ""
+	for _, line := range w.stripped {
+		for before := range strings.SplitSeq(line, ",") {
+			prefix += strings.TrimRight(strings.TrimSpace(before), "/")
 		}
 	}
+	w.set(fieldXForwardedPrefix, prefix+w.prefix)
 }
 
 // trace sets the field that carries the trace id, and traceparent and tracestate.

@@ -143,6 +143,7 @@ func Proxy(to http.RoundTripper, opts *ProxyOptions) http.Handler {
 	p.owned.clientCert = p.opts.ClientCert
 	p.prefix = urlpath.Escape(p.opts.StripPrefix)
 	p.editFields()
+	p.asLines = p.sendsLines()
 	return p
 }
 
@@ -152,6 +153,7 @@ type proxy struct {
 	owned    *ownedFields
 	template *urlpath.Template
 	prefix   string // StripPrefix, escaped
+	asLines  bool   // see sendsLines
 
 	requestFields, responseFields fieldEdits
 }
@@ -187,6 +189,8 @@ type forwarding struct {
 	// are slices of values.
 	out    http.Request
 	url    url.URL
+	lines  *headerLines // the fields, if they are sent as lines; then made is the same as a header, if that was needed
+	made   http.Header
 	values [10]string
 }
 
@@ -213,7 +217,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		out, release = f.rewrite(out)
 		defer release()
 	}
-	if _, ok := out.Header["User-Agent"]; !ok {
+	if _, ok := out.Header["User-Agent"]; !ok && f.lines == nil {
 		out.Header["User-Agent"] = noField // otherwise the transport sends its own
 	}
 	if f.body != nil {
@@ -227,6 +231,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	res, err := f.send(out)
+	f.lines.release() // every attempt has ended, or has a response
 	f.interim.stop()
 	if err != nil {
 		f.fail(attemptError(out, err))
@@ -264,6 +269,10 @@ func (f *forwarding) send(out *http.Request) (*http.Response, error) {
 	if f.expectation() != nil || len(out.Header["Upgrade"]) > 0 {
 		call.hooks = &allHooks
 	}
+	if f.lines != nil {
+		call.hooks = &lineHooks
+		return f.to.(*Upstream).roundTrip(out, call)
+	}
 	// ownedHere.addr is set if the fields of a trusted proxy are passed on.
 	if f.opts.Rewrite != nil || f.ownedHere.addr != "" || len(out.Trailer) > 0 {
 		var err error
@@ -296,6 +305,7 @@ func (f *forwarding) expectation() *expectation {
 // The hooks that Proxy gives to a transport. Each is called with the forwarding as its first argument.
 var (
 	interimHooks = h1.Hooks{Got1xxResponse: passInterim, Max1xx: maxInterim}
+	lineHooks    = h1.Hooks{Got1xxResponse: passInterim, Max1xx: maxInterim, Lines: sentLines}
 	allHooks     = h1.Hooks{GotConn: forwardingConn, GotFirstResponseByte: forwardingAnswered, Got1xxResponse: passInterim, Max1xx: maxInterim}
 )
 
@@ -359,8 +369,7 @@ func (f *forwarding) outgoing() (*http.Request, error) {
 		return nil, err
 	}
 	out.URL = &f.url
-	var err error
-	if out.Header, err = f.header(); err != nil {
+	if err := f.setFields(out); err != nil {
 		return nil, err
 	}
 	out.Trailer = f.trailer()
@@ -483,7 +492,7 @@ func (f *forwarding) header() (http.Header, error) {
 			continue
 		}
 		if f.opts.Rewrite == nil && isMalformed(name, values) { // Rewrite may remove it
-			return nil, cannotSend(fmt.Sprintf("malformed field %q", name))
+			return nil, malformedField(name)
 		}
 		if f.opts.Rewrite != nil {
 			values = slices.Clone(values) // Rewrite may modify the values of Out, and In must not change
@@ -504,26 +513,7 @@ func (f *forwarding) header() (http.Header, error) {
 		h["Upgrade"] = []string{protocols}
 	}
 	f.requestFields.write(h)
-	if err := f.owned.write(h, f.in, f.values[:0]); err != nil {
-		return nil, err
-	}
-	f.forwardedPrefix(h)
-	return h, nil
-}
-
-// forwardedPrefix sets X-Forwarded-Prefix: the prefixes that trusted proxies have stripped, then the one that
-// this proxy strips. For example, "/v1" from a trusted proxy and StripPrefix "/api" become "/v1/api".
-func (f *forwarding) forwardedPrefix(h http.Header) {
-	if f.prefix == "" {
-		return
-	}
-	prefix := ""
-	for _, line := range h["X-Forwarded-Prefix"] {
-		for before := range strings.SplitSeq(line, ",") {
-			prefix += strings.TrimRight(strings.TrimSpace(before), "/")
-		}
-	}
-	h["X-Forwarded-Prefix"] = []string{prefix + f.prefix}
+	return h, f.owned.write(&fieldWriter{in: f.in, prefix: f.prefix, header: h, values: f.values[:0]})
 }
 
 // trailer returns the names of the trailers that the client announced and that may be sent on. Their values

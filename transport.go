@@ -337,7 +337,10 @@ func (c directCall) traced(r *http.Request) *http.Request {
 			return f(c.arg, code, header)
 		}
 	}
-	return r.WithContext(httptrace.WithClientTrace(r.Context(), &trace))
+	header := c.header(r)
+	r = r.WithContext(httptrace.WithClientTrace(r.Context(), &trace))
+	r.Header = header
+	return r
 }
 
 // sendOn sends a request whose target has just chosen HTTP/2 on that connection, or on one that was there

@@ -271,7 +271,9 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // roundTrip is RoundTrip for a request that has passed the gate, with the hooks of a call.
 func (u *Upstream) roundTrip(r *http.Request, call directCall) (*http.Response, error) {
-	r = continueTrace(r)
+	if call.hooks == nil || call.hooks.Lines == nil { // lines have it already
+		r = continueTrace(r)
+	}
 	body := newReplay(r, u.opts.Retry.MaxBodyBytes)
 	defer body.settle()
 	if u.opts.Retry.Attempts > 1 {

@@ -129,6 +129,11 @@ type Hooks struct {
 	GotFirstResponseByte func(arg any)
 	Got100Continue       func(arg any)
 
+	// Lines returns the fields to send in place of those in Request.Header: whole lines, which must be
+	// well-formed, without Host, Connection, Expect and the fields that frame the message. The lines are copied.
+	// Of Request.Header, only Idempotency-Key and X-Idempotency-Key are read then.
+	Lines func(arg any) []byte
+
 	// Got1xxResponse is called for each 1xx response except 101. If it returns an error, the round trip fails
 	// with that error.
 	Got1xxResponse func(arg any, code int, header textproto.MIMEHeader) error

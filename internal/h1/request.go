@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
 // maxInMemoryInline is the length of the largest body in memory that is sent together with the header,
@@ -218,9 +220,36 @@ func withoutZone(host string) string {
 
 // appendFields appends the fields and the empty line after them. It sets expect, upgrade and close.
 func (c *call) appendFields(b []byte) ([]byte, error) {
+	if c.hooks.Lines != nil {
+		b = append(b, c.hooks.Lines(c.arg)...)
+	} else {
+		var err error
+		if b, err = c.appendHeader(b); err != nil {
+			return b, err
+		}
+	}
 	req := c.req
-	closes := false
-	for name, values := range req.Header {
+	if req.Close && !c.close {
+		b = append(b, "Connection: close\r\n"...)
+	}
+	c.close = c.close || req.Close
+	switch {
+	case c.length > 0:
+		b = append(b, "Content-Length: "...)
+		b = strconv.AppendInt(b, c.length, 10)
+		b = append(b, "\r\n"...)
+	case c.length < 0:
+		b = append(b, "Transfer-Encoding: chunked\r\n"...)
+		b = appendTrailerNames(b, req.Trailer)
+	case req.Method == "POST" || req.Method == "PUT" || req.Method == "PATCH":
+		b = append(b, "Content-Length: 0\r\n"...)
+	}
+	return append(b, "\r\n"...), nil
+}
+
+// appendHeader appends the fields of Request.Header.
+func (c *call) appendHeader(b []byte) ([]byte, error) {
+	for name, values := range c.req.Header {
 		if !isToken(name) {
 			return b, invalid("field name %q", name)
 		}
@@ -232,7 +261,7 @@ func (c *call) appendFields(b []byte) ([]byte, error) {
 			skip = strings.EqualFold(name, "Trailer")
 		case len("Connection"):
 			if strings.EqualFold(name, "Connection") {
-				closes = closes || hasToken(values, "close")
+				c.close = c.close || hasToken(values, "close")
 				c.upgrade = c.upgrade || hasToken(values, "upgrade")
 			} else if name == "User-Agent" && len(values) > 0 && values[0] == "" {
 				skip = true // as in net/http, an empty value means that none is sent
@@ -251,34 +280,11 @@ func (c *call) appendFields(b []byte) ([]byte, error) {
 				return b, invalid("value of the field %q", name)
 			}
 			if !skip {
-				b = appendField(b, name, value)
+				b = httpfield.AppendLine(b, name, value)
 			}
 		}
 	}
-	c.close = req.Close || closes
-	if req.Close && !closes {
-		b = append(b, "Connection: close\r\n"...)
-	}
-	switch {
-	case c.length > 0:
-		b = append(b, "Content-Length: "...)
-		b = strconv.AppendInt(b, c.length, 10)
-		b = append(b, "\r\n"...)
-	case c.length < 0:
-		b = append(b, "Transfer-Encoding: chunked\r\n"...)
-		b = appendTrailerNames(b, req.Trailer)
-	case req.Method == "POST" || req.Method == "PUT" || req.Method == "PATCH":
-		b = append(b, "Content-Length: 0\r\n"...)
-	}
-	return append(b, "\r\n"...), nil
-}
-
-// appendField appends a field line, without the whitespace around the value.
-func appendField(b []byte, name, value string) []byte {
-	b = append(b, name...)
-	b = append(b, ": "...)
-	b = append(b, trimBlanks(value)...)
-	return append(b, "\r\n"...)
+	return b, nil
 }
 
 // appendTrailerNames appends the field Trailer, if there are trailers.
@@ -306,7 +312,7 @@ func appendTrailer(b []byte, trailer http.Header) ([]byte, error) {
 			if !isValue(value) {
 				return b, invalid("value of the trailer %q", name)
 			}
-			b = appendField(b, name, value)
+			b = httpfield.AppendLine(b, name, value)
 		}
 	}
 	return b, nil

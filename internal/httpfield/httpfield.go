@@ -140,6 +140,15 @@ func hasControl(s string) bool {
 	return false
 }
 
+// AppendLine appends a field as HTTP/1.1 sends it, without the blanks around its value, and with the line end. It does
+// not check name and value.
+func AppendLine(b []byte, name, value string) []byte {
+	b = append(b, name...)
+	b = append(b, ": "...)
+	b = append(b, textproto.TrimString(value)...)
+	return append(b, "\r\n"...)
+}
+
 // IsValue reports whether every reader of a field value s gets s (RFC 9110 section 5.5). So s is not empty, is
 // UTF-8 without control characters, and has no blank at either end, which a reader would cut off.
 func IsValue(s string) bool {

@@ -1,0 +1,136 @@
+package gateway
+
+import (
+	"bufio"
+	"bytes"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/netip"
+	"net/textproto"
+	"reflect"
+	"slices"
+	"testing"
+)
+
+// TestLinesAreTheHeader compares the two ways in which the fields of a request are made, for a request that passes the
+// same middleware. Which way is taken must make no difference to the target.
+func TestLinesAreTheHeader(t *testing.T) {
+	identify := AuthenticatorFunc(func(r *http.Request) (*Identity, error) {
+		return &Identity{Subject: "alice", Issuer: "https://id.example", Claims: map[string]any{"email": r.Header.Get("X-Claim")}}, nil
+	})
+	gateway := []Middleware{Observe(nil), Auth(identify, nil)}
+	behind := []Middleware{TrustProxies("X-Forwarded-For", netip.MustParsePrefix("192.0.2.0/24")), Observe(nil)}
+	usual := http.Header{"Accept": {"application/json"}, "Cookie": {"a=b", "c=d"}, "User-Agent": {"test"}, "Authorization": {"Bearer x"},
+		"X-Padded": {"  x\t"}, "Connection": {"keep-alive"}, "Keep-Alive": {"timeout=5"}}
+	with := func(more http.Header) http.Header {
+		h := usual.Clone()
+		maps.Copy(h, more)
+		return h
+	}
+	forged := http.Header{"X_user_id": {"eve"}, "X-Forwarded-For": {"1.2.3.4"}, "X-Forwarded-Host": {"evil.example"}, "X-Forwarded-User": {"eve"},
+		"Forwarded": {"for=1.2.3.4"}, "Traceparent": {"00-1-2-3"}, "X-Trace-Id": {"forged"}, "Proxy": {"x"}, "Transfer_encoding": {"chunked"},
+		"X-Forwarded-Prefix": {"/outer/", "/two"}, "X-Forwarded-Proto": {"https"}}
+	for _, tt := range []struct {
+		name   string
+		mw     []Middleware
+		opts   ProxyOptions
+		header http.Header
+		lines  bool // the request can be sent as lines
+	}{
+		{"no middleware", nil, ProxyOptions{}, usual, true},
+		{"a gateway", gateway, ProxyOptions{}, usual, true},
+		{"no User-Agent", gateway, ProxyOptions{}, http.Header{"Accept": {"*/*"}}, true},
+		{"no fields", gateway, ProxyOptions{}, http.Header{}, true},
+		{"no header", nil, ProxyOptions{}, nil, false},
+		{"forged fields", gateway, ProxyOptions{}, with(forged), true},
+		{"a trusted proxy", behind, ProxyOptions{}, with(forged), true},
+		{"a prefix", gateway, ProxyOptions{StripPrefix: "/api"}, with(forged), true},
+		{"a prefix behind a trusted proxy", behind, ProxyOptions{StripPrefix: "/api"}, with(forged), true},
+		{"another identity", gateway, ProxyOptions{Identity: map[string]string{"X-Issuer": "iss", "X-Email": "email"}}, with(http.Header{"X-Claim": {"a@b"}}), true},
+		{"a field is dropped", gateway, ProxyOptions{RequestFields: FieldEdits{Drop: []string{"Cookie"}}}, usual, true},
+		{"a claim that is no value", gateway, ProxyOptions{Identity: map[string]string{"X-Email": "email"}}, with(http.Header{"X-Claim": {"a\nb"}}), false},
+		{"a malformed value", nil, ProxyOptions{}, with(http.Header{"X-Bad": {"a\rb"}}), false},
+		{"a malformed name", nil, ProxyOptions{}, with(http.Header{"X Bad": {"a"}}), false},
+		{"Connection names a field", nil, ProxyOptions{}, with(http.Header{"Connection": {"Cookie"}}), false},
+		{"Connection: close", nil, ProxyOptions{}, with(http.Header{"Connection": {"close"}, "Close": {"x"}}), false},
+		{"TE", nil, ProxyOptions{}, with(http.Header{"Te": {"trailers"}}), false},
+		{"Upgrade", nil, ProxyOptions{}, with(http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}}), false},
+		{"Expect", nil, ProxyOptions{}, with(http.Header{"Expect": {"100-continue"}}), false},
+		{"Expect by another middleware", nil, ProxyOptions{}, with(http.Header{"expect": {"100-continue"}}), false},
+		{"Host", nil, ProxyOptions{}, with(http.Header{"host": {"other.example"}}), false},
+		{"an empty User-Agent", nil, ProxyOptions{}, with(http.Header{"User-Agent": {""}}), false},
+		{"fields are added", gateway, ProxyOptions{RequestFields: FieldEdits{Add: map[string]string{"X-A": "b"}}}, usual, false},
+		{"Rewrite", gateway, ProxyOptions{Rewrite: func(*httputil.ProxyRequest) {}}, usual, false},
+		{"ModifyResponse", gateway, ProxyOptions{ModifyResponse: func(*http.Response) error { return nil }}, usual, false},
+		{"RewriteLocation", gateway, ProxyOptions{RewriteLocation: true}, usual, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := Proxy(NewUpstream("u", MustTargets("http://10.0.0.1"), nil), &tt.opts).(*proxy)
+			compared := false
+			h := Chain(tt.mw...)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				compared = true
+				ex, rw, r := enter(w, r)
+				f := &forwarding{proxy: p, ex: ex, w: rw, in: r, ownedHere: ex.ownedHere()}
+				var out http.Request
+				err := f.setFields(&out)
+				if got := f.lines != nil; got != tt.lines {
+					t.Fatalf("sent as lines: %v, want %v", got, tt.lines)
+				}
+				want, wantErr := f.header()
+				if (err == nil) != (wantErr == nil) {
+					t.Fatalf("error %v, and %v with a header", err, wantErr)
+				}
+				if !tt.lines {
+					return
+				}
+				got, err := textproto.NewReader(bufio.NewReader(bytes.NewReader(append(f.lines.b, "\r\n"...)))).ReadMIMEHeader()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !reflect.DeepEqual(http.Header(got), onTheWire(want)) {
+					t.Errorf("lines:\n%v\nheader:\n%v", got, want)
+				}
+			}))
+			r := httptest.NewRequest("GET", "http://gw.example/api/x", nil)
+			r.Header = tt.header
+			h.ServeHTTP(httptest.NewRecorder(), r)
+			if !compared {
+				t.Error("the request did not get so far")
+			}
+		})
+	}
+}
+
+// onTheWire is a header as its reader gets it.
+func onTheWire(h http.Header) http.Header {
+	wire := make(http.Header)
+	for name, values := range h {
+		name = http.CanonicalHeaderKey(name)
+		for _, value := range values {
+			wire[name] = append(wire[name], textproto.TrimString(value))
+		}
+		slices.Sort(wire[name])
+	}
+	return wire
+}
+
+// TestWhoReadsFieldsGetsTheHeader is about a Balancer of the user's, which must see what is sent.
+func TestWhoReadsFieldsGetsTheHeader(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		opts UpstreamOptions
+		want bool
+	}{
+		{"the default", UpstreamOptions{}, true},
+		{"RoundRobin", UpstreamOptions{Balancer: RoundRobin()}, true},
+		{"HashBy", UpstreamOptions{Balancer: HashBy(KeyByIP)}, false},
+		{"another transport", UpstreamOptions{Transport: http.DefaultTransport}, false},
+		{"hedging", UpstreamOptions{Retry: RetryOptions{Attempts: 2, HedgeAfter: 1}}, false},
+	} {
+		if got := NewUpstream("u", MustTargets("http://10.0.0.1"), &tt.opts).sendsLines(); got != tt.want {
+			t.Errorf("%s: sent as lines: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
