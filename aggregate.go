@@ -196,14 +196,19 @@ type fanout struct {
 	in        *http.Request
 	ctx       context.Context
 	ownedHere ownedHere
-	header    http.Header  // the fields of every part's request; some do not get Authorization, see private
-	passed    bool         // gate would accept header
-	private   bool         // only parts from an Upstream or a HandlerTransport get Authorization of header
-	tracer    trace.Tracer // starts the parts' spans; nil if the request's span is not recorded
-	total     atomic.Int64 // bytes of the parts' bodies so far
-	finished  chan int     // the numbers of parts that have finished
-	answers   []partAnswer
-	stopped   bool // a required part has failed: no further part is requested
+	partFields
+	tracer   trace.Tracer // starts the parts' spans; nil if the request's span is not recorded
+	total    atomic.Int64 // bytes of the parts' bodies so far
+	finished chan int     // the numbers of parts that have finished
+	answers  []partAnswer
+	stopped  bool // a required part has failed: no further part is requested
+}
+
+// partFields are the header fields of the parts' requests.
+type partFields struct {
+	header       http.Header // every part's; some lack Authorization, see restrictAuth
+	passed       bool        // gate would accept header
+	restrictAuth bool        // only parts from an Upstream or a HandlerTransport get Authorization of header
 }
 
 // partAnswer is the result of one part.
@@ -264,7 +269,7 @@ func (f *fanout) setHeader() error {
 			f.header[name] = values
 		}
 	}
-	f.private = f.aggregate.private && !f.owns("Authorization") // if owned, Authorization is not the client's
+	f.restrictAuth = f.private && !f.owns("Authorization") // if owned, Authorization is not the client's
 	f.setTracer()
 	if err := f.own.write(&fieldWriter{in: f.in, header: f.header, values: make([]string, 0, 9+len(f.own.identity))}); err != nil {
 		return err

@@ -345,7 +345,7 @@ func (f *fanout) partHeader(p *part, ctx context.Context) http.Header {
 	}
 	header := make(http.Header, len(f.header)+1) // faster than maps.Clone for a few fields
 	for name, values := range f.header {
-		if !third || !f.private || name != "Authorization" {
+		if !third || !f.restrictAuth || name != "Authorization" {
 			header[name] = values
 		}
 	}

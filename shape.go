@@ -95,7 +95,7 @@ func Reshape(s Shape) Middleware {
 				r = plain
 				ex.derived(r)
 			}
-			f := &reshaping{projection: projection, ex: ex, w: rw, r: r, declared: -1}
+			f := &reshaping{projection: projection, ex: ex, w: rw, r: r, original: original{declared: -1}}
 			f.outer, rw.filter = rw.filter, f
 			defer f.end()
 			next.ServeHTTP(rw, r)
@@ -130,36 +130,45 @@ type reshaping struct {
 	ex         *exchange
 	w          *responseWriter
 	r          *http.Request
-	outer      bodyFilter // of the writer, before this one
+	outer      bodyFilter // the writer's filter before this one
 
-	stage    reshapeStage
-	held     int   // the status that has not been sent; 0 for none
-	declared int64 // Content-Length of the handler's body; -1 when unknown
-	received int64
-	err      error // why the answer cannot be passed on
-
-	projector *rawjson.Projector
-	buffer    *[32 << 10]byte
-	out       []byte // what has not been sent
+	stage reshapeStage
+	err   error // why the answer cannot be passed on
+	original
+	projected
 }
 
-// reshapeStage is what a reshaping does with what the handler writes.
+// original is the answer as the handler writes it.
+type original struct {
+	declared int64 // Content-Length of the body; -1 when unknown
+	received int64 // bytes of the body so far
+}
+
+// projected is the answer as it is sent.
+type projected struct {
+	held      int // the status, until it is sent; 0 means none
+	projector *rawjson.Projector
+	buffer    *[32 << 10]byte // from the pool; backs out
+	out       []byte          // the part of the body that has not been sent
+}
+
+// reshapeStage says how a reshaping treats what the handler writes.
 type reshapeStage uint8
 
 const (
-	undecided reshapeStage = iota // there is no status yet
-	passing                       // nothing is changed
-	changing
-	refused // the answer cannot be passed on: err is set
-	broken  // the client or its connection is gone
+	undecided reshapeStage = iota // the handler has not set a status
+	passing                       // the answer is sent unchanged
+	changing                      // the body is projected
+	refused                       // the answer cannot be passed on: err is set
+	broken                        // writing to the client has failed
 )
 
 const (
-	reshapePiece = 8 << 10  // of the body, at once
-	reshapeHeld  = 24 << 10 // of the output, after which it is sent
+	reshapePiece = 8 << 10  // bytes of the body that are projected at once
+	reshapeHeld  = 24 << 10 // bytes of output that are collected before they are sent
 )
 
-// header decides what becomes of the answer.
+// header is called when the handler sets a status. The first call decides how the answer is treated.
 func (f *reshaping) header(status int) {
 	first := f.stage == undecided
 	if first {
@@ -173,6 +182,7 @@ func (f *reshaping) header(status int) {
 	}
 }
 
+// decide chooses the stage from the status and the fields of the answer, and prepares it.
 func (f *reshaping) decide(status int) {
 	h := f.w.Header()
 	f.stage = passing
@@ -183,9 +193,9 @@ func (f *reshaping) decide(status int) {
 		}
 	case status < 200, status > 299, status == http.StatusNoContent, status == http.StatusResetContent, !isJSON(h):
 	case status == http.StatusPartialContent:
-		f.refuse(errors.New("a part of a JSON body, which was not asked for"))
+		f.refuse(errors.New("status 206 with a JSON body, although no range was requested"))
 	case isEncoded(h):
-		f.refuse(fmt.Errorf("a JSON body in the coding %s, which was not asked for", truncate(h.Get("Content-Encoding"))))
+		f.refuse(fmt.Errorf("a JSON body with the content coding %s, although none was accepted", truncate(h.Get("Content-Encoding"))))
 	case f.r.Method == http.MethodHead:
 		f.editFields()
 	default:
@@ -243,7 +253,7 @@ func (f *reshaping) editFields() {
 	}
 }
 
-// write takes a part of the handler's body.
+// write is called with each part of the handler's body.
 func (f *reshaping) write(p []byte) (int, error) {
 	f.implicit()
 	switch f.stage {
@@ -271,7 +281,7 @@ func (f *reshaping) write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// implicit sets the status of a handler that writes without one.
+// implicit decides for status 200 if the handler writes the body without setting a status.
 func (f *reshaping) implicit() {
 	if f.stage != undecided {
 		return
@@ -281,7 +291,7 @@ func (f *reshaping) implicit() {
 	}
 }
 
-// flush sends what is buffered.
+// flush sends the collected output.
 func (f *reshaping) flush() error {
 	f.implicit()
 	switch f.stage {
@@ -295,7 +305,7 @@ func (f *reshaping) flush() error {
 	return f.w.flushTo(f.outer)
 }
 
-// send sends the status, if it has not been sent, and what is buffered.
+// send sends the status, unless it was sent, and the collected output.
 func (f *reshaping) send() error {
 	if f.held != 0 {
 		status := f.held
@@ -313,15 +323,15 @@ func (f *reshaping) send() error {
 	return err
 }
 
-// refuse records why the answer cannot be passed on. It is called before the handler learns of it from a
-// write, so that what the handler makes of the error is not taken for the cause.
+// refuse records why the answer cannot be passed on. The cause is noted at once, before Write returns it to the
+// handler: the handler may report an error of its own, and the first note counts.
 func (f *reshaping) refuse(err error) {
 	cause := attemptError(f.r, fmt.Errorf("gateway: Reshape: %w", err))
 	f.stage, f.err = refused, cause
 	f.ex.note(result{err: cause, began: true, gone: leftEarly(f.r.Context())}.outcome(), cause)
 }
 
-// end is deferred around the handler.
+// end is deferred around the handler. It completes the answer or replaces it by an error.
 func (f *reshaping) end() {
 	panicked := recover()
 	f.w.filter = f.outer
@@ -337,7 +347,7 @@ func (f *reshaping) end() {
 		f.w.restart()
 	}
 	switch {
-	case f.stage == refused && unsent && (panicked == nil || panicked == http.ErrAbortHandler): // it aborts when a write fails
+	case f.stage == refused && unsent && (panicked == nil || panicked == http.ErrAbortHandler): // the handler aborts when its write fails
 		WriteError(f.w, f.r, f.err)
 	case f.stage == refused && panicked == nil:
 		panic(http.ErrAbortHandler)
@@ -374,7 +384,7 @@ func (f *reshaping) finish() {
 	if f.held != 0 && !hasTrailers(h) {
 		h["Content-Length"] = []string{strconv.Itoa(len(f.out))}
 	}
-	_ = f.send() // when the client is gone, its connection is too
+	_ = f.send() // after an error the connection cannot be used, so there is nothing to do
 }
 
 // hasTrailers reports whether a handler has announced or set trailers.
