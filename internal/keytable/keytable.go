@@ -37,10 +37,14 @@ type States[S any] interface {
 
 // Table has the states of all keys that are not at rest. Make it with New. It is safe for concurrent use.
 type Table[S any] struct {
+	shards [shardCount]shard[S] // first, so that each begins with a cache line
+
+	// One more line, which every use of the table reads.
 	states  States[S]
 	seed    maphash.Seed
 	maxKeys int64
-	shards  [shardCount]shard[S]
+	swept   atomic.Int64 // the time of the last sweep
+	_       [cacheLine - 40]byte
 
 	overflow struct {
 		mu    sync.Mutex
@@ -48,9 +52,6 @@ type Table[S any] struct {
 		begun bool
 		state S
 	}
-
-	swept atomic.Int64 // the time of the last sweep; every use of the table reads it
-	_     [64]byte     // so it has a cache line of its own
 
 	held atomic.Int64  // keys
 	next atomic.Uint32 // the shard before the one that is swept next

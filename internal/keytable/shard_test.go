@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"unsafe"
 )
 
 // A shard holds what a map would, whatever is added and removed, also when many marks are equal or have their homes
@@ -73,6 +74,26 @@ func TestShardEqualsMap(t *testing.T) {
 		if s.marks != nil || s.entries != nil {
 			t.Error("an empty shard keeps memory")
 		}
+	}
+}
+
+// What a lock protects is fast under contention only if no other line moves with it.
+func TestLocksHaveTheirOwnCacheLines(t *testing.T) {
+	if unsafe.Sizeof(uintptr(0)) != 8 {
+		t.Skip("the layout is that of 64 bits")
+	}
+	table := New[lease](1, leases{})
+	for i := range table.shards {
+		s := &table.shards[i]
+		if at := uintptr(unsafe.Pointer(&s.mu)) % cacheLine; at != 0 {
+			t.Fatalf("the lock of shard %d begins at byte %d of a cache line", i, at)
+		}
+		if d := unsafe.Offsetof(s.marks) - unsafe.Offsetof(s.mu); d != cacheLine {
+			t.Fatalf("the marks are %d bytes after the lock, want %d", d, cacheLine)
+		}
+	}
+	if at := unsafe.Offsetof(table.overflow) % cacheLine; at != 0 {
+		t.Errorf("the overflow begins at byte %d of a cache line", at)
 	}
 }
 
