@@ -6,11 +6,11 @@ package bodywait
 import "time"
 
 const (
-	// stuckFor is how long a target has to leave a body alone before the time is the target's.
+	// stuckFor is how long a target must not read the body before the delay is the target's fault.
 	stuckFor = time.Second
-	// stalledFor is how long a client has to send nothing before it is the reason why a target breaks off.
+	// stalledFor is how long a client must send nothing before it is the reason why a target breaks off.
 	stalledFor = 25 * time.Millisecond
-	// unsentFor is how long a client has to send nothing before it is the reason why a target answers with an
+	// unsentFor is how long a client must send nothing before it is the reason why a target answers with an
 	// error.
 	unsentFor = 100 * time.Millisecond
 )
@@ -55,7 +55,7 @@ func (c *Clock) Reading() bool { return c.reading }
 // Complete reports whether the whole body has been read.
 func (c *Clock) Complete() bool { return c.complete }
 
-// Since returns when the present wait began: when the last read began or ended.
+// Since returns when the current wait began: when the last read began or ended.
 func (c *Clock) Since() time.Time { return c.since }
 
 // ClientTime returns how long the request has waited for its client.
@@ -67,8 +67,8 @@ func (c *Clock) ClientTime() time.Duration {
 }
 
 // ClientIsLate reports whether a request whose time ran out was late because of its client: the body is not
-// complete, and the target went on accepting it. A target that has left the body alone for a second, or for
-// half of the whole time, is late itself.
+// complete, and the target kept reading it. A target that has not read for a second, or for half of the whole
+// time, is late itself.
 func (c *Clock) ClientIsLate() bool {
 	if c.complete {
 		return false

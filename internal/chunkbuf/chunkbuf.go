@@ -1,10 +1,10 @@
-// Package chunkbuf is a byte buffer in chunks that come from a pool. Keeping a body for a moment leaves no
-// garbage, and a buffer never holds much more memory than the bytes that were put in.
+// Package chunkbuf is a byte buffer made of pooled chunks. Buffering a body for a short time leaves no
+// garbage, and a buffer holds at most one chunk more memory than its bytes need.
 package chunkbuf
 
 import "sync"
 
-// ChunkSize is the size of a chunk in bytes. It is the most that a Buffer holds beyond its bytes.
+// ChunkSize is the size of a chunk in bytes.
 const ChunkSize = 8 << 10
 
 type chunk [ChunkSize]byte
@@ -31,7 +31,8 @@ func (b *Buffer) Append(p []byte) {
 	}
 }
 
-// Space returns room for more bytes, which is never empty. Bytes written there count after Grow.
+// Space returns free space at the end, at least one byte. Bytes written there become part of the buffer by
+// Grow.
 func (b *Buffer) Space() []byte {
 	if b.chunks == nil {
 		b.chunks = b.first[:0]
@@ -46,8 +47,8 @@ func (b *Buffer) Space() []byte {
 // Grow adds to the buffer the first n bytes of what Space returned.
 func (b *Buffer) Grow(n int) { b.size += n }
 
-// CopyAt copies bytes from position at, which must be less than Len, to p. It returns how many: at least one
-// if p is not empty, and perhaps fewer than there are.
+// CopyAt copies bytes from position at, which must be less than Len, to p and returns their number. It may
+// copy fewer than possible, but at least one unless p is empty.
 func (b *Buffer) CopyAt(p []byte, at int) int {
 	rest := b.size - at
 	c := b.chunks[at/ChunkSize]
@@ -64,7 +65,7 @@ func (b *Buffer) Bytes() []byte {
 	return all
 }
 
-// MoveTo makes the bytes of b those of to, which is empty. b is empty then.
+// MoveTo moves the bytes of b to the empty buffer to. b is empty afterwards.
 func (b *Buffer) MoveTo(to *Buffer) {
 	to.chunks, to.size = append(to.first[:0], b.chunks...), b.size
 	*b = Buffer{}

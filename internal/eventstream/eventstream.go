@@ -7,15 +7,15 @@ import "bytes"
 
 // Reader splits a stream into events. Both functions are required.
 type Reader struct {
-	Data func(piece []byte) // gets the data of an event, piece by piece; lines are joined by "\n"
+	Data func(piece []byte) // receives the data of an event in pieces; its lines are joined by "\n"
 	End  func()             // is called at the end of each event that has data
 
 	state  state
 	field  [5]byte // the name of the line's field, so far
 	length int
 	begun  bool // the event has a line of data
-	cr     bool // the last byte was a carriage return, whose line feed is still to come
-	seen   int  // bytes of a byte order mark
+	cr     bool // the last byte was a carriage return; a line feed that follows belongs to it
+	seen   int  // bytes of a byte order mark so far
 }
 
 // state is the position in a line.
@@ -115,6 +115,7 @@ func (r *Reader) isData() bool {
 	return r.state == inName && r.length == len(data) && bytes.Equal(r.field[:r.length], data)
 }
 
+// beginData begins a line of data.
 func (r *Reader) beginData() {
 	if r.begun {
 		r.Data(newline)
@@ -122,6 +123,7 @@ func (r *Reader) beginData() {
 	r.begun = true
 }
 
+// dispatch ends an event, at an empty line.
 func (r *Reader) dispatch() {
 	if r.begun {
 		r.begun = false

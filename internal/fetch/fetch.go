@@ -67,7 +67,7 @@ func (c *Client) Get(ctx context.Context, u *url.URL) ([]byte, http.Header, erro
 }
 
 // Do sends req and returns the body and the header of the response. A status other than 200 is an error, and
-// so is a panic of the client's transport: whoever waits for the document must not wait for ever.
+// so is a panic of the client's transport, since other goroutines may wait for the document.
 func (c *Client) Do(req *http.Request) (body []byte, header http.Header, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -93,11 +93,11 @@ func (c *Client) Do(req *http.Request) (body []byte, header http.Header, err err
 	return body, resp.Header, nil
 }
 
-// maxErrorBody is how much of the body of an answer with another status is read.
+// maxErrorBody is how many bytes of the body of an error response are read.
 const maxErrorBody = 16 << 10
 
-// ParseURL parses a URL from which keys or verdicts may be read: https, or http on loopback. With allowHTTP,
-// http to any host will do.
+// ParseURL parses a URL for keys or token verdicts. The scheme must be https, or http for a loopback host.
+// With allowHTTP, http is accepted for any host.
 func ParseURL(raw string, allowHTTP bool) (*url.URL, error) {
 	u, err := url.Parse(raw)
 	if err != nil {

@@ -21,14 +21,14 @@ import (
 // that Load has returned, since it is shared by callers.
 type Entry[V any] struct {
 	Value V
-	Size  int       // bytes that Value holds, without the key; 0 where the key's length bounds them
-	Until time.Time // the entry is valid before this time; the zero time is never remembered
+	Size  int       // bytes of Value without the key; 0 if the length of the key bounds them
+	Until time.Time // the entry is valid before this time; an entry with the zero time is not cached
 
 	key  string
 	used time.Time // last returned by Load; guarded by its shard's lock
 }
 
-// bytes is what the entry counts against a shard's maxBytes.
+// bytes returns the bytes by which the entry counts against a shard's maxBytes.
 func (e *Entry[V]) bytes() int { return len(e.key) + e.Size }
 
 // A Cache maps keys to entries. It is safe for concurrent use.
@@ -55,13 +55,13 @@ type flight[V any] struct {
 	done      chan struct{}
 	entry     *Entry[V]
 	err       error
-	abandoned bool // its caller's context ended first: the error is no answer for the others
+	abandoned bool // the context of its caller ended: the other callers must load again
 }
 
 const (
 	maxShards       = 256
 	minShardEntries = 8
-	sampleSize      = 8 // entries from which one is chosen for displacement
+	sampleSize      = 8 // entries among which displace chooses
 )
 
 // New returns a cache of at most maxEntries entries, whose keys and Sizes are together at most maxBytes.
@@ -96,11 +96,11 @@ func (c *Cache[V]) shardOf(key string) (*shard[V], uint64) {
 	return &c.shards[hash&uint64(len(c.shards)-1)], hash
 }
 
-// Load returns the entry for key. hit reports whether the cache held it already; otherwise it was loaded just
-// now, by this call or by another one that was running.
+// Load returns the entry for key. hit reports whether the cache already held it. Otherwise it was loaded by
+// this call or by a concurrent one.
 //
-// The load runs with the context of the call that began it. When that context ends first, one of the waiting
-// calls loads again with its own. A call that waits returns when its own context ends, with that context's
+// A load runs with the context of the call that started it. If that context ends, one of the waiting calls
+// loads again with its own context. If the context of a waiting call ends, that call returns the context's
 // error.
 func (c *Cache[V]) Load(ctx context.Context, key string) (e *Entry[V], hit bool, err error) {
 	s, hash := c.shardOf(key)
@@ -117,7 +117,7 @@ func (c *Cache[V]) Load(ctx context.Context, key string) (e *Entry[V], hit bool,
 		}
 		f := s.flights[key]
 		if f == nil {
-			// A load that panics leaves the flight abandoned, so that the others do not wait in vain.
+			// abandoned stays set if load panics: the waiting calls then load again.
 			f = &flight[V]{done: make(chan struct{}), abandoned: true}
 			s.flights[key] = f
 			s.mu.Unlock()
@@ -203,7 +203,7 @@ func (s *shard[V]) displace(now time.Time) {
 	s.remove(oldestHash, oldest)
 }
 
-// remove takes out an entry that is there. The caller holds the lock.
+// remove removes e, which the shard holds. The caller holds the lock.
 func (s *shard[V]) remove(hash uint64, e *Entry[V]) {
 	delete(s.entries, hash)
 	s.bytes -= e.bytes()

@@ -1,4 +1,4 @@
-// Package grpcmeta reads what a gRPC call says of itself in HTTP fields: its status and its deadline. The
+// Package grpcmeta reads the status and the deadline of a gRPC call from its HTTP fields. The
 // names and formats are those of gRPC's PROTOCOL-HTTP2.md.
 package grpcmeta
 
@@ -77,8 +77,9 @@ func (s Status) Err() error {
 func HasTimeout(h http.Header) bool { return len(h["Grpc-Timeout"]) > 0 }
 
 // Timeout returns the deadline of a gRPC call (field grpc-timeout), counted from the beginning of the call.
-// It returns 0 if h is not of a gRPC call, or has no deadline, or a malformed one. A deadline of 0 has passed
-// already: Timeout returns 1ns. A deadline that time.Duration cannot hold is the longest Duration.
+// It returns 0 if h is not the header of a gRPC call, or has no valid deadline. For a deadline of 0, which
+// has already passed, it returns 1ns. For one that exceeds a time.Duration, it returns the longest
+// Duration.
 func Timeout(h http.Header) time.Duration {
 	if !HasTimeout(h) || !Is(h) {
 		return 0

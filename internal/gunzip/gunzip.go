@@ -21,13 +21,13 @@ type Writer struct {
 // the end.
 func New(to func(piece []byte)) *Writer {
 	w := new(Writer)
-	// The reader runs in a coroutine, which goes on whenever there is input.
+	// The reader runs in a coroutine. Each Write resumes it.
 	w.more, w.stop = iter.Pull(func(yield func(struct{}) bool) {
 		w.input.yield = yield
 		zr := new(gzip.Reader)
 		var buf [4096]byte
 		for zr.Reset(&w.input) == nil {
-			zr.Multistream(false) // it would wait for the next member before it returns the end of this one
+			zr.Multistream(false) // else it would wait for the next member before it ends this one
 			var err error
 			for err == nil {
 				var n int
@@ -60,13 +60,13 @@ func (w *Writer) Close() {
 	w.stop()
 }
 
-// input is what the reader reads from. It is a ByteReader, so that the reader reads no further than it has to.
+// input is the reader's source. It implements io.ByteReader, so that the reader does not read ahead.
 type input struct {
 	piece []byte
 	yield func(struct{}) bool
 }
 
-// wait waits for a piece. It returns an error when none will come.
+// wait waits until there is input. It returns an error after Close.
 func (in *input) wait() error {
 	for len(in.piece) == 0 {
 		if !in.yield(struct{}{}) {

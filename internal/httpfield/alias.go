@@ -26,7 +26,7 @@ func SameName(a, b string) bool {
 // Names is a set of field names, each together with its aliases: the names for which SameName is true.
 // The zero value is the empty set. A set that does not change is safe for concurrent use.
 type Names struct {
-	initials [256]uint8 // by the first letter or digit, in both cases: the place of its group, plus 1; 0: none
+	initials [256]uint8 // by first letter or digit, in both cases: index of the group plus 1, or 0 for none
 	groups   []nameGroup
 }
 
@@ -56,8 +56,8 @@ func (s *Names) AddPrefix(prefix string) {
 	}
 }
 
-// group returns the group that name belongs to, which it makes if there is none, and nil for a name without a letter
-// or digit.
+// group returns the group of name and creates it if it does not exist. It returns nil for a name without
+// letters and digits.
 func (s *Names) group(name string) *nameGroup {
 	initial := initialOf(name)
 	c := foldByte(initial)
@@ -76,7 +76,7 @@ func (s *Names) group(name string) *nameGroup {
 
 // Has reports whether name is in the set or an alias of a name in it.
 func (s *Names) Has(name string) bool {
-	place := s.initials[initialOf(name)] // decides about most names
+	place := s.initials[initialOf(name)] // enough to rule out most names
 	if place == 0 {
 		return false
 	}
@@ -115,7 +115,7 @@ func foldByte(c byte) byte {
 	return 0
 }
 
-// hasFoldedPrefix reports whether the letters and digits of name begin with prefix, which is folded.
+// hasFoldedPrefix reports whether the folded name begins with prefix, which is folded already.
 func hasFoldedPrefix(name, prefix string) bool {
 	n := 0
 	for i := 0; i < len(name) && n < len(prefix); i++ {

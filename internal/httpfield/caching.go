@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// Caching is what a response permits caches to do with it, by its fields Cache-Control, Expires, Pragma and Age (RFC
-// 9111). The zero value is a response without any of these. Of the directives, those that only permit more are not in
-// it: immutable, stale-while-revalidate, stale-if-error, must-understand.
+// Caching is what a response permits caches to do with it, according to its fields Cache-Control, Expires,
+// Pragma and Age (RFC 9111). The zero value is for a response without these fields. Directives that only
+// permit more are ignored: immutable, stale-while-revalidate, stale-if-error and must-understand.
 type Caching struct {
 	stated bool // one of the fields is there
 	flags  cachingFlags
@@ -27,8 +27,8 @@ const (
 	mustRevalidate
 	proxyRevalidate
 	noTransform
-	public    // not one that Strictest unites: all must have it
-	shareable // a shared cache may keep it even if its request was authorized (section 3.5); all must have it
+	public    // the combination has it only if every response has it
+	shareable // a shared cache may store it although its request was authorized (section 3.5); likewise
 )
 
 // lifetime is how many seconds a response stays fresh.
@@ -44,8 +44,8 @@ func (l *lifetime) limit(n int64) {
 	}
 }
 
-// CachingOf returns the caching of a response with the fields h, which has just arrived. now is time.Now; it is called
-// only if it is needed.
+// CachingOf returns the caching of a response that has just arrived with the header h. now is time.Now,
+// called only if needed.
 func CachingOf(h http.Header, now func() time.Time) Caching {
 	var c Caching
 	lines := h["Cache-Control"]
@@ -77,7 +77,7 @@ func CachingOf(h http.Header, now func() time.Time) Caching {
 	return c
 }
 
-// spend subtracts the part of the lifetime that has already passed.
+// spend subtracts the time for which the response was stored in caches on its way here.
 func (l *lifetime) spend(n int64) {
 	if l.known {
 		l.seconds = max(0, l.seconds-n)
@@ -97,7 +97,7 @@ func untilExpiry(h http.Header, now func() time.Time) int64 {
 	return int64(at.Sub(from) / time.Second)
 }
 
-// cutDirective cuts the first element off a list whose elements may have a quoted string.
+// cutDirective splits a list after its first element. Elements may contain quoted strings.
 func cutDirective(line string) (directive, rest string) {
 	quoted := false
 	for i := 0; i < len(line); i++ {
@@ -123,7 +123,7 @@ func (c *Caching) add(directive string) {
 	switch name {
 	case "no-store":
 		c.flags |= noStore
-	case "private": // with names of fields too: it would hold for those fields alone
+	case "private": // also with field names, although it then applies only to those fields
 		c.flags |= private
 	case "no-cache":
 		c.flags |= noCache
@@ -158,7 +158,8 @@ func seconds(value string) int64 {
 	return min(n, math.MaxInt32)
 }
 
-// Strictest is the caching of a response that is made of several others. The zero value has none yet.
+// Strictest combines the caching of several responses into that of one response made from them. The zero
+// value combines none.
 type Strictest struct {
 	stated           bool
 	begun            bool
@@ -168,8 +169,8 @@ type Strictest struct {
 	anyAge, anyShare bool
 }
 
-// Add adds the caching of one of the responses. One that states nothing permits no lifetime and nothing of what all must
-// permit.
+// Add adds the caching of one response. A response without any of the fields permits no lifetime, and none of
+// the permissions that every response must give.
 func (s *Strictest) Add(c Caching) {
 	const unanimous = public | shareable
 	all := s.flags & c.flags & unanimous
@@ -196,9 +197,9 @@ func (s *Strictest) Add(c Caching) {
 	}
 }
 
-// Format returns a Cache-Control that is at least as strict as each of the responses'. It is "" when none of them states
-// anything. personal is whether the request says who is calling. Then the response is private unless every one of them
-// permits a shared cache.
+// Format returns a Cache-Control that is at least as strict as that of each response, or "" if no response
+// has any of the fields. personal says that the request identifies its caller. Then the result is private,
+// unless every response permits shared caches.
 func (s *Strictest) Format(personal bool) string {
 	switch {
 	case !s.stated:
@@ -248,7 +249,7 @@ func (s *Strictest) Format(personal bool) string {
 		}
 	}
 	if len(b) == 0 {
-		return "no-cache" // what was stated is not known here
+		return "no-cache" // the fields hold only directives that are ignored
 	}
 	return string(b)
 }

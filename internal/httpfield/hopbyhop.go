@@ -41,11 +41,11 @@ func RemoveHopByHop(h http.Header) {
 }
 
 // RemoveNamed removes from h the fields that the lines of a Connection field name. Its cost grows with the
-// number of names, and not with names times fields: a hostile client can send a hundred thousand of each. It leaves
-// hop-by-hop fields to RemoveHopByHop or IsHopByHop.
+// number of names, and not with names times fields: a hostile client can send a hundred thousand of each.
+// It leaves hop-by-hop fields to RemoveHopByHop or IsHopByHop.
 func RemoveNamed(h http.Header, connection []string) {
 	for _, line := range connection {
-		if line == "keep-alive" { // the usual one
+		if line == "keep-alive" { // the most frequent value
 			continue
 		}
 		for name := range strings.SplitSeq(line, ",") {
@@ -56,7 +56,7 @@ func RemoveNamed(h http.Header, connection []string) {
 	}
 }
 
-// UpgradeProtocols returns the protocols that h asks to switch to, separated by commas, and "" for none.
+// UpgradeProtocols returns the protocols to which h asks to switch, separated by commas, or "" for none.
 //
 // Other versions of HTTP are left out: a server may ignore an Upgrade (RFC 9110 section 7.8), and requests
 // inside an upgraded HTTP connection would bypass every rule of the gateway.

@@ -52,12 +52,13 @@ func IsToken68(s string) bool {
 	return s != ""
 }
 
-// IsHost reports whether s can be a Host: a name or an address, which may have a port. It accepts "". A server does
-// not check the Host of an HTTP/2 request, and a comma in it would make two elements of one in X-Forwarded-Host.
+// IsHost reports whether s can be a Host: a name or an address, which may have a port. It accepts "". A
+// server does not check the Host of an HTTP/2 request, and a comma in it would make two elements of one in
+// X-Forwarded-Host.
 //
 // Where a Host has a second colon, servers disagree on where its name ends. For example, nginx reads
-// "a.example:80:80" as a.example. So there is at most one colon outside the brackets of an IPv6 address, with
-// nothing but digits behind it. Brackets hold an IPv6 address. An empty label ("a..") is no name.
+// "a.example:80:80" as a.example. So at most one colon is allowed outside the brackets of an IPv6 address,
+// and only digits after it. Brackets must hold an IPv6 address. An empty label ("a..") is not allowed.
 func IsHost(s string) bool {
 	if s != "" && s[0] == '[' {
 		end := strings.IndexByte(s, ']')
@@ -79,8 +80,8 @@ func IsHost(s string) bool {
 	return isHostName(s, "")
 }
 
-// isHostName reports whether s has only characters that are allowed in a name, or listed in more. An empty label is
-// allowed only at either end.
+// isHostName reports whether s has only characters that are allowed in a name or listed in more. A label
+// may be empty only at the beginning or end.
 func isHostName(s, more string) bool {
 	for i := range len(s) {
 		c := s[i]
@@ -103,7 +104,7 @@ func isPort(s string) bool {
 	return true
 }
 
-// IsPrintable reports whether s has only printable ASCII characters, of which the blank is one.
+// IsPrintable reports whether s has only printable ASCII characters, including the space.
 func IsPrintable(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c > '~' {
@@ -113,11 +114,13 @@ func IsPrintable(s string) bool {
 	return true
 }
 
-// HasControl reports whether s has a control character other than a tab. A field value with one cannot be sent.
+// HasControl reports whether s has a control character other than a tab. A field value with one cannot be
+// sent.
 func HasControl(s string) bool {
 	for len(s) >= 8 {
-		// Eight bytes at a time. The top bit of a byte of low is set where that byte is below a blank, and of del
-		// where it is 0x7f, and perhaps in bytes above such a one.
+		// Eight bytes at a time. The top bit of a byte of low is set if that byte is below a space, and of
+		// del if it is 0x7f. Bytes above such a byte may have a false bit, so the bytes are then checked
+		// one by one.
 		x := uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
 			uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
 		const ones, tops = 0x0101010101010101, 0x8080808080808080
@@ -140,8 +143,8 @@ func hasControl(s string) bool {
 	return false
 }
 
-// AppendLine appends a field as HTTP/1.1 sends it, without the blanks around its value, and with the line end. It does
-// not check name and value.
+// AppendLine appends an HTTP/1.1 field line with its CRLF. It removes whitespace around the value, and does
+// not validate the name or the value.
 func AppendLine(b []byte, name, value string) []byte {
 	b = append(b, name...)
 	b = append(b, ": "...)
@@ -149,8 +152,9 @@ func AppendLine(b []byte, name, value string) []byte {
 	return append(b, "\r\n"...)
 }
 
-// IsValue reports whether every reader of a field value s gets s (RFC 9110 section 5.5). So s is not empty, is
-// UTF-8 without control characters, and has no blank at either end, which a reader would cut off.
+// IsValue reports whether a field with the value s is read as exactly s by every recipient (RFC 9110 section
+// 5.5): s is not empty, is UTF-8 without control characters, and does not begin or end with whitespace, which
+// recipients remove.
 func IsValue(s string) bool {
 	if s == "" || s[0] == ' ' || s[len(s)-1] == ' ' {
 		return false
@@ -165,7 +169,7 @@ func IsValue(s string) bool {
 	return true
 }
 
-// isUnicodeValue is IsValue for text that is not ASCII alone. Some readers cut off the blanks of Unicode too.
+// isUnicodeValue is IsValue for text that is not pure ASCII. Some recipients remove Unicode whitespace too.
 func isUnicodeValue(s string) bool {
 	if !utf8.ValidString(s) || strings.TrimSpace(s) != s {
 		return false

@@ -28,14 +28,14 @@ func AppendString(b []byte, s string) []byte {
 // String returns what AppendString appends.
 func String(s string) string { return string(AppendString(make([]byte, 0, len(s)+2), s)) }
 
-// AppendInteger appends an Integer that is not negative. A number out of the bounds of an Integer is replaced
-// by the nearest within them.
+// AppendInteger appends a non-negative Integer. A number outside the range of an Integer is replaced by the
+// nearest one in the range.
 func AppendInteger(b []byte, n int64) []byte {
 	return strconv.AppendInt(b, min(max(n, 0), 999_999_999_999_999), 10)
 }
 
-// AppendDecimal appends a Decimal that is not negative, with three digits after the point. A number out of the
-// bounds of a Decimal is replaced by the nearest within them.
+// AppendDecimal appends a non-negative Decimal with three digits after the point. A number outside the
+// range of a Decimal is replaced by the nearest one in the range.
 func AppendDecimal(b []byte, x float64) []byte {
 	return strconv.AppendFloat(b, min(max(x, 0), 999_999_999_999), 'f', 3, 64)
 }

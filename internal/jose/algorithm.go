@@ -10,8 +10,9 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// An Algorithm verifies signatures, and only with keys of the kind that belongs to its name. Without this rule, an
-// attacker could use an RSA public key, which everybody has, as the secret of an HMAC (RFC 8725 section 3.1).
+// An Algorithm verifies signatures, and only with keys of the kind that belongs to its name. Without this
+// rule, an attacker could use an RSA public key, which everybody has, as the secret of an HMAC (RFC 8725
+// section 3.1).
 //
 // Keys are an *rsa.PublicKey, an *ecdsa.PublicKey, an ed25519.PublicKey, or a []byte for a secret.
 type Algorithm struct {
@@ -46,8 +47,8 @@ var algorithms = map[string]*Algorithm{
 	"HS512": {signing: jwt.SigningMethodHS512, kind: secretKind, minSecret: 64},
 }
 
-// pss returns m for signatures whose salt is as long as the hash, as RFC 7518 section 3.5 demands. m itself
-// verifies a salt of any length, also none.
+// pss returns a copy of m that accepts only a salt of the length of the hash, as RFC 7518 section 3.5
+// requires. m itself accepts a salt of any length, including 0.
 func pss(m *jwt.SigningMethodRSAPSS) jwt.SigningMethod {
 	return &jwt.SigningMethodRSAPSS{
 		SigningMethodRSA: m.SigningMethodRSA,
@@ -55,7 +56,7 @@ func pss(m *jwt.SigningMethodRSAPSS) jwt.SigningMethod {
 	}
 }
 
-// Lookup returns the algorithm of that name, nil when there is none. "none" is not an algorithm.
+// Lookup returns the algorithm with that name, or nil. The name "none" is unknown.
 func Lookup(name string) *Algorithm { return algorithms[name] }
 
 // IsAsymmetric reports whether the algorithm's keys are public ones.

@@ -14,8 +14,8 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/rawjson"
 )
 
-// Split cuts a token in the compact serialization at its two dots. ok is false unless it has three parts, in
-// which every byte is of the base64url alphabet, and a signature. Header and payload may be empty.
+// Split splits a token in the compact serialization at its two dots. ok is false unless the token has three
+// parts in the base64url alphabet, of which the signature is not empty.
 //
 // The signature is over header + "." + payload.
 func Split(token string) (header, payload, signature string, ok bool) {
@@ -108,8 +108,8 @@ func (h Header) Critical() bool {
 	return there
 }
 
-// Key returns the public key in jwk, with which the sender of the token claims to have signed it. It is nil
-// unless an algorithm accepts the key, and when jwk has a private half.
+// Key returns the public key in jwk, whose private half signed the token, as its sender claims. It returns
+// nil if no algorithm accepts the key, or if jwk contains a private half.
 func (h Header) Key() any {
 	jwk, _ := h["jwk"].(map[string]any)
 	if key := parseMaterial(jwk); !isPrivate(jwk) && IsUsable(key) {

@@ -17,14 +17,14 @@ import (
 type KeySet struct {
 	keys []publicKey
 
-	// The keys that serve an algorithm: those with a kid, those without, and all of them. A kid has several
-	// keys when the set uses it more than once.
+	// The keys for an algorithm: by kid, those without a kid, and all. A kid that the set uses more than once
+	// has several keys.
 	byKid    map[slot][]any
 	nameless map[string][]any
 	all      map[string][]any
 }
 
-// slot is a kid with an algorithm.
+// slot is the key of an index: a kid and an algorithm.
 type slot struct{ kid, alg string }
 
 // publicKey is a key with the one algorithm that it may be used with; "" means every algorithm that accepts
@@ -94,9 +94,12 @@ func (s *KeySet) add(p publicKey) {
 // Find returns the keys that may have signed a token whose header has kid and alg, in the order of the set,
 // and nil when there are none. It returns at most four. The caller does not modify the list.
 //
-// kid names one key, or several if the set uses it more than once. A kid that the set does not have, or "", means the
-// keys without a kid, if no key with a kid serves alg. Otherwise, a kid of "" means the only key that serves alg; if
-// several serve it, Find returns nil.
+// A kid of the set selects its key, or several keys if the set uses it more than once. For "" or an unknown
+// kid:
+//
+//   - If no key for alg has a kid, all of them are returned.
+//   - Otherwise "" selects the only key for alg. If there are several keys, Find returns nil.
+//   - Otherwise an unknown kid selects nothing.
 func (s *KeySet) Find(kid, alg string) []any {
 	var found []any
 	if kid != "" {
@@ -211,7 +214,7 @@ func member(jwk map[string]any, name string) string {
 	return s
 }
 
-// octets decodes a member in base64url, nil when it is not that.
+// octets decodes a member in base64url. It returns nil if the member is malformed.
 func octets(jwk map[string]any, name string) []byte {
 	b, err := DecodeSegment(member(jwk, name))
 	if err != nil {

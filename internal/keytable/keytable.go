@@ -57,8 +57,8 @@ type Table[S any] struct {
 	next atomic.Uint32 // the shard before the one that is swept next
 }
 
-// forwardClock replaces a time that is earlier than the last one by the last one. Goroutines read the clock
-// before they get a lock, and clocks are set back.
+// forwardClock never goes back: it replaces an earlier time by the last one. Goroutines read the clock before
+// they get a lock, and clocks are set back.
 type forwardClock int64
 
 func (c *forwardClock) advance(now int64) int64 {
@@ -81,7 +81,8 @@ func New[S any](maxKeys int, states States[S]) *Table[S] {
 // Len returns how many keys are held, including those at rest that no sweep has looked at yet. It is never
 // more than the maximum.
 func (t *Table[S]) Len() int {
-	// A goroutine that finds no room has counted its key in held for a moment.
+	// held may be above the maximum for a moment: a goroutine counts its key before it finds that there is
+	// no room.
 	return int(min(t.held.Load(), t.maxKeys))
 }
 
@@ -132,8 +133,7 @@ func (t *Table[S]) lockLong(key string, now int64) Locked[S] {
 	return t.lockNew(s, m, now, string(name))
 }
 
-// lockNew adds a key that is not held to s, which is locked. Where there is no room, it sweeps and looks once
-// more.
+// lockNew adds a new key to s, which is locked. If there is no room, it sweeps and tries once more.
 func (t *Table[S]) lockNew(s *shard[S], m mark, now int64, name string) Locked[S] {
 	for attempt := 0; ; attempt++ {
 		if t.held.Add(1) <= t.maxKeys {
@@ -197,9 +197,9 @@ func (t *Table[S]) lockOverflow(now int64) Locked[S] {
 	return Locked[S]{State: &o.state, Now: now, Overflow: true, mu: &o.mu}
 }
 
-// Each calls f with each key that is held and with its state, under the lock of the state. It locks one shard
-// after another, so what it yields is not the state of the whole table at one moment. A key that is held as its SHA-256 is
-// given as "sha256:" and 64 hexadecimal digits.
+// Each calls f with each key that is held and with its state, under the lock of the state. It locks one
+// shard after another, so what it yields is not the state of the whole table at one moment. A key that is
+// held as its SHA-256 is given as "sha256:" and 64 hexadecimal digits.
 func (t *Table[S]) Each(now int64, f func(key string, s *S, now int64)) {
 	for i := range t.shards {
 		t.shards[i].each(now, f)
@@ -218,8 +218,8 @@ func (s *shard[S]) each(now int64, f func(key string, s *S, now int64)) {
 	}
 }
 
-// sweepInTime sweeps if no other goroutine has begun to. If the clock was set back since the last sweep, it is
-// time as well.
+// sweepInTime sweeps if the last sweep is long enough ago, or if the clock was set back since then, unless
+// another goroutine has begun to.
 func (t *Table[S]) sweepInTime(now int64) {
 	last := t.swept.Load()
 	if since := now - last; since < 0 || since >= sweepEvery {
@@ -268,5 +268,6 @@ func (t *Table[S]) sweepShard(s *shard[S], most int, now int64) (seen int) {
 	return seen
 }
 
-// A hash chooses the shard by its upper bits. Its lower bits are in the mark, by which the shard finds the key.
+// A hash chooses the shard by its upper bits. Its lower bits are in the mark, by which the shard finds the
+// key.
 func (t *Table[S]) shardOf(hash uint64) *shard[S] { return &t.shards[hash>>(64-shardBits)] }

@@ -5,21 +5,18 @@ import (
 	"sync"
 )
 
-// shard is the part of a table that is under one lock: a hash table with linear probing. It is written by
-// hand because the key has been hashed already, and because a map of the language would cost two more misses
-// of the processor's caches and more memory.
+// shard is the part of a table that is under one lock: a hash table with linear probing. It is written by hand
+// because the key has been hashed already, and because a Go map would cost two more cache misses and more
+// memory.
 //
-// The marks are apart from the entries, so that a search reads few cache lines: those of some marks, and the one or
-// two of the entry that it finds.
-//
-// The lock and what every use writes have a cache line of their own, and so has the rest, which a use of a held key only
-// reads. Where processors take turns with one key, each pass of the lock then moves one line between them, and not two.
+// Marks and entries are separate slices, so that a search reads few cache lines: those of some marks, and one
+// or two for the entry that it finds.
 type shard[S any] struct {
 	mu    sync.Mutex
 	clock forwardClock
 	_     [cacheLine - 16]byte
 
-	marks   []mark     // 0: the place is free
+	marks   []mark     // 0 means that the place is free
 	entries []entry[S] // entry i belongs to mark i
 	n       int        // keys
 	pos     int        // the place at which the next sweep begins
@@ -33,8 +30,8 @@ type mark uint32
 func newMark(hash uint64, length int) mark { return mark(hash)<<8 | mark(length+1) }
 func (m mark) length() int                 { return int(m&0xff) - 1 }
 
-// entry is a key with its state. Most names are short and in the entry itself, which saves a cache miss. 24 bytes are
-// room for any IPv6 prefix of 64 bits.
+// entry is a key with its state. Most names are short and in the entry itself, which saves a cache miss. 24
+// bytes are room for any IPv6 prefix of 64 bits.
 type entry[S any] struct {
 	state S
 	short [shortName]byte
@@ -89,8 +86,8 @@ func find[S any, K string | []byte](s *shard[S], m mark, name K) *entry[S] {
 	}
 }
 
-// home returns the first place at which m is looked for, in a table of so many places. If that is taken, m is at the
-// next one that was free.
+// home returns the place at which the search for m begins, in a table with this number of places. If that was
+// occupied, m is at the next place that was free.
 func home(m mark, places int) int { return int(uint64(m) * uint64(places) >> 32) }
 
 // add adds name, which is not held.
@@ -117,7 +114,7 @@ func (s *shard[S]) place(m mark) int {
 	return i
 }
 
-// resize moves the keys to a table with that many places.
+// resize moves the keys to a table with the given number of places.
 func (s *shard[S]) resize(places int) {
 	marks, entries := s.marks, s.entries
 	s.marks, s.entries = make([]mark, places), make([]entry[S], places)
@@ -152,7 +149,7 @@ func (s *shard[S]) remove(i int) {
 	s.marks[i], s.entries[i] = 0, entry[S]{}
 	s.n--
 
-	// What is not needed any more is given back, with some room left for the next keys.
+	// Shrink the table if most of it is free, but leave room for some more keys.
 	switch {
 	case s.n == 0:
 		s.marks, s.entries, s.pos = nil, nil, 0

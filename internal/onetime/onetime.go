@@ -1,4 +1,5 @@
-// Package onetime remembers identifiers that may be used once, for the time in which they could be used again.
+// Package onetime remembers identifiers that may be used once, for the time in which they could be used
+// again.
 package onetime
 
 import (
@@ -6,8 +7,8 @@ import (
 	"time"
 )
 
-// Memory remembers identifiers for a time window, and forgets none before. It is divided into shards
-// by the identifier, so that callers do not wait for one lock. It is safe for concurrent use.
+// Memory remembers each identifier for a time window, and never forgets one earlier. It is divided into
+// shards by the identifier, so that callers do not wait for one lock. It is safe for concurrent use.
 type Memory struct {
 	window time.Duration
 	shards []shard
@@ -43,9 +44,8 @@ func New(most int, window time.Duration) *Memory {
 	return s
 }
 
-// Add remembers id, which must be as good as random: a part of a hash. fresh is false for one that is
-// remembered already. full means that there is no room for it, so that it cannot be told whether it will be
-// used again.
+// Add remembers id, which must be evenly distributed, such as a part of a hash. fresh is false if id is
+// already remembered. full means that there is no room, so a later use of id could not be detected.
 func (s *Memory) Add(id [16]byte, now time.Time) (fresh, full bool) {
 	at := now.UnixNano()
 	shard := &s.shards[int(id[15])%len(s.shards)]
@@ -63,7 +63,7 @@ func (s *Memory) Add(id [16]byte, now time.Time) (fresh, full bool) {
 	return true, false
 }
 
-// forget drops what is from before the time. The caller holds the lock.
+// forget drops the entries that are older than before. The caller holds the lock.
 func (s *shard) forget(before int64) {
 	for s.first < len(s.queue) && s.queue[s.first].at < before {
 		delete(s.known, s.queue[s.first].id)

@@ -9,10 +9,9 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/hexdigit"
 )
 
-// encoding/json takes the last of two members with one name, replaces what is not UTF-8, and its Decoder
-// ignores what follows the value. Two readers of one token that differ in such a thing see two different
-// tokens. So text that decides who is calling is read here, and whatever can be read in more than one way is
-// an error.
+// encoding/json takes the last of two members with the same name, replaces invalid UTF-8, and its Decoder
+// ignores text after the value. Two readers of a token that differ in this see two different tokens. So text
+// that decides who is calling is decoded here: it is an error if it can be read in more than one way.
 
 // MaxDecodeDepth is how deep DecodeObject and StringMember let arrays and objects nest.
 const MaxDecodeDepth = 32
@@ -47,16 +46,16 @@ func DecodeSized(text []byte, maxValues int) (object map[string]any, size int, e
 	if object, err = d.object(); err != nil {
 		return nil, 0, err
 	}
-	if _, err := d.lex.Next(); err != nil { // nothing follows: Done
+	if _, err := d.lex.Next(); err != nil { // Done, unless text follows
 		return nil, 0, err
 	}
 	return object, len(text) + d.size, nil
 }
 
-// Elements returns the elements of the array that the top-level member name of a JSON object holds, as they
-// were sent, and nil when there is no such member or it is no array. The text must be well-formed. Beyond
-// that it checks nothing within the elements, at no depth: what is wrong with one of them is no error of the
-// others. Two members of the name are ErrDuplicate.
+// Elements returns the elements of the array in the top-level member name of a JSON object, as they were
+// sent. It returns nil if there is no such member or it is not an array. The text must be well-formed JSON.
+// Duplicate names inside an element are not checked, so that they do not affect the other elements. Two
+// top-level members with this name are ErrDuplicate.
 func Elements(text []byte, name string) ([]Value, error) {
 	lex := Lexer{MaxDepth: len(text)}
 	lex.Feed(text, true)
@@ -96,8 +95,8 @@ func Elements(text []byte, name string) ([]Value, error) {
 	}
 }
 
-// StringMember returns the string that the top-level member name of a JSON object holds, "" when there is no
-// such member. It checks the whole text as DecodeObject does, except that it allows two members of one name
+// StringMember returns the string in the top-level member name of a JSON object, or "" if there is no such
+// member. It checks the whole text as DecodeObject does, except that it allows two members of one name
 // elsewhere. It decodes nothing else. Use it for a value that is needed before a signature is verified.
 func StringMember(text []byte, name string) (string, error) {
 	d := decoder{bytes: text, lex: Lexer{MaxDepth: MaxDecodeDepth}}

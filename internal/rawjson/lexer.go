@@ -1,7 +1,8 @@
-// Package rawjson reads JSON text (RFC 8259) in place. One incremental Lexer splits the text into tokens. All else
-// uses it. DecodeObject and StringMember are a strict decoder for text that security depends on. Value checks a
-// text and returns parts of it unchanged, with the original numbers, escapes and order of members. NumberFinder and
-// Projector read a text that comes in pieces: one finds a number, the other leaves out what a Projection does not keep.
+// Package rawjson reads JSON text (RFC 8259) in place. One incremental Lexer splits the text into tokens.
+// All else uses it. DecodeObject and StringMember are a strict decoder for text that security depends on.
+// Value checks a text and returns parts of it unchanged, with the original numbers, escapes and order of
+// members. NumberFinder and Projector read a text that comes in pieces: one finds a number, the other
+// leaves out what a Projection does not keep.
 package rawjson
 
 import (
@@ -22,7 +23,7 @@ type Kind uint8
 
 // The kinds. More and Done are not tokens: they report where the input stands.
 const (
-	More Kind = iota // the piece is used up, and the text goes on in the next one
+	More Kind = iota // the piece has been read; the text continues in the next one
 	Done             // the text is complete
 	ObjectStart
 	ObjectEnd
@@ -36,15 +37,16 @@ const (
 	Null
 )
 
-// Token is one token, or the part of a token that lies in one piece of the text. White space, commas and colons
-// are not tokens: the Lexer checks them and moves on.
+// Token is one token, or the part of a token that lies in one piece of the text. White space, commas and
+// colons are not tokens: the Lexer checks them and moves on.
 type Token struct {
 	Kind       Kind
 	marks      marks
 	Start, End int // its bytes in the piece: piece[Start:End]
 }
 
-// marks are the boolean properties of a Token. In one field, a Token has few enough fields to stay in registers.
+// marks are the boolean properties of a Token. In one field, a Token has few enough fields to stay in
+// registers.
 type marks uint8
 
 const (
@@ -52,26 +54,26 @@ const (
 	escaped
 )
 
-// Partial reports whether the token goes on in the next piece.
+// Partial reports whether the token continues in the next piece.
 func (t Token) Partial() bool { return t.marks&partial != 0 }
 
 // Escaped reports whether a Name or String has a backslash in it, in this piece or an earlier one.
 func (t Token) Escaped() bool { return t.marks&escaped != 0 }
 
-// Lexer splits one JSON text into tokens. The text is fed in pieces of any size: a piece may end within a token,
-// within an escape sequence and within a UTF-8 sequence. The Lexer accepts exactly the texts of RFC 8259 whose
-// strings are valid UTF-8 and that nest at most MaxDepth arrays and objects. Lone surrogates (`\ud800`) and two
-// members of one name are valid JSON. A caller that refuses them checks the tokens.
+// Lexer splits one JSON text into tokens. The text is fed in pieces of any size: a piece may end within a
+// token, within an escape sequence and within a UTF-8 sequence. The Lexer accepts exactly the texts of RFC
+// 8259 whose strings are valid UTF-8 and that nest at most MaxDepth arrays and objects. Lone surrogates
+// (`\ud800`) and two members of one name are valid JSON. A caller that refuses them checks the tokens.
 //
 //	lex := rawjson.Lexer{MaxDepth: 32}
 //	lex.Feed([]byte(`{"a":tr`), false)  // ObjectStart, Name `"a"`, True `tr` (Partial), More
 //	lex.Feed([]byte(`ue}`), true)       // True `ue`, ObjectEnd, Done
 //
-// A token that reaches the end of a piece is Partial whenever more of it could follow. So its last part can be
-// empty: "12" and ",3" are the parts "12" (Partial) and "" of one number.
+// A token that reaches the end of a piece is Partial whenever more of it could follow. So its last part can
+// be empty: "12" and ",3" are the parts "12" (Partial) and "" of one number.
 //
-// The Lexer does not recurse and keeps no copy of the text. It allocates only below 64 levels of nesting, one bit
-// for each level. It is not safe for concurrent use.
+// The Lexer does not recurse and keeps no copy of the text. It allocates only below 64 levels of nesting,
+// one bit for each level. It is not safe for concurrent use.
 type Lexer struct {
 	MaxDepth int
 
@@ -129,9 +131,9 @@ const (
 	exponentDigits
 )
 
-// Feed sets the next piece of the text. Call it once before the first Next, and again each time that Next has
-// returned More. last reports that no piece follows; an empty last piece is fine. The Lexer reads piece until the
-// next Feed.
+// Feed sets the next piece of the text. Call it once before the first Next, and again each time that Next
+// has returned More. last reports that no piece follows; an empty last piece is fine. The Lexer reads piece
+// until the next Feed.
 func (l *Lexer) Feed(piece []byte, last bool) {
 	l.piece, l.pos, l.last = piece, 0, last
 }
@@ -260,8 +262,9 @@ func (l *Lexer) valueEnds() {
 	}
 }
 
-// skip moves past the rest of the innermost object or array, whose start was the last token, and returns the end of
-// it. It looks at brackets and strings alone: it is for the text of a Value, which was checked before.
+// skip moves past the rest of the innermost object or array, whose start was the last token, and returns
+// the end of it. It looks at brackets and strings alone: it is for the text of a Value, which was checked
+// before.
 func (l *Lexer) skip() (end int) {
 	p, i := l.piece, l.pos
 	for depth := 1; i < len(p); i++ {
@@ -285,7 +288,8 @@ func (l *Lexer) skip() (end int) {
 	return i
 }
 
-// quote starts a Name or a String. Most end in the same piece and have only plain bytes: those take a short way.
+// quote starts a Name or a String. It has a fast path for one that ends in this piece and has only plain
+// bytes.
 func (l *Lexer) quote(start int) (Token, error) {
 	kind := String
 	if l.expect == aName || l.expect == aNameOrEnd {
@@ -310,7 +314,7 @@ func (l *Lexer) quote(start int) (Token, error) {
 	return Token{Kind: kind, Start: start, End: i + 1}, nil
 }
 
-// number starts a Number in the state s, by a short way when it ends in the same piece.
+// number starts a Number in the state s, with a fast path for one that ends in this piece.
 func (l *Lexer) number(s state, start int) (Token, error) {
 	end, s, ok := scanNumber(l.piece, start+1, s)
 	if !ok {
@@ -324,7 +328,7 @@ func (l *Lexer) number(s state, start int) (Token, error) {
 	return Token{Kind: Number, Start: start, End: end}, nil
 }
 
-// literal starts a True, False or Null, by a short way when all of it is in this piece.
+// literal starts a True, False or Null, with a fast path for one that is complete in this piece.
 func (l *Lexer) literal(kind Kind, word string, start int) (Token, error) {
 	end := start + len(word)
 	if l.expect > aValueOrEnd || end > len(l.piece) || string(l.piece[start:end]) != word {
@@ -344,7 +348,7 @@ func (l *Lexer) begin(kind Kind, in state, start int) (Token, error) {
 	return l.scan(start)
 }
 
-// scan reads on in the current token, from pos. start is where its part in this piece begins.
+// scan continues the current token at pos. start is where its part in this piece begins.
 func (l *Lexer) scan(start int) (Token, error) {
 	var complete, ok bool
 	switch l.token.kind {
@@ -495,7 +499,7 @@ func (t *partialToken) lead(c byte) bool {
 	return true
 }
 
-// scanNumber reads on in a number, from p[i] in the state s, up to the first byte that is not the number's:
+// scanNumber continues a number at p[i] in the state s, up to the first byte after the number:
 // [-] (0 / 1-9 digits) [. digits] [e [+-] digits]. When it reaches the end of p, the number may go on.
 func scanNumber(p []byte, i int, s state) (end int, in state, ok bool) {
 	for ; i < len(p); i++ {

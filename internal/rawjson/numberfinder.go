@@ -5,14 +5,15 @@ import (
 	"strconv"
 )
 
-// NumberFinder finds the number that a Pointer leads to, in a JSON text that comes in pieces. It keeps no part of
-// the text, except a name or a number that continues in the next piece. Of two members of one name, the last counts, as for most readers.
+// NumberFinder finds the number that a Pointer leads to, in a JSON text that comes in pieces. It keeps no
+// part of the text, except a name or a number that continues in the next piece. Of two members of one name,
+// the last counts, as for most readers.
 type NumberFinder struct {
 	pointer Pointer
 	lex     Lexer
 	bad     bool // the text is malformed, or nests too deep
 
-	on    int   // how many of the arrays and objects around the next token the pointer leads through
+	on    int   // number of the enclosing arrays and objects through which the pointer leads
 	index []int // of the next element in each of them
 	next  bool  // the pointer leads to or through the next value
 
@@ -49,11 +50,12 @@ func (f *NumberFinder) Reset() {
 // Write reads the next piece of the text. It keeps no part of piece.
 func (f *NumberFinder) Write(piece []byte) { f.read(piece, false) }
 
-// Number returns the number that has been found so far, and reports whether there is one. The text may go on. If it
-// turns out to be malformed, there is none.
+// Number returns the number that has been found so far, and reports whether there is one. The text may go
+// on. If it turns out to be malformed, there is none.
 func (f *NumberFinder) Number() (float64, bool) { return f.found, f.has && !f.bad }
 
-// Finish ends the text, and returns its number. A text that is incomplete has the number that it had until then.
+// Finish ends the text, and returns its number. A text that is incomplete has the number that it had until
+// then.
 func (f *NumberFinder) Finish() (float64, bool) {
 	number, has := f.Number()
 	f.read(nil, true)
@@ -121,10 +123,11 @@ func (f *NumberFinder) token(t Token, text []byte) {
 	}
 }
 
-// leads reports whether the pointer leads to or through a value at that depth.
+// leads reports whether the pointer leads to a value at that depth, or through it.
 func (f *NumberFinder) leads(around int) bool { return f.next && around == f.on }
 
-// keep adds a part of a token, and reports whether that was the last part. A token that is too long is not kept.
+// keep adds a part of a token, and reports whether that was the last part. A token that is too long is not
+// kept.
 func (f *NumberFinder) keep(t Token, part []byte) (whole bool) {
 	if len(f.cut)+len(part) > f.max {
 		f.passed = true

@@ -29,8 +29,8 @@ type segment struct {
 // leadsOver reports whether the segment leads to the member name.
 func (s segment) leadsOver(name string) bool { return s.any || s.name == name }
 
-// parsePath parses a dotted path, such as "items.*.title". A backslash before a dot, a star or a backslash makes it
-// a part of the name.
+// parsePath parses a dotted path, such as "items.*.title". A backslash before a dot, a star or a backslash
+// makes it a part of the name.
 func parsePath(text string) (path, error) {
 	if !utf8.ValidString(text) {
 		return nil, errors.New("not UTF-8")
@@ -103,7 +103,7 @@ type actionKind uint8
 
 const (
 	drops    actionKind = iota
-	keeps               // as it stands
+	keeps               // unchanged
 	descends            // into its members or elements; a value without them is kept or dropped, by node.keepAll
 )
 
@@ -128,8 +128,8 @@ const maxNodes = 10_000
 // manyMembers is the number of names above which a node has a map of them.
 const manyMembers = 8
 
-// NewProjection compiles a projection. The paths are those of the text before any change. only names what is kept;
-// nil keeps all. drop takes something out of that. rename gives the last name of a path another name.
+// NewProjection compiles a projection. Paths refer to the original text. only lists what is kept; nil keeps
+// everything. drop lists what is removed from that. rename maps a path to a new name for its last segment.
 func NewProjection(only, drop []string, rename map[string]string) (*Projection, error) {
 	c := compiler{nodes: make(map[string]*node)}
 	for _, text := range only {
@@ -195,7 +195,8 @@ func (c *compiler) add(r rule) error {
 	return nil
 }
 
-// refuseConflicts returns an error if two renames give the same name to two members, or two names to one member.
+// refuseConflicts returns an error if two renames give the same name to two members, or two names to one
+// member.
 func (c *compiler) refuseConflicts() error {
 	for i, a := range c.rules {
 		for _, b := range c.rules[i+1:] {
@@ -219,8 +220,8 @@ func overlap(a, b path) bool {
 	return slices.EqualFunc(a, b, func(s, t segment) bool { return s.any || t.leadsOver(s.name) })
 }
 
-// action returns what is done with a value to which the first depth segments of the rules lead. kept is whether it
-// is kept unless a rule says otherwise.
+// action returns what is done with a value to which the first depth segments of the rules lead. kept is
+// whether it is kept unless a rule says otherwise.
 func (c *compiler) action(rules []int, depth int, kept bool) action {
 	var inside []int // the rules for something within the value
 	only := false
@@ -304,7 +305,7 @@ func (c *compiler) within(rules []int, depth int, s segment) []int {
 	return on
 }
 
-// giveWay drops every member whose name is the new name of another member. So no name occurs twice.
+// giveWay drops each member whose name another member receives by a rename, so that no name occurs twice.
 func (n *node) giveWay() {
 	for _, renamed := range slices.Clone(n.members) {
 		if renamed.action.name == nil {

@@ -12,9 +12,9 @@ import (
 
 // Bounds of a Budget.
 const (
-	PerSecond   = 3   // retries that a second earns; a new budget has as many
-	floorSaved  = 30  // most retries saved up of those: ten seconds' worth
-	earnedSaved = 500 // most retries saved up of the requests' shares
+	PerSecond   = 3   // retries that each second earns; a new budget has as many
+	floorSaved  = 30  // most retries of these that can be saved: those of ten seconds
+	earnedSaved = 500 // most retries earned by requests that can be saved
 )
 
 // Budget counts the retries that may be made. It is safe for concurrent use.

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Durations counts how long things took in the last while, and how many of them failed. It is safe for
+// Durations counts durations in a rolling window, and how many of the operations failed. It is safe for
 // concurrent use and takes no lock: a writer makes one atomic addition, or two for a failure.
 //
 // It takes at most 24 KB: Slots histograms of little more than 1 KB. Make it with NewDurations.
@@ -16,8 +16,8 @@ type Durations struct {
 	slots [Slots]atomic.Pointer[durationSlot]
 }
 
-// durationSlot counts what ended within one slot of time. A slot that has become too old is replaced and never
-// emptied: so a writer that is late adds to one that nobody reads, and to no later one.
+// durationSlot counts the operations that ended within one slot of time. A slot that is too old is replaced
+// and not cleared: a late writer then adds to a slot that nobody reads, and not to a newer one.
 type durationSlot struct {
 	number  int64
 	failed  atomic.Uint32
@@ -30,7 +30,7 @@ func NewDurations(start time.Time, length time.Duration) *Durations {
 	return &Durations{start: start, width: max(1, length/Slots)}
 }
 
-// Add counts something that took d and ended at now.
+// Add counts an operation that took d and ended at now.
 func (w *Durations) Add(now time.Time, d time.Duration, failed bool) {
 	s := w.slot(int64(now.Sub(w.start) / w.width))
 	s.buckets[durationBucket(d)].Add(1)
@@ -39,7 +39,8 @@ func (w *Durations) Add(now time.Time, d time.Duration, failed bool) {
 	}
 }
 
-// slot returns the slot to count in. If the slot with that number has been replaced, it returns the newer one.
+// slot returns the slot to count in. If the slot with that number has been replaced, it returns the newer
+// one.
 func (w *Durations) slot(number int64) *durationSlot {
 	at := &w.slots[uint64(number)%Slots]
 	for {
@@ -58,12 +59,12 @@ func (w *Durations) slot(number int64) *durationSlot {
 type Summary struct {
 	Count  int64
 	Failed int64
-	Over   time.Duration // the time that it covers: the length of the Durations, or up to a slot less
+	Over   time.Duration // the time that it covers: the length of the window, or up to one slot less
 
 	buckets [durationBuckets]int64
 }
 
-// Summary returns what has ended within the last slots. A duration that is added at the same time may be missing.
+// Summary returns a summary of the window at now. A duration that is added concurrently may be missing.
 func (w *Durations) Summary(now time.Time) *Summary {
 	last := int64(now.Sub(w.start) / w.width)
 	first := last - Slots + 1
@@ -84,10 +85,11 @@ func (w *Durations) Summary(now time.Time) *Summary {
 	return sum
 }
 
-// Quantile returns a duration that the share q of all durations does not exceed: 0.5 gives the median. It is within
-// 1/16 of the exact one, for durations from 2 µs up to 36 minutes. It returns 0 when nothing was counted.
+// Quantile returns a duration that the share q of all durations does not exceed: 0.5 gives the median. It
+// is within 1/16 of the exact one, for durations from 2 µs up to 36 minutes. It returns 0 when nothing was
+// counted.
 func (s *Summary) Quantile(q float64) time.Duration {
-	rank := int64(q * float64(s.Count)) // of those in order, the number of the first that is not below
+	rank := int64(q * float64(s.Count)) // of the quantile among all durations in ascending order, from 1
 	if float64(rank) < q*float64(s.Count) {
 		rank++
 	}
@@ -100,15 +102,15 @@ func (s *Summary) Quantile(q float64) time.Duration {
 	return 0
 }
 
-// The buckets of the histogram: each power of two is divided into 8. The first ones are durationUnit wide. What is
-// too long for the last one is counted in it.
+// The buckets of the histogram: each power of two is divided into 8. The first ones are durationUnit wide.
+// The last one also counts all longer durations.
 const (
 	durationUnit    = 128 // nanoseconds
 	durationBuckets = 256
 )
 
-// durationBucket returns the bucket of d. For example, a unit is 0, and what takes 8 to 15 units has a bucket for
-// each unit; 16 to 31 have one for every two.
+// durationBucket returns the bucket of d. Up to 15 units, each unit has a bucket. From 16 to 31 units,
+// every two units share one, from 32 to 63 every four, and so on.
 func durationBucket(d time.Duration) int {
 	v := uint64(max(0, d)) / durationUnit
 	shift := max(0, bits.Len64(v)-4)

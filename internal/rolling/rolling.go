@@ -18,11 +18,11 @@ type Counts[C any] interface {
 	Minus(C) C
 }
 
-// Window is the sum of what was added lately. Make it with New. It is not safe for concurrent use.
+// Window is the sum of what was added within its length. Make it with New. It is not safe for concurrent use.
 type Window[C Counts[C]] struct {
 	start time.Time     // of slot 0
 	width time.Duration // of a slot
-	slot  int64         // the present slot, which is the only one that grows
+	slot  int64         // number of the current slot, to which Add adds
 	total C             // of all slots
 	slots [Slots]C      // slot n is at n%Slots
 }
@@ -33,8 +33,9 @@ func New[C Counts[C]](start time.Time, length time.Duration) Window[C] {
 	return Window[C]{start: start, width: max(1, length/Slots)}
 }
 
-// Roll makes the slot of now the present one and subtracts the slots that are too old. A now that is before the
-// present slot changes nothing: two goroutines may read the clock in one order and call Roll in the other.
+// Roll makes the slot of now the current one and subtracts the slots that are too old. It does nothing if
+// now is before the current slot: two goroutines may read the clock in one order and call Roll in the
+// other.
 func (w *Window[C]) Roll(now time.Time) {
 	slot := int64(now.Sub(w.start) / w.width)
 	if slot-w.slot >= Slots {
@@ -50,7 +51,7 @@ func (w *Window[C]) Roll(now time.Time) {
 	}
 }
 
-// Add adds c to the present slot and returns the slot's number, for TakeBack.
+// Add adds c to the current slot and returns the slot's number, for TakeBack.
 func (w *Window[C]) Add(c C) (slot int64) {
 	s := &w.slots[w.slot%Slots]
 	*s = (*s).Plus(c)
@@ -58,8 +59,7 @@ func (w *Window[C]) Add(c C) (slot int64) {
 	return w.slot
 }
 
-// TakeBack subtracts c, which Add added to slot. If the slot has been
-// subtracted already, nothing changes.
+// TakeBack subtracts c, which Add added to slot. It does nothing if the slot is already too old.
 func (w *Window[C]) TakeBack(slot int64, c C) {
 	if w.slot-slot >= Slots {
 		return

@@ -19,9 +19,10 @@ type Decision struct {
 
 // Decide finds the route for r. Among the routes that match, it takes the first by these rules:
 //
-//  1. a route for r's host precedes one for a wildcard above it, of which the longest precedes, and that one without a host;
-//  2. the more specific path: a literal segment precedes {name}, which precedes {name...} and a trailing slash;
-//  3. r's method; for HEAD then GET; then no method;
+//  1. a route for r's host, then for the longest matching wildcard host, and so on, then one without a host;
+//  2. the more specific path: a literal segment precedes {name}, and {name} precedes {name...} and a trailing
+//     slash;
+//  3. a pattern with r's method, then, for HEAD, one with GET, then one without a method;
 //  4. more Header predicates;
 //  5. more Query predicates;
 //  6. the route that was added first.
@@ -29,9 +30,9 @@ type Decision struct {
 // A route that matches the path and fails on method or predicates does not end the search: the next one is
 // tried.
 //
-// A path with empty segments or backslashes is taken by a Raw route alone, and one that some servers read as the
-// path of another route by none: see otherReading. A method in small letters is taken by no route if its capital
-// letters lead to another one.
+// Only a Raw route matches a path with empty segments or backslashes. No route matches a path that some
+// servers read as the path of another route: see otherReading. No route matches a method in lower case if
+// the same method in upper case has another route.
 //
 // s must be new. It holds the path values afterwards. It is an argument, and not part of the result, so that
 // it stays on the caller's stack.
@@ -54,8 +55,8 @@ func (t *Tree) Decide(r *http.Request, s *Search) Decision {
 	return d
 }
 
-// hasSmallLetter reports whether s has a letter from a to z. Methods are in capital letters, but some servers take
-// "post" for POST.
+// hasSmallLetter reports whether s has a letter from a to z. Methods are case-sensitive, but some servers
+// accept "post" as POST.
 func hasSmallLetter(s string) bool {
 	for i := range len(s) {
 		if 'a' <= s[i] && s[i] <= 'z' {
@@ -65,9 +66,9 @@ func hasSmallLetter(s string) bool {
 	return false
 }
 
-// Preflight returns the number of the route that would take the request that a CORS preflight asks for. Where the
-// Header predicates of every such route fail, they are assumed to hold: a preflight does not carry the fields of
-// the request to come.
+// Preflight returns the number of the route for the request that a CORS preflight announces. If no route
+// matches because of Header predicates, they are assumed to hold: a preflight does not carry the fields of
+// the announced request.
 func (t *Tree) Preflight(r *http.Request, method string) (route int, ok bool) {
 	for _, assumed := range []Kind{Other, Header} {
 		s := Search{assumed: assumed}
@@ -155,8 +156,8 @@ func (s *Search) checkPath() Decision {
 	return redirect(r, urlpath.Collapse(urlpath.Escaped(r.URL)))
 }
 
-// takesRaw reports whether all empty segments and backslashes of p are in what rt's last wildcard takes. p is a
-// path that rt matches.
+// takesRaw reports whether all empty segments and backslashes of p are in the part that rt's last wildcard
+// matches. rt matches p.
 func (rt *route) takesRaw(p *urlpath.Path) bool {
 	rest := len(rt.Pattern.segments) - 1
 	if !rt.Raw || rt.Pattern.segments[rest].kind != restSegment {
@@ -170,9 +171,9 @@ func (rt *route) takesRaw(p *urlpath.Path) bool {
 	return true
 }
 
-// otherReading returns a route, other than s.route, to which a server comes that takes liberties with the path,
-// and the liberties. Segments that the route's pattern spells out are not read anew. It returns nil when there is
-// none.
+// otherReading returns a route other than s.route that a lenient server would choose for the path, and how
+// that server reads the path. For example, "/x;a/admin" may be read as "/x/admin". Literal segments of the
+// pattern of s.route are not read differently. It returns nil if there is no such route.
 func (t *Tree) otherReading(s *Search, first *hostTree) (urlpath.Reading, *route) {
 	found := s.path.Readings()
 	if found == 0 && !s.path.Doubled {
@@ -183,7 +184,7 @@ func (t *Tree) otherReading(s *Search, first *hostTree) (urlpath.Reading, *route
 	}
 	segments := s.route.Pattern.segments
 	spelled := func(i int) bool { return i < len(segments) && segments[i].kind == literalSegment }
-	for how := range found + 1 { // each alone, and together in all ways
+	for how := range found + 1 { // every combination of readings
 		if how&^found != 0 || how == 0 && !s.path.Doubled {
 			continue
 		}
@@ -201,8 +202,8 @@ func (t *Tree) otherReading(s *Search, first *hostTree) (urlpath.Reading, *route
 	return 0, nil
 }
 
-// withSlash returns the route that spells out the trailing slash and would take the request if its path had one,
-// or nil when there is none.
+// withSlash returns the route that spells out the trailing slash and would take the request if its path had
+// one, or nil when there is none.
 func (t *Tree) withSlash(of *Search, first *hostTree) *route {
 	s := Search{req: of.req, method: of.method, path: of.path, assumed: of.assumed, slash: true}
 	s.in(&t.hosts, first)

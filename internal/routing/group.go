@@ -11,8 +11,8 @@ import (
 // covers the other are in alphabetical order.
 type pathRoutes []group
 
-// group holds the routes of one path with the same method and the same number of Header and Query predicates. So
-// the one that was added first precedes.
+// group holds the routes of one path with the same method and the same number of Header and Query
+// predicates. So the one that was added first precedes.
 type group struct {
 	method           string
 	headers, queries int
@@ -92,7 +92,7 @@ func (routes pathRoutes) all(yield func(*route) bool) bool {
 	return true
 }
 
-// index finds routes of a group without a look at each of them.
+// index finds routes of a group without testing each of them.
 type index struct {
 	// fields finds the routes by one of their predicates that a header field has a certain value: by name of
 	// the field, then by value. Each route is in one list. The lists are in the order of the group.

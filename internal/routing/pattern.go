@@ -37,10 +37,10 @@ const (
 	restSegment                       // {name...} or a trailing slash: all that is left, or nothing
 )
 
-// Parse reads a pattern. It accepts what http.ServeMux accepts, except for patterns that no request can match
-// here: paths that are not clean or have dot segments, whatever the method, and hosts with a port. It also refuses
-// what is a mistake in all likelihood, such as "/users/:id" and "get /", and says what to write. A host may begin
-// with the label "*".
+// Parse reads a pattern. It accepts what http.ServeMux accepts, except for patterns that no request can
+// match here: paths that are not clean or have dot segments, whatever the method, and hosts with a port. It
+// also refuses probable mistakes, such as "/users/:id" and "get /", with a hint at the right form. A host
+// may begin with the label "*".
 func Parse(text string) (*Pattern, error) {
 	if text == "" {
 		return nil, errors.New("empty pattern")
@@ -174,8 +174,8 @@ func parseWildcard(name string, last bool) (segment, error) {
 	return segment{kind: kind, text: shared(name)}, nil
 }
 
-// shared returns the one copy of s that all patterns share. In a big table, the words that are compared then
-// stay in the processor's cache.
+// shared returns the copy of s that all patterns share. In a big table, the compared words then stay in the
+// processor's cache.
 func shared(s string) string { return unique.Make(s).Value() }
 
 // HasRest reports whether the last segment of the pattern takes all that is left of a path.

@@ -13,12 +13,12 @@ import (
 	"slices"
 )
 
-// Route is what a Tree knows of a route.
+// Route describes a route to a Tree.
 type Route struct {
 	Pattern    *Pattern
 	Predicates []Predicate // all must hold; names are unique
 	Raw        bool        // what {name...} or a trailing slash takes may have empty segments and backslashes
-	Location   string      // where the route was registered; for the texts of errors
+	Location   string      // file:line of the registration, for error texts
 }
 
 // Predicate is a condition on a request. Two predicates with one name are the same condition.
@@ -27,8 +27,8 @@ type Predicate struct {
 	Kind  Kind
 	Holds func(*http.Request) bool
 
-	// With a Field, Holds reports whether one line of that header field is Value. Routes are then found by it
-	// without a look at each.
+	// If Field is set, Holds reports whether one line of that header field equals Value. Such routes are
+	// found by an index instead of one by one.
 	Field, Value string
 }
 
@@ -50,7 +50,7 @@ type Tree struct {
 	raw    bool // there is a Raw route
 }
 
-// route is a Route made ready.
+// route is a Route prepared for searching.
 type route struct {
 	Route
 	number           int
@@ -83,8 +83,8 @@ func newRoute(r Route, number int) *route {
 	return rt
 }
 
-// failed returns the name of the first predicate that does not hold, or "" when all hold. Predicates of the kind
-// assumed are not asked.
+// failed returns the name of the first predicate that does not hold, or "" when all hold. Predicates of the
+// kind assumed are not asked.
 func (rt *route) failed(r *http.Request, assumed Kind) string {
 	for i := range rt.Predicates {
 		if p := &rt.Predicates[i]; (assumed == Other || p.Kind != assumed) && !p.Holds(r) {
@@ -106,8 +106,8 @@ func (rt *route) covers(other *route) bool {
 }
 
 // Add puts a route into the tree and returns its number: 0 for the first, then 1, and so on. The error says
-// why the route cannot stand beside another one; its text continues a sentence that begins with the route.
-// The tree is then as it was.
+// why the route conflicts with another one; its text continues a sentence whose subject is the route. The
+// tree is then unchanged.
 func (t *Tree) Add(r Route) (number int, err error) {
 	rt := newRoute(r, len(t.routes))
 	host := t.hosts.of(r.Pattern.host)

@@ -18,9 +18,9 @@ type Search struct {
 	assumed Kind // predicates of this kind are taken to hold; none with Other
 
 	route *route // the first that matches in every way
-	exact bool   // its pattern leaves nothing of the path to a trailing slash or a {name...}
+	exact bool   // its pattern does not end in a trailing slash or a {name...}, or that matches nothing
 
-	other   *route // to which some servers would come, when the path is refused for that
+	other   *route // the route that some servers would choose, if the path is refused because of it
 	slashes bool   // a host that was searched has a pattern, other than "/", that ends in a slash
 
 	// survey goes on after the first match, to the last route whose path matches.
@@ -35,15 +35,15 @@ type surveyResult struct {
 	tried []attempt // in order
 }
 
-// attempt is a route whose path matches, and what came of trying it.
+// attempt is a route whose path matches, and the result of trying it.
 type attempt struct {
 	route  *route
 	method bool   // its method matches
 	failed string // the first predicate that does not hold; "" when all hold
 }
 
-// Other returns the pattern of the route to which some servers would come, when the path is refused for that, and
-// otherwise "". It is not for clients.
+// Other returns the pattern of the route that some servers would choose, if the path is refused because of
+// it, and otherwise "". It must not be shown to clients.
 func (s *Search) Other() string {
 	if s.other == nil {
 		return ""
@@ -73,7 +73,7 @@ func (s *Search) value(w *wildcard) string {
 	return s.path.Segment(w.at)
 }
 
-// in searches the tree first, and then those that follow it.
+// in searches the tree first and then the trees after it.
 func (s *Search) in(t *hosts, first *hostTree) {
 	for h := first; h != nil; h = t.next(h) {
 		s.slashes = s.slashes || h.slashes
@@ -83,7 +83,7 @@ func (s *Search) in(t *hosts, first *hostTree) {
 	}
 }
 
-// walk searches n for what is left of the path from segment i on, and reports whether the search ends there.
+// walk searches n for the rest of the path, from segment i. It reports whether the search has ended.
 func (s *Search) walk(n *node, i int) bool {
 	if i == s.path.Len && !s.slash && !s.path.TrailingSlash {
 		return s.match(n.end, true)
@@ -102,8 +102,8 @@ func (s *Search) walk(n *node, i int) bool {
 	return s.match(n.rest, false)
 }
 
-// match compares the methods and predicates of routes whose path matches, and reports whether the search ends
-// there.
+// match compares the methods and predicates of routes whose path matches. It reports whether the search has
+// ended.
 func (s *Search) match(routes pathRoutes, exact bool) bool {
 	for i := range routes {
 		g := &routes[i]
@@ -128,7 +128,7 @@ func (s *Search) match(routes pathRoutes, exact bool) bool {
 	return false
 }
 
-// attempt compares the predicates of one route, and reports whether the search ends there.
+// attempt compares the predicates of one route. It reports whether the search has ended.
 func (s *Search) attempt(rt *route, covers, exact bool) bool {
 	failed := rt.failed(s.req, s.assumed)
 	if covers && failed == "" && s.route == nil {

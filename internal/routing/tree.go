@@ -3,9 +3,9 @@ package routing
 import "strings"
 
 // hostTree holds the routes of one host. The levels of the tree are the segments of the path. A walk goes
-// depth first, and at each level tries literals, then wildcards, then what takes all that is left. So it
-// meets the routes that match a path from the most specific to the least: two patterns of which neither is
-// more specific are refused.
+// depth first, and at each level tries literals, then wildcards, then a match of the whole rest. So it visits
+// the routes that match a path from the most specific to the least. Two patterns that overlap are refused if
+// neither is more specific.
 //
 // Methods and predicates are compared where a path ends. So the more specific path wins whatever the method,
 // and a path that has no route for the method does not end the search.
@@ -40,7 +40,7 @@ type literalChild struct {
 // maxScan is the number of children up to which a look at each is faster than a map.
 const maxScan = 8
 
-// literal returns the node behind the literal segment text, or nil.
+// literal returns the child for the literal segment text, or nil.
 func (n *node) literal(text string) *node {
 	if n.index != nil {
 		return n.index[text]
@@ -113,8 +113,8 @@ func (t *hostTree) add(rt *route) {
 	}
 }
 
-// grow returns the node behind s, a literal or a wildcard for one segment. It makes the node where there is
-// none.
+// grow returns the child for s, a literal or a wildcard for one segment. It creates the child if it does not
+// exist.
 func (n *node) grow(s segment) *node {
 	if s.kind == wildSegment {
 		if n.wild == nil {

@@ -1,28 +1,28 @@
-// Package streak counts failures in a row, where a success can be taken back later: a response that began
-// well may still be cut off.
+// Package streak counts consecutive failures. A success can be taken back later, because a response that
+// began well may still be cut off.
 package streak
 
-// kept is how many successes, the latest ones, can be taken back. An older one counts as one that stands.
+// kept is the number of latest successes that can be taken back. Older ones cannot.
 const kept = 256
 
 // Streak counts consecutive failures. The zero Streak has seen none. It is not safe for concurrent use. It
 // takes 1.3 KiB.
 type Streak struct {
-	failures  uint32 // all of them; it may wrap, since only differences count
-	start     uint32 // failures before the last success that stands
-	successes uint64 // all of them, also those taken back
+	failures  uint32 // all failures; may wrap around, since only differences are used
+	start     uint32 // failures before the last success that was not taken back
+	successes uint64 // all successes, including those taken back
 
 	// The latest successes, each at its number modulo kept. The first one has number 1.
 	before [kept]uint32 // failures before it
 	cut    [kept]bool   // it was taken back
 
-	older uint32 // failures before the last success that stands and is not among the latest
+	older uint32 // failures before the last success that is older than the kept ones and was not taken back
 }
 
 // Success is a success that may be taken back.
 type Success uint64
 
-// Len returns the number of failures since the last success that stands.
+// Len returns the number of failures since the last success that was not taken back.
 func (s *Streak) Len() int { return int(s.failures - s.start) }
 
 // Fail counts a failure.
@@ -40,8 +40,8 @@ func (s *Streak) Succeed() Success {
 	return Success(s.successes)
 }
 
-// TakeBack makes the streak what it would be without that success. It does not count a failure in its place;
-// call Fail for that.
+// TakeBack changes the streak to what it would be without that success. It does not count a failure instead
+// of it: call Fail for that.
 //
 // For example, after fail, fail, ok, fail, the ok is taken back: three failures in a row. But after ok, fail,
 // ok, fail, when the first ok is taken back, it is still one failure, because the second ok stands. When that

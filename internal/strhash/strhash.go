@@ -12,7 +12,7 @@ type Hash uint64
 // New returns the hash of the empty string.
 func New() Hash { return 14695981039346656037 }
 
-// Add returns the hash of the string that h is of, with s appended.
+// Add returns the hash of a longer string: the one whose hash is h, followed by s.
 func (h Hash) Add(s string) Hash {
 	for i := range len(s) {
 		h = (h ^ Hash(s[i])) * 1099511628211

@@ -17,8 +17,8 @@ type Labels interface {
 }
 
 // LabelCache holds the attribute set of each label that was used, so that requests do not build them. It
-// holds at most MaxLabels of them. The zero value is empty and ready. It is safe for concurrent use; a label
-// that is found costs no lock and no allocation.
+// holds at most MaxLabels of them. The zero value is an empty cache. It is safe for concurrent use. A
+// lookup of a cached label takes no lock and allocates nothing.
 type LabelCache[L Labels] struct {
 	known atomic.Pointer[map[L][]metric.RecordOption] // replaced as a whole, never changed
 
@@ -27,14 +27,15 @@ type LabelCache[L Labels] struct {
 	missed int                         // lookups that known could not answer since it was replaced
 }
 
-// MaxLabels bounds a LabelCache. At about 700 bytes a label it takes 3 MB. A full cache starts again, empty.
+// MaxLabels is the most labels that a LabelCache holds: about 3 MB, at 700 bytes for a label. A full cache is
+// emptied.
 const MaxLabels = 4096
 
 // Options returns the options to record a value with the attributes of l.
 //
-// The lock-free map is a copy, so a new label must not copy all the others. New labels collect in fresh, and
-// are merged when there were as many misses as there are labels. With 100 known labels and one new, for
-// example, the merge comes with the 101st lookup that missed.
+// The lock-free map is copied when it changes, which would be expensive for each new label. So new labels are
+// collected in fresh, and are merged after as many misses as there are labels. For example, with 100 known
+// labels and one new, the merge happens at the 101st miss.
 func (c *LabelCache[L]) Options(l L) []metric.RecordOption {
 	if known := c.known.Load(); known != nil {
 		if options, ok := (*known)[l]; ok {

@@ -65,8 +65,8 @@ func FormatTraceparent(sc trace.SpanContext) string {
 	return string(b[:])
 }
 
-// TraceIDOf returns the trace id in a traceparent that FormatTraceparent has returned, as 32 hex digits. Of "" it
-// returns "".
+// TraceIDOf returns the trace id in a traceparent that FormatTraceparent has returned, as 32 hex digits. For
+// "" it returns "".
 func TraceIDOf(traceparent string) string {
 	if traceparent == "" {
 		return ""
@@ -74,7 +74,7 @@ func TraceIDOf(traceparent string) string {
 	return traceparent[3:35]
 }
 
-// NewSpanContext returns random ids, marked as sampled. It serves where no SDK makes ids.
+// NewSpanContext returns a sampled SpanContext with random ids, for use without an SDK.
 func NewSpanContext() trace.SpanContext {
 	var id trace.TraceID
 	binary.NativeEndian.PutUint64(id[:8], rand.Uint64())

@@ -10,11 +10,11 @@ import (
 // maxParameters is how many parameters of a query net/url reads.
 const maxParameters = 10_000
 
-// CleanQuery returns query as it is when every parser reads it alike. Otherwise it returns the parameters
-// that net/url reads in it, encoded anew, and how many it dropped.
+// CleanQuery returns query unchanged if all parsers read it in the same way. Otherwise it returns the
+// parameters that net/url reads in it, encoded again, and how many it dropped.
 //
-// Bytes that are not allowed in a query (RFC 3986 section 3.4) are escaped. Over HTTP/2 a client can send a
-// blank, which would end the request's target in HTTP/1.1.
+// Bytes that are not allowed in a query (RFC 3986 section 3.4) are escaped. For example, an HTTP/2 client can
+// send a space, which would end the request target in HTTP/1.1.
 func CleanQuery(query string) (clean string, dropped int) {
 	if !ambiguousQuery(query) {
 		return escapeExcept(query, '?'), 0
@@ -31,8 +31,8 @@ func CleanQuery(query string) (clean string, dropped int) {
 	return values.Encode(), dropped
 }
 
-// CarryQuery returns query as it is but for the bytes that a request's target in HTTP/1.1 cannot carry, which
-// it escapes: blanks, control characters, and "#", which would end the query.
+// CarryQuery escapes the bytes of query that cannot be sent in the request target of HTTP/1.1: spaces,
+// control characters, and "#", which would end the query. It leaves all else unchanged.
 func CarryQuery(query string) string {
 	carried := func(c byte) bool { return c > ' ' && c != 0x7f && c != '#' }
 	bad := 0

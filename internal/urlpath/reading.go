@@ -7,8 +7,8 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/hexdigit"
 )
 
-// Reading is a set of liberties that some servers take with a path. A server that takes them can find another
-// path in a request than the one that was matched here.
+// Reading is a set of changes that some servers make to a path before they use it. Such a server may serve
+// another path than the one that was matched here.
 type Reading uint8
 
 const (
@@ -29,11 +29,11 @@ func (how Reading) String() string {
 	return strings.Join(names, " and ")
 }
 
-// isTail reports whether a server may cut c at the end of a segment. Blanks are all that some trim: the control
-// bytes, too.
+// isTail reports whether a server may cut c at the end of a segment. Some servers trim control characters
+// like spaces.
 func isTail(c byte) bool { return c == '.' || c <= ' ' }
 
-// Readings returns the liberties that would change p, which has been split.
+// Readings returns the changes that apply to p, which has been split.
 func (p *Path) Readings() (found Reading) {
 	if !p.Escaped && !p.Tailed && strings.IndexByte(p.Text, ';') < 0 && strings.IndexByte(p.Text, '\\') < 0 {
 		return 0
@@ -70,8 +70,8 @@ func (p *Path) Readings() (found Reading) {
 	return found
 }
 
-// Read returns the path that a server finds in p, which has been split, when it takes all liberties of how. It
-// has no empty segments. A segment for which spelled returns true stays as it is.
+// Read returns the path that a server reads in p if it makes all changes in how. p has been split. The result
+// has no empty segments. A segment for which spelled returns true is not changed.
 func (p *Path) Read(how Reading, spelled func(i int) bool) (q Path) {
 	b := make([]byte, 0, len(p.Text)+8)
 	i, slash := 0, true // slash: the last piece was empty, so the path ends in a slash
@@ -99,7 +99,7 @@ func (p *Path) Read(how Reading, spelled func(i int) bool) (q Path) {
 	return q
 }
 
-// cutPiece cuts s at what a server that takes the liberties reads as its first slash.
+// cutPiece cuts s at the first slash, as a server with this reading finds it.
 func cutPiece(s string, how Reading) (piece, rest string, more bool) {
 	for i := range len(s) {
 		if s[i] == '/' && how&Slashes != 0 || s[i] == '\\' && how&Backslashes != 0 {

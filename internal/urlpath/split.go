@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// Path is a path and the places of its segments. Set fills in Text and Escaped, and Split all that follows.
+// Path is a path and the positions of its segments. Set sets Text and Escaped. Split sets the other fields.
 //
-// Take "/a/b%2Fc/": Len is 2, Segment(1) is "b/c", Rest(1) is "b/c/", and TrailingSlash is true.
+// For example, for "/a/b%2Fc/" Len is 2, Segment(1) is "b/c", Rest(1) is "b/c/", and TrailingSlash is true.
 type Path struct {
 	Text    string
 	Escaped bool // Text is percent-encoded
@@ -18,8 +18,8 @@ type Path struct {
 	Tailed        bool // a segment of Text ends in a dot or a blank
 	Len           int  // number of segments; a trailing slash adds none
 
-	// starts holds where each segment starts and, after the last of them, where one would start behind a
-	// further slash. A path with more segments than it has room for is searched again where needed.
+	// starts holds the position of each segment and, after the last one, the position at which the next
+	// segment would begin. In a path with more segments than that, the others are searched for when needed.
 	starts [16]int32
 }
 
@@ -69,7 +69,7 @@ func (p *Path) Split() {
 	p.Len, p.TrailingSlash = n, at == len(p.Text)
 }
 
-// Segment returns segment i, decoded. i is at least 0 and less than Len.
+// Segment returns segment i, decoded. i must be less than Len.
 func (p *Path) Segment(i int) string {
 	if i+1 < len(p.starts) {
 		return p.decode(p.Text[p.starts[i] : p.starts[i+1]-1])

@@ -16,8 +16,8 @@ type Syntax struct {
 	Dots   bool // "." and ".." as values, where they do not make a dot segment
 }
 
-// Template is a path, or a URL, with holes that values fill. It is immutable but for the holes' Ref, and safe
-// for concurrent use.
+// Template is a path or a URL with holes for values. Except for the Ref of its holes, it is immutable and
+// safe for concurrent use.
 //
 // With every Syntax, "http://10.0.0.1/users/{id}/list?after={user.last}" has the holes {id}, in the path, and
 // {user.last}, in the query.
@@ -42,7 +42,7 @@ type Hole struct {
 	Ref   int      // for the caller, who may set it before the first Expand
 }
 
-// ErrAmbiguous is wrapped by Expand's error when the values make a path that servers read in different ways.
+// ErrAmbiguous is wrapped by Expand's error if the values produce a path that servers read in different ways.
 var ErrAmbiguous = errors.New("ambiguous path")
 
 // ParseTemplate reads a template. Bytes that are not allowed in a URL are percent-encoded; percent-encoding
@@ -94,7 +94,7 @@ func ParseTemplate(text string, allow Syntax) (*Template, error) {
 	return t, t.check()
 }
 
-// parseOrigin adds the origin of a URL to t, where there is one. It returns the rest of the template, which
+// parseOrigin adds the origin of a URL to t, if there is one. It returns the rest of the template, which
 // begins with a slash.
 func (t *Template) parseOrigin(text string, allow Syntax) (rest string, err error) {
 	switch {
@@ -160,8 +160,8 @@ func (allow Syntax) holes() string {
 	return forms
 }
 
-// check fills every hole with a letter, to find out at setup what no value could mend: a dot segment or a
-// malformed URL.
+// check fills every hole with a letter, to find errors at setup that no value could correct: a dot segment
+// or a malformed URL.
 func (t *Template) check() error {
 	sample, err := t.Expand(func(*Hole) (string, error) { return "x", nil })
 	if err == nil {
@@ -178,14 +178,14 @@ func (t *Template) Holes() []*Hole { return t.holes }
 // is taken as it is.
 //
 // Its error wraps the one of value, or ErrAmbiguous when the path has become ambiguous. An empty value of a
-// plain hole is an error too, and so are "." and ".." where Syntax.Dots does not allow them. Where the value of a
-// {name...} is empty, one of the slashes around it is left out.
+// plain hole is an error too, and so are "." and ".." where Syntax.Dots does not allow them. Where the
+// value of a {name...} is empty, one of the slashes around it is left out.
 func (t *Template) Expand(value func(*Hole) (string, error)) (string, error) {
 	return t.ExpandAs(func(h *Hole) (string, bool, error) { v, err := value(h); return v, h.Rest, err }, Ambiguity)
 }
 
-// ExpandAs is Expand with another function in place of Ambiguity, and with a value that decides itself whether it
-// is that of a {name...}.
+// ExpandAs is Expand with another function in place of Ambiguity, and with a value that decides itself
+// whether it is that of a {name...}.
 func (t *Template) ExpandAs(value func(*Hole) (v string, rest bool, err error), ambiguity func(path string) string) (string, error) {
 	var b strings.Builder
 	empty := false // the last piece was the value of a {name...}, and empty

@@ -50,8 +50,8 @@ func EscapedRest(u *url.URL, value string) string {
 	return b.String()
 }
 
-// CutPrefix returns path, which is escaped, without the prefix, and whether path begins with it. The segments of
-// the two are compared decoded. prefix does not end in a slash; its percent-encoding is optional.
+// CutPrefix removes prefix from path, which is escaped, and reports whether path begins with it. Segments are
+// compared in decoded form. prefix must not end in a slash; its percent-encoding is optional.
 func CutPrefix(path, prefix string) (rest string, ok bool) {
 	for prefix != "" {
 		if path == "" {
@@ -66,7 +66,7 @@ func CutPrefix(path, prefix string) (rest string, ok bool) {
 	return path, true
 }
 
-// cutSegment cuts a path, which begins with a slash, behind its first segment.
+// cutSegment splits a path, which begins with a slash, after its first segment.
 func cutSegment(path string) (segment, rest string) {
 	end := strings.IndexByte(path[1:], '/')
 	if end < 0 {
@@ -89,16 +89,17 @@ func SetEscaped(u *url.URL, escaped string) error {
 	return nil
 }
 
-// Ambiguity names what makes a decoded path one that servers read in different ways, so that what is
-// authorised here could be something else at the target: "a dot segment", "a backslash" or "NUL". It returns
-// "" for a path that all read alike.
+// Ambiguity reports why servers may read a decoded path in different ways: "a dot segment", "a backslash"
+// or "NUL". The target could then serve another path than the one that was authorized here. For an
+// unambiguous path it returns "".
 //
-// A dot segment also counts beside an encoded slash, which has been decoded in path, with a parameter ("..;x"),
-// which some servers strip before they resolve the segment, and with a blank at its end (".. "), which some cut.
+// A dot segment also counts beside an encoded slash, which has been decoded in path, with a parameter
+// ("..;x"), which some servers strip before they resolve the segment, and with a blank at its end (".. "),
+// which some cut.
 func Ambiguity(path string) string { return ambiguity(path, false) }
 
-// RawAmbiguity is Ambiguity for a path that may have backslashes. What stands between backslashes is a segment,
-// too.
+// RawAmbiguity is Ambiguity for a path that may have backslashes. What stands between backslashes is a
+// segment, too.
 func RawAmbiguity(path string) string { return ambiguity(path, true) }
 
 func ambiguity(path string, backslashes bool) string {

@@ -1,5 +1,6 @@
 // Package waitqueue is a queue with priorities. Add and Remove take time that depends on the number of
-// different priorities, not on how many wait, so a waiter that gives up costs as little as one that is served.
+// different priorities, not on how many wait, so a waiter that gives up costs as little as one that is
+// served.
 package waitqueue
 
 import (
@@ -25,7 +26,7 @@ type Waiter[T any] struct {
 	Value    T
 	Priority int
 
-	level      *level[T] // nil when it does not wait
+	level      *level[T] // nil if it is not in a queue
 	prev, next *Waiter[T]
 }
 
@@ -39,7 +40,7 @@ func (q *Queue[T]) find(priority int) (int, bool) {
 	return slices.BinarySearchFunc(q.levels, priority, func(l *level[T], p int) int { return cmp.Compare(p, l.priority) })
 }
 
-// Add puts w behind all waiters of its priority. w must not be in a queue.
+// Add adds w after all waiters of its priority. w must not be in a queue.
 func (q *Queue[T]) Add(w *Waiter[T]) {
 	i, ok := q.find(w.Priority)
 	if !ok {
@@ -56,7 +57,7 @@ func (q *Queue[T]) Add(w *Waiter[T]) {
 	q.n++
 }
 
-// Remove takes w out of the queue, in which it must be.
+// Remove removes w, which must be in the queue.
 func (q *Queue[T]) Remove(w *Waiter[T]) {
 	l := w.level
 	if w.prev == nil {
