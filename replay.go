@@ -12,32 +12,32 @@ import (
 )
 
 // replay buffers the beginning of a request's body until a response arrives, so that the request can be sent
-// again. A nil replay is that of a request without a body.
+// again. A nil replay means that the request has no body.
 //
-// Each attempt reads the body through a view of its own, which starts at the beginning. A transport may go on
-// reading a view after its RoundTrip has returned an error, while the next attempt already has a new view.
+// Each attempt reads the body through its own view, which starts at the beginning. A transport may continue
+// to read a view after its RoundTrip has returned an error, while the next attempt already has a new view.
 // Such a late read still consumes the source, so its bytes are buffered for the new view. For example,
 // attempt 1 buffers "abc", fails, and is still blocked in a read. Attempt 2 reads "abc" from the buffer. Then
 // "def" arrives in the read of attempt 1: it is appended to the buffer, where attempt 2 reads it next.
 type replay struct {
 	source   io.ReadCloser
-	limit    int64         // most bytes to buffer
-	declared int64         // Content-Length; negative when it is not known
+	limit    int64         // largest number of bytes to buffer
+	declared int64         // Content-Length; negative if it is not known
 	trailer  http.Header   // the request's; filled by the last read of source
 	names    []string      // trailer names that were announced
-	before   time.Duration // how long the client was waited for before, if the whole body is here
+	before   time.Duration // how long Proxy waited for the client, if Proxy has read the whole body
 
-	reading sync.Mutex // held during a read of source, which takes as long as the client likes
+	reading sync.Mutex // held during a read of source, which may take as long as the client wants
 
 	mu   sync.Mutex
-	read int64 // bytes read of source
+	read int64 // bytes read from source
 	kept chunkbuf.Buffer
 	lost bool  // kept is incomplete: the body is longer than limit, or no further view is needed
-	err  error // with which source ended
+	err  error // the error with which source ended; io.EOF at its end
 	replayViews
 }
 
-// replayViews is who reads the body.
+// replayViews is the state of the views.
 type replayViews struct {
 	current *replayView // the newest view
 	done    bool        // there will be no further view
@@ -60,7 +60,7 @@ func newReplay(r *http.Request, limit int64) *replay {
 	return b
 }
 
-// pending returns b, or nil if the client has nothing to send any more.
+// pending returns b, or nil if the client has nothing more to send.
 func (b *replay) pending() *replay {
 	if b == nil {
 		return nil
@@ -73,7 +73,7 @@ func (b *replay) pending() *replay {
 	return b
 }
 
-// waited returns how long the client was waited for before the replay began.
+// waited returns how long Proxy waited for the client before the replay began.
 func (b *replay) waited() time.Duration {
 	if b == nil {
 		return 0
@@ -91,7 +91,7 @@ func (b *replay) resendable() bool {
 	return (!b.lost || b.read == 0) && (b.err == nil || b.err == io.EOF)
 }
 
-// cause returns the error that ended the reading of the body. It is nil if there was none, or if reading was
+// cause returns the error that ended reading of the body. It returns nil if there was none, or if reading was
 // no longer needed.
 func (b *replay) cause() error {
 	if b == nil {
@@ -109,7 +109,7 @@ func (b *replay) cause() error {
 	return err
 }
 
-// awaitsClient reports whether a read of the client's body is under way.
+// awaitsClient reports whether a read of the client's body is in progress.
 func (b *replay) awaitsClient() bool {
 	if b == nil || !b.reading.TryLock() {
 		return b != nil
@@ -118,8 +118,8 @@ func (b *replay) awaitsClient() bool {
 	return false
 }
 
-// attach makes out's body a new view. out also gets a map of its own for the trailers, because a transport
-// that still sends an earlier attempt may read that attempt's map. clock is the attempt's.
+// attach makes a new view the body of out. out also gets a new map for the trailers, because a transport that
+// is still sending an earlier attempt may read that attempt's map. clock is the attempt's clock.
 func (b *replay) attach(out *http.Request, clock *attemptClock) error {
 	if b.trailer != nil {
 		out.Trailer = make(http.Header, len(b.names))
@@ -143,7 +143,7 @@ func (b *replay) view(trailer http.Header, clock *attemptClock) (io.ReadCloser, 
 	defer b.mu.Unlock()
 	if b.current != nil {
 		if b.lost && b.read > 0 || b.done {
-			return nil, errors.New("gateway: the request's body is not kept")
+			return nil, errors.New("gateway: the request's body was not buffered")
 		}
 		b.current.ended = true
 	}
@@ -151,8 +151,8 @@ func (b *replay) view(trailer http.Header, clock *attemptClock) (io.ReadCloser, 
 	return b.current, nil
 }
 
-// whole returns a replay of its own, if all of the body has been read and kept. A body with trailers is never
-// whole.
+// whole returns an independent replay of the same body, if the whole body has been read and buffered. It
+// returns false for a body with trailers.
 func (b *replay) whole() (*replay, bool) {
 	if b == nil {
 		return nil, true
@@ -166,8 +166,8 @@ func (b *replay) whole() (*replay, bool) {
 	return &replay{source: io.NopCloser(bytes.NewReader(b.kept.Bytes())), limit: b.limit, declared: b.declared}, true
 }
 
-// slow returns the error of a client that was slow, and nil if it was not. When a read of its body fails, the server
-// cancels the request first. So an attempt may end before the read does: slow waits for that.
+// slow returns the error of a client that was slow, and nil if it was not. When a read of its body fails, the
+// server cancels the request first. So an attempt may end before the read does: slow waits for that.
 func (b *replay) slow() error {
 	if b == nil {
 		return nil
@@ -178,8 +178,8 @@ func (b *replay) slow() error {
 	return nil
 }
 
-// settle is called when no further view is needed. It frees the buffer if the current view has read all of
-// it, and closes the source if no view is open.
+// settle is called when no further view is needed. It frees the buffer if the current view has read it to the
+// end, and closes the source if no view is open.
 func (b *replay) settle() {
 	if b == nil {
 		return
@@ -196,7 +196,7 @@ func (b *replay) settle() {
 	}
 }
 
-// discard frees the buffer. The current view has read all of it. The caller holds mu.
+// discard frees the buffer, which the current view has read to the end. The caller holds mu.
 func (b *replay) discard() {
 	b.lost = true
 	b.kept.Free()
@@ -205,12 +205,13 @@ func (b *replay) discard() {
 	}
 }
 
-// heldBody is the body of a client's request. Its reader may have to wait until the target requests the body.
+// heldBody is the body of a client's request. A read may have to wait until the target asks for the body.
 type heldBody interface {
 	awaitWanted() bool
 	wakeReader()
 
-	// awaitInterrupted waits for the end of a read that is being interrupted. It returns an error if the client was slow.
+	// awaitInterrupted waits for the end of a read that is being interrupted. It returns an error if the
+	// client was slow.
 	awaitInterrupted() error
 }
 
@@ -223,7 +224,7 @@ type replayView struct {
 	ended   bool // closed, or replaced by a newer view
 }
 
-// fillTrailer copies the trailers once the source has ended well. The caller holds of.mu.
+// fillTrailer copies the trailers if the source has ended without an error. The caller holds of.mu.
 func (v *replayView) fillTrailer() {
 	if v.ended || v.of.err != io.EOF || v.trailer == nil {
 		return
@@ -235,8 +236,8 @@ func (v *replayView) fillTrailer() {
 	}
 }
 
-// readKept reads without touching the source: from the buffer, or the error with which the view or the source
-// ended. ok is false when the source must be read. The caller holds of.mu.
+// readKept reads from the buffer, or returns the error with which the view or the source ended. ok is false
+// if the source must be read. The caller holds of.mu.
 func (v *replayView) readKept(p []byte) (n int, err error, ok bool) {
 	b := v.of
 	switch {
@@ -245,7 +246,7 @@ func (v *replayView) readKept(p []byte) (n int, err error, ok bool) {
 	case v.at < b.kept.Len():
 		n = b.kept.CopyAt(p, v.at)
 		if v.at += n; v.at == b.kept.Len() && b.done {
-			b.discard() // there will be no other view
+			b.discard() // no other view needs the buffer
 		}
 		return n, nil, true
 	case b.err != nil:
@@ -263,7 +264,7 @@ func (v *replayView) Read(p []byte) (int, error) {
 	if ok {
 		return n, err
 	}
-	// Only the client is waited for from here on.
+	// From here on, the read waits for the client.
 	if s, ok := b.source.(heldBody); ok && !v.clock.hasExpired() && s.awaitWanted() {
 		return 0, nil
 	}
@@ -275,7 +276,7 @@ func (v *replayView) Read(p []byte) (int, error) {
 	b.reading.Lock()
 	defer b.reading.Unlock()
 	b.mu.Lock()
-	n, err, ok = v.readKept(p) // an earlier view may have read while this one waited for reading
+	n, err, ok = v.readKept(p) // an earlier view may have read while this one waited for b.reading
 	b.mu.Unlock()
 	if ok {
 		return n, err

@@ -11,12 +11,12 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// requestBody is the body that the transport reads: at most limit bytes of the client's body, and nothing
-// once the handler has returned.
+// requestBody is the body of the outgoing request. The transport can read at most limit bytes of the client's
+// body, and nothing after the handler has returned.
 type requestBody struct {
 	client  clientBody
 	from    *http.Request
-	limit   int64       // negative: none
+	limit   int64       // negative for none
 	trailer http.Header // of the outgoing request; its values are set at the end of the body
 	failed  atomic.Pointer[error]
 
@@ -33,18 +33,18 @@ type requestBody struct {
 	*expectation // nil unless the client expects 100-continue
 }
 
-// awaitWanted waits until the body is wanted, and reports whether it waited. Meanwhile another attempt may
-// have begun to read.
+// awaitWanted waits until the target has asked for the body, and reports whether it waited. Meanwhile another
+// attempt may have begun to read.
 func (b *requestBody) awaitWanted() bool { return b.expectation != nil && b.hold() }
 
-// wakeReader makes a reader that waits in awaitWanted return: its attempt has timed out.
+// wakeReader makes a read that waits in awaitWanted return, because its attempt has timed out.
 func (b *requestBody) wakeReader() {
 	if b.expectation != nil {
 		b.expectation.wake()
 	}
 }
 
-// awaitInterrupted is that of the client's body.
+// awaitInterrupted calls clientBody.awaitInterrupted.
 func (b *requestBody) awaitInterrupted() error { return b.client.awaitInterrupted() }
 
 func (b *requestBody) Read(p []byte) (int, error) {
@@ -67,7 +67,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 // readClient reads from the client. The caller holds b.mu.
 func (b *requestBody) readClient(p []byte) (int, error) {
 	if b.limit >= 0 && int64(len(p))-1 > b.limit-b.read {
-		p = p[:b.limit-b.read+1] // one more shows that there is more
+		p = p[:b.limit-b.read+1] // a byte above the limit shows that the body is too large
 	}
 	n, err := b.client.Read(p)
 	b.read += int64(n)
@@ -85,11 +85,12 @@ func (b *requestBody) readClient(p []byte) (int, error) {
 	return n, err
 }
 
-// wholeBytes is up to which length a body is read before the target is asked.
+// wholeBytes is the largest length of a body that is read completely before the target is asked.
 const wholeBytes = 16 << 10
 
-// readWhole reads a small body of known length to its end before the request is sent. So the body leaves in one
-// write with the header, the target is not kept waiting by a slow client, and the request can be sent again.
+// readWhole reads a small body of known length to its end before the request is sent. So the body is sent in
+// one write with the header, a slow client does not keep the target waiting, and the request can be sent
+// again.
 func (b *requestBody) readWhole() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -116,8 +117,8 @@ func (b *requestBody) take(to *chunkbuf.Buffer) bool {
 	return true
 }
 
-// fillTrailer sets the trailers of the outgoing request, which have arrived with the end of the body.
-// Trailers that were not announced are among them.
+// fillTrailer sets the trailers of the outgoing request, even those that were not announced. They have
+// arrived with the end of the body.
 func (b *requestBody) fillTrailer() {
 	if b.trailer == nil {
 		return
@@ -129,7 +130,7 @@ func (b *requestBody) fillTrailer() {
 	}
 }
 
-// fail records why the body could not be read, unless the request had ended before.
+// fail records err, the error of a read of the body, unless the request had ended before. It returns err.
 func (b *requestBody) fail(err error) error {
 	if !isOver(err) {
 		b.failed.CompareAndSwap(nil, &err)
@@ -137,7 +138,7 @@ func (b *requestBody) fail(err error) error {
 	return err
 }
 
-// cause returns why the body could not be read, and nil if it could.
+// cause returns the error of a read of the body, or nil if there was none.
 func (b *requestBody) cause() error {
 	if slow := b.client.slow(); slow != nil {
 		return slow
@@ -148,8 +149,8 @@ func (b *requestBody) cause() error {
 	return nil
 }
 
-// Close ends reading. The transport calls it when it needs no more of the body. It does not close the
-// client's body: that would wait for bytes which a client that expects 100-continue has not sent.
+// Close ends reading. The transport calls it when it needs no more of the body. Close does not close the
+// client's body, which would wait for bytes that a client that expects 100-continue has not sent.
 func (b *requestBody) Close() error {
 	b.closed.Store(true)
 	if b.expectation != nil {
@@ -158,9 +159,8 @@ func (b *requestBody) Close() error {
 	return nil
 }
 
-// prepareRefusal is called before an answer to a request that failed. If no read is under way, the server
-// treats the rest of the body like any that a handler leaves unread: it reads a short one, and keeps the
-// connection.
+// prepareRefusal is called before a failed request is answered. If no read is in progress, the server may
+// read the rest of the body, as for any handler that does not read it, and keep the connection.
 func (b *requestBody) prepareRefusal() {
 	b.Close()
 	switch {
@@ -176,7 +176,7 @@ func (b *requestBody) prepareRefusal() {
 func (b *requestBody) finish() {
 	b.Close()
 	b.client.release()
-	if b.mu.TryLock() { // a read of a body that is not here may still be waiting
+	if b.mu.TryLock() { // fails if a read still waits for the client
 		b.whole.Free()
 		b.mu.Unlock()
 	}

@@ -103,7 +103,7 @@ func serveError(err error) error {
 	return fmt.Errorf("gateway: Serve: %w", err)
 }
 
-// setServerDefaults bounds what a client can hold without sending a request.
+// setServerDefaults limits the time and the memory that a client can use without sending a request.
 func setServerDefaults(srv *http.Server) {
 	if srv.ReadHeaderTimeout == 0 {
 		srv.ReadHeaderTimeout = 10 * time.Second
@@ -137,7 +137,7 @@ func listen(srv *http.Server, given net.Listener) (net.Listener, error) {
 	return net.Listen("tcp", addr)
 }
 
-// readiness answers path by whether ctx has ended, and passes every other request to next.
+// readiness answers requests for path: 200, or 503 after ctx has ended. It passes other requests to next.
 func readiness(ctx context.Context, path string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != path {
@@ -156,18 +156,18 @@ func readiness(ctx context.Context, path string, next http.Handler) http.Handler
 	})
 }
 
-// serving tracks what http.Server.Shutdown does not wait for: hijacked connections, and handlers, which write
-// their log lines after their connection has ended.
+// serving tracks what http.Server.Shutdown does not wait for: hijacked connections, and handlers whose
+// connection has ended, which still write their log lines.
 type serving struct {
-	handlers atomic.Int64 // that run
+	handlers atomic.Int64 // number of running handlers
 	draining atomic.Bool
 	cut      atomic.Bool   // connections in use are being closed
 	stopping chan struct{} // closed when the server stops accepting
 
 	mu       sync.Mutex
-	conns    map[*trackedConn]bool
-	done     chan struct{}    // closed when draining and no connection and no handler is left
-	upgraded map[*func()]bool // called to ask connections to end; nil once they have been called
+	conns    map[*trackedConn]bool // hijacked connections
+	done     chan struct{}         // closed when draining is set and no connection and no handler is left
+	upgraded map[*func()]bool      // functions that ask upgraded connections to end; nil after they were called
 }
 
 func newServing() *serving {
@@ -180,7 +180,7 @@ func newServing() *serving {
 // servingKey is the context key of a server's serving.
 type servingKey struct{}
 
-// servingFrom returns the serving of the server that the request of ctx arrived at; nil without Serve.
+// servingFrom returns the serving of the server that received the request of ctx, or nil without Serve.
 func servingFrom(ctx context.Context) *serving {
 	s, _ := ctx.Value(servingKey{}).(*serving)
 	return s
@@ -189,8 +189,8 @@ func servingFrom(ctx context.Context) *serving {
 // hasCut reports whether Serve is closing connections that are in use. It is false for a nil s.
 func (s *serving) hasCut() bool { return s != nil && s.cut.Load() }
 
-// stops returns a channel that is closed when the server begins to drain, for handlers that would never end by
-// themselves. Without Serve it is nil.
+// stops returns a channel that is closed when the server begins to drain. It is for handlers that do not end
+// by themselves. Without Serve, the channel is nil.
 func (s *serving) stops() <-chan struct{} {
 	if s == nil {
 		return nil
@@ -235,7 +235,7 @@ func (s *serving) handler(next http.Handler) http.Handler {
 	})
 }
 
-// watch is a hook for http.Server.ConnState. It adds a connection that a handler took over.
+// watch is a hook for http.Server.ConnState. It adds hijacked connections to conns.
 func (s *serving) watch(c net.Conn, state http.ConnState) {
 	if state != http.StateHijacked {
 		return
@@ -262,7 +262,7 @@ func (s *serving) closed(t *trackedConn) {
 	}
 }
 
-// checkDone ends the drain if nothing is left. The caller holds mu.
+// checkDone closes done if no connection and no handler is left. The caller holds mu.
 func (s *serving) checkDone() {
 	if s.done != nil && s.draining.Load() && len(s.conns) == 0 && s.handlers.Load() == 0 {
 		close(s.done)
@@ -270,8 +270,8 @@ func (s *serving) checkDone() {
 	}
 }
 
-// trackUpgraded calls f, on a goroutine of its own, when upgraded connections should end, unless untrack is
-// called before. A nil s never calls it.
+// trackUpgraded calls f on a new goroutine when upgraded connections should end, unless untrack is called
+// before. If s is nil, f is never called.
 func (s *serving) trackUpgraded(f func()) (untrack func()) {
 	if s == nil {
 		return func() {}
@@ -300,11 +300,12 @@ func (s *serving) endUpgraded() {
 	s.upgraded = nil
 }
 
-// cutPatience is how long the handlers of connections that were closed have to write their log lines.
+// cutPatience is how long stop waits for the handlers of connections that it has closed, so that they can
+// write their log lines.
 const cutPatience = time.Second
 
-// stop shuts srv down and waits until no connection and no handler is left. When drain is over it closes the
-// connections that are left. It is called once.
+// stop shuts srv down and waits until no connection and no handler is left. After drain, it closes the
+// remaining connections. It is called once.
 func (s *serving) stop(srv *http.Server, drain time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
@@ -368,10 +369,10 @@ func (c *trackedConn) Close() error {
 	return err
 }
 
-// ReadFrom lets the kernel copy (sendfile, splice).
+// ReadFrom permits copying inside the kernel (sendfile, splice).
 func (c *trackedConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
 
-// CloseWrite lets one direction be closed.
+// CloseWrite closes the writing side, if the connection supports that.
 func (c *trackedConn) CloseWrite() error {
 	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return cw.CloseWrite()

@@ -40,7 +40,7 @@ func AddUnits(ctx context.Context, n int64) {
 	}
 }
 
-// settler is a Limiter whose decisions can be settled.
+// settler is a Limiter that RateLimitOptions.Settle can be used with.
 type settler interface {
 	Limiter
 	Returner
@@ -49,7 +49,7 @@ type settler interface {
 
 var errNoSettler = errors.New("gateway: RateLimit: Settle needs a Limiter that is a Returner and a Debtor")
 
-// settlement settles the cost of one request, when the handler inside has ended.
+// settlement settles the cost of one request when the inner handler has ended.
 type settlement struct {
 	h *rateLimit
 	charge
@@ -58,8 +58,8 @@ type settlement struct {
 	r     *http.Request
 	start time.Time
 
-	noted bool  // an outcome was noted before the handler was called, by a Breaker whose fallback this is
-	units int64 // that were reported before
+	noted bool  // an outcome was noted before, because the request is in the Fallback of a Breaker
+	units int64 // units that were reported before
 }
 
 func (s *settlement) begin(ex *exchange, w *responseWriter, r *http.Request) {
@@ -73,7 +73,7 @@ func (s *settlement) begin(ex *exchange, w *responseWriter, r *http.Request) {
 func (s *settlement) end() {
 	panicked := recover()
 	if panicked != nil {
-		defer panic(panicked) // after the settlement, and also when Settle panics
+		defer panic(panicked) // raised again after the settlement, even if Settle panics
 	}
 	used := s.used(panicked)
 	actual := max(0, s.h.opts.Settle(s.r, used))
@@ -94,7 +94,7 @@ func (s *settlement) end() {
 	}
 }
 
-// used returns what the exchange has used.
+// used returns the Usage of the request.
 func (s *settlement) used(panicked any) Usage {
 	u := Usage{Took: time.Since(s.start)}
 	u.Outcome, u.Status = s.ex.handlerOutcome(s.w, s.r.Context(), panicked, s.noted)
@@ -110,8 +110,8 @@ func (s *settlement) used(panicked any) Usage {
 	return u
 }
 
-// handlerOutcome returns how a handler ended that had w and ctx, for the middleware around it. panicked is
-// what recover returned. before is whether an outcome had been noted before the handler was called.
+// handlerOutcome returns the outcome and the status of a handler that was called with w and ctx. panicked is
+// what recover returned. before is true if an outcome had been noted before the handler was called.
 func (ex *exchange) handlerOutcome(w *responseWriter, ctx context.Context, panicked any, before bool) (Outcome, int) {
 	left := ctx.Err()
 	w.ex.mu.Lock()

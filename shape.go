@@ -15,30 +15,31 @@ import (
 // Shape selects and renames parts of a JSON text, for a client that needs less. The zero value changes
 // nothing.
 //
-// A path is a list of names with dots between them, from the outside in: "user.address.city". A name is that
-// of an object's member or the index of an array's element. A star stands for every member or element:
-// "items.*.title". A backslash makes the dot, the star or the backslash behind it a part of the name: `a\.b`.
-// All paths are those of the text before it is changed.
+// A path is a list of names with dots between them, from the outside in: "user.address.city". A name is the
+// name of an object's member or the index of an array's element. A star stands for every member or element:
+// "items.*.title". A backslash before a dot, a star or a backslash makes it a part of the name: `a\.b`. All
+// paths refer to the text before it is changed.
 //
 //	Shape{Only: []string{"items.*.title", "next"}, Rename: map[string]string{"items": "rows"}}
 //	{"items":[{"title":"A","plot":"…"},{"title":"B"}],"next":2,"debug":{}}   becomes
 //	{"rows":[{"title":"A"},{"title":"B"}],"next":2}
 //
-// A value to which a path leads is kept or dropped as a whole, with everything in it. Kept values are copied
-// byte for byte: large numbers, escapes and the order of members stay as they were. Objects and arrays on the
-// way to something in Only are kept, even if nothing is left in them. Every other value on the way is
-// dropped. A text that is no object and no array becomes null if Only or Drop would leave nothing of it.
+// The value at a path is kept or dropped as a whole, with everything in it. Kept values are copied byte for
+// byte: large numbers, escapes and the order of members stay as they were. The objects and arrays that
+// contain a value in Only are kept, even if nothing is left in them. If a path in Only leads through a value
+// that is neither an object nor an array, that value is dropped. A text that is neither an object nor an
+// array becomes null if Only or Drop would leave nothing of it.
 //
-// When an object has two members of one name, both are treated alike. In a name, an escape that encoding/json
-// would replace by U+FFFD (a lone surrogate) is matched by U+FFFD. A name of more than 64 KiB, in an object
-// of which a part is kept, is an error. So is a text that nests deeper than 10,000.
+// If an object has two members with the same name, both are treated alike. In a name, an escape that
+// encoding/json would replace by U+FFFD (a lone surrogate) is matched by U+FFFD. A name of more than 64 KiB,
+// in an object of which only a part is kept, is an error. So is a text that nests deeper than 10,000.
 type Shape struct {
 	Only []string // paths of the values that are kept, and nothing else; nil keeps all
-	Drop []string // paths of the values that are dropped, also out of what Only keeps
+	Drop []string // paths of the values that are dropped, even if Only keeps a value that contains them
 
-	// Rename gives the last name of a path another one. In the output, that name always means the renamed
-	// member: a member of the same object that has the name already is dropped, even where the renamed one is
-	// absent.
+	// Rename maps a path to a new name, which replaces the last name of the path. In the output, the new name
+	// always means the renamed member: another member of the same object with that name is dropped, even if
+	// the renamed member is absent.
 	Rename map[string]string
 }
 
@@ -61,25 +62,25 @@ func (s Shape) compile() (*rawjson.Projection, error) {
 // The body is changed as it is written: of a body of any size, at most about 100 KiB are in memory, plus what
 // Rename adds to 8 KiB of it. The output is buffered, up to 24 KiB, until the handler flushes or ends.
 //
-// An answer that is not one whole JSON text in UTF-8 is never passed on as if it were: a body that is
-// malformed, is cut off, or is shorter than its Content-Length. If nothing has been sent yet, the client gets
-// 502. Otherwise the connection is aborted with http.ErrAbortHandler. The outcome is OutcomeAborted. A body
-// of several JSON texts is malformed, too.
+// A body that is not one complete JSON text in UTF-8 is an error: it is malformed, contains several JSON
+// texts, is cut off, or is shorter than its Content-Length. If nothing has been sent yet, the client gets
+// 502. Otherwise the connection is aborted with http.ErrAbortHandler, so that the client can tell that its
+// answer is incomplete. The outcome is OutcomeAborted.
 //
-// The request inside has no Range and no If-Range, since ranges would be those of the unchanged body, and its
-// Accept-Encoding becomes identity. An answer that has a Content-Encoding or the status 206 all the same
-// cannot be changed: the client gets 502. To compress answers, put the compressing middleware outside
+// Reshape removes Range and If-Range from the request, since ranges would refer to the unchanged body, and
+// sets its Accept-Encoding to identity. If the answer has a Content-Encoding or the status 206 nevertheless,
+// it cannot be changed, and the client gets 502. To compress answers, put the compressing middleware outside
 // Reshape.
 //
-// In a changed answer, and in a 304, ETag becomes a weak validator. It does not depend on s: a client that
-// revalidates its copy after a deployment with another Shape keeps the old one. Content-Length is that of the
-// new body if it fits in the buffer, and is removed otherwise, as for HEAD. Accept-Ranges and the digests of
-// the body (Content-Digest, Repr-Digest, Digest, Content-MD5) are removed, from the trailers as well.
-// Cache-Control: no-transform does not prevent the change.
+// In a changed answer, and in a 304, ETag becomes a weak validator. It does not depend on s: after a
+// deployment with another Shape, a client that revalidates its copy keeps the old one. Content-Length is that
+// of the new body if the new body fits in the buffer. Otherwise, and for HEAD, it is removed. Accept-Ranges
+// and the digests of the body (Content-Digest, Repr-Digest, Digest, Content-MD5) are removed, from the
+// trailers as well. Cache-Control: no-transform does not prevent the change.
 //
 // Reshape panics on a path that is empty or malformed, on a Rename whose path ends in a star, on Renames that
-// give two members one name or one member two, and on paths with stars that together need more than 10,000
-// states.
+// give the same name to two members or two names to one member, and on paths with stars that together need
+// more than 10,000 states.
 func Reshape(s Shape) Middleware {
 	projection, err := s.compile()
 	if err != nil {
@@ -103,8 +104,7 @@ func Reshape(s Shape) Middleware {
 	}
 }
 
-// withoutCodings returns r without the fields that ask for a part of a body, or for one in a content coding.
-// It does not change r.
+// withoutCodings returns r, or a copy of r that asks for neither a part of a body nor a content coding.
 func withoutCodings(r *http.Request) *http.Request {
 	_, ranged := r.Header["Range"]
 	_, conditional := r.Header["If-Range"]
@@ -140,7 +140,7 @@ type reshaping struct {
 
 // original is the answer as the handler writes it.
 type original struct {
-	declared int64 // Content-Length of the body; -1 when unknown
+	declared int64 // Content-Length of the body; -1 if it is not known
 	received int64 // bytes of the body so far
 }
 
@@ -212,8 +212,8 @@ func (f *reshaping) decide(status int) {
 	}
 }
 
-// isJSON reports whether a body is JSON, by its Content-Type. Parameters do not matter, even malformed ones:
-// a client may ignore them.
+// isJSON reports whether a body is JSON, by its Content-Type. It ignores the parameters, even malformed ones,
+// because a client may ignore them as well.
 func isJSON(h http.Header) bool {
 	for _, contentType := range h["Content-Type"] {
 		media, _, _ := strings.Cut(contentType, ";")
@@ -356,7 +356,7 @@ func (f *reshaping) end() {
 	}
 }
 
-// finish sends the rest of the answer, when the handler has returned.
+// finish sends the rest of the answer after the handler has returned.
 func (f *reshaping) finish() {
 	h := f.w.Header()
 	switch {

@@ -39,12 +39,13 @@ type ShedOptions struct {
 // have no effect either. About once in 30 round trips, the limit is cut to about half for a moment, to
 // measure the latency without a queue again.
 //
-// Each handler that the Middleware wraps has a limit of its own. Use it for handlers whose requests cost
-// about the same, such as the Proxy of one Upstream, and put it inside Auth and RateLimit. An upgraded
-// connection counts until the protocol is switched.
+// Each handler that the Middleware wraps has its own limit. Use it for handlers whose requests cost about the
+// same, such as the Proxy of one Upstream, and put it inside Auth and RateLimit. An upgraded connection
+// counts until the protocol is switched.
 //
-// The queue has room for as many requests as the limit. A waiting request needs about 300 bytes, besides the
-// memory of net/http for it. Shed panics when Min or Max is negative, and when Min is greater than Max.
+// The queue has room for as many requests as the limit. A waiting request needs about 300 bytes, in addition
+// to the memory of net/http for it. Shed panics when Min or Max is negative, and when Min is greater than
+// Max.
 func Shed(opts *ShedOptions) Middleware {
 	var o ShedOptions
 	if opts != nil {
@@ -87,7 +88,7 @@ type shed struct {
 
 var errShed = fmt.Errorf("%w: too many requests at once", ErrOverloaded)
 
-// shedRefusal is the answer to a request that is not served.
+// shedRefusal is the answer to a request that Shed refuses.
 var shedRefusal = &Error{
 	Status: http.StatusServiceUnavailable,
 	Type:   "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
@@ -116,7 +117,8 @@ func (s *shed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.next.ServeHTTP(rw, r)
 }
 
-// admit waits for a place. It returns false if there is none in time, or if the client leaves.
+// admit waits until the request may be served. It returns false if that takes too long, if the queue is full,
+// or if the client leaves.
 func (s *shed) admit(ctx context.Context, priority int) (epoch uint32, ok bool) {
 	s.mu.Lock()
 	if s.running < s.limit.Limit() {
@@ -156,7 +158,8 @@ func (s *shed) admit(ctx context.Context, priority int) (epoch uint32, ok bool) 
 	return me.Value.epoch, me.Value.admitted
 }
 
-// release gives free places to waiting requests. The caller holds s.mu.
+// release is called when a request has ended. It admits as many waiting requests as the limit permits. The
+// caller holds s.mu.
 func (s *shed) release() {
 	s.running--
 	for s.running < s.limit.Limit() {
@@ -171,7 +174,7 @@ func (s *shed) release() {
 	}
 }
 
-// shedSlot is a request that has a place.
+// shedSlot is a request that is being served.
 type shedSlot struct {
 	*shed
 	ex    *exchange
@@ -180,10 +183,10 @@ type shedSlot struct {
 	epoch uint32
 	start time.Time
 
-	noted    bool      // an outcome was noted before, by a Breaker whose fallback this is
-	outside  startHook // of the writer, before this one
-	measured bool
-	released bool
+	noted    bool      // an outcome was noted before, because the request is in the Fallback of a Breaker
+	outside  startHook // the writer's hook before this one; nil for none
+	measured bool      // the latency was reported to the limit
+	released bool      // the request no longer counts
 }
 
 func (s *shedSlot) begin() {
@@ -195,7 +198,7 @@ func (s *shedSlot) begin() {
 	s.w.ex.mu.Unlock()
 }
 
-// starting is called when the final status is sent.
+// starting implements startHook.
 func (s *shedSlot) starting(status int) {
 	if status < 400 && (s.noted || !s.ex.rejected()) {
 		s.mu.Lock()
@@ -244,7 +247,7 @@ func (s *shedSlot) end() {
 	}
 }
 
-// shedWaiter is a request that waits. shed.mu guards its fields.
+// shedWaiter is a waiting request. shed.mu guards its fields.
 type shedWaiter struct {
 	done     chan struct{} // closed when the request no longer waits
 	admitted bool

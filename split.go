@@ -52,7 +52,7 @@ type split struct {
 
 type splitBranch struct {
 	Branch
-	below uint64 // the sum of the weights up to and with this branch's
+	below uint64 // the sum of the weights of this branch and those before it
 }
 
 func (s *split) ServeHTTP(w http.ResponseWriter, r *http.Request) {

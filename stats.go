@@ -19,7 +19,7 @@ import (
 // route. A route needs at most 24 KB. At most 1,024 routes are counted separately; the requests of all others
 // are counted together, under the name "(other)". A Stats must not be copied after first use.
 type Stats struct {
-	routes atomic.Pointer[map[string]*routeCounts] // replaced as a whole, never changed
+	routes atomic.Pointer[map[string]*routeCounts] // replaced as a whole, never modified
 	mu     sync.Mutex                              // held while routes is replaced
 }
 
@@ -29,7 +29,7 @@ type RouteStats struct {
 	Requests int64             // number of requests that have ended
 	Outcomes map[Outcome]int64 // their number by outcome, without outcomes that never occurred
 
-	// The fields below are about the last 10 seconds, within half a second.
+	// The fields below are about the last 10 seconds, with a precision of half a second.
 
 	Rate          float64       // requests per second
 	ErrorRate     float64       // share of requests with OutcomeTimeout, OutcomeUpstreamError or OutcomeAborted; 0 without requests
@@ -38,8 +38,8 @@ type RouteStats struct {
 
 const (
 	statsWindow  = 10 * time.Second
-	maxStats     = 1024      // routes that are kept apart
-	statsOthers  = "(other)" // counts the requests of the routes beyond maxStats
+	maxStats     = 1024      // number of routes that are counted separately
+	statsOthers  = "(other)" // name of the counts for all other routes
 	outcomeCount = int(OutcomeUnavailable) + 1
 )
 
@@ -90,7 +90,8 @@ func (s *Stats) find(route string, now time.Time) *routeCounts {
 	return counts
 }
 
-// lookup returns the counts of a route, or nil if there are none yet, and the name under which they are kept.
+// lookup returns the counts of a route, or nil if there are none yet. name is the name under which they are
+// kept: route, or statsOthers if there are too many routes.
 func (s *Stats) lookup(route string) (counts *routeCounts, name string, routes map[string]*routeCounts) {
 	p := s.routes.Load()
 	if p == nil {

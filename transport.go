@@ -25,7 +25,7 @@ import (
 // TransportOptions configures the connections of a transport. The zero value selects the defaults.
 type TransportOptions struct {
 	TLS            *tls.Config   // client certificates for mTLS, and root certificates; nil means the system's roots
-	DialTimeout    time.Duration // limit of the time to connect, and of the time for the TLS handshake; 0 means 3s
+	DialTimeout    time.Duration // limit of the time to connect, and also of the time for the TLS handshake; 0 means 3s
 	MaxIdlePerHost int           // number of idle connections kept for each host; 0 means 256
 	MaxPerHost     int           // number of connections to each host; 0 means no limit
 	IdleTimeout    time.Duration // how long an idle connection is kept; 0 means 90s
@@ -35,27 +35,27 @@ type TransportOptions struct {
 	// its requests fail. Later requests use another connection. 0 means 15s, negative means no PING
 	// frames.
 	//
-	// A gRPC server may close a connection that sends PING frames more often than it permits while its
+	// A gRPC server may close a connection on which PING frames arrive more often than it permits while the
 	// streams are silent (KeepaliveEnforcementPolicy of grpc-go: by default, every 5 minutes). Later
-	// connections to such a target send none. To keep its first silent stream from being cut, choose a
-	// value that it permits.
+	// connections to such a target send none. If the first silent stream must not be cut, choose a value
+	// that the server permits.
 	Ping time.Duration
 }
 
 const (
 	defaultPing     = 15 * time.Second
-	maxPingPatience = 15 * time.Second // for the answer to a ping
+	maxPingPatience = 15 * time.Second // longest time for the answer to a PING
 )
 
-// maxResponseHeaderBytes bounds the header of a target's response.
+// maxResponseHeaderBytes limits the size of a response header.
 const maxResponseHeaderBytes = 1 << 20
 
 // NewTransport returns a transport for UpstreamOptions.Transport. With nil options it is like the one that
 // upstreams use by default. It speaks HTTP/1.1 and, over TLS, HTTP/2. For URLs with the scheme h2c it speaks
 // HTTP/2 without TLS. For URLs with the scheme unix it speaks HTTP/1.1 to the socket whose path is the URL's
-// Host; to teach the scheme to a transport of net/http, call its RegisterProtocol("unix", NewTransport(nil)).
-// It ignores the environment's proxy settings, does not decompress responses, and accepts at most 1 MiB of
-// response header. It is safe for concurrent use. NewTransport panics on a negative option other than Ping.
+// Host. (To make an http.Transport support unix, call its RegisterProtocol("unix", NewTransport(nil)).) It
+// ignores the environment's proxy settings, does not decompress responses, and accepts a response header of
+// at most 1 MiB. It is safe for concurrent use. NewTransport panics on a negative option other than Ping.
 //
 // An upgrade, such as to WebSocket, needs HTTP/1.1. For https targets, upgrades use separate connections that
 // offer only HTTP/1.1. For h2c targets, the field Upgrade is removed, as if the target had ignored it (RFC
@@ -100,7 +100,7 @@ func NewTransport(opts *TransportOptions) http.RoundTripper {
 	return t
 }
 
-// http1 returns a transport that speaks HTTP/1.1, and offers these protocols over TLS.
+// http1 returns a transport for HTTP/1.1. Over TLS it offers the protocols in offer.
 func (o *TransportOptions) http1(dialer *net.Dialer, offer ...string) *h1.Transport {
 	return h1.New(&h1.Options{
 		Dial:                dialPatiently(dialer),
@@ -116,8 +116,8 @@ func (o *TransportOptions) http1(dialer *net.Dialer, offer ...string) *h1.Transp
 	})
 }
 
-// dialPatiently is dialer.DialContext, but it dials a Unix socket again that has no room for another
-// connection now. The kernel refuses such a dial at once (EAGAIN), where with TCP it would let it wait.
+// dialPatiently returns dialer.DialContext, which dials a Unix socket again while the queue of the socket is
+// full. The kernel refuses such a connection at once (EAGAIN). With TCP, the connection would wait.
 func dialPatiently(dialer *net.Dialer) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		const longest = 20 * time.Millisecond
@@ -135,17 +135,18 @@ func dialPatiently(dialer *net.Dialer) func(ctx context.Context, network, addr s
 	}
 }
 
-// pinging is a transport of HTTP/2 with pings, and one without for targets that do not permit them.
+// pinging is an HTTP/2 transport that sends PING frames, and one that does not, for targets that do not
+// permit them.
 type pinging struct{ loud, quiet *http.Transport }
 
-// pinging returns transports for which the protocols are to be set.
+// pinging returns both transports. The caller must set their Protocols.
 func (o *TransportOptions) pinging(dialer *net.Dialer) pinging {
 	silent := *o
 	silent.Ping = -1
 	return pinging{o.http2(dialer), silent.http2(dialer)}
 }
 
-// http2 returns a transport of net/http for which the protocols are to be set.
+// http2 returns a transport of net/http. The caller must set its Protocols.
 func (o *TransportOptions) http2(dialer *net.Dialer) *http.Transport {
 	t := &http.Transport{
 		DialContext:            dialer.DialContext,
@@ -165,39 +166,42 @@ func (o *TransportOptions) http2(dialer *net.Dialer) *http.Transport {
 	return t
 }
 
-// defaultTransport is shared by every Upstream without a transport of its own.
+// defaultTransport returns the transport that is shared by every Upstream without UpstreamOptions.Transport.
 var defaultTransport = sync.OnceValue(func() http.RoundTripper { return NewTransport(nil) })
 
-// transport sends each request by the protocol of its target: HTTP/1.1 by internal/h1, HTTP/2 by net/http.
+// transport sends each request with the protocol of its target: HTTP/1.1 by internal/h1, HTTP/2 by net/http.
 //
-// Every new connection to a target of scheme https lets the target choose. transport remembers which targets
-// chose HTTP/1.1, but only to know which pool to look into first. A target that is not known is asked through
-// h2, so that concurrent first requests share the connection that is there first, as with net/http; where the
-// target chooses HTTP/1.1, the connection goes into the pool of h1, and the request follows. For example, a
-// target that spoke HTTP/2 restarts and speaks HTTP/1.1: the next request finds no connection of HTTP/2, a
-// new one is opened, the target chooses HTTP/1.1, and the request is sent by that. The other way is as
-// smooth.
+// On every new connection to a target with the scheme https, the target chooses the protocol (ALPN).
+// transport remembers which targets chose HTTP/1.1. This only decides whose pool of connections it looks into
+// first. A request to an unknown target goes to h2, so that concurrent first requests share one HTTP/2
+// connection, as with net/http. If the target chooses HTTP/1.1, the new connection goes into the pool of h1,
+// and the request is sent by h1.
+//
+// For example, a target that spoke HTTP/2 restarts and now speaks HTTP/1.1. The next request finds no HTTP/2
+// connection, so a new one is opened. The target chooses HTTP/1.1, and the request is sent with that. A
+// change from HTTP/1.1 to HTTP/2 works in the same way (see sendOn).
 type transport struct {
 	h1       *h1.Transport
-	upgrades *h1.Transport // for https; offers HTTP/1.1 alone
+	upgrades *h1.Transport // for https; offers only HTTP/1.1
 	h2, h2c  pinging
-	idn      *http.Transport // for hosts that are not ASCII, which only net/http can translate
+	idn      *http.Transport // for hosts that are not ASCII, which only net/http can convert
 
-	known    hostSet // targets that chose HTTP/1.1 last
-	pingless hostSet // targets that closed a connection because of its pings
+	known    hostSet // targets that last chose HTTP/1.1
+	pingless hostSet // targets that closed a connection because of its PING frames
 
 	mu    sync.Mutex             // guards spare
-	spare map[string][]*tls.Conn // connections of HTTP/2 that h2 is about to take, by the address that it dials
+	spare map[string][]*tls.Conn // HTTP/2 connections that h2 will use instead of dialing, by address
 }
 
-// hostSet is a set of hosts, as in the targets' URLs. It is read without a lock and changes seldom. The
-// zero value is empty.
+// hostSet is a set of hosts of targets' URLs. It is read without a lock and rarely changes. The zero value is
+// empty.
 type hostSet struct {
-	hosts atomic.Pointer[map[string]bool] // the map is not changed
+	hosts atomic.Pointer[map[string]bool] // replaced as a whole, never modified
 	mu    sync.Mutex                      // held while hosts is replaced
 }
 
-// maxTargets bounds how many hosts a hostSet remembers. Forgetting one costs a second look.
+// maxTargets is the largest number of hosts in a hostSet. When it is reached, the set is emptied: the
+// protocol of each target is then found again.
 const maxTargets = 10_000
 
 func (s *hostSet) has(host string) bool {
@@ -229,14 +233,14 @@ var errHTTP1 = errors.New("gateway: the target chose HTTP/1.1")
 
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) { return t.do(r, directCall{}) }
 
-// directCall is how a request is sent by HTTP/1.1 without a context of its own.
+// directCall is a deadline and hooks that internal/h1 takes as arguments, which saves a context.
 type directCall struct {
-	by    time.Time // for the response headers; then the error is ErrTimeout. Zero for none.
+	by    time.Time // deadline of the response header, after which the error is ErrTimeout; zero for none
 	hooks *h1.Hooks // called with arg; may be nil
 	arg   any
 }
 
-// speaksHTTP1 reports whether a request to u is sent by HTTP/1.1, as far as is known.
+// speaksHTTP1 reports whether a request to u is sent with HTTP/1.1. It returns false if that is not known.
 func (t *transport) speaksHTTP1(u *url.URL, upgrade bool) bool {
 	switch u.Scheme {
 	case schemeUnix:
@@ -255,7 +259,7 @@ func (p pinging) to(host string, pingless *hostSet) *http.Transport {
 	return p.loud
 }
 
-// failed records what the error of a request to host shows about that target. t may be nil.
+// failed updates t after a request to host has failed with err. t may be nil.
 func (t *transport) failed(host string, err error) {
 	if t != nil && neterror.TooManyPings(err) {
 		t.pingless.put(host, true)
@@ -303,19 +307,19 @@ func isASCII(s string) bool {
 	return true
 }
 
-// send makes a round trip by HTTP/1.1.
+// send makes a round trip with HTTP/1.1.
 func (c directCall) send(t *h1.Transport, r *http.Request) (*http.Response, error) {
 	d := h1.Deadline{By: c.by, Err: ErrTimeout}
 	if c.hooks == nil {
 		return t.RoundTripBy(r, d)
 	}
-	if httptrace.ContextClientTrace(r.Context()) != nil { // somebody else's
+	if httptrace.ContextClientTrace(r.Context()) != nil { // the user's own hooks must be called as well
 		return t.RoundTripBy(c.traced(r), d)
 	}
 	return t.Do(r, d, c.hooks, c.arg)
 }
 
-// traced returns r with the hooks in its context, for transports that know no others.
+// traced returns r with the hooks as an httptrace.ClientTrace in its context, for other transports.
 func (c directCall) traced(r *http.Request) *http.Request {
 	if c.hooks == nil {
 		return r
@@ -343,8 +347,8 @@ func (c directCall) traced(r *http.Request) *http.Request {
 	return r
 }
 
-// sendOn sends a request whose target has just chosen HTTP/2 on that connection, or on one that was there
-// before.
+// sendOn sends a request for which h1 has opened a connection on which the target chose HTTP/2. h2 sends it
+// on that connection, or on an older one.
 func (t *transport) sendOn(other *h1.OtherProtocol, call directCall) (*http.Response, error) {
 	r := other.Request
 	if other.Protocol != "h2" {
@@ -374,13 +378,13 @@ func (t *transport) sendOn(other *h1.OtherProtocol, call directCall) (*http.Resp
 	return call.sendStandard(t.h2.to(r.URL.Host, &t.pingless), r)
 }
 
-// sendStandard makes a round trip by a transport of net/http.
+// sendStandard makes a round trip with a transport of net/http.
 func (c directCall) sendStandard(t *http.Transport, r *http.Request) (*http.Response, error) {
 	r = c.traced(r)
 	if c.by.IsZero() {
 		return t.RoundTrip(r)
 	}
-	// The context lasts as long as the response's body.
+	// The context is not canceled while the response's body may still be read.
 	ctx, cancel := context.WithCancelCause(r.Context())
 	timer := time.AfterFunc(time.Until(c.by), func() { cancel(ErrTimeout) })
 	res, err := t.RoundTrip(r.WithContext(ctx))
@@ -397,8 +401,8 @@ func (c directCall) sendStandard(t *http.Transport, r *http.Request) (*http.Resp
 	return res, err
 }
 
-// takeSpare takes a connection to addr from spare: conn, or any if conn is nil. It returns nil when that is
-// not there.
+// takeSpare removes a connection to addr from spare and returns it: conn, or any if conn is nil. It returns
+// nil if there is none.
 func (t *transport) takeSpare(addr string, conn *tls.Conn) *tls.Conn {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -419,8 +423,8 @@ func (t *transport) takeSpare(addr string, conn *tls.Conn) *tls.Conn {
 	return conn
 }
 
-// dialHTTP2 opens the connections of h2 over TLS. A connection whose target chooses HTTP/1.1 is kept for
-// that.
+// dialHTTP2 opens the connections of h2 over TLS. If the target chooses HTTP/1.1, the connection is kept for
+// h1 and the error is errHTTP1.
 func (t *transport) dialHTTP2(ctx context.Context, _, addr string) (net.Conn, error) {
 	if conn := t.takeSpare(addr, nil); conn != nil {
 		return conn, nil
@@ -437,8 +441,8 @@ func (t *transport) dialHTTP2(ctx context.Context, _, addr string) (net.Conn, er
 	return nil, errHTTP1
 }
 
-// keptBody is a request's body whose Close has no effect before release. So a request can be sent in another
-// way when h2 has found no connection for it and has closed its body.
+// keptBody is a request's body whose Close has no effect before release. h2 closes the body when it finds
+// that the target chose HTTP/1.1. With a keptBody, h1 can then still send the request.
 type keptBody struct {
 	io.ReadCloser
 	mu               sync.Mutex
@@ -467,7 +471,7 @@ func (b *keptBody) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// release closes the body if Close has been called, and lets later calls of Close do it.
+// release closes the body if Close was called before. After release, Close closes the body.
 func (b *keptBody) release() {
 	if b == nil {
 		return
@@ -481,8 +485,8 @@ func (b *keptBody) release() {
 	}
 }
 
-// asHTTP returns a copy of r, whose scheme is h2c, with the scheme that http.Transport uses for it. Without
-// Upgrade, which HTTP/2 does not have, if dropUpgrade is true.
+// asHTTP returns a copy of r, whose scheme is h2c, with the scheme http, which http.Transport uses for h2c.
+// If dropUpgrade is true, the copy has no Upgrade, which HTTP/2 does not have.
 func asHTTP(r *http.Request, dropUpgrade bool) *http.Request {
 	out := *r
 	u := *r.URL
@@ -496,7 +500,7 @@ func asHTTP(r *http.Request, dropUpgrade bool) *http.Request {
 	return &out
 }
 
-// CloseIdleConnections closes the connections that no request is using.
+// CloseIdleConnections closes the connections that no request uses.
 func (t *transport) CloseIdleConnections() {
 	t.h1.CloseIdleConnections()
 	t.upgrades.CloseIdleConnections()

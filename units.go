@@ -24,13 +24,13 @@ import (
 //
 // In a JSON body (application/json or a type that ends in +json), the pointer applies to the body. In a
 // stream of server-sent events, it applies to the JSON data of each event, and the last number that it finds
-// counts. Fractions are rounded up. Nothing is reported for a value that is not a positive number, and for
+// is used. Fractions are rounded up. Nothing is reported for a value that is not a positive number, or for
 // other media types.
 //
-// The body is parsed as it is forwarded: it is not delayed or changed, and at most 64 KiB of memory are used.
-// If a stream is cut off, the events before that count. Some upstreams report usage only at the end of a
-// stream, and only on request (OpenAI: stream_options.include_usage). So let Settle return the estimate for a
-// stream without units.
+// The body is parsed while it is forwarded: it is not delayed or changed, and at most 64 KiB of memory are
+// used. If a stream is cut off, the events before the end are used. Some upstreams report usage only at the
+// end of a stream, and only on request (OpenAI: stream_options.include_usage). So let Settle return the
+// estimate for a stream without units.
 //
 // A copy of a gzip body is decompressed, and the body is forwarded compressed. This costs processor time in
 // proportion to the decompressed size; to avoid it, delete Accept-Encoding in ProxyOptions.Rewrite. A body in
@@ -72,10 +72,10 @@ func UnitsFrom(pointer string) func(*http.Response) error {
 	}
 }
 
-// truncate shortens what comes from an upstream, for the log.
+// truncate shortens a string of an upstream, for the log.
 func truncate(s string) string { return s[:min(len(s), 40)] }
 
-// unitsKind is how a body has its units.
+// unitsKind is the kind of a body, by the place of its units.
 type unitsKind int
 
 const (
@@ -95,7 +95,7 @@ func unitsIn(h http.Header) unitsKind {
 	return noUnits
 }
 
-// unitsBody is a body out of which units are read.
+// unitsBody is a response body. It reads the units while the body is read.
 type unitsBody struct {
 	io.ReadCloser
 	ctx context.Context
@@ -103,8 +103,8 @@ type unitsBody struct {
 	mu     sync.Mutex // a body may be closed while it is read
 	write  func([]byte)
 	finder *rawjson.NumberFinder
-	zipped *gunzip.Writer // nil when the body is not compressed
-	last   float64        // of the events that have ended
+	zipped *gunzip.Writer // nil if the body is not compressed
+	last   float64        // the last number in the events that have ended
 	done   bool
 }
 
@@ -145,7 +145,7 @@ func (b *unitsBody) report() {
 	if b.zipped != nil {
 		b.zipped.Close()
 	}
-	b.eventEnds() // of JSON, and of an event that was cut off
+	b.eventEnds() // a JSON body is treated as one event
 	if x := math.Ceil(b.last); x >= math.MaxInt64 {
 		AddUnits(b.ctx, math.MaxInt64)
 	} else if x > 0 {

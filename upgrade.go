@@ -17,10 +17,10 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/wsframe"
 )
 
-// upgrade answers a 101: it takes the client's connection over and joins it with the target's, until both
-// directions have ended.
+// upgrade passes a 101 on: it takes over the client's connection and copies between it and the target's
+// connection, until both directions have ended.
 func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
-	protocol := httpfield.UpgradeProtocols(res.Header) // one that was offered: see checkResponse
+	protocol := httpfield.UpgradeProtocols(res.Header) // checkResponse has checked that it was offered
 	httpfield.RemoveHopByHop(res.Header)
 	res.Header["Connection"], res.Header["Upgrade"] = []string{"Upgrade"}, []string{protocol}
 	if !f.modify(out, res) {
@@ -34,15 +34,14 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 	defer target.Close()
 	client, buf, err := f.w.Hijack()
 	if err != nil {
-		// A writer of outer middleware does not support it. This is not a failure of the target.
-		err = fmt.Errorf("gateway: Proxy: upgrade: %T, around the gateway, does not let a handler take the connection over: %w",
-			innermost(f.w), err)
+		// The writer of an outer middleware does not support Hijack. This is not a failure of the target.
+		err = fmt.Errorf("gateway: Proxy: upgrade: the outer writer %T does not support Hijack: %w", innermost(f.w), err)
 		answerError(f.w, f.in, finish(err), result{panicked: true})
 		return
 	}
-	client = withoutEnd(client) // the target has to be asked to leave, too
+	client = withoutEnd(client) // endWithCredentials closes it instead, after both ends were asked to leave
 	defer client.Close()
-	// The server does not watch a connection that was taken over, but the request's context may still end.
+	// The server does not watch a hijacked connection, but the request's context may still end.
 	stop := context.AfterFunc(f.in.Context(), func() { target.Close(); client.Close() })
 	defer stop()
 	if f.sendSwitch(buf.Writer, res) != nil {
@@ -52,7 +51,7 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 	var toClient, toTarget io.Writer = client, target
 	leave := func() {}
 	if strings.EqualFold(protocol, "websocket") {
-		// Only in a WebSocket is there a known way to ask both ends to leave when the server drains.
+		// Of all protocols, only WebSocket has a known way to ask both ends to leave when the server drains.
 		c, t := wsframe.NewWriter(client, false), wsframe.NewWriter(target, true)
 
 		serving := servingFrom(f.in.Context())
@@ -61,8 +60,8 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 		toClient, toTarget = c, t
 	}
 	defer f.endWithCredentials(leave, client, target)()
-	// The server's reader would take a connection that the client half-closed for one that it left. So only
-	// what the reader has buffered is read from it.
+	// net/http's reader treats a half-closed connection as one that the client has left. So only the bytes
+	// that it has buffered are read from it.
 	early, _ := buf.Reader.Peek(buf.Reader.Buffered())
 	fromClient := io.MultiReader(bytes.NewReader(early), client)
 
@@ -77,13 +76,13 @@ func (f *forwarding) upgrade(out *http.Request, res *http.Response) {
 	<-finished
 	f.ex.tunneled(sent, received)
 	if c, ok := target.(*attemptConn); ok && c.cut.err != nil {
-		f.ex.note(c.cut.outcome(), c.cut.err) // the exchange ended as the attempt did
+		f.ex.note(c.cut.outcome(), c.cut.err) // the exchange has the outcome of the attempt
 	}
 }
 
-// endWithCredentials closes both connections when the client's credentials have expired (see
-// AuthOptions.UpgradeGrace), after leave has asked both ends to leave. Both have leavePatience to do so. The
-// function that it returns ends the wait.
+// endWithCredentials ends the upgraded connection when the client's credentials have expired (see
+// AuthOptions.UpgradeGrace). It calls leave, which asks both ends to leave, and closes both connections after
+// leavePatience. The function that it returns stops all this.
 func (f *forwarding) endWithCredentials(leave func(), client, target io.Closer) (stop func()) {
 	until := f.ex.upgradeEnd()
 	if until.IsZero() {
@@ -111,20 +110,21 @@ func (f *forwarding) endWithCredentials(leave func(), client, target io.Closer) 
 	}
 }
 
-var errCredentialsExpired = errors.New("ended, since the client's credentials have expired")
+var errCredentialsExpired = errors.New("closed because the client's credentials have expired")
 
 // leavePatience is how long the ends of a WebSocket have to answer a close frame.
 const leavePatience = time.Second
 
-// upgradeEnd returns when an upgraded connection has outlived the client's credentials, zero for never.
+// upgradeEnd returns the time at which an upgraded connection must end, because the client's credentials have
+// expired. Zero means never.
 func (ex *exchange) upgradeEnd() time.Time {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
 	return ex.until
 }
 
-// endingConn is a connection that a handler of this process has taken over, and that ends with the client's
-// credentials.
+// endingConn is a connection that a handler of this process has hijacked. It is closed when the client's
+// credentials have expired.
 type endingConn struct {
 	net.Conn
 	expiry *time.Timer
@@ -140,7 +140,7 @@ func (c *endingConn) Close() error {
 	return c.Conn.Close()
 }
 
-// CloseWrite closes the writing half, if the connection below can.
+// CloseWrite closes the writing side, if the underlying connection supports that.
 func (c *endingConn) CloseWrite() error {
 	half, ok := c.Conn.(interface{ CloseWrite() error })
 	if !ok {
@@ -149,10 +149,10 @@ func (c *endingConn) CloseWrite() error {
 	return half.CloseWrite()
 }
 
-// NetConn returns the connection below, as that of a tls.Conn does.
+// NetConn returns the underlying connection, as tls.Conn.NetConn does.
 func (c *endingConn) NetConn() net.Conn { return c.Conn }
 
-// withoutEnd returns the connection below an endingConn, which does not end by itself any more.
+// withoutEnd returns the connection inside an endingConn, and stops the timer that would close it.
 func withoutEnd(conn net.Conn) net.Conn {
 	for {
 		c, ok := conn.(*endingConn)
@@ -175,9 +175,9 @@ func innermost(w http.ResponseWriter) http.ResponseWriter {
 	}
 }
 
-// goAway asks the client of a WebSocket to leave, and then the target. A client that does not read has
-// goAwayPatience, so that the target is asked all the same. If the target were asked first, it could close
-// the connection before the client has its close frame.
+// goAway asks the client of a WebSocket to leave, and then the target. If the target were asked first, it
+// could close the connection before the client has its close frame. If the client does not read, the target
+// is asked after goAwayPatience.
 func goAway(client, target *wsframe.Writer) {
 	asked := make(chan struct{})
 	go func() {
@@ -199,7 +199,7 @@ const goAwayPatience = 100 * time.Millisecond
 func (f *forwarding) sendSwitch(w *bufio.Writer, res *http.Response) error {
 	h := f.w.Header()
 	for name, values := range res.Header {
-		if !f.ownedHere.isTrace(name) { // the gateway has set its own
+		if !f.ownedHere.isTrace(name) { // Observe has set it
 			h[name] = append(h[name], values...)
 		}
 	}
@@ -210,9 +210,9 @@ func (f *forwarding) sendSwitch(w *bufio.Writer, res *http.Response) error {
 	return w.Flush()
 }
 
-// copyDirection copies src to dst until src ends, then closes the writing half of conn, the connection below
-// dst. It stores the number of bytes in copied. It reports whether both succeeded, so that the other
-// direction may go on.
+// copyDirection copies src to dst until src ends. It then closes the writing side of conn, the connection
+// underlying dst. It stores the number of bytes in copied. It returns true if both succeeded, so that the
+// other direction may continue.
 func copyDirection(dst io.Writer, src io.Reader, conn net.Conn, copied *int64) (halfClosed bool) {
 	n, err := io.Copy(dst, src)
 	*copied = n

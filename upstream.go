@@ -24,7 +24,7 @@ import (
 
 // Target is one server of an Upstream.
 type Target struct {
-	URL    *url.URL // scheme http, https or h2c, and its path, if any, is put before the request's; or unix, with the socket's path
+	URL    *url.URL // with the scheme http, https or h2c, its path is put before that of the request; with unix, its path is the socket's
 	Weight int      // share of the requests relative to other targets, at most 1,000,000; 0 means 1
 }
 
@@ -99,7 +99,7 @@ const (
 // maxSocketPath is the longest path of a socket that Linux accepts, in bytes. Other systems accept less.
 const maxSocketPath = 107
 
-// checkSocket returns an error for a URL of the scheme unix that names no socket.
+// checkSocket returns an error for a URL with the scheme unix that is not the URL of a socket.
 func checkSocket(u *url.URL) error {
 	switch {
 	case u.Host != "" || u.Opaque != "" || u.User != nil || u.Path == "" || u.Path[0] != '/':
@@ -109,7 +109,7 @@ func checkSocket(u *url.URL) error {
 	case strings.HasSuffix(u.Path, "/") || strings.ContainsFunc(u.Path, unicode.IsControl):
 		return fmt.Errorf("target %q: not the path of a socket", u.Redacted())
 	case len(u.Path) > maxSocketPath:
-		return fmt.Errorf("target %q: longer than the %d bytes that the path of a socket may have", u.Redacted(), maxSocketPath)
+		return fmt.Errorf("target %q: the path of a socket may have at most %d bytes", u.Redacted(), maxSocketPath)
 	}
 	return nil
 }
@@ -137,7 +137,7 @@ func validPort(port string) bool {
 type UpstreamOptions struct {
 	Balancer  Balancer             // nil means LeastPending()
 	Transport http.RoundTripper    // nil means NewTransport(nil), which all such Upstreams share; another transport must support the schemes h2c and unix if targets have them
-	Timeout   time.Duration        // limit of each attempt up to the response header; stops while waiting for the client to send its body, and starts again when the target has accepted a part of it; 0 means 30s, negative none
+	Timeout   time.Duration        // limit of each attempt up to the response header; does not run while the gateway waits for the client's body, and begins anew with each part of it that is sent on; 0 means 30s, negative none
 	Idle      time.Duration        // longest pause of the target within a response body, or silence of an upgraded connection; 0 means no limit
 	Circuit   *Circuit             // nil means no circuit
 	Meter     metric.MeterProvider // nil means otel.GetMeterProvider()
@@ -149,8 +149,8 @@ type UpstreamOptions struct {
 //
 // An error of RoundTrip wraps one of these, for errors.Is: ErrNoTarget, ErrCircuitOpen, ErrTimeout,
 // ErrBodyTooLarge, context.Canceled, and ErrBadGateway for everything else. An *Error of the request's body,
-// such as the 400 for a malformed one, is returned as it is. A request that no transport would send, such as
-// one with a malformed method or field, is refused with an *Error of status 400. A request whose fields
+// such as the 400 for a malformed body, is returned unchanged. A request that no transport would send, such
+// as one with a malformed method or field, is refused with an *Error of status 400. A request whose fields
 // exceed the limit that an HTTP/2 target has announced is refused with 431. Neither refusal counts against
 // the target.
 //
@@ -168,11 +168,11 @@ type UpstreamOptions struct {
 // later attempts have the attribute http.request.resend_count.
 //
 // An Upstream needs about 350 bytes for each target. For each request in flight, it also buffers the body, up
-// to RetryOptions.MaxBodyBytes, until the response header arrives. A hedged request has a copy of its own.
+// to RetryOptions.MaxBodyBytes, until the response header arrives. A hedge needs a second copy of the body.
 type Upstream struct {
 	name     string
 	opts     UpstreamOptions
-	direct   *transport // opts.Transport, if it is one of this package
+	direct   *transport // opts.Transport, if NewTransport made it; otherwise nil
 	probe    *url.URL   // path and query of the health check; nil for none
 	budget   *retrybudget.Budget
 	duration metric.Float64Histogram
@@ -197,7 +197,7 @@ func NewUpstream(name string, targets []Target, opts *UpstreamOptions) *Upstream
 	case after < 0:
 		panic("gateway: NewUpstream: Retry.HedgeAfter must not be negative")
 	case after > 0 && u.opts.Retry.Attempts < 2:
-		panic("gateway: NewUpstream: Retry.HedgeAfter needs Retry.Attempts of at least 2: asking a second target is an attempt")
+		panic("gateway: NewUpstream: Retry.HedgeAfter needs Retry.Attempts of at least 2, because a hedge is an attempt")
 	}
 	if err := u.opts.Health.check(); err != nil {
 		panic("gateway: NewUpstream: Health: " + err.Error())
@@ -245,7 +245,7 @@ func (u *Upstream) Name() string { return u.name }
 // NewUpstream panics, and then changes nothing.
 func (u *Upstream) SetTargets(targets []Target) { u.set("SetTargets", targets) }
 
-// set replaces the targets for caller, whose name its panics carry.
+// set replaces the targets. caller is the name of the exported function, for the message of a panic.
 func (u *Upstream) set(caller string, targets []Target) {
 	if err := checkTargets(targets); err != nil {
 		panic("gateway: " + caller + ": " + err.Error())
@@ -269,7 +269,7 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	return u.roundTrip(passed, directCall{})
 }
 
-// roundTrip is RoundTrip for a request that has passed the gate, with the hooks of a call.
+// roundTrip is RoundTrip for a request that gate has returned, with the hooks in call.
 func (u *Upstream) roundTrip(r *http.Request, call directCall) (*http.Response, error) {
 	if call.hooks == nil || call.hooks.Lines == nil { // lines have it already
 		r = continueTrace(r)
@@ -314,7 +314,7 @@ func (u *Upstream) roundTrip(r *http.Request, call directCall) (*http.Response, 
 	}
 }
 
-// answeredStatus returns the status by which a response is judged before its body.
+// answeredStatus returns the status by which a response is judged when its header has arrived.
 func answeredStatus(r *http.Request, res *http.Response) int {
 	answer := result{status: res.StatusCode}
 	if grpcmeta.Is(res.Header) {
@@ -323,7 +323,7 @@ func answeredStatus(r *http.Request, res *http.Response) int {
 	return answer.answered()
 }
 
-// noteAttempts records for the log which targets were asked: tried, and then last, unless it is nil.
+// noteAttempts records the targets of the attempts, for the log: tried, and then last unless it is nil.
 func (u *Upstream) noteAttempts(ctx context.Context, last *member, tried []*member) {
 	f := forwarded{upstream: u.name, attempts: len(tried)}
 	switch {
@@ -336,8 +336,8 @@ func (u *Upstream) noteAttempts(ctx context.Context, last *member, tried []*memb
 	exchangeFrom(ctx).sent(f)
 }
 
-// readRest reads what is left of a response that is not used, and closes its body. A short rest is read to
-// the end, so that the connection can be reused. A slow or long one is cut off.
+// readRest reads the rest of a response that is not used, and closes its body. It reads at most 4 KiB, for at
+// most 100 ms: if that is the whole rest, the connection can be reused.
 func readRest(res *http.Response) {
 	late := time.AfterFunc(100*time.Millisecond, func() { res.Body.Close() })
 	_, _ = io.CopyN(io.Discard, res.Body, 4<<10)
@@ -345,8 +345,9 @@ func readRest(res *http.Response) {
 	res.Body.Close()
 }
 
-// setTarget points u, which has a path and a query, at target. It puts the target's path before u's, with one
-// slash between them. Both keep their escaping. A Unix socket's path becomes the host.
+// setTarget sets the scheme and host of u, which has a path and a query, to those of target. It puts the
+// target's path before that of u, with one slash between them. Both keep their escaping. For a Unix socket,
+// the socket's path becomes the host.
 func setTarget(u, target *url.URL) {
 	if target.Scheme == schemeUnix {
 		u.Scheme, u.Host = schemeUnix, target.Path
