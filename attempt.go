@@ -39,7 +39,6 @@ type attempt struct {
 
 // caller is the request that an attempt serves.
 type caller struct {
-	method string
 	client context.Context // canceled when the client leaves
 	start  time.Time
 	body   *replay       // nil if the request has no body
@@ -48,10 +47,27 @@ type caller struct {
 
 // destination is the target that the balancer picked.
 type destination struct {
-	member *member      // nil before the pick
-	out    http.Request // the outgoing request; out.URL points to url
+	member *member       // nil before the pick
+	out    *http.Request // the outgoing request; its URL points to url
 	url    url.URL
 	done   func(Outcome) // returned by the balancer's Pick; may be nil
+}
+
+// ownedAttempt is an attempt with a request of its own, in one allocation.
+type ownedAttempt struct {
+	attempt
+	request http.Request
+}
+
+// newAttempt returns an attempt to send r, and the URL to send it to, without the target. The attempt sends a copy of
+// r. But a request that is sent as lines is the forwarding's own, which nobody keeps: it is sent itself.
+func newAttempt(r *http.Request, call directCall) (*attempt, *url.URL) {
+	if f := call.linesOf(); f != nil {
+		return &attempt{destination: destination{out: r}}, &f.url
+	}
+	a := &ownedAttempt{request: *r}
+	a.out = &a.request
+	return &a.attempt, r.URL
 }
 
 // progress is the state of an attempt after the request was sent.
@@ -73,7 +89,9 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	if len(choice.members) == 0 {
 		return nil, nil, fmt.Errorf("%w: upstream %s", ErrNoTarget, u.name)
 	}
-	a := &attempt{upstream: u, caller: caller{method: r.Method, client: r.Context(), start: time.Now(), body: body, within: grpcmeta.Timeout(r.Header)}}
+	a, base := newAttempt(r, call)
+	a.upstream = u
+	a.caller = caller{client: r.Context(), start: time.Now(), body: body, within: grpcmeta.Timeout(r.Header)}
 	if c := u.opts.Circuit; c != nil && !exchangeFrom(r.Context()).admits(c) {
 		var err error
 		if a.circuit, err = c.allow(); err != nil {
@@ -96,24 +114,24 @@ func (u *Upstream) attempt(r *http.Request, body *replay, tried []*member, l *la
 	a.member = choice.members[i]
 	a.member.pending.Add(1)
 
-	a.url = *r.URL
+	a.url = *base
 	setTarget(&a.url, a.member.URL)
 	limit := u.opts.Timeout
 	pending := body.pending() // nil if the client has nothing more to send
 	if pending == nil && limit > 0 && u.direct != nil && u.direct.speaksHTTP1(&a.url, len(r.Header["Upgrade"]) > 0) {
 		call.by, limit = a.start.Add(limit), 0 // a deadline costs less than a timer and a context
 	}
-	ctx := a.clock.start(a.client, limit, pending, l != nil)
+	ctx := a.clock.start(a.client, a.start, limit, pending, l != nil)
 	if pending != nil {
 		a.circuit.watch(&a.clock)
 	}
 	l.enter(a.member, a.clock.cancel)
-	if a.out = *r; ctx != a.client {
-		a.out = *r.WithContext(ctx)
+	if ctx != a.client {
+		a.out = a.out.WithContext(ctx)
 	}
-	out := &a.out
+	out := a.out
 	out.URL = &a.url
-	if out.Host == "" && a.url.Scheme == schemeUnix {
+	if out != r && out.Host == "" && a.url.Scheme == schemeUnix { // internal/h1 does the same
 		out.Host = unixHost
 	}
 	a.startSpan(len(tried))
@@ -191,8 +209,8 @@ type attemptClock struct {
 // start starts the clock and returns the context for the attempt. If d is positive, the context is canceled
 // with ErrTimeout when the attempt has waited for the target for d, unless stop is called before. If d is not
 // positive and own is false, the context is ctx itself. body is nil if the client has nothing more to send.
-func (c *attemptClock) start(ctx context.Context, d time.Duration, body *replay, own bool) context.Context {
-	c.wait = bodywait.Start(body == nil)
+func (c *attemptClock) start(ctx context.Context, now time.Time, d time.Duration, body *replay, own bool) context.Context {
+	c.wait = bodywait.StartAt(now, body == nil)
 	if body != nil {
 		c.wake, _ = body.source.(heldBody)
 	}
@@ -509,7 +527,7 @@ func (a *attempt) report(res result) {
 	a.standing = a.upstream.pool.recordTraffic(a.member, res)
 	if u := a.upstream; u.duration.Enabled(a.client) {
 		u.duration.Record(a.span.context(a.client), time.Since(a.start).Seconds(), u.labels.Options(clientLabels{
-			method:   telemetry.Method(cmp.Or(a.method, http.MethodGet)),
+			method:   telemetry.Method(cmp.Or(a.out.Method, http.MethodGet)),
 			upstream: u.name, target: a.member.URL, status: a.status, outcome: o,
 		})...)
 	}

@@ -29,8 +29,8 @@ func (a *attempt) startSpan(resends int) {
 	if !parent.IsRecording() {
 		return
 	}
-	out := &a.out
-	method := cmp.Or(a.method, http.MethodGet)
+	out := a.out
+	method := cmp.Or(out.Method, http.MethodGet)
 	address, port := serverAddress(a.member.URL)
 	attrs := append(make([]attribute.KeyValue, 0, 7),
 		attribute.String("http.request.method", telemetry.Method(method)),

@@ -120,13 +120,20 @@ func needsHeader(name string, values []string) bool {
 // sentLines is the hook Lines of a forwarding.
 func sentLines(f any) []byte { return f.(*forwarding).lines.b }
 
-// header returns the header of r, which is a copy of a forwarding's request. If the request was to be sent as lines,
-// the header is made now.
-func (c directCall) header(r *http.Request) http.Header {
+// linesOf returns the forwarding whose request is sent as lines, or nil if it has a header.
+func (c directCall) linesOf() *forwarding {
 	if c.hooks == nil || c.hooks.Lines == nil {
+		return nil
+	}
+	return c.arg.(*forwarding)
+}
+
+// header returns the header of r, an outgoing request. If it was to be sent as lines, the header is made now.
+func (c directCall) header(r *http.Request) http.Header {
+	f := c.linesOf()
+	if f == nil {
 		return r.Header
 	}
-	f := c.arg.(*forwarding)
 	if f.made == nil {
 		f.made, _ = f.header() // which has no error: appendLines has checked the same
 		if f.made != nil && len(f.made["User-Agent"]) == 0 {

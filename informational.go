@@ -17,7 +17,7 @@ type interim struct {
 	w      *responseWriter
 	body   *requestBody // nil for none
 	edits  *fieldEdits  // of responses
-	here   ownedHere    // has the field of the trace id, which the target must not set
+	here   *ownedHere   // has the field of the trace id, which the target must not set
 	silent bool         // the client uses HTTP/1.0, which has no 1xx
 
 	mu      sync.Mutex

@@ -356,7 +356,7 @@ func (p *proxy) checkRequest(r *http.Request) error {
 
 // outgoing returns the outgoing request, without its body.
 func (f *forwarding) outgoing() (*http.Request, error) {
-	f.interim.w, f.interim.edits, f.interim.here = f.w, &f.responseFields, f.ownedHere
+	f.interim.w, f.interim.edits, f.interim.here = f.w, &f.responseFields, &f.ownedHere
 	f.interim.silent = !f.in.ProtoAtLeast(1, 1)
 	f.out = *f.in
 	out := &f.out

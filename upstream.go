@@ -271,7 +271,7 @@ func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // roundTrip is RoundTrip for a request that gate has returned, with the hooks in call.
 func (u *Upstream) roundTrip(r *http.Request, call directCall) (*http.Response, error) {
-	if call.hooks == nil || call.hooks.Lines == nil { // lines have it already
+	if call.linesOf() == nil { // lines have it already
 		r = continueTrace(r)
 	}
 	body := newReplay(r, u.opts.Retry.MaxBodyBytes)

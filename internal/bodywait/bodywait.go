@@ -25,8 +25,10 @@ type Clock struct {
 }
 
 // Start returns the clock of a request that begins now. complete is true if there is no body to wait for.
-func Start(complete bool) Clock {
-	now := time.Now()
+func Start(complete bool) Clock { return StartAt(time.Now(), complete) }
+
+// StartAt is Start for a caller that knows the time.
+func StartAt(now time.Time, complete bool) Clock {
 	return Clock{began: now, since: now, complete: complete}
 }
 

@@ -23,6 +23,7 @@ const (
 	shardCount = 1 << shardBits
 	sweepEvery = int64(time.Millisecond)
 	sweepKeys  = 64 // looked at by one sweep
+	sweepLocks = 32 // most locks that one sweep takes, while there is room
 )
 
 // States defines the states of a table's keys. The table calls its methods with the lock of the state held,
@@ -144,7 +145,7 @@ func (t *Table[S]) lockNew(s *shard[S], m mark, now int64, name string) Locked[S
 		if attempt > 0 {
 			return t.lockOverflow(now)
 		}
-		t.sweep(now)
+		t.sweep(now, shardCount)
 		s.mu.Lock()
 		if e := find(s, m, name); e != nil { // another goroutine was faster
 			return Locked[S]{State: &e.state, Now: s.clock.advance(now), mu: &s.mu}
@@ -224,16 +225,16 @@ func (t *Table[S]) sweepInTime(now int64) {
 	last := t.swept.Load()
 	if since := now - last; since < 0 || since >= sweepEvery {
 		if t.swept.CompareAndSwap(last, now) {
-			t.sweep(now)
+			t.sweep(now, sweepLocks)
 		}
 	}
 }
 
-// sweep looks at sweepKeys keys, beginning where the last sweep ended, and forgets those at rest. It is
-// called with no lock held, and skips a shard that is locked rather than wait for it.
-func (t *Table[S]) sweep(now int64) {
+// sweep looks at sweepKeys keys in at most that many shards, beginning where the last sweep ended, and forgets
+// those at rest. It is called with no lock held, and skips a shard that is locked rather than wait for it.
+func (t *Table[S]) sweep(now int64, shards int) {
 	keys := sweepKeys
-	for i := 0; i < shardCount && keys > 0; i++ {
+	for i := 0; i < shards && keys > 0; i++ {
 		s := &t.shards[t.next.Add(1)%shardCount]
 		if !s.mu.TryLock() {
 			continue
