@@ -62,26 +62,26 @@ type AggregateOptions struct {
 // Accept-Encoding, Range, If-*, Expect, Host and Content-*, which describe the client's request and not the
 // part's.
 //
-// Cache-Control of the answer is at least as strict as that of every part. It has the shortest lifetime,
-// which is 0 once one part states a lifetime and another states none. It is private for a caller with an
+// Cache-Control of the answer is at least as strict as that of every part. It has the shortest lifetime of
+// the parts, or 0 if some parts state a lifetime and others do not. It is private for a caller with an
 // Identity or Authorization, unless every part permits shared caches. It is absent when no part has
-// Cache-Control, Expires or Pragma. Vary names what the parts' Vary name. It is "*" when a part varies by a
-// field that the gateway itself sets, since caches do not see that field. A Cache-Control or Vary that a
+// Cache-Control, Expires or Pragma. Vary has all names in the parts' Vary. It is "*" when a part varies by
+// a field that the gateway itself sets, since caches do not see that field. A Cache-Control or Vary that a
 // middleware outside has set counts like a part's. No other field of the parts' answers is passed to the
 // client: no Set-Cookie, no ETag.
 //
-// By default the client's Authorization goes only to parts whose From is an *Upstream or a HandlerTransport.
-// Any other RoundTripper may lead to a third party. A RoundTripper that wraps an *Upstream is such another
-// one. When Headers names Authorization, every part gets it. A Part.Request that copies all fields of the
+// By default the client's Authorization goes only to parts whose From is an *Upstream or a
+// HandlerTransport. Any other RoundTripper may lead to a third party, even one that wraps an *Upstream.
+// When Headers names Authorization, every part gets it. A Part.Request that copies all fields of the
 // incoming request copies Authorization, too.
 //
 // When the span of the request is recorded, each part has a client span, whose id is in the part's
 // traceparent. It has the attribute gateway.part, the part's Name.
 //
 // The parts' bodies are in memory until the answer has been written: at most MaxTotalBytes and about a
-// quarter more for each incoming request. What a Part.Shape makes of a body comes in addition, at most
-// MaxBytes. Each part in flight has a goroutine, which ends before the handler returns. A panic in Request or
-// in a RoundTripper is raised again in the handler's goroutine, with its original stack in the message;
+// quarter more for each incoming request. The output of each Part.Shape takes additional memory, at most
+// MaxBytes. Each part in flight has a goroutine, which ends before the handler returns. A panic in Request
+// or in a RoundTripper is raised again in the handler's goroutine, with its original stack in the message;
 // HandlerTransport turns a panic into an error.
 //
 // Aggregate panics on parts or options that can never work: no parts; a Name that is empty, "errors" or used

@@ -72,11 +72,12 @@ type AuthOptions struct {
 //
 // A page of another site can make a browser send requests with the user's cookies. It can also open a
 // WebSocket with them: the handshake is a GET, which http.CrossOriginProtection lets pass. So Auth checks
-// requests whose credentials came in a cookie. Such a request gets 403 if its Origin is neither the host that
-// it was sent to nor one of Origins. If it has no Origin, it gets 403 if Sec-Fetch-Site says that it is from
-// another site and the method is not GET, HEAD or OPTIONS. Clients that are not browsers send neither field,
-// so their requests pass. A JWT knows whether its token came in a cookie. With an Authenticator that is not
-// of this package, the handshake of a WebSocket is checked if it has a Cookie and no Authorization.
+// requests whose credentials came in a cookie. Such a request gets 403 if its Origin is neither the host
+// that it was sent to nor one of Origins. If it has no Origin, it gets 403 if Sec-Fetch-Site says that it
+// is from another site and the method is not GET, HEAD or OPTIONS. Clients that are not browsers send
+// neither field, so their requests pass. Whether a token came in a cookie is known only for a JWT. With an
+// Authenticator from outside this package, Auth checks the handshake of a WebSocket if it has a Cookie and
+// no Authorization.
 //
 // If Origins is not nil, even if it is empty, Auth also checks every request with a Cookie and the handshake
 // of every WebSocket, with any credentials or none. An origin is written as "https://app.example:8443". "*"

@@ -49,7 +49,7 @@ type CircuitOptions struct {
 	Ratio       float64       // share of failures in Window that also opens the circuit, at most 1; 0 means none
 	MinRequests int           // least number of requests in Window for Ratio to apply; 0 means 20
 	Window      time.Duration // length of the rolling window, which advances in 20 steps; 0 means 10s
-	SlowCall    time.Duration // a call is a failure if its response header takes longer, without the time in which the client sends its body; 0 means none
+	SlowCall    time.Duration // a call is a failure if its response header takes longer, not counting the time in which the client sends its body; 0 means none
 	OpenFor     time.Duration // how long the circuit stays open; 0 means 10s
 	Probes      int           // number of successes that closes a half-open circuit, and largest number of probes in flight; 0 means 1
 

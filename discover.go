@@ -43,7 +43,7 @@ const (
 // slog.Default logs when the targets change, when find begins to fail (as an error), and when it succeeds
 // again. The context of find ends after 10 seconds: find must return soon after that.
 //
-// Until find has succeeded once, the targets are those of NewUpstream, or the last ones of SetTargets.
+// Until find has succeeded once, the targets are those that NewUpstream or the last SetTargets was given.
 // Follow panics when find is nil or every is not positive.
 func (u *Upstream) Follow(ctx context.Context, find func(context.Context) ([]Target, error), every time.Duration) error {
 	if find == nil || every <= 0 {

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// Error is an error with the HTTP status with which it is answered. Status, Type, Title, Detail and Header
-// are sent to the client. Err, the cause, is only logged.
+// Error is an error together with the HTTP status of its answer. Status, Type, Title, Detail and Header are
+// sent to the client. Err, the cause, is only logged.
 //
 // The zero value is a 500 without detail. An Error must not be modified once it has been passed to
 // WriteError.

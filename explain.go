@@ -22,7 +22,7 @@ type Explanation struct {
 	Candidates []Candidate // the routes in the order in which they are tried; see Explain
 }
 
-// Candidate is a route of the Router, with the reason why the request does not reach it.
+// Candidate is a route of the Router and, unless the request goes to it, the reason why not.
 type Candidate struct {
 	Route   Route
 	Matched bool   // the request goes to this route

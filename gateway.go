@@ -1,5 +1,5 @@
-// Package gateway holds composable net/http middleware and a Router from which a service builds its own
-// API gateway. A whole one:
+// Package gateway holds composable net/http middleware and a Router from which a service builds its own API
+// gateway. A complete example:
 //
 //	keys, err := gateway.NewJWKS("https://id.example/.well-known/jwks.json", nil)
 //	if err != nil {

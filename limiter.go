@@ -101,11 +101,12 @@ func NewFixedWindow(limit int, window time.Duration, opts *LimiterOptions) *Memo
 	return newMemoryLimiter("NewFixedWindow", &fixedWindow{limit: limit, length: window}, l, opts)
 }
 
-// NewSlidingWindow returns a limiter that lets about limit units pass in the last window, at any time. It
+// NewSlidingWindow returns a limiter that lets about limit units pass in any interval as long as window. It
 // keeps two counts: of the current window and of the previous one, both aligned to the Unix epoch. It
 // estimates the units of the last window as the current count, plus the share of the previous count that
-// still lies in the last window. For example, with a limit of 100 a minute, 15 seconds into a minute with 40
-// units so far and 80 in the minute before, the estimate is 40 + 80*45/60 = 100. The next unit is refused.
+// still lies in the last window. For example, with a limit of 100 a minute, 15 seconds into a minute with
+// 40 units so far and 80 in the minute before, the estimate is 40 + 80*45/60 = 100. The next unit is
+// refused.
 //
 // The estimate assumes that the units of the previous window were spread evenly over it. If they were not,
 // the estimate is wrong by at most limit units, in either direction. The bounds are exact: at most limit

@@ -27,8 +27,8 @@ import (
 // A part succeeds when its answer is 204 No Content, which becomes null, or another 2xx with one JSON value
 // in UTF-8 that nests at most 10,000 deep. Its Content-Type does not matter. Anything else is a failure:
 // another status, including a redirect and 206 Partial Content; a body that is not JSON, begins with a byte
-// order mark, is cut off or is larger than MaxBytes; a Content-Encoding, since none is asked for; and a Pick
-// that finds no value.
+// order mark, is cut off or is larger than MaxBytes; a Content-Encoding, since the request accepts none;
+// and a Pick that finds no value.
 type Part struct {
 	// Name is the name of the part's member in the answer. It must be valid UTF-8 and unique among the parts,
 	// and must not be "" or "errors".

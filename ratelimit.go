@@ -214,7 +214,8 @@ type RateLimitOptions struct {
 	// key owes the difference (see Debtor). A result below 0 counts as 0.
 	//
 	// So Cost should return an estimate that is rarely exceeded, such as a request's max_tokens. Concurrent
-	// requests then exceed the limit together only by the sum of what their estimates lacked.
+	// requests can then exceed the limit only by the sum of the amounts by which their costs exceed their
+	// estimates.
 	//
 	// The limiter must be a Returner and a Debtor; otherwise RateLimit panics. A request for which Limiter
 	// returns another kind of limiter is answered with 500. Settle is not called for a refused request, nor
@@ -233,8 +234,8 @@ type RateLimitOptions struct {
 	Refund bool
 
 	// FailOpen admits a request when the limiter returns an error. The request is reported as with
-	// ReportOnly, with the policy "ratelimit " followed by Name and ", open". False means that the request is
-	// answered with 503.
+	// ReportOnly. The attribute is then, for example, policy="ratelimit default, open". False means that
+	// the request is answered with 503.
 	FailOpen bool
 
 	// MaxWait is the longest Decision.Wait for which a request is held. A request with a longer Wait, or one

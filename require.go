@@ -67,8 +67,8 @@ func (o RequireOptions) RequireScopes(scopes ...string) Middleware {
 }
 
 // RequireClaim calls the next handler when the claim is one of anyOf, or is a list that contains one of
-// them. Otherwise it answers 403, or 401 without an Identity. Only strings are compared: a number never
-// equals. RequireClaim panics when name is empty or anyOf has no values.
+// them. Otherwise it answers 403, or 401 without an Identity. Only strings are compared: a claim that is a
+// number never matches. RequireClaim panics when name is empty or anyOf has no values.
 //
 // "sub", "iss", "aud" and "scope" are read from the Identity's own fields, all other names from its Claims.
 // name may be a path into objects, with dots between the names: "realm_access.roles". A claim whose own name

@@ -59,8 +59,9 @@ func (s Shape) compile() (*rawjson.Projection, error) {
 // and a Content-Type of application/json or a type that ends in +json. Others pass unchanged: errors,
 // redirects, 204, other media types such as application/x-ndjson and text/event-stream, and an empty body.
 //
-// The body is changed as it is written: of a body of any size, at most about 100 KiB are in memory, plus what
-// Rename adds to 8 KiB of it. The output is buffered, up to 24 KiB, until the handler flushes or ends.
+// The body is changed as it is written. So at most about 100 KiB of a body are in memory, whatever its
+// size, plus what Rename adds to 8 KiB of it. The output is buffered, up to 24 KiB, until the handler
+// flushes or ends.
 //
 // A body that is not one complete JSON text in UTF-8 is an error: it is malformed, contains several JSON
 // texts, is cut off, or is shorter than its Content-Length. If nothing has been sent yet, the client gets

@@ -11,7 +11,7 @@ import (
 )
 
 // CheckGoroutines runs the tests of a package and exits. It fails the package when its tests pass but leave
-// goroutines behind: a body that was not closed, a connection that is still open, a watcher without an end.
+// goroutines behind, for example for a body that was not closed or a connection that is still open.
 // Call it in TestMain:
 //
 //	func TestMain(m *testing.M) { gatewaytest.CheckGoroutines(m) }
@@ -51,7 +51,7 @@ func LeftBehind(wait time.Duration) string {
 	}
 }
 
-// otherGoroutines returns the stacks of the goroutines that count for LeftBehind.
+// otherGoroutines returns the stacks of the goroutines that LeftBehind reports.
 func otherGoroutines() string {
 	buf := make([]byte, 1<<20)
 	buf = buf[:runtime.Stack(buf, true)]

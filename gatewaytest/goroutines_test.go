@@ -10,23 +10,24 @@ import (
 
 func TestMain(m *testing.M) { gatewaytest.CheckGoroutines(m) }
 
-// waitFor receives from end, after it has reported that it runs.
+// waitFor signals running and then waits for end.
 func waitFor(end, running chan bool) {
 	running <- true
 	<-end
 }
 
-// TestLeftBehind has a goroutine that is left behind and ends later. It runs in a subtest, whose parent waits.
+// TestLeftBehind checks that a goroutine is reported until it ends. It uses a subtest, so that there is
+// also a parent test that waits, which must not be reported.
 func TestLeftBehind(t *testing.T) {
 	t.Run("subtest", func(t *testing.T) {
-		if left := gatewaytest.LeftBehind(time.Minute); left != "" { // of other tests, that are about to end
+		if left := gatewaytest.LeftBehind(time.Minute); left != "" { // goroutines of other tests may still be ending
 			t.Fatalf("before it begins: %q", left)
 		}
 		end, running := make(chan bool), make(chan bool)
 		go waitFor(end, running)
 		<-running
 		left := gatewaytest.LeftBehind(0)
-		if !strings.Contains(left, "gatewaytest_test.waitFor") || strings.Count(left, "goroutine ") != 2 { // its own line, and who created it
+		if !strings.Contains(left, "gatewaytest_test.waitFor") || strings.Count(left, "goroutine ") != 2 { // the goroutine's own line, and "created by"
 			t.Errorf("got %q", left)
 		}
 		time.AfterFunc(10*time.Millisecond, func() { close(end) })

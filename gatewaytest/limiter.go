@@ -14,13 +14,13 @@ import (
 
 // LimiterTest configures TestLimiter. New is required.
 type LimiterTest struct {
-	// New returns a new limiter, in which each key has limit units, and has them again after one window at
-	// the latest. The rate of a bucket is limit/window. TestLimiter uses windows of an hour and more, so that
-	// no units come back while it runs.
+	// New returns a new limiter. Each of its keys has limit units, and has all of them again after at most
+	// one window. The rate of a bucket is limit/window. TestLimiter uses windows of an hour or more, so
+	// that no units come back during a test.
 	New func(t *testing.T, limit int, window time.Duration) gateway.Limiter
 
-	// Sleep advances the limiter's clock, to the millisecond. In a synctest bubble it is time.Sleep. Nil
-	// skips the tests in which time passes.
+	// Sleep advances the limiter's clock, with a precision of a millisecond. In a synctest bubble, use
+	// time.Sleep. If it is nil, the tests in which time passes are skipped.
 	Sleep func(time.Duration)
 
 	// Margin is the allowed error of RetryAfter and ResetAfter. 0 means 1ms.
@@ -78,7 +78,7 @@ func (t *limiterTest) begin() {
 	t.l = t.New(t.T, t.limit, t.window)
 }
 
-// take takes n units of key, and checks what holds for every decision.
+// take takes n units of key and checks the rules that every decision must follow.
 func (t *limiterTest) take(key string, n int) gateway.Decision {
 	t.Helper()
 	d, err := t.l.Take(context.Background(), key, n)
@@ -102,7 +102,7 @@ func (t *limiterTest) take(key string, n int) gateway.Decision {
 	return d
 }
 
-// want takes n units and compares.
+// want is like take. It also compares OK and Remaining with the expected values.
 func (t *limiterTest) want(what, key string, n int, ok bool, remaining int) gateway.Decision {
 	t.Helper()
 	d := t.take(key, n)
@@ -144,7 +144,7 @@ func (t *limiterTest) keysAreDistinct() {
 	}
 }
 
-// isExactAtOnce takes from many goroutines.
+// isExactAtOnce takes units from many goroutines at the same time: exactly the limit must pass.
 func (t *limiterTest) isExactAtOnce() {
 	t.limit = 50
 	t.begin()
@@ -167,7 +167,8 @@ func (t *limiterTest) isExactAtOnce() {
 	}
 }
 
-// canceled takes with a context that has ended. The limiter may decide or not, but an error means that nothing was taken.
+// canceled takes units with a context that has ended. The limiter may return a decision or an error. After an
+// error, nothing may have been taken.
 func (t *limiterTest) canceled() {
 	t.begin()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -234,7 +235,7 @@ func (t *limiterTest) owes() {
 	t.retries("k", 1)
 }
 
-// retries takes n units that are refused, and again at RetryAfter and before.
+// retries takes n units, which must be refused, then again shortly before RetryAfter and at RetryAfter.
 func (t *limiterTest) retries(key string, n int) {
 	t.Helper()
 	d := t.take(key, n)
@@ -256,7 +257,7 @@ func (t *limiterTest) comesBack() {
 	t.window = time.Minute
 	t.begin()
 	for _, n := range []int{1, t.limit / 2, t.limit} {
-		for t.take("k", 1).OK { // all that there is
+		for t.take("k", 1).OK { // until the allowance is spent
 		}
 		t.retries("k", n)
 	}

@@ -92,8 +92,8 @@ func (f faulty) Owe(ctx context.Context, key string, n int) error {
 	return f.MemoryLimiter.Owe(ctx, key, n)
 }
 
-// TestLimiter finds what it looks for. Each faulty limiter is tested in a process of its own kind: a testing.T whose
-// failure is not the test's.
+// TestLimiter finds each fault. A faulty limiter is tested with a testing.T of its own, so that its failure
+// is not a failure of this test.
 func TestLimiterFindsFaults(t *testing.T) {
 	for _, fault := range []string{"one key", "cuts keys", "ignores the cost", "no Retry-After", "retries early", "retries late",
 		"a refusal takes", "keeps what is returned", "returns of refusals", "forgets debts"} {
@@ -104,7 +104,7 @@ func TestLimiterFindsFaults(t *testing.T) {
 			go func() {
 				defer close(done)
 				defer func() {
-					_ = recover() // a testing.T of its own cannot do everything
+					_ = recover() // some methods of such a testing.T panic
 					failed = trial.Failed()
 				}()
 				gatewaytest.TestLimiter(trial, gatewaytest.LimiterTest{

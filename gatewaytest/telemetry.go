@@ -16,16 +16,16 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
 )
 
-// Telemetry records spans and measurements in memory, so that a test can read them. It is a
-// trace.TracerProvider and a metric.MeterProvider at once:
+// Telemetry records spans and measurements in memory, so that a test can read them. It is both a
+// trace.TracerProvider and a metric.MeterProvider:
 //
 //	tel := new(gatewaytest.Telemetry)
 //	h := gateway.Observe(&gateway.ObserveOptions{Tracer: tel, Meter: tel})(handler)
 //
-// It needs no SDK. It records only what package gateway uses: spans with their attributes, links, events and
-// errors, and the instruments Float64Histogram, Int64Counter and Int64Gauge. Other instruments do nothing. Like the SDK's default
-// sampler, it samples spans without a parent and spans whose parent is sampled. Spans that are not sampled
-// are not recorded.
+// It needs no SDK. It records only what package gateway uses: spans with their attributes, links, events
+// and errors, and the instruments Float64Histogram, Int64Counter and Int64Gauge. Other instruments do
+// nothing. Like the SDK's default sampler, it samples spans without a parent and spans whose parent is
+// sampled. Spans that are not sampled are not recorded.
 //
 // The zero value is ready for use. A Telemetry is safe for concurrent use and must not be copied. It keeps
 // everything that it records.
@@ -107,7 +107,8 @@ func (t *Telemetry) Meter(name string, _ ...metric.MeterOption) metric.Meter {
 	return meter{to: t, scope: name}
 }
 
-// record adds a measurement to the series of like with these attributes.
+// record adds a measurement to the series of like's instrument with these attributes. It creates the series
+// as a copy of like if there is none.
 func (t *Telemetry) record(like *Series, value float64, attributes attribute.Set) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -159,7 +160,7 @@ type span struct {
 	recording  bool
 }
 
-// update changes s, unless it has ended or is not sampled.
+// update calls change with the lock held, unless s has ended or is not sampled.
 func (s *span) update(change func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
