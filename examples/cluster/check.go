@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/seed-96248d0c/gateway/examples/internal/steps"
 )
 
 // check starts everything, sends real HTTP through all gateways, and prints what it asked, expected and saw. The first
@@ -17,7 +19,6 @@ import (
 func check(ctx context.Context, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	began := time.Now()
 	c := &checker{ctx: ctx, client: &http.Client{Timeout: 10 * time.Second}}
 	defer c.client.CloseIdleConnections()
 	var err error
@@ -26,22 +27,7 @@ func check(ctx context.Context, out io.Writer) error {
 	}
 	defer c.close()
 
-	const row = "%-7s  %-58s  %-44s  %s\n"
-	fmt.Fprintf(out, row, "", "ASKED", "EXPECTED", "SEEN")
-	steps := c.steps()
-	for _, s := range steps {
-		seen := s.see()
-		verdict := "ok"
-		if seen != s.expected {
-			verdict = "DIFFERS"
-		}
-		fmt.Fprintf(out, row, verdict, s.asked, s.expected, seen)
-		if seen != s.expected {
-			return fmt.Errorf("%s: expected %q, saw %q", s.asked, s.expected, seen)
-		}
-	}
-	fmt.Fprintf(out, "\nAll %d as expected, in %.1f s.\n", len(steps), time.Since(began).Seconds())
-	return nil
+	return steps.Run(out, c.steps())
 }
 
 type checker struct {
@@ -51,44 +37,38 @@ type checker struct {
 	logged log
 }
 
-// step is one row of the table.
-type step struct {
-	asked, expected string
-	see             func() string
-}
-
 // steps are tried in this order.
-func (c *checker) steps() []step {
+func (c *checker) steps() []steps.Step {
 	inTurn := func(user string) func() string {
 		return func() string { return c.inTurn(user) }
 	}
-	return []step{
-		{"12 requests of alice, at the three gateways in turn", "10 pass, 2 get 429", inTurn("alice")},
-		{"12 requests of bob", "10 pass, 2 get 429", inTurn("bob")},
-		{"Redis is killed; 12 requests of carol", "10 pass, 2 get 429", func() string {
+	return []steps.Step{
+		steps.New("12 requests of alice, at the three gateways in turn", "10 pass, 2 get 429", inTurn("alice")),
+		steps.New("12 requests of bob", "10 pass, 2 get 429", inTurn("bob")),
+		steps.New("Redis is killed; 12 requests of carol", "10 pass, 2 get 429", func() string {
 			c.meet()
 			c.redis.kill()
 			return c.inTurn("carol")
-		}},
-		{"what the gateways log", "Redis is away: 3 of 3", func() string { return c.reported("Redis is away") }},
-		{"Redis is started again", "Redis is back: 3 of 3", func() string {
+		}),
+		steps.New("what the gateways log", "Redis is away: 3 of 3", func() string { return c.reported("Redis is away") }),
+		steps.New("Redis is started again", "Redis is back: 3 of 3", func() string {
 			if err := c.redis.start(c.ctx); err != nil {
 				return err.Error()
 			}
 			return c.reported("Redis is back")
-		}},
-		{"12 requests of dave", "10 pass, 2 get 429", inTurn("dave")},
-		{"the backend breaks; 3 requests at the first gateway", "500 500 500", func() string {
+		}),
+		steps.New("12 requests of dave", "10 pass, 2 get 429", inTurn("dave")),
+		steps.New("the backend breaks; 3 requests at the first gateway", "500 500 500", func() string {
 			<-time.After(2 * time.Second) // for the subscriptions
 			c.backend.broken.Store(true)
 			c.backend.asked.Store(0)
 			return c.ask(0, "erin") + " " + c.ask(0, "erin") + " " + c.ask(0, "erin")
-		}},
-		{"one at the second and one at the third", "503 503, and the backend was asked 3 times", func() string {
+		}),
+		steps.New("one at the second and one at the third", "503 503, and the backend was asked 3 times", func() string {
 			<-time.After(1500 * time.Millisecond) // for the news
 			second, third := c.ask(1, "erin"), c.ask(2, "erin")
 			return fmt.Sprintf("%s %s, and the backend was asked %d times", second, third, c.backend.asked.Load())
-		}},
+		}),
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/seed-96248d0c/gateway"
+	"github.com/seed-96248d0c/gateway/examples/internal/certs"
 )
 
 // newGateway lets everybody ask for the prices, and billing alone for the ledger. transport has the gateway's
@@ -41,7 +42,7 @@ func newGateway(target string, transport http.RoundTripper, log *slog.Logger) ht
 		}
 		return &gateway.Identity{Subject: uris[0].String()}, nil
 	})
-	billing := workload("billing").String()
+	billing := certs.Workload("billing").String()
 
 	var rt gateway.Router
 	rt.Use(gateway.Observe(&gateway.ObserveOptions{Logger: log}))
@@ -80,7 +81,7 @@ func books(w http.ResponseWriter, r *http.Request) {
 
 // certificates are all that anybody here has.
 type certificates struct {
-	clients, inside, other *authority
+	clients, inside, other *certs.Authority
 	edge, books, gateway   tls.Certificate // of inside
 	billing, reports       tls.Certificate // of clients
 	mallory                tls.Certificate // of other
@@ -89,9 +90,9 @@ type certificates struct {
 func newCertificates() (*certificates, error) {
 	var c certificates
 	var errs []error
-	for name, a := range map[string]**authority{"clients": &c.clients, "inside": &c.inside, "other": &c.other} {
+	for name, a := range map[string]**certs.Authority{"clients": &c.clients, "inside": &c.inside, "other": &c.other} {
 		var err error
-		*a, err = newAuthority(name)
+		*a, err = certs.NewAuthority(name)
 		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -99,18 +100,19 @@ func newCertificates() (*certificates, error) {
 	}
 	for _, issue := range []struct {
 		cert *tls.Certificate
-		make func(string) (tls.Certificate, error)
+		make func(*certs.Authority, string) (tls.Certificate, error)
+		by   *certs.Authority
 		name string
 	}{
-		{&c.edge, c.inside.forServer, "edge"},
-		{&c.books, c.inside.forServer, "books"},
-		{&c.gateway, c.inside.forClient, "gateway"},
-		{&c.billing, c.clients.forClient, "billing"},
-		{&c.reports, c.clients.forClient, "reports"},
-		{&c.mallory, c.other.forClient, "billing"}, // so it says
+		{&c.edge, forServer, c.inside, "edge"},
+		{&c.books, forServer, c.inside, "books"},
+		{&c.gateway, forClient, c.inside, "gateway"},
+		{&c.billing, forClient, c.clients, "billing"},
+		{&c.reports, forClient, c.clients, "reports"},
+		{&c.mallory, forClient, c.other, "billing"}, // so it says
 	} {
 		var err error
-		*issue.cert, err = issue.make(issue.name)
+		*issue.cert, err = issue.make(issue.by, issue.name)
 		errs = append(errs, err)
 	}
 	return &c, errors.Join(errs...)
@@ -120,7 +122,7 @@ func newCertificates() (*certificates, error) {
 func run(ctx context.Context, out io.Writer, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	certs, err := newCertificates()
+	all, err := newCertificates()
 	if err != nil {
 		return err
 	}
@@ -148,22 +150,22 @@ func run(ctx context.Context, out io.Writer, log *slog.Logger) error {
 	}
 
 	// The server behind the gateway takes nobody but those whom its own authority knows.
-	target, err := serve(http.HandlerFunc(books), edgeTLS(certs.books, certs.inside.pool(), tls.RequireAndVerifyClientCert))
+	target, err := serve(http.HandlerFunc(books), edgeTLS(all.books, all.inside.Pool(), tls.RequireAndVerifyClientCert))
 	if err != nil {
 		return err
 	}
 	transport := gateway.NewTransport(&gateway.TransportOptions{TLS: &tls.Config{
-		RootCAs:      certs.inside.pool(),
-		Certificates: []tls.Certificate{certs.gateway}, // GetClientCertificate, where it changes while the gateway runs
+		RootCAs:      all.inside.Pool(),
+		Certificates: []tls.Certificate{all.gateway}, // GetClientCertificate, where it changes while the gateway runs
 		MinVersion:   tls.VersionTLS13,
 	}})
 	defer (&http.Client{Transport: transport}).CloseIdleConnections()
 	handler := newGateway(target, transport, log)
-	open, err := serve(handler, edgeTLS(certs.edge, certs.clients.pool(), tls.VerifyClientCertIfGiven))
+	open, err := serve(handler, edgeTLS(all.edge, all.clients.Pool(), tls.VerifyClientCertIfGiven))
 	if err != nil {
 		return err
 	}
-	strict, err := serve(handler, edgeTLS(certs.edge, certs.clients.pool(), tls.RequireAndVerifyClientCert))
+	strict, err := serve(handler, edgeTLS(all.edge, all.clients.Pool(), tls.RequireAndVerifyClientCert))
 	if err != nil {
 		return err
 	}
@@ -175,21 +177,21 @@ func run(ctx context.Context, out io.Writer, log *slog.Logger) error {
 		path string
 		want string // the answer's status and body, or the handshake's error
 	}{
-		{"billing reads the ledger", &certs.billing, open, "/ledger",
+		{"billing reads the ledger", &all.billing, open, "/ledger",
 			`200 HTTP/2.0 from gateway for "spiffe://shop.example/billing" with the certificate of billing`},
-		{"reports may not", &certs.reports, open, "/ledger", "403"},
+		{"reports may not", &all.reports, open, "/ledger", "403"},
 		{"nor anybody", nil, open, "/ledger", "401"},
 		{"but all see the prices", nil, open, "/prices", `200 HTTP/2.0 from gateway for ""`},
-		{"and reports by name", &certs.reports, open, "/prices",
+		{"and reports by name", &all.reports, open, "/prices",
 			`200 HTTP/2.0 from gateway for "spiffe://shop.example/reports" with the certificate of reports`},
-		{"another authority's billing", &certs.mallory, open, "/prices", "handshake: remote error: tls: unknown certificate authority"},
-		{"where one is required", &certs.billing, strict, "/ledger",
+		{"another authority's billing", &all.mallory, open, "/prices", "handshake: remote error: tls: unknown certificate authority"},
+		{"where one is required", &all.billing, strict, "/ledger",
 			`200 HTTP/2.0 from gateway for "spiffe://shop.example/billing" with the certificate of billing`},
 		{"nobody gets in without", nil, strict, "/prices", "handshake: remote error: tls: certificate required"},
-		{"nor by another authority", &certs.mallory, strict, "/prices", "handshake: remote error: tls: unknown certificate authority"},
-		{"nor past the gateway", &certs.billing, target, "/ledger", "handshake: remote error: tls: unknown certificate authority"},
+		{"nor by another authority", &all.mallory, strict, "/prices", "handshake: remote error: tls: unknown certificate authority"},
+		{"nor past the gateway", &all.billing, target, "/ledger", "handshake: remote error: tls: unknown certificate authority"},
 	} {
-		got := ask(ctx, certs.inside.pool(), try.cert, try.base, try.path)
+		got := ask(ctx, all.inside.Pool(), try.cert, try.base, try.path)
 		if got != try.want {
 			return fmt.Errorf("%s: %s, instead of %s", try.name, got, try.want)
 		}
@@ -222,7 +224,7 @@ func ask(ctx context.Context, roots *x509.CertPool, cert *tls.Certificate, base,
 	if err != nil {
 		return err.Error()
 	}
-	req.Header.Set("X-User-ID", workload("billing").String())
+	req.Header.Set("X-User-ID", certs.Workload("billing").String())
 	req.Header.Set("Client-Cert", ":AAAA:")
 	req.Header.Set("client_cert", ":AAAA:")
 	res, err := transport.RoundTrip(req)

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/seed-96248d0c/gateway/examples/internal/steps"
 )
 
 // check starts everything on free ports, sends real HTTP through all of it and prints what it asked,
@@ -26,7 +28,6 @@ import (
 func check(ctx context.Context, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	began := time.Now()
 	c := &checker{ctx: ctx, client: &http.Client{Timeout: 10 * time.Second}}
 	defer c.client.CloseIdleConnections()
 	var err error
@@ -39,28 +40,7 @@ func check(ctx context.Context, out io.Writer) error {
 	c.stop, c.served = stop, make(chan error, 1)
 	go func() { c.served <- c.serve(serving) }()
 
-	const row = "%-7s  %-50s  %-58s  %s\n"
-	fmt.Fprintf(out, row, "", "ASKED", "EXPECTED", "SEEN")
-	steps := c.steps()
-	for _, s := range steps {
-		seen := s.see()
-		verdict := "ok"
-		if seen != s.expected {
-			verdict = "DIFFERS"
-		}
-		fmt.Fprintf(out, row, verdict, s.asked, s.expected, seen)
-		if seen != s.expected {
-			return fmt.Errorf("%s: expected %q, saw %q", s.asked, s.expected, seen)
-		}
-	}
-	fmt.Fprintf(out, "\nAll %d as expected, in %.1f s.\n", len(steps), time.Since(began).Seconds())
-	return nil
-}
-
-// step is one row of the table.
-type step struct {
-	asked, expected string
-	see             func() string
+	return steps.Run(out, c.steps())
 }
 
 type checker struct {
@@ -74,23 +54,23 @@ type checker struct {
 }
 
 // steps are tried in this order.
-func (c *checker) steps() []step {
+func (c *checker) steps() []steps.Step {
 	alice := c.token("alice", "pay", nil)
 	carol := c.token("carol", "pay", nil)
 	payments, users := c.backends["payments"], c.backends["users"]
 	var webBytes int
 
-	refused := func(asked, token string) step {
-		return step{"GET /users/7 " + asked, "401 problem, challenge", func() string {
+	refused := func(asked, token string) steps.Step {
+		return steps.New("GET /users/7 "+asked, "401 problem, challenge", func() string {
 			return c.ask("GET", "/users/7", token, nil).String()
-		}}
+		})
 	}
-	return []step{
-		{"GET /users/7", "200 user 7", func() string {
+	return []steps.Step{
+		steps.New("GET /users/7", "200 user 7", func() string {
 			a := c.ask("GET", "/users/7", alice, nil)
 			return a.String() + " user " + a.user().ID
-		}},
-		{"GET /users/7 with forged identity fields", "200, users is told X-User-Id: alice", func() string {
+		}),
+		steps.New("GET /users/7 with forged identity fields", "200, users is told X-User-Id: alice", func() string {
 			a := c.ask("GET", "/users/7", alice, func(r *http.Request) {
 				r.Header = http.Header{
 					"X-User-Id": {"admin"}, "X_User_Id": {"admin"}, "x.user.id": {"admin"}, "XUserID": {"admin"},
@@ -98,8 +78,8 @@ func (c *checker) steps() []step {
 				}
 			})
 			return a.String() + ", users is told " + strings.Join(a.user().identity(), ", ")
-		}},
-		{"GET /users/7 with a trace id of the client's own", "200, a new id, the same in answer and backend", func() string {
+		}),
+		steps.New("GET /users/7 with a trace id of the client's own", "200, a new id, the same in answer and backend", func() string {
 			const own = "0123456789abcdef0123456789abcdef"
 			a := c.ask("GET", "/users/7", alice, func(r *http.Request) { r.Header.Set("X-Trace-ID", own) })
 			id, told := a.header.Get("X-Trace-ID"), a.user().Told
@@ -110,7 +90,7 @@ func (c *checker) steps() []step {
 				return fmt.Sprintf("the answer's trace id is %s, the backend's %s", id, told.Get("X-Trace-ID"))
 			}
 			return a.String() + ", a new id, the same in answer and backend"
-		}},
+		}),
 
 		refused("without a token", ""),
 		refused("with an expired token", c.token("alice", "pay", func(m jwt.MapClaims) {
@@ -122,93 +102,93 @@ func (c *checker) steps() []step {
 		refused("with another issuer's token", c.token("alice", "pay", func(m jwt.MapClaims) { m["iss"] = "https://id.example" })),
 		refused("with a token for another audience", c.token("alice", "pay", func(m jwt.MapClaims) { m["aud"] = "another" })),
 
-		{"GET /nowhere", "404 problem", func() string { return c.ask("GET", "/nowhere", alice, nil).String() }},
-		{"DELETE /users/7", "405 problem, Allow: GET, HEAD, OPTIONS", func() string { return c.ask("DELETE", "/users/7", alice, nil).String() }},
+		steps.New("GET /nowhere", "404 problem", func() string { return c.ask("GET", "/nowhere", alice, nil).String() }),
+		steps.New("DELETE /users/7", "405 problem, Allow: GET, HEAD, OPTIONS", func() string { return c.ask("DELETE", "/users/7", alice, nil).String() }),
 
-		{"POST /checkout", "201 paid by alice", func() string {
+		steps.New("POST /checkout", "201 paid by alice", func() string {
 			a := c.ask("POST", "/checkout", alice, nil)
 			var paid struct {
 				By string `json:"paid_by"`
 			}
 			_ = json.Unmarshal(a.body, &paid)
 			return a.String() + " paid by " + paid.By
-		}},
-		{"POST /checkout without the scope pay", "403 problem, challenge", func() string {
+		}),
+		steps.New("POST /checkout without the scope pay", "403 problem, challenge", func() string {
 			return c.ask("POST", "/checkout", c.token("alice", "read", nil), nil).String()
-		}},
-		{"POST /checkout with a body over the limit", "413 problem", func() string {
+		}),
+		steps.New("POST /checkout with a body over the limit", "413 problem", func() string {
 			return c.ask("POST", "/checkout", alice, func(r *http.Request) {
 				r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(make([]byte, 64<<10+1))), 64<<10+1
 			}).String()
-		}},
-		{"POST /checkout until the limit is reached", "at least 5 pass, then 429 problem, Retry-After", func() string {
+		}),
+		steps.New("POST /checkout until the limit is reached", "at least 5 pass, then 429 problem, Retry-After", func() string {
 			bob := c.token("bob", "pay", nil)
 			passed, a := 0, c.ask("POST", "/checkout", bob, nil)
 			for ; a.status == http.StatusCreated && passed < 50; passed++ {
 				a = c.ask("POST", "/checkout", bob, nil)
 			}
 			return count(passed, 5) + " pass, then " + a.String()
-		}},
+		}),
 
-		{"POST /checkout 3 times, payments broken", "500, 500, 500", func() string {
+		steps.New("POST /checkout 3 times, payments broken", "500, 500, 500", func() string {
 			c.turn(payments, "break")
 			var seen []string
 			for range 3 {
 				seen = append(seen, c.ask("POST", "/checkout", carol, nil).String())
 			}
 			return strings.Join(seen, ", ")
-		}},
-		{"POST /checkout once more", "503 problem, Retry-After, payments asked 0 times", func() string {
+		}),
+		steps.New("POST /checkout once more", "503 problem, Retry-After, payments asked 0 times", func() string {
 			before := payments.asked.Load()
 			a := c.ask("POST", "/checkout", carol, nil)
 			return fmt.Sprintf("%v, payments asked %d times", a, payments.asked.Load()-before)
-		}},
-		{"POST /checkout until tried again", "500, then 503 problem, Retry-After", func() string {
+		}),
+		steps.New("POST /checkout until tried again", "500, then 503 problem, Retry-After", func() string {
 			a := c.askWhile(http.StatusServiceUnavailable, "POST", "/checkout", carol)
 			return fmt.Sprintf("%v, then %v", a, c.ask("POST", "/checkout", carol, nil))
-		}},
-		{"POST /checkout, payments healed but not tried yet", "503 problem, Retry-After", func() string {
+		}),
+		steps.New("POST /checkout, payments healed but not tried yet", "503 problem, Retry-After", func() string {
 			c.turn(payments, "heal")
 			return c.ask("POST", "/checkout", carol, nil).String()
-		}},
-		{"POST /checkout until tried again", "201, then 201", func() string {
+		}),
+		steps.New("POST /checkout until tried again", "201, then 201", func() string {
 			a := c.askWhile(http.StatusServiceUnavailable, "POST", "/checkout", carol)
 			return fmt.Sprintf("%v, then %v", a, c.ask("POST", "/checkout", c.token("dave", "pay", nil), nil))
-		}},
+		}),
 
-		{"GET /homepage", "200 continue-watching, my-list, top-10, recommendations, new-releases", func() string {
+		steps.New("GET /homepage", "200 continue-watching, my-list, top-10, recommendations, new-releases", func() string {
 			a := c.ask("GET", "/homepage", alice, nil)
 			webBytes = len(a.body)
 			return a.String() + " " + strings.Join(members(a.body), ", ")
-		}},
-		{"GET /homepage: for whom the rows are", "200, 5 rows for alice", func() string {
+		}),
+		steps.New("GET /homepage: for whom the rows are", "200, 5 rows for alice", func() string {
 			a := c.ask("GET", "/homepage", alice, nil)
 			return fmt.Sprintf("%v, %d rows for alice", a, bytes.Count(a.body, []byte(`"for":"alice"`)))
-		}},
-		{"GET /mobile/homepage", "200 continue, top, less than half the size", func() string {
+		}),
+		steps.New("GET /mobile/homepage", "200 continue, top, less than half the size", func() string {
 			a := c.ask("GET", "/mobile/homepage", alice, nil)
 			size := ", less than half the size"
 			if len(a.body) >= webBytes/2 {
 				size = fmt.Sprintf(", %d bytes beside %d", len(a.body), webBytes)
 			}
 			return a.String() + " " + strings.Join(members(a.body), ", ") + size
-		}},
-		{"GET /homepage, recommendations broken", "200 recommendations null, errors [recommendations 502]", func() string {
+		}),
+		steps.New("GET /homepage, recommendations broken", "200 recommendations null, errors [recommendations 502]", func() string {
 			defer c.broken("recommendations")()
 			a := c.ask("GET", "/homepage", alice, nil)
 			return a.String() + " " + gaps(a.body)
-		}},
-		{"GET /mobile/homepage, continue-watching broken", "200 continue null, errors [continue 502]", func() string {
+		}),
+		steps.New("GET /mobile/homepage, continue-watching broken", "200 continue null, errors [continue 502]", func() string {
 			defer c.broken("continue-watching")()
 			a := c.ask("GET", "/mobile/homepage", alice, nil)
 			return a.String() + " " + gaps(a.body)
-		}},
-		{"GET /homepage, the required top-10 broken", "502 problem", func() string {
+		}),
+		steps.New("GET /homepage, the required top-10 broken", "502 problem", func() string {
 			defer c.broken("top-10")()
 			return c.ask("GET", "/homepage", alice, nil).String()
-		}},
+		}),
 
-		{"GET /metrics: routes", "200 /checkout /homepage /mobile/homepage /users/{id}", func() string {
+		steps.New("GET /metrics: routes", "200 /checkout /homepage /mobile/homepage /users/{id}", func() string {
 			return c.metric("http_server_request_duration_seconds_count", func(series []string) string {
 				var routes []string
 				for _, line := range series {
@@ -219,8 +199,8 @@ func (c *checker) steps() []step {
 				slices.Sort(routes)
 				return strings.Join(slices.Compact(routes), " ")
 			})
-		}},
-		{"GET /metrics: changes of the circuit", "200 closed 1, half-open 2, open 2", func() string {
+		}),
+		steps.New("GET /metrics: changes of the circuit", "200 closed 1, half-open 2, open 2", func() string {
 			return c.metric("gateway_circuit_changes_total", func(series []string) string {
 				var changes []string
 				for _, line := range series {
@@ -229,9 +209,9 @@ func (c *checker) steps() []step {
 				slices.Sort(changes)
 				return strings.Join(changes, ", ")
 			})
-		}},
+		}),
 
-		{"GET /console/explain of GET /users/7", "200 GET /users/{id} with id 7", func() string {
+		steps.New("GET /console/explain of GET /users/7", "200 GET /users/{id} with id 7", func() string {
 			r, err := http.NewRequestWithContext(c.ctx, http.MethodGet, c.ops+"/console/explain?path=/users/7", nil)
 			if err != nil {
 				return err.Error()
@@ -243,9 +223,9 @@ func (c *checker) steps() []step {
 			}
 			_ = json.Unmarshal(a.body, &x)
 			return a.String() + " " + x.Route.Name + " with id " + x.PathValues.ID
-		}},
+		}),
 
-		{"GET /users/7, and stop while it is under way", "200, no new connection, stopped without error", func() string {
+		steps.New("GET /users/7, and stop while it is under way", "200, no new connection, stopped without error", func() string {
 			before := users.asked.Load()
 			answered := make(chan answer, 1)
 			go func() { answered <- c.ask("GET", "/users/7?wait=1s", alice, nil) }()
@@ -266,13 +246,13 @@ func (c *checker) steps() []step {
 				end = err.Error()
 			}
 			return fmt.Sprintf("%v, %s, %s", a, listens, end)
-		}},
-		{"the access log", "one line for each request", func() string {
+		}),
+		steps.New("the access log", "one line for each request", func() string {
 			if sent, logged := c.sent.Load(), c.logged.Load(); sent != logged {
 				return fmt.Sprintf("%d lines for %d requests", logged, sent)
 			}
 			return "one line for each request"
-		}},
+		}),
 	}
 }
 

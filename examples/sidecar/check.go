@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/seed-96248d0c/gateway/examples/internal/certs"
 )
 
 // check starts everything, sends requests through all of it and prints what it asked and saw. The first
@@ -30,11 +32,11 @@ func check(ctx context.Context, out io.Writer) (err error) {
 	defer func() { err = errors.Join(err, s.close()) }()
 	c := &checker{s, ctx, lines}
 
-	stranger, err := newAuthority()
+	stranger, err := certs.NewAuthority("mesh")
 	if err != nil {
 		return err
 	}
-	if _, err := stranger.issue(filepath.Join(s.dir, "stranger"), "orders"); err != nil {
+	if _, err := issue(stranger, filepath.Join(s.dir, "stranger"), "orders"); err != nil {
 		return err
 	}
 	const answer = "200 order 7, asked by spiffe://shop.example/gateway for alice; stock 5, asked by spiffe://shop.example/orders for alice"
@@ -100,7 +102,7 @@ func (c *checker) ask(key string) string {
 
 // knock asks stock's sidecar with a certificate, "" for none.
 func (c *checker) knock(name string) string {
-	config := &tls.Config{RootCAs: c.authority.pool(), ServerName: hostname("stock"), NextProtos: []string{"h2"}}
+	config := &tls.Config{RootCAs: c.authority.Pool(), ServerName: hostname("stock"), NextProtos: []string{"h2"}}
 	if name != "" {
 		cert, err := tls.LoadX509KeyPair(filepath.Join(c.dir, name+".crt"), filepath.Join(c.dir, name+".key"))
 		if err != nil {
@@ -154,7 +156,7 @@ func (c *checker) trace() string {
 // rotate replaces the certificate of orders, and waits until new connections in both directions have the new
 // one.
 func (c *checker) rotate() string {
-	files, err := c.authority.issue(c.dir, "orders")
+	files, err := issue(c.authority, c.dir, "orders")
 	if err != nil {
 		return err.Error()
 	}
@@ -171,7 +173,7 @@ func (c *checker) rotate() string {
 	if err != nil {
 		return err.Error()
 	}
-	config := &tls.Config{RootCAs: c.authority.pool(), ServerName: hostname("orders"), GetClientCertificate: c.hosts["gateway"].asClient}
+	config := &tls.Config{RootCAs: c.authority.Pool(), ServerName: hostname("orders"), GetClientCertificate: c.hosts["gateway"].asClient}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -27,6 +27,7 @@ import (
 	"syscall"
 
 	"github.com/seed-96248d0c/gateway"
+	"github.com/seed-96248d0c/gateway/examples/internal/certs"
 )
 
 func main() {
@@ -57,7 +58,7 @@ func serve(ctx context.Context, out io.Writer) error {
 
 // stack is all that runs in this process.
 type stack struct {
-	authority *authority
+	authority *certs.Authority
 	dir       string // of certificates
 	gateway   string // its URL
 	orders    string // of its sidecar, for other hosts
@@ -77,7 +78,7 @@ func start(ctx context.Context, logger *slog.Logger) (s *stack, err error) {
 			_ = s.close()
 		}
 	}()
-	if s.authority, err = newAuthority(); err != nil {
+	if s.authority, err = certs.NewAuthority("mesh"); err != nil {
 		return s, err
 	}
 	if s.dir, err = os.MkdirTemp("", "sidecar"); err != nil {
@@ -86,11 +87,11 @@ func start(ctx context.Context, logger *slog.Logger) (s *stack, err error) {
 	hosts := make(map[string]mesh)
 	s.hosts = hosts
 	for _, name := range []string{"gateway", "orders", "stock"} {
-		files, err := s.authority.issue(s.dir, name)
+		files, err := issue(s.authority, s.dir, name)
 		if err != nil {
 			return s, err
 		}
-		if hosts[name], err = newMesh(files, s.authority.pool()); err != nil {
+		if hosts[name], err = newMesh(files, s.authority.Pool()); err != nil {
 			return s, err
 		}
 	}

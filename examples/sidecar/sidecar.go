@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/seed-96248d0c/gateway"
+	"github.com/seed-96248d0c/gateway/examples/internal/certs"
 )
 
 // mesh is what a workload needs to speak mTLS with the others: a certificate of its own, whose files are
@@ -78,7 +79,7 @@ func inbound(service string, logger *slog.Logger, callers ...string) http.Handle
 		gateway.Observe(&gateway.ObserveOptions{Logger: logger, TrustTrace: isWorkload}),
 		gateway.Auth(byCert(), nil),
 		gateway.Require("caller", func(id *gateway.Identity, _ *http.Request) bool {
-			return slices.ContainsFunc(callers, func(name string) bool { return id.Subject == workload(name).String() })
+			return slices.ContainsFunc(callers, func(name string) bool { return id.Subject == certs.Workload(name).String() })
 		}),
 	)
 	rt.Handle("/", gateway.Proxy(to, &gateway.ProxyOptions{

@@ -17,9 +17,11 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/seed-96248d0c/gateway"
+	"github.com/seed-96248d0c/gateway/examples/internal/certs"
 )
 
 // newGateway is what is served over TLS.
@@ -116,4 +118,14 @@ func start(backend, host, httpsAddr, httpAddr string, files gateway.CertPair) er
 	context.AfterFunc(ctx, stop) // a second signal kills
 	fmt.Printf("curl -ik https://%s/ and curl -i http://%s/\n", https.Addr(), http1.Addr())
 	return run(ctx, https, http1, host, gateway.NewUpstream("backend", targets, nil), files)
+}
+
+// selfSigned writes a certificate for host, and its key, to files in dir.
+func selfSigned(dir, host string) (gateway.CertPair, error) {
+	files := gateway.CertPair{Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}
+	cert, err := certs.SelfSigned(host)
+	if err != nil {
+		return files, err
+	}
+	return files, certs.Write(files, cert)
 }
