@@ -464,7 +464,8 @@ func TestJWKSFloodOverHTTP(t *testing.T) {
 		io.WriteString(w, keySet(jwk("k", edPublic(), nil)))
 	}))
 	defer provider.Close()
-	keys := must(gateway.NewJWKS(provider.URL, &gateway.JWKSOptions{MinInterval: minInterval, MaxAge: time.Hour}))
+	patient := &http.Client{Timeout: time.Minute} // a busy machine needs its time for a thousand requests
+	keys := must(gateway.NewJWKS(provider.URL, &gateway.JWKSOptions{MinInterval: minInterval, MaxAge: time.Hour, Client: patient}))
 	tokens := gateway.NewJWT(keys, gateway.JWTOptions{Issuer: testIssuer, Audience: testAudience, Algorithms: []string{"EdDSA"}})
 	front := httptest.NewServer(gateway.Auth(tokens, nil)(silent))
 	defer front.Close()
