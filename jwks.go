@@ -245,13 +245,18 @@ type JWKS struct {
 
 	set atomic.Pointer[fetchedKeys] // the last good set; nil before the first
 
-	mu      sync.Mutex
-	running chan struct{} // closed at the end of the running refresh; nil if none runs
-	last    time.Time     // start of the last refresh
-	err     error         // of the last refresh that ended; nil if it succeeded
+	mu sync.Mutex // guards keyRefresh
+	keyRefresh
 
 	refreshes  metric.Int64Counter
 	good, fail metric.MeasurementOption
+}
+
+// keyRefresh is the state of the refreshes of a JWKS.
+type keyRefresh struct {
+	running chan struct{} // closed at the end of the running refresh; nil if none runs
+	last    time.Time     // start of the last refresh
+	err     error         // of the last refresh that ended; nil if it succeeded
 }
 
 // fetchedKeys is a key set that was fetched.

@@ -23,9 +23,9 @@ type replay struct {
 	source   io.ReadCloser
 	limit    int64         // largest number of bytes to buffer
 	declared int64         // Content-Length; negative if it is not known
-	trailer  http.Header   // the request's; filled by the last read of source
-	names    []string      // trailer names that were announced
 	before   time.Duration // how long Proxy waited for the client, if Proxy has read the whole body
+
+	announced
 
 	reading sync.Mutex // held during a read of source, which may take as long as the client wants
 
@@ -35,6 +35,12 @@ type replay struct {
 	lost bool  // kept is incomplete: the body is longer than limit, or no further view is needed
 	err  error // the error with which source ended; io.EOF at its end
 	replayViews
+}
+
+// announced is the trailer that the client has announced.
+type announced struct {
+	trailer http.Header // the request's; filled by the last read of source
+	names   []string
 }
 
 // replayViews is the state of the views.
@@ -48,7 +54,8 @@ func newReplay(r *http.Request, limit int64) *replay {
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil
 	}
-	b := &replay{source: r.Body, limit: limit, declared: r.ContentLength, lost: limit <= 0, trailer: r.Trailer}
+	b := &replay{source: r.Body, limit: limit, declared: r.ContentLength, lost: limit <= 0}
+	b.trailer = r.Trailer
 	for name := range r.Trailer {
 		b.names = append(b.names, name)
 	}

@@ -27,10 +27,15 @@ type requestBody struct {
 	mu     sync.Mutex // held while reading
 	read   int64
 	closed atomic.Bool
-	whole  chunkbuf.Buffer // the whole body, when readWhole has read it and nobody has taken it
-	at     int             // position in whole
+	readAhead
 
 	*expectation // nil unless the client expects 100-continue
+}
+
+// readAhead is the whole body, if readWhole has read it and nobody has taken it.
+type readAhead struct {
+	whole chunkbuf.Buffer
+	at    int // how much of whole has been read
 }
 
 // awaitWanted waits until the target has asked for the body, and reports whether it waited. Meanwhile another

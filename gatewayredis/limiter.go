@@ -67,16 +67,20 @@ type Limiter struct {
 	script    *script
 	name      string // algorithm and parameters
 	prefix    string // of a key's name, up to its hash tag
-	limit     string // parameters of the script
-	rate      string
-	units     int64 // limit
+	parameters
 
-	leases   *leases // nil: none
+	leases   *leases // nil means none
 	link     *link
 	roster   *roster
-	fallback gateway.Limiter       // nil: local
+	fallback gateway.Limiter       // nil means local
 	local    atomic.Pointer[local] // is replaced only while Redis answers
 	report   reporter
+}
+
+// parameters are the parameters of the script.
+type parameters struct {
+	limit, rate string
+	units       int64 // limit as a number
 }
 
 var (
@@ -152,7 +156,7 @@ func newLimiter(caller string, client redis.UniversalClient, a algorithm, opts *
 		l.leases = newLeases(l, o.Lease)
 	}
 	l.report = newReporter(name, &o)
-	l.link = &link{client: client, timeout: o.Timeout, begins: l.begins, late: l.undo}
+	l.link = &link{client: client, timeout: o.Timeout, linkEvents: linkEvents{begins: l.begins, late: l.undo}}
 	l.link.changed = func(o *outage, back bool) {
 		l.report.change(o, l.roster.known(), back)
 		if back {

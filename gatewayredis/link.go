@@ -35,9 +35,7 @@ var (
 type link struct {
 	client  redis.UniversalClient
 	timeout time.Duration
-	begins  func() // is called before an outage begins, with mu held
-	late    func(c *call, answer any)
-	changed func(o *outage, back bool) // is called after the begin and the end of each outage, in order
+	linkEvents
 
 	away atomic.Pointer[outage] // nil: Redis answers
 	used atomic.Int64           // time of the last call that was refused, by sinceStart
@@ -48,6 +46,13 @@ type link struct {
 	orphans int                  // workers of earlier periods
 	backAt  time.Time            // end of the last outage
 	pause   time.Duration        // before the first probe of the next
+}
+
+// linkEvents are the functions that a link calls.
+type linkEvents struct {
+	begins  func()                     // called before an outage begins, with mu held
+	late    func(c *call, answer any)  // called with an answer that arrives after its call has been given up
+	changed func(o *outage, back bool) // called after the beginning and the end of each outage, in order
 }
 
 // outage is a time in which Redis is not asked.
