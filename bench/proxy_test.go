@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -60,18 +61,7 @@ func quietBackend(b *testing.B, body string) (addr string) {
 // request without net/http's server. Its times are mostly the kernel's; bench/e2e measures those better.
 func BenchmarkProxy(b *testing.B) {
 	addr := quietBackend(b, `{"text":"`+strings.Repeat("x", 1024-11)+`"}`)
-	public, private, err := ed25519.GenerateKey(nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	token := mustBe(jwt.NewWithClaims(jwt.SigningMethodEdDSA, jwt.MapClaims{
-		"iss": issuer, "aud": audience, "sub": "alice", "scope": "read", "exp": time.Now().Add(time.Hour).Unix(),
-	}).SignedString(private))
-	request := httptest.NewRequest("GET", "/users/7?fields=name", nil)
-	request.Header = http.Header{
-		"Authorization": {"Bearer " + token}, "Accept": {"application/json"}, "Accept-Language": {"en"}, "Accept-Encoding": {"gzip, br"},
-		"Cookie": {"theme=dark; lang=en"}, "User-Agent": {"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"},
-	}
+	public, request := signedRequest(b)
 	for _, peer := range []struct {
 		name string
 		h    http.Handler
@@ -88,6 +78,50 @@ func BenchmarkProxy(b *testing.B) {
 			serve(b, peer.h, request)
 		})
 	}
+}
+
+// BenchmarkThroughput forwards GETs of 32 callers at once. With -cpu 1,2 it shows whether the rate grows with the processors
+// as ReverseProxy's does. The backend runs on the same processors.
+func BenchmarkThroughput(b *testing.B) {
+	addr := quietBackend(b, `{"text":"`+strings.Repeat("x", 1024-11)+`"}`)
+	public, request := signedRequest(b)
+	for _, peer := range []struct {
+		name string
+		h    http.Handler
+	}{
+		{"gateway", gateway.Proxy(gateway.NewUpstream("users", gateway.MustTargets("http://"+addr), nil), nil)},
+		{"gateway-all", everyConcern("http://"+addr, public)},
+		{"ReverseProxy", tunedReverseProxy(addr)},
+	} {
+		b.Run(peer.name, func(b *testing.B) {
+			b.SetParallelism(32 / runtime.GOMAXPROCS(0))
+			b.RunParallel(func(pb *testing.PB) {
+				w := &sink{make(http.Header)}
+				for pb.Next() {
+					clear(w.header)
+					peer.h.ServeHTTP(w, request.Clone(request.Context()))
+				}
+			})
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
+		})
+	}
+}
+
+// signedRequest returns a GET with a token, and the key that verifies it.
+func signedRequest(b *testing.B) (ed25519.PublicKey, *http.Request) {
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	token := mustBe(jwt.NewWithClaims(jwt.SigningMethodEdDSA, jwt.MapClaims{
+		"iss": issuer, "aud": audience, "sub": "alice", "scope": "read", "exp": time.Now().Add(time.Hour).Unix(),
+	}).SignedString(private))
+	request := httptest.NewRequest("GET", "/users/7?fields=name", nil)
+	request.Header = http.Header{
+		"Authorization": {"Bearer " + token}, "Accept": {"application/json"}, "Accept-Language": {"en"}, "Accept-Encoding": {"gzip, br"},
+		"Cookie": {"theme=dark; lang=en"}, "User-Agent": {"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"},
+	}
+	return public, request
 }
 
 func everyConcern(target string, key any) http.Handler {
