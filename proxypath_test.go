@@ -192,3 +192,28 @@ func TestPathValueOfNestedRouters(t *testing.T) {
 		}
 	}
 }
+
+// TestTargetPathsKeepTheirEscaping: one slash stands between the path of a target and the one below it, and an escaped
+// slash is none.
+func TestTargetPathsKeepTheirEscaping(t *testing.T) {
+	for _, tt := range [][3]string{
+		{"/a%2Fb%2F", "/c", "/a%2Fb%2F/c"},
+		{"/a%2Fb%2F/", "/c", "/a%2Fb%2F/c"},
+		{"/a%2F", "/%2Fc", "/a%2F/%2Fc"},
+		{"/a/", "/%2Fc%20d", "/a/%2Fc%20d"},
+		{"/a//", "//c", "/a///c"},
+	} {
+		var got string
+		up := gateway.NewUpstream("u", gateway.MustTargets("http://x"+tt[0]), &gateway.UpstreamOptions{
+			Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+				got = r.URL.RequestURI()
+				return answeredText(r, 200, "", nil), nil
+			}),
+		})
+		if res, err := up.RoundTrip(newRequest(t, "GET", "http://y"+tt[1], nil)); err != nil {
+			t.Fatal(err)
+		} else if res.Body.Close(); got != tt[2] {
+			t.Errorf("%s at %s: %s, want %s", tt[1], tt[0], got, tt[2])
+		}
+	}
+}

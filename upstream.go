@@ -357,12 +357,14 @@ func setTarget(u, target *url.URL) {
 	if target.Path == "" || target.Path == "/" {
 		return
 	}
+	// A slash that is escaped is no separator. So the escaped forms decide, and the others follow.
 	base, rest := target.EscapedPath(), u.EscapedPath()
-	u.Path = joinSlash(target.Path, u.Path)
-	u.RawPath = joinSlash(base, rest)
-}
-
-// joinSlash joins two paths with one slash between them.
-func joinSlash(base, rest string) string {
-	return strings.TrimSuffix(base, "/") + "/" + strings.TrimPrefix(rest, "/")
+	path, below := target.Path, u.Path
+	if strings.HasSuffix(base, "/") {
+		base, path = base[:len(base)-1], path[:len(path)-1]
+	}
+	if strings.HasPrefix(rest, "/") {
+		rest, below = rest[1:], below[1:]
+	}
+	u.Path, u.RawPath = path+"/"+below, base+"/"+rest
 }

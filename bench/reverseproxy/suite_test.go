@@ -26,8 +26,7 @@ var differences = map[string]string{
 	"TestReverseProxy_CopyBuffer":     "the client gets what arrived before the target broke off: Get succeeds, and reading the body fails",
 	"TestReverseProxyGetPutBuffer":    "there is no BufferPool to set: the buffers are pooled in any case",
 	"TestSelectFlushInterval/default": "there is no FlushInterval to set: each part is sent as it arrives",
-	"TestSingleJoinSlash":             "it is about a function of httputil; a Target has no path, and in Rewrite SetURL joins paths as ever",
-	"TestJoinURLPath":                 "it is about a function of httputil; a Target has no path, and in Rewrite SetURL joins paths as ever",
+	"TestSingleJoinSlash":             "it is about a function of httputil; what an Upstream does with the paths of targets is in TestJoinURLPath",
 }
 
 // TestSuiteOfReverseProxy runs the tests of httputil.ReverseProxy against Proxy, over both transports. The file with
