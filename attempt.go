@@ -53,14 +53,15 @@ type destination struct {
 	done   func(Outcome) // returned by the balancer's Pick; may be nil
 }
 
-// ownedAttempt is an attempt with a request of its own, in one allocation.
+// ownedAttempt is an attempt and its copy of the request, in one allocation.
 type ownedAttempt struct {
 	attempt
 	request http.Request
 }
 
-// newAttempt returns an attempt to send r, and the URL to send it to, without the target. The attempt sends a copy of
-// r. But a request that is sent as lines is the forwarding's own, which nobody keeps: it is sent itself.
+// newAttempt returns an attempt to send r, and the URL of r, to which the caller adds the target. The attempt
+// sends a copy of r, with one exception: a request that is sent as lines belongs to the forwarding, and no
+// other code keeps it, so it is sent without a copy.
 func newAttempt(r *http.Request, call directCall) (*attempt, *url.URL) {
 	if f := call.linesOf(); f != nil {
 		return &attempt{destination: destination{out: r}}, &f.url

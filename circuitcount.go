@@ -119,7 +119,7 @@ type ticket struct {
 	success countedSuccess // in a closed period, once stage is stageBegun
 }
 
-// stage tells which results of a call are still counted.
+// stage determines which results of a call are still counted.
 type stage uint8
 
 const (

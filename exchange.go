@@ -47,14 +47,14 @@ type exchange struct {
 
 // The record's fields are grouped by which other records inherit them: see child, part and variant.
 
-// own is what belongs to this record alone. No other record inherits it.
+// own belongs to this record only. No other record inherits it.
 type own struct {
 	incoming
 	forwarded
 	ended
 }
 
-// inherited is what every record made from this one inherits.
+// inherited holds the fields that every record made from this one inherits.
 type inherited struct {
 	origin
 	tracing
@@ -100,8 +100,8 @@ type tracing struct {
 	traceState  string            // tracestate of a trusted caller, unchanged
 }
 
-// observing is set by Observe. A part does not inherit it: it is a request of its own, which an Observe around
-// the part's handler may measure.
+// observing is set by Observe. A part does not inherit it: it is a request of its own, which an Observe
+// around the part's handler may measure.
 type observing struct {
 	observed bool // an outer Observe records this exchange
 	logged   bool // that Observe writes an access log

@@ -10,18 +10,21 @@ import (
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
 
-// The fields of most requests go from the client's header to the target as lines of HTTP/1.1: without a header of
-// their own, which costs a map of a dozen entries and a slice for each field. Meanwhile the outgoing request has the
-// client's header. So nobody may read its fields, except those that are the same in both: the other code of an attempt
-// reads Content-Type, Grpc-Timeout and Idempotency-Key. Where somebody else may look, as a Balancer of the user's does,
-// or where another transport sends the request, the method header makes the outgoing header.
+// The fields of most requests are sent as header lines: Proxy writes the lines of HTTP/1.1 directly from the
+// client's header. It does not make an outgoing http.Header, which would cost a map of a dozen entries and a
+// slice for each field.
+//
+// Until such a request is sent, its Header is the client's. So no code may read a field of it that differs in
+// the outgoing request. The code of an attempt reads only Content-Type, Grpc-Timeout and Idempotency-Key,
+// which are the same in both. If other code may read the header, such as a user's Balancer, or if another
+// transport sends the request, the method header makes the outgoing header.
 
-// headerLines is the fields of an outgoing request, in a pooled buffer.
+// headerLines holds the fields of an outgoing request as lines, in a pooled buffer.
 type headerLines struct{ b []byte }
 
 var headerLinesPool = sync.Pool{New: func() any { return &headerLines{make([]byte, 0, 4<<10)} }}
 
-// maxKeptLines is the size of the largest buffer that goes back to the pool.
+// maxKeptLines is the size of the largest buffer that is returned to the pool.
 const maxKeptLines = 64 << 10
 
 func (l *headerLines) release() {
@@ -30,7 +33,7 @@ func (l *headerLines) release() {
 	}
 }
 
-// sendsLines reports whether requests through p can be sent as lines, as far as p's options decide.
+// sendsLines reports whether the options of p permit sending requests as lines.
 func (p *proxy) sendsLines() bool {
 	o := &p.opts
 	u, ok := p.to.(*Upstream)
@@ -38,7 +41,8 @@ func (p *proxy) sendsLines() bool {
 		len(o.RequestFields.Set) == 0 && len(o.RequestFields.Add) == 0
 }
 
-// sendsLines reports whether u sends a request by HTTP/1.1, and nobody who gets it on the way reads its fields.
+// sendsLines reports whether u permits sending requests as lines: its transport is this package's, and its
+// balancer does not read the request's fields.
 func (u *Upstream) sendsLines() bool {
 	switch u.opts.Balancer.(type) {
 	case *leastPending, *roundRobin:
@@ -47,14 +51,14 @@ func (u *Upstream) sendsLines() bool {
 	return false
 }
 
-// linesWorthwhile reports whether u probably has no target that speaks HTTP/2.
+// linesWorthwhile reports whether the targets of u probably speak HTTP/1.1, by the scheme of the first one.
 func (u *Upstream) linesWorthwhile() bool {
 	targets := u.pool.choice().targets
 	return len(targets) > 0 && (targets[0].URL.Scheme == "http" || targets[0].URL.Scheme == schemeUnix)
 }
 
-// setFields makes the fields that are sent: the lines, or the header of out. It returns the error of a request that is
-// refused.
+// setFields makes the fields of the outgoing request: the lines, or the header of out. An error means that
+// the request is refused.
 func (f *forwarding) setFields(out *http.Request) (err error) {
 	if f.asLines && f.in.Header != nil && len(f.in.Trailer) == 0 && f.to.(*Upstream).linesWorthwhile() && !trace.SpanFromContext(f.in.Context()).IsRecording() {
 		lines := headerLinesPool.Get().(*headerLines)
@@ -72,8 +76,8 @@ func (f *forwarding) setFields(out *http.Request) (err error) {
 	return err
 }
 
-// appendLines appends the fields that are sent, with the rules of the method header. ok is false for a request that
-// needs a header: its fields Connection, Expect, TE or Upgrade mean something.
+// appendLines appends the fields of the outgoing request, by the same rules as the method header. ok is false
+// if the request needs a header, because of its fields Connection, Expect, TE or Upgrade.
 func (f *forwarding) appendLines(b []byte) (_ []byte, ok bool, err error) {
 	for name, values := range f.in.Header {
 		switch {
@@ -93,8 +97,8 @@ func (f *forwarding) appendLines(b []byte) (_ []byte, ok bool, err error) {
 	return w.lines, err == nil, err
 }
 
-// needsHeader reports whether a field of the client's is more than a line for the target. net/http's server sets names
-// in canonical form, but another middleware may have set any.
+// needsHeader reports whether a field of the client is not simply copied to the target. net/http's server
+// sets canonical names, but a middleware may have set others.
 func needsHeader(name string, values []string) bool {
 	switch len(name) {
 	case len("Te"):
@@ -117,7 +121,7 @@ func needsHeader(name string, values []string) bool {
 	return false
 }
 
-// sentLines is the hook Lines of a forwarding.
+// sentLines is the hook h1.Hooks.Lines. f is a forwarding.
 func sentLines(f any) []byte { return f.(*forwarding).lines.b }
 
 // linesOf returns the forwarding whose request is sent as lines, or nil if it has a header.
@@ -128,14 +132,14 @@ func (c directCall) linesOf() *forwarding {
 	return c.arg.(*forwarding)
 }
 
-// header returns the header of r, an outgoing request. If it was to be sent as lines, the header is made now.
+// header returns the outgoing header of r. If r was to be sent as lines, it makes the header now.
 func (c directCall) header(r *http.Request) http.Header {
 	f := c.linesOf()
 	if f == nil {
 		return r.Header
 	}
 	if f.made == nil {
-		f.made, _ = f.header() // which has no error: appendLines has checked the same
+		f.made, _ = f.header() // returns no error, because appendLines has made the same checks
 		if f.made != nil && len(f.made["User-Agent"]) == 0 {
 			f.made["User-Agent"] = noField
 		}

@@ -74,7 +74,7 @@ func (i *interim) stop() {
 }
 
 // expectation tracks whether the target has asked for the body of a client that expects 100-continue. If the
-// target answers without the body, a transport may read the body all the same, to keep the connection. The
+// target answers without the body, a transport may still read the body, to keep the connection. The
 // server would then send 100 to the client, which would send a body that is not needed. So such a read waits.
 type expectation struct {
 	lock     sync.Mutex

@@ -308,7 +308,7 @@ func (v *replayView) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// InMemory tells internal/h1 that Read never blocks.
+// InMemory reports whether Read never blocks. internal/h1 calls it.
 func (v *replayView) InMemory() bool { return v.of.pending() == nil }
 
 // Close ends the view. It closes the source only when no further view will need it.

@@ -32,10 +32,10 @@ type requestBody struct {
 	*expectation // nil unless the client expects 100-continue
 }
 
-// readAhead is the whole body, if readWhole has read it and nobody has taken it.
+// readAhead holds the whole body, from readWhole until take.
 type readAhead struct {
 	whole chunkbuf.Buffer
-	at    int // how much of whole has been read
+	at    int // position in whole
 }
 
 // awaitWanted waits until the target has asked for the body, and reports whether it waited. Meanwhile another
