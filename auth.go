@@ -306,7 +306,7 @@ func (p *reporter) add(ex *exchange, r *http.Request, err error) {
 // object in the first. An Introspection accepts every bearer token, so put it last.
 func FirstOf(as ...Authenticator) Authenticator {
 	if len(as) == 0 || slices.Contains(as, nil) {
-		panic("gateway: FirstOf: nil Authenticator")
+		panic("gateway: FirstOf: no Authenticators, or a nil one")
 	}
 	return firstOf(slices.Clone(as))
 }

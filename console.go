@@ -127,7 +127,7 @@ func (c *console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		consolePages["/"].serve(w, r)
 	case "/events", "/explain":
 		if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" && site != "none" {
-			refuse(w, r, &Error{Status: http.StatusForbidden, Detail: "Only the console's own page may ask for this."})
+			refuse(w, r, &Error{Status: http.StatusForbidden, Detail: "Only the console's own page may request this."})
 			return
 		}
 		if r.URL.Path == "/events" {

@@ -166,7 +166,7 @@ func DNS(rawURL string, resolver *net.Resolver) (func(context.Context) ([]Target
 	case d.url.Scheme == schemeUnix:
 		return nil, fmt.Errorf("gateway: DNS: %q has no host", rawURL)
 	case byService && d.url.Port() != "":
-		return nil, fmt.Errorf("gateway: DNS: %q: the port is that of the SRV records", rawURL)
+		return nil, fmt.Errorf("gateway: DNS: %q: must not have a port, because the SRV records have it", rawURL)
 	case byService:
 		return d.byService, nil
 	}

@@ -59,7 +59,7 @@ func (o HealthOptions) check() error {
 	case o.Interval < 0, o.Timeout < 0, o.Healthy < 0, o.EjectFor < 0:
 		return errors.New("negative Interval, Timeout, Healthy or EjectFor")
 	case o.MaxEjected > 1 || o.MaxEjected != o.MaxEjected:
-		return errors.New("a MaxEjected above 1, the whole pool")
+		return errors.New("MaxEjected is above 1")
 	}
 	return nil
 }

@@ -43,7 +43,7 @@ type OIDCOptions struct {
 // NewOIDC panics when NewJWT would, and when JWT.Issuer is set. For an empty issuer it returns an error.
 func NewOIDC(ctx context.Context, issuer string, opts OIDCOptions) (*JWT, error) {
 	if opts.JWT.Issuer != "" {
-		panic("gateway: NewOIDC: Issuer is set twice")
+		panic("gateway: NewOIDC: JWT.Issuer is set, although issuer is an argument")
 	}
 	if issuer == "" {
 		return nil, errors.New("gateway: NewOIDC: no issuer")
@@ -124,7 +124,7 @@ func (d *discovery) keySet(ctx context.Context) (*url.URL, error) {
 	}
 	// The document must be this issuer's own (section 4.3).
 	if doc["issuer"] != d.issuer {
-		return nil, fmt.Errorf("discovery: %s is that of the issuer %q, not of %q", d.document.Redacted(), doc["issuer"], d.issuer)
+		return nil, fmt.Errorf("discovery: %s has the issuer %q, not %q", d.document.Redacted(), doc["issuer"], d.issuer)
 	}
 	rawURL, _ := doc["jwks_uri"].(string)
 	u, err := fetch.ParseURL(rawURL, d.allowHTTP)

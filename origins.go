@@ -37,7 +37,7 @@ func newOriginRules(who string, origins []string) originRules {
 	return rules
 }
 
-var errForeignPage = errors.New("a page of another origin has sent it")
+var errForeignPage = errors.New("sent by a page of another origin")
 
 // concern reports whether the rules may refuse r: a browser has sent it, and it has a cookie or rules.all is
 // set.

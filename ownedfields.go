@@ -67,7 +67,7 @@ func newOwnedFields(caller string, identity map[string]string) *ownedFields {
 		}
 		name = http.CanonicalHeaderKey(name)
 		if !httpfield.AllowedInTrailer(name) && name != "Authorization" && name != "Cookie" {
-			panic(fmt.Sprintf("gateway: %s: identity field %q has another meaning", caller, name))
+			panic(fmt.Sprintf("gateway: %s: identity field %q has another meaning in HTTP", caller, name))
 		}
 		for _, other := range taken {
 			if httpfield.SameName(name, other) {

@@ -482,7 +482,7 @@ func (f *fanout) read(res *http.Response) ([]byte, error) {
 		case int64(len(b)) > f.opts.MaxBytes:
 			err = fmt.Errorf("%w: more than %d bytes", errPartTooLarge, f.opts.MaxBytes)
 		case all > f.opts.MaxTotalBytes:
-			err = fmt.Errorf("%w: more than %d bytes with the others", errPartTooLarge, f.opts.MaxTotalBytes)
+			err = fmt.Errorf("%w: more than %d bytes together with the other parts", errPartTooLarge, f.opts.MaxTotalBytes)
 		}
 		if err != nil {
 			f.total.Add(-int64(len(b)))

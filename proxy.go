@@ -334,7 +334,7 @@ func (p *proxy) checkRequest(r *http.Request) error {
 	case p.opts.MaxBodyBytes > 0 && r.ContentLength > p.opts.MaxBodyBytes:
 		return ErrBodyTooLarge
 	case p.opts.MaxFieldBytes > 0 && fieldBytes(r) > p.opts.MaxFieldBytes:
-		return &Error{Status: http.StatusRequestHeaderFieldsTooLarge, Err: fmt.Errorf("gateway: Proxy: fields of more than %d bytes", p.opts.MaxFieldBytes)}
+		return &Error{Status: http.StatusRequestHeaderFieldsTooLarge, Err: fmt.Errorf("gateway: Proxy: the fields have more than %d bytes", p.opts.MaxFieldBytes)}
 	case r.Method == http.MethodConnect:
 		return &Error{Status: http.StatusNotImplemented, Err: errors.New("gateway: Proxy: CONNECT is not supported")}
 	case !httpfield.IsToken(r.Method):
