@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 
@@ -15,8 +16,7 @@ import (
 // slice for each field.
 //
 // Until such a request is sent, its Header is the client's. So no code may read a field of it that differs in
-// the outgoing request. The code of an attempt reads only Content-Type, Grpc-Timeout and Idempotency-Key,
-// which are the same in both. If other code may read the header, such as a user's Balancer, or if another
+// the outgoing request. The code of an attempt reads only those in readFields, which are the same in both. If other code may read the header, such as a user's Balancer, or if another
 // transport sends the request, the method header makes the outgoing header.
 
 // headerLines holds the fields of an outgoing request as lines, in a pooled buffer.
@@ -38,7 +38,25 @@ func (p *proxy) sendsLines() bool {
 	o := &p.opts
 	u, ok := p.to.(*Upstream)
 	return ok && u.sendsLines() && o.Rewrite == nil && o.ModifyResponse == nil && !o.RewriteLocation &&
-		len(o.RequestFields.Set) == 0 && len(o.RequestFields.Add) == 0
+		len(o.RequestFields.Set) == 0 && len(o.RequestFields.Add) == 0 && !slices.ContainsFunc(readFields, p.owned.names.Has)
+}
+
+// readFields are the fields of an outgoing request that the code of an attempt or internal/h1 reads.
+var readFields = []string{"Content-Type", "Grpc-Timeout", "Idempotency-Key", "X-Idempotency-Key"}
+
+// writesOnce reports whether no field is written twice. In a header, the second value replaces the first, but as
+// lines both would be sent. A field is written twice only if its name was passed to Observe or TrustProxies and
+// Proxy writes it as well.
+func (f *forwarding) writesOnce() bool {
+	trace, addr := f.ownedHere.trace, f.ownedHere.addr
+	return (trace == "" || trace == "X-Trace-Id" || f.isOrdinary(trace) && !httpfield.SameName(trace, addr)) &&
+		(addr == "" || addr == fieldXForwardedFor || addr == fieldForwarded || f.isOrdinary(addr))
+}
+
+// isOrdinary reports whether a field with that name has a meaning only for the target.
+func (f *forwarding) isOrdinary(name string) bool {
+	return !f.owned.names.Has(name) && httpfield.AllowedInTrailer(name) &&
+		!slices.ContainsFunc(readFields, func(read string) bool { return httpfield.SameName(read, name) })
 }
 
 // sendsLines reports whether u permits sending requests as lines: its transport is this package's, and its
@@ -60,7 +78,8 @@ func (u *Upstream) linesWorthwhile() bool {
 // setFields makes the fields of the outgoing request: the lines, or the header of out. An error means that
 // the request is refused.
 func (f *forwarding) setFields(out *http.Request) (err error) {
-	if f.asLines && f.in.Header != nil && len(f.in.Trailer) == 0 && f.to.(*Upstream).linesWorthwhile() && !trace.SpanFromContext(f.in.Context()).IsRecording() {
+	if f.asLines && f.in.Header != nil && len(f.in.Trailer) == 0 && f.writesOnce() && f.to.(*Upstream).linesWorthwhile() &&
+		!trace.SpanFromContext(f.in.Context()).IsRecording() {
 		lines := headerLinesPool.Get().(*headerLines)
 		var ok bool
 		if lines.b, ok, err = f.appendLines(lines.b[:0]); ok {

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"net/textproto"
 	"reflect"
-	"slices"
 	"testing"
 )
 
@@ -22,6 +21,12 @@ func TestLinesAreTheHeader(t *testing.T) {
 	})
 	gateway := []Middleware{Observe(nil), Auth(identify, nil)}
 	behind := []Middleware{TrustProxies("X-Forwarded-For", netip.MustParsePrefix("192.0.2.0/24")), Observe(nil)}
+	trusted := func(field string) []Middleware {
+		return []Middleware{TrustProxies(field, netip.MustParsePrefix("192.0.2.0/24"))}
+	}
+	traced := func(field string) []Middleware {
+		return []Middleware{Observe(&ObserveOptions{TraceHeader: field}), Auth(identify, nil)}
+	}
 	usual := http.Header{"Accept": {"application/json"}, "Cookie": {"a=b", "c=d"}, "User-Agent": {"test"}, "Authorization": {"Bearer x"},
 		"X-Padded": {"  x\t"}, "Connection": {"keep-alive"}, "Keep-Alive": {"timeout=5"}}
 	with := func(more http.Header) http.Header {
@@ -46,10 +51,34 @@ func TestLinesAreTheHeader(t *testing.T) {
 		{"no header", nil, ProxyOptions{}, nil, false},
 		{"forged fields", gateway, ProxyOptions{}, with(forged), true},
 		{"a trusted proxy", behind, ProxyOptions{}, with(forged), true},
+		{"a trusted proxy with Forwarded", trusted("Forwarded"), ProxyOptions{StripPrefix: "/api"}, with(forged), true},
+		{"a trusted proxy with a field of its own", trusted("CF-Connecting-IP"), ProxyOptions{},
+			with(http.Header{"Cf-Connecting-Ip": {"198.51.100.7"}, "Cf_connecting_ip": {"1.2.3.4"}}), true},
+		{"a trusted proxy with X-Real-IP", trusted("X-Real-IP"), ProxyOptions{}, with(http.Header{"X-Real-Ip": {"198.51.100.7"}}), false},
+		{"a trusted proxy with an identity field", trusted("X-Email"), ProxyOptions{Identity: map[string]string{"X-Email": "email"}},
+			with(http.Header{"X-Email": {"198.51.100.7"}, "X-Claim": {"a@b"}}), false},
+		{"a trusted proxy with Host", trusted("Host"), ProxyOptions{}, usual, false},
+		{"a field with the trace id", traced("X-Request-ID"), ProxyOptions{}, with(http.Header{"X_request_id": {"forged"}}), true},
+		{"an identity field with the trace id", traced("X-Email"), ProxyOptions{Identity: map[string]string{"X-Email": "email"}},
+			with(http.Header{"X-Claim": {"a@b"}}), false},
+		{"the trace id in the trusted proxy's field", append(trusted("CF-Connecting-IP"), traced("cf-connecting-ip")...), ProxyOptions{},
+			with(http.Header{"Cf-Connecting-Ip": {"198.51.100.7"}}), false},
+		{"X-Real-IP with the trace id", traced("X-Real-IP"), ProxyOptions{}, usual, false},
+		{"Content-Length with the trace id", traced("Content-Length"), ProxyOptions{}, usual, false},
+		{"Expect with the trace id", traced("Expect"), ProxyOptions{}, usual, false},
+		{"a field that an attempt reads, with the trace id", traced("Idempotency-Key"), ProxyOptions{}, usual, false},
+		{"names by another middleware", gateway, ProxyOptions{}, with(http.Header{"x-odd": {"a"}, "x_USER-id": {"eve"}, "te": {"trailers"}, "keep-alive": {"x"},
+			"content-LENGTH": {"7"}, "TRAILER": {"x"}}), true},
+		{"User-Agent by another middleware", gateway, ProxyOptions{}, http.Header{"user-agent": {"other"}}, true},
+		{"values of all kinds", gateway, ProxyOptions{}, with(http.Header{"X-None": {}, "X-Nil": nil, "X-Empty": {""}, "X-Blank": {" \t "}, "X-Obs": {"\xe9\xff"},
+			"X-Utf8": {"é"}, "X-Tab": {"a\tb"}, "X-Many": {"b", "a", ""}}), true},
 		{"a prefix", gateway, ProxyOptions{StripPrefix: "/api"}, with(forged), true},
 		{"a prefix behind a trusted proxy", behind, ProxyOptions{StripPrefix: "/api"}, with(forged), true},
 		{"another identity", gateway, ProxyOptions{Identity: map[string]string{"X-Issuer": "iss", "X-Email": "email"}}, with(http.Header{"X-Claim": {"a@b"}}), true},
 		{"a field is dropped", gateway, ProxyOptions{RequestFields: FieldEdits{Drop: []string{"Cookie"}}}, usual, true},
+		{"a field is dropped that an attempt reads", gateway, ProxyOptions{RequestFields: FieldEdits{Drop: []string{"Idempotency-Key"}}}, usual, false},
+		{"an alias is dropped of a field that an attempt reads", gateway, ProxyOptions{RequestFields: FieldEdits{Drop: []string{"grpc_timeout"}}}, usual, false},
+		{"an identity field that an attempt reads", gateway, ProxyOptions{Identity: map[string]string{"X-Idempotency-Key": "sub"}}, usual, false},
 		{"a claim that is no value", gateway, ProxyOptions{Identity: map[string]string{"X-Email": "email"}}, with(http.Header{"X-Claim": {"a\nb"}}), false},
 		{"a malformed value", nil, ProxyOptions{}, with(http.Header{"X-Bad": {"a\rb"}}), false},
 		{"a malformed name", nil, ProxyOptions{}, with(http.Header{"X Bad": {"a"}}), false},
@@ -111,7 +140,6 @@ func onTheWire(h http.Header) http.Header {
 		for _, value := range values {
 			wire[name] = append(wire[name], textproto.TrimString(value))
 		}
-		slices.Sort(wire[name])
 	}
 	return wire
 }
