@@ -16,8 +16,9 @@ import (
 // slice for each field.
 //
 // Until such a request is sent, its Header is the client's. So no code may read a field of it that differs in
-// the outgoing request. The code of an attempt reads only those in readFields, which are the same in both. If other code may read the header, such as a user's Balancer, or if another
-// transport sends the request, the method header makes the outgoing header.
+// the outgoing request. The code of an attempt reads only those in readFields, which are the same in both. If
+// other code may read the header, such as a user's Balancer, or if another transport sends the request, the
+// method header makes the outgoing header.
 
 // headerLines holds the fields of an outgoing request as lines, in a pooled buffer.
 type headerLines struct{ b []byte }
