@@ -214,19 +214,16 @@ func (row blameRow) run(t *testing.T, before, behind string) {
 	if row.stalls {
 		o.Timeout, po.BodyTimeout = blameTimeout, blamePause
 	}
-	up := newTarget(t, behind, target, gateway.TransportOptions{}, o)
+	link, transport := startTarget(t, behind, target, gateway.TransportOptions{})
+	o.Transport = transport
+	up := gateway.NewUpstream("target", gateway.MustTargets(link), &o)
 	first := up.Status()[0].Target.URL
 	second := *first
 	second.Path = "/second"
 	up.SetTargets([]gateway.Target{{URL: first, Weight: 1_000_000}, {URL: &second}})
 
-	if row.stalls { // the time of the first handshake is the target's
-		for late := deadline(); time.Now().Before(late); {
-			if res, err := up.RoundTrip(newRequest(t, "GET", "http://x/", nil)); err == nil {
-				res.Body.Close()
-				break
-			}
-		}
+	if row.stalls {
+		connect(t, link, transport)
 	}
 
 	var mu sync.Mutex

@@ -26,6 +26,9 @@ type blameWay struct {
 	circuit *gateway.Circuit
 	up      *gateway.Upstream
 	pending atomic.Int64 // requests in the gateway
+
+	link      string // of the target
+	transport http.RoundTripper
 }
 
 type blameOptions struct {
@@ -46,7 +49,9 @@ func newBlameWay(t *testing.T, o blameOptions) *blameWay {
 	}
 	w := &blameWay{circuit: gateway.NewCircuit("c", nil)}
 	o.upstream.Circuit = w.circuit
-	w.up = newTarget(t, o.behind, target, gateway.TransportOptions{}, o.upstream)
+	w.link, w.transport = startTarget(t, o.behind, target, gateway.TransportOptions{})
+	o.upstream.Transport = w.transport
+	w.up = gateway.NewUpstream("target", gateway.MustTargets(w.link), &o.upstream)
 	j, observe := observed()
 	h := gateway.Proxy(w.up, o.proxy)
 	if o.inside != nil {
@@ -65,21 +70,6 @@ func newBlameWay(t *testing.T, o blameOptions) *blameWay {
 	startServer(t, o.before, s)
 	w.way = &way{Client: clientOf(t, o.before, s), url: s.URL, journal: j, server: s}
 	return w
-}
-
-// connect makes a connection to the target: the time of a handshake is the target's.
-func (w *blameWay) connect(t *testing.T) {
-	t.Helper()
-	for late := deadline(); ; {
-		res, err := w.up.RoundTrip(newRequest(t, "GET", "http://x/", nil))
-		if err == nil {
-			res.Body.Close()
-			return
-		}
-		if time.Now().After(late) {
-			t.Fatal(err)
-		}
-	}
 }
 
 // stall sends a part of a body and then nothing more until the answer is here.
@@ -157,7 +147,7 @@ func TestStalledUploads(t *testing.T) {
 					o := tt.o
 					o.before, o.behind, o.target = before, behind, readAll
 					w := newBlameWay(t, o)
-					w.connect(t)
+					connect(t, w.link, w.transport)
 					var wg sync.WaitGroup
 					for n := range 6 {
 						wg.Go(func() {

@@ -127,7 +127,14 @@ func newWay(t *testing.T, before, behind string, opts *gateway.ProxyOptions, tar
 
 // newTransport returns a transport whose idle connections are closed when the test ends.
 func newTransport(t *testing.T, o *gateway.TransportOptions) http.RoundTripper {
-	transport := gateway.NewTransportUnderTest(o)
+	var own gateway.TransportOptions
+	if o != nil {
+		own = *o
+	}
+	if own.DialTimeout == 0 {
+		own.DialTimeout = patience // a busy machine may take longer than the default for a crowd of handshakes
+	}
+	transport := gateway.NewTransportUnderTest(&own)
 	t.Cleanup(transport.(interface{ CloseIdleConnections() }).CloseIdleConnections)
 	return transport
 }
@@ -135,16 +142,34 @@ func newTransport(t *testing.T, o *gateway.TransportOptions) http.RoundTripper {
 // newTarget starts s as a target that speaks protocol, and returns an Upstream before it.
 func newTarget(t *testing.T, protocol string, s *httptest.Server, to gateway.TransportOptions, o gateway.UpstreamOptions) *gateway.Upstream {
 	t.Helper()
+	link, transport := startTarget(t, protocol, s, to)
+	o.Transport = transport
+	return gateway.NewUpstream("target", gateway.MustTargets(link), &o)
+}
+
+// startTarget starts s as a target that speaks protocol, and returns its URL and a transport.
+func startTarget(t *testing.T, protocol string, s *httptest.Server, to gateway.TransportOptions) (link string, transport http.RoundTripper) {
+	t.Helper()
 	startServer(t, protocol, s)
-	link := s.URL
+	link = s.URL
 	switch protocol {
 	case http2:
 		to.TLS = &tls.Config{RootCAs: rootsOf(s)}
 	case h2c:
 		link = "h2c" + strings.TrimPrefix(link, "http")
 	}
-	o.Transport = newTransport(t, &to)
-	return gateway.NewUpstream("target", gateway.MustTargets(link), &o)
+	return link, newTransport(t, &to)
+}
+
+// connect makes a connection to a target, for the tests in which the time of a handshake would be the target's.
+func connect(t *testing.T, link string, transport http.RoundTripper) {
+	t.Helper()
+	res, err := transport.RoundTrip(newRequest(t, "GET", link, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.Copy(io.Discard, res.Body)
+	res.Body.Close()
 }
 
 func newWayTo(t *testing.T, before string, to http.RoundTripper, opts *gateway.ProxyOptions) *way {
