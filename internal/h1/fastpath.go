@@ -13,11 +13,14 @@ import (
 // fast path omits the second read. That is safe because the runtime resets the socket's readiness before the
 // probe: data that arrives after the probe ends the wait.
 type fastPath struct {
-	fn                func(fd uintptr) bool // fastPathStep as a func value, made once
-	request, response []byte
-	stage             uint8
-	written, read     int // bytes
-	err               error
+	fn       func(fd uintptr) bool // fastPathStep as a func value, made once
+	request  []byte
+	response *buffer // nil until the socket is readable: a wait needs no buffer
+	probed   [1]byte
+	stage    uint8
+	written  int // bytes
+	read     int // bytes
+	err      error
 }
 
 // Stages of the fast path. Its functions return the last one that was reached.
@@ -31,12 +34,13 @@ const (
 
 // probeWriteRead probes an idle connection, writes the request to it and reads the first bytes of the
 // response. It may stop early: the caller continues from the stage that it returns. n is the number of bytes
-// that were written if the stage is fastPathWriting, and that were read if it is fastPathRead.
-func (w *wire) probeWriteRead(request, response []byte) (stage uint8, n int, err error) {
+// that were written if the stage is fastPathWriting, and that were read if it is fastPathRead. response has
+// what was read, or is nil.
+func (w *wire) probeWriteRead(request []byte) (stage uint8, n int, response *buffer, err error) {
 	if err := w.armRead(); err != nil {
-		return fastPathStart, 0, err
+		return fastPathStart, 0, nil, err
 	}
-	w.fast = fastPath{fn: w.fast.fn, request: request, response: response}
+	w.fast = fastPath{fn: w.fast.fn, request: request}
 	err = w.raw.Read(w.fast.fn)
 	f := w.fast
 	w.fast = fastPath{fn: w.fast.fn}
@@ -50,11 +54,11 @@ func (w *wire) probeWriteRead(request, response []byte) (stage uint8, n int, err
 	}
 	switch {
 	case err == nil && f.stage == fastPathWriting:
-		return f.stage, f.written, nil
+		return f.stage, f.written, f.response, nil
 	case err == nil:
-		return f.stage, f.read, nil
+		return f.stage, f.read, f.response, nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return f.stage, 0, w.deadlinePassed(err)
+		return f.stage, 0, f.response, w.deadlinePassed(err)
 	case err == io.EOF:
 		w.eof = true
 	default:
@@ -62,7 +66,7 @@ func (w *wire) probeWriteRead(request, response []byte) (stage uint8, n int, err
 			err = failure
 		}
 	}
-	return f.stage, f.written, err
+	return f.stage, f.written, f.response, err
 }
 
 // fastPathStep is the function that RawConn.Read calls: once at once, and again each time the socket becomes
@@ -70,7 +74,7 @@ func (w *wire) probeWriteRead(request, response []byte) (stage uint8, n int, err
 func (w *wire) fastPathStep(fd uintptr) bool {
 	f := &w.fast
 	if f.stage == fastPathStart {
-		if _, err := readSocket(fd, f.response[:1]); err != errWouldBlock {
+		if _, err := readSocket(fd, f.probed[:]); err != errWouldBlock {
 			f.stage = fastPathStale
 			return true
 		}
@@ -81,8 +85,13 @@ func (w *wire) fastPathStep(fd uintptr) bool {
 		f.stage = fastPathSent
 		return false
 	}
-	n, err := readSocket(fd, f.response)
+	if f.response == nil {
+		f.response = getBuffer()
+	}
+	n, err := readSocket(fd, f.response.b)
 	if err == errWouldBlock {
+		f.response.release()
+		f.response = nil
 		return false
 	}
 	f.stage, f.read, f.err = fastPathRead, n, err

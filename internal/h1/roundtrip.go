@@ -229,8 +229,8 @@ func (c *call) tryFastPath(conn *conn) (written int, f *failure) {
 	if d := c.t.opts.ResponseHeaderTimeout; d > 0 {
 		conn.wire.limitHeader(d, ErrResponseHeaderTimeout)
 	}
-	conn.buf = getBuffer()
-	stage, n, err := conn.wire.probeWriteRead(c.buf.b, conn.buf.b)
+	stage, n, response, err := conn.wire.probeWriteRead(c.buf.b)
+	conn.buf = response
 	switch stage {
 	case fastPathStart: // an old read deadline had passed
 		if err == nil && !conn.alive() {
