@@ -3,6 +3,8 @@ package gateway
 import (
 	"bufio"
 	"bytes"
+	"io"
+	"log"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -10,6 +12,7 @@ import (
 	"net/netip"
 	"net/textproto"
 	"reflect"
+	"sync"
 	"testing"
 )
 
@@ -159,6 +162,55 @@ func TestWhoReadsFieldsGetsTheHeader(t *testing.T) {
 	} {
 		if got := NewUpstream("u", MustTargets("http://10.0.0.1"), &tt.opts).sendsLines(); got != tt.want {
 			t.Errorf("%s: sent as lines: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestLinesNeedHTTP1 sends requests to a pool whose second target speaks HTTP/2 and whose third closes the connection.
+// Each request is made as lines, and a header is made when the target is known.
+func TestLinesNeedHTTP1(t *testing.T) {
+	var mu sync.Mutex
+	got := make(map[string]http.Header)
+	backend := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		got[r.Proto] = r.Header
+	})
+	plain := httptest.NewServer(backend)
+	defer plain.Close()
+	secure := httptest.NewUnstartedServer(backend)
+	secure.EnableHTTP2 = true
+	secure.StartTLS()
+	defer secure.Close()
+	dead := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	dead.Config.ErrorLog = log.New(io.Discard, "", 0)
+	defer dead.Close()
+
+	tr := NewTransport(&TransportOptions{TLS: secure.Client().Transport.(*http.Transport).TLSClientConfig})
+	defer tr.(*transport).CloseIdleConnections()
+	u := NewUpstream("u", MustTargets(plain.URL, secure.URL, dead.URL), &UpstreamOptions{
+		Transport: tr, Balancer: RoundRobin(), Retry: RetryOptions{Attempts: 3, Backoff: -1}, Health: HealthOptions{Unhealthy: -1},
+	})
+	h := Observe(nil)(Proxy(u, nil))
+	for range 6 {
+		r := httptest.NewRequest("GET", "http://gw.example/x", nil)
+		r.Header = http.Header{"Accept": {"text/plain"}, "X-User-Id": {"eve"}, "Keep-Alive": {"1"}}
+		w := httptest.NewRecorder()
+		if h.ServeHTTP(w, r); w.Code != 200 {
+			t.Fatalf("status %d", w.Code)
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		h := got[proto]
+		if h.Get("Accept") != "text/plain" || h.Get("X-Forwarded-Host") != "gw.example" || h.Get("X-Trace-Id") == "" {
+			t.Errorf("over %s, the target got %v", proto, h)
+		}
+		for _, name := range []string{"X-User-Id", "Keep-Alive", "User-Agent"} {
+			if h[name] != nil {
+				t.Errorf("over %s, the target got %s", proto, name)
+			}
 		}
 	}
 }
