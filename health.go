@@ -97,7 +97,8 @@ type TargetStatus struct {
 // maxDoubling limits an ejection to 64 times EjectFor.
 const maxDoubling = 6
 
-// member is a target in a pool, with its state.
+// member is a target in a pool, with its state. The pool's mu guards the Weight, which replace sets. The URL
+// never changes.
 type member struct {
 	Target
 	pending   atomic.Int64
@@ -203,7 +204,7 @@ func (p *pool) choose() *choice {
 	c := &choice{}
 	for _, m := range p.members {
 		if !m.out(now) {
-			c.members = append(c.members, m)
+			c.add(m, m.Target)
 			continue
 		}
 		if m.sick == "" && (c.until.IsZero() || m.ejected.until.Before(c.until)) {
@@ -212,18 +213,17 @@ func (p *pool) choose() *choice {
 	}
 	c.all = len(c.members) == len(p.members)
 	if len(c.members) == 0 {
-		c.members = p.members
+		for _, m := range p.members {
+			c.add(m, m.Target)
+		}
 	}
-	c.setTargets()
 	p.current.Store(c)
 	return c
 }
 
-func (c *choice) setTargets() {
-	c.targets = make([]Target, len(c.members))
-	for i, m := range c.members {
-		c.targets[i] = m.Target
-	}
+// add adds a member to a new choice, with its target.
+func (c *choice) add(m *member, t Target) {
+	c.members, c.targets = append(c.members, m), append(c.targets, t)
 }
 
 // untried returns the members from which a retry chooses: those of c that were not tried. If there are none,
@@ -231,40 +231,39 @@ func (c *choice) setTargets() {
 // every member was tried, c itself.
 func (p *pool) untried(c *choice, tried []*member) *choice {
 	rest := &choice{}
-	for _, m := range c.members {
+	for i, m := range c.members {
 		if !slices.Contains(tried, m) {
-			rest.members = append(rest.members, m)
+			rest.add(m, c.targets[i])
 		}
 	}
 	if len(rest.members) == 0 {
-		rest.members = p.untriedOut(tried)
+		rest = p.untriedOut(tried)
 	}
 	if len(rest.members) == 0 {
 		return c
 	}
-	rest.setTargets()
 	return rest
 }
 
 // untriedOut returns the members that were not tried and are only ejected. If there are none, it returns
 // those whose probes fail.
-func (p *pool) untriedOut(tried []*member) (ejected []*member) {
+func (p *pool) untriedOut(tried []*member) *choice {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var sick []*member
+	var ejected, sick choice
 	for _, m := range p.members {
 		switch {
 		case slices.Contains(tried, m):
 		case m.sick != "":
-			sick = append(sick, m)
+			sick.add(m, m.Target)
 		default:
-			ejected = append(ejected, m)
+			ejected.add(m, m.Target)
 		}
 	}
-	if len(ejected) > 0 {
-		return ejected
+	if len(ejected.members) > 0 {
+		return &ejected
 	}
-	return sick
+	return &sick
 }
 
 // recordTraffic updates m with the result of an attempt. A result that is neither a success nor a failure of

@@ -172,6 +172,28 @@ func TestSetTargets(t *testing.T) {
 	}
 }
 
+// TestSetTargetsDuringRetries needs the race detector: a retry chooses among targets whose weights change.
+func TestSetTargetsDuringRetries(t *testing.T) {
+	answer := roundTrip(func(r *http.Request) (*http.Response, error) { return answered(r, 503, http.NoBody), nil })
+	targets := gateway.MustTargets("http://a", "http://b")
+	u := gateway.NewUpstream("u", targets, &gateway.UpstreamOptions{
+		Transport: answer, Retry: gateway.RetryOptions{Attempts: 2, Backoff: -1, Budget: 1}, Health: gateway.HealthOptions{Unhealthy: -1},
+	})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := range 300 {
+			targets[0].Weight, targets[1].Weight = 1+i, 300-i
+			u.SetTargets(targets)
+		}
+	})
+	for range 300 {
+		if res, err := u.RoundTrip(httptest.NewRequest("GET", "/", nil)); err != nil || res.StatusCode != 503 {
+			t.Fatal(res, err)
+		}
+	}
+	wg.Wait()
+}
+
 func TestSetTargetsAtOnce(t *testing.T) {
 	w := newWard()
 	u := gateway.NewUpstream("u", gateway.MustTargets("http://a"), &gateway.UpstreamOptions{Transport: w, Health: gateway.HealthOptions{Path: "/", Interval: time.Millisecond, EjectFor: time.Microsecond}})
