@@ -6,12 +6,15 @@ import (
 	"io"
 	"log"
 	"maps"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/netip"
 	"net/textproto"
 	"reflect"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -132,6 +135,82 @@ func TestLinesAreTheHeader(t *testing.T) {
 				t.Error("the request did not get so far")
 			}
 		})
+	}
+}
+
+// TestLinesAreTheHeaderOfAnyRequest is TestLinesAreTheHeader with fields at random.
+func TestLinesAreTheHeaderOfAnyRequest(t *testing.T) {
+	names := []string{
+		"Accept", "accept", "Cookie", "X-User-Id", "X_User_Id", "x.user.id", "X-USER-ID", "X-User-Idx", "X-Forwarded-For", "x-forwarded-host", "X_Forwarded_Proto",
+		"X-Forwarded-User", "X-Forwarded-Prefix", "Forwarded", "X-Real-Ip", "X-Real_ip", "X-Trace-Id", "Traceparent", "Tracestate", "Client-Cert", "Connection", "connection",
+		"Keep-Alive", "keep-alive", "Te", "te", "Trailer", "trailer", "Transfer-Encoding", "transfer_encoding", "Content-Length", "content-length", "Upgrade", "upgrade",
+		"Http2-Settings", "Proxy", "Proxy-Authorization", "Expect", "expect", "Host", "host", "User-Agent", "user-agent", "Via", "Date", "Content-Type", "Grpc-Timeout",
+		"Idempotency-Key", "X-Dropped", "x_dropped", "X Bad", "", "X-É", "Cf-Connecting-Ip",
+	}
+	values := []string{"", "a", " a ", "\ta", "a\tb", "é", "\xff", "keep-alive", "Keep-Alive", "close", "upgrade", "trailers", "100-continue", "chunked", "7", "1.2.3.4",
+		"\"for=\"", "X-User-Id", "a\x00", "a\nb", "\r", "\x7f", strings.Repeat("x", 9000)}
+	random := rand.New(rand.NewPCG(1, 2))
+	identify := AuthenticatorFunc(func(r *http.Request) (*Identity, error) { return &Identity{Subject: "alice"}, nil })
+	chains := [][]Middleware{
+		nil, {Auth(identify, nil)}, {Observe(nil), Auth(identify, nil)}, {Observe(&ObserveOptions{TraceHeader: "X-Dropped-Not"})},
+		{TrustProxies("X-Forwarded-For", netip.MustParsePrefix("192.0.2.0/24"))}, {TrustProxies("Forwarded", netip.MustParsePrefix("192.0.2.0/24"))},
+		{TrustProxies("CF-Connecting-IP", netip.MustParsePrefix("192.0.2.0/24")), Observe(nil)}, {TrustProxies("X-Real-IP", netip.MustParsePrefix("192.0.2.0/24"))},
+	}
+	up := NewUpstream("u", MustTargets("http://10.0.0.1"), nil)
+	proxies := []*proxy{
+		Proxy(up, nil).(*proxy), Proxy(up, &ProxyOptions{StripPrefix: "/api"}).(*proxy),
+		Proxy(up, &ProxyOptions{RequestFields: FieldEdits{Drop: []string{"X-Dropped"}}, Identity: map[string]string{"X-Mail": "sub"}}).(*proxy),
+	}
+	asLines := 0
+	for range 4000 {
+		r := httptest.NewRequest("GET", "http://gw.example/api/x", nil)
+		for range random.IntN(5) {
+			name := names[random.IntN(len(names))]
+			for range 1 + random.IntN(2)*random.IntN(3) {
+				r.Header[name] = append(r.Header[name], values[random.IntN(len(values))])
+			}
+		}
+		p := proxies[random.IntN(len(proxies))]
+		Chain(chains[random.IntN(len(chains))]...)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			ex, rw, r := enter(w, r)
+			f := &forwarding{proxy: p, ex: ex, w: rw, in: r, ownedHere: ex.ownedHere()}
+			var out http.Request
+			err := f.setFields(&out)
+			want, wantErr := f.header()
+			if wantErr == nil { // gate is called for a request through a trusted proxy
+				_, wantErr = gate(&http.Request{URL: r.URL, Header: want})
+			}
+			if f.lines != nil && wantErr != nil || f.lines == nil && err != nil && wantErr == nil {
+				t.Fatalf("%.200q: error %v, and %v with a header", r.Header, err, wantErr)
+			}
+			if f.lines == nil {
+				return
+			}
+			asLines++
+			var got, header []string
+			for line := range strings.SplitSeq(strings.TrimSuffix(string(f.lines.b), "\r\n"), "\r\n") {
+				got = append(got, line)
+			}
+			for name, values := range want {
+				for _, value := range values {
+					header = append(header, name+": "+textproto.TrimString(value))
+				}
+			}
+			slices.Sort(got)
+			slices.Sort(header)
+			if !slices.Equal(got, header) {
+				t.Fatalf("%q\nlines\n%q\nheader\n%q", r.Header, got, header)
+			}
+			for name := range want { // which internal/h1 gives a meaning
+				switch http.CanonicalHeaderKey(name) {
+				case "Host", "Connection", "Expect", "Trailer", "Content-Length", "Transfer-Encoding":
+					t.Fatalf("%q is sent as lines", name)
+				}
+			}
+		})).ServeHTTP(httptest.NewRecorder(), r)
+	}
+	if asLines < 1000 {
+		t.Errorf("only %d requests were sent as lines", asLines)
 	}
 }
 
