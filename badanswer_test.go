@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/seed-96248d0c/gateway"
 )
@@ -193,7 +194,11 @@ func TestNoRequestGetsAnothersAnswer(t *testing.T) {
 					return // when it arrived decides what the connection is good for, see internal/h1
 				}
 				if tt.more && name == "net/http" {
-					<-b.ended
+					select {
+					case <-b.ended:
+					case <-time.After(patience):
+						t.Fatal("the connection with more than the answer is still open")
+					}
 				}
 				for i := range 5 {
 					path := fmt.Sprint("next/", i)
