@@ -39,17 +39,17 @@ func use(t *Table[lease], key string, now, until int64) (before int, overflow bo
 }
 
 func TestBound(t *testing.T) {
-	const maxKeys = 100
+	const maxKeys = sweepKeys // so that a sweep sees them all, whatever their shards
 	for _, tt := range []struct {
 		name     string
-		leases   int64 // of the first 100 keys
-		later    int64 // when 100 other keys come
+		leases   int64 // of the first keys
+		later    int64 // when as many other keys come
 		overflow int   // how many of them find no room
 	}{
-		{"all busy", hour, minute, 100},
+		{"all busy", hour, minute, sweepKeys},
 		{"all at rest", minute, hour, 0},
 		{"at rest just now", minute, minute, 0},
-		{"busy just yet", minute, minute - 1, 100},
+		{"busy just yet", minute, minute - 1, sweepKeys},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			table := New(maxKeys, leases{})
