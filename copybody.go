@@ -138,11 +138,10 @@ func readLate(w *responseWriter, src io.Reader, p []byte) (int, error) {
 	return src.Read(p)
 }
 
-func isEventStream(h http.Header) bool {
-	ct := h["Content-Type"]
-	if len(ct) == 0 || len(ct[0]) < len("text/event-stream") || !strings.EqualFold(ct[0][:5], "text/") {
+func isEventStream(contentType string) bool {
+	if len(contentType) < len("text/event-stream") || !strings.EqualFold(contentType[:5], "text/") {
 		return false
 	}
-	media, _, _ := mime.ParseMediaType(ct[0])
+	media, _, _ := mime.ParseMediaType(contentType)
 	return media == "text/event-stream"
 }

@@ -144,6 +144,37 @@ func needsHeader(name string, values []string) bool {
 // sentLines is the hook h1.Hooks.Lines. f is a forwarding.
 func sentLines(f any) []byte { return f.(*forwarding).lines.b }
 
+// answerFields are the fields of a response whose Header was not made: they go directly into the header of the
+// ResponseWriter.
+type answerFields struct{ names, fieldValues []string }
+
+// areOf reports whether res has these fields.
+func (a *answerFields) areOf(res *http.Response) bool { return res.Header == nil && a.names != nil }
+
+// takeFields is the hook h1.Hooks.Fields. arg is a forwarding. It takes the fields of a response whose Header
+// no code reads or modifies before answerHeader. checkResponse modifies a Content-Length with leading zeros, and
+// several functions read the Content-Type of gRPC and of server-sent events.
+func takeFields(arg any, names, values []string) bool {
+	f := arg.(*forwarding)
+	if len(f.responseFields.removed) > 0 || len(f.responseFields.add) > 0 {
+		return false
+	}
+	for i, name := range names {
+		switch value := values[i]; name {
+		case "Content-Length":
+			if value[0] == '0' && len(value) > 1 {
+				return false
+			}
+		case "Content-Type":
+			if strings.HasPrefix(value, "application/grpc") || isEventStream(value) {
+				return false
+			}
+		}
+	}
+	f.answerFields = answerFields{names, values}
+	return true
+}
+
 // linesOf returns the forwarding whose request is sent as lines, or nil if it has a header.
 func (c directCall) linesOf() *forwarding {
 	if c.hooks == nil || c.hooks.Lines == nil {

@@ -7,6 +7,7 @@ import (
 	"log"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -301,4 +302,134 @@ func TestLinesNeedHTTP1(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestTakenFieldsAreTheHeader compares the two ways in which the fields of a response reach the client: from a list, and
+// from a Header, which ResponseFields need. Which way is taken must make no difference to the client.
+func TestTakenFieldsAreTheHeader(t *testing.T) {
+	head := "HTTP/1.1 200 OK\r\n"
+	usual := "Content-Type: text/plain\r\nDate: Tue, 24 Nov 2026 12:00:00 GMT\r\nContent-Length: 2\r\n"
+	for _, tt := range []struct {
+		name, answer string
+		taken        bool
+	}{
+		{"the usual", head + usual + "\r\nok", true},
+		{"no Content-Type", head + "Content-Length: 2\r\n\r\nok", true},
+		{"no body", head + "Content-Length: 0\r\n\r\n", true},
+		{"no length", head + "X-A: b\r\n\r\nok", true},
+		{"no fields", head + "\r\nok", false},
+		{"other spellings", "HTTP/1.1 404 Not Found\r\ncontent-TYPE: a/b\r\ncontent-length: 2\r\nx_user_id: a\r\n\r\nok", true},
+		{"a field repeated", head + usual + "Set-Cookie: a=b\r\nset-cookie: c=d\r\nVary: a\r\nVary: b\r\n\r\nok", true},
+		{"fields that are set already", head + usual + "X-Outer: target\r\nX-Outer: twice\r\nX-Off: a\r\nRatelimit: x\r\n\r\nok", true},
+		{"the trace id", head + usual + "X-Trace-Id: forged\r\nx_trace_id: forged\r\nX.Trace.Id: forged\r\n\r\nok", true},
+		{"hop-by-hop fields", head + usual + "Keep-Alive: timeout=5\r\nProxy-Connection: a\r\nUpgrade: h2c\r\nTe: a\r\nProxy: b\r\nProxy-Authenticate: c\r\n\r\nok", true},
+		{"Connection: keep-alive", head + usual + "Connection: Keep-Alive\r\nKeep-Alive: 5\r\n\r\nok", true},
+		{"Connection: close", head + usual + "Connection: close\r\nClose: 5\r\n\r\nok", false},
+		{"Connection names a field", head + usual + "Connection: X-A\r\nX-A: b\r\n\r\nok", false},
+		{"Connection twice", head + usual + "Connection: keep-alive\r\nConnection: X-A, x-trace-id\r\nX-A: b\r\n\r\nok", false},
+		{"empty values", head + usual + "X-A:\r\nX-B: \r\n\r\nok", true},
+		{"a continued field", head + usual + "X-A: b\r\n c\r\n\r\nok", true},
+		{"a space in a name", head + usual + "X A: b\r\nConnection : X-B\r\nX-B: c\r\n\r\nok", true},
+		{"lines with LF", head + usual + "X-A: b\n\nok", true},
+		{"12 fields", head + usual + strings.Repeat("X-A: b\r\n", 9) + "\r\nok", true},
+		{"13 fields", head + usual + strings.Repeat("X-A: b\r\n", 10) + "\r\nok", false},
+		{"a length with zeros", head + "Content-Length: 0002\r\n\r\nok", false},
+		{"a length of zeros", head + "Content-Length: 00\r\n\r\n", false},
+		{"the same length twice", head + "Content-Length: 2\r\nContent-Length: 2\r\n\r\nok", false},
+		{"two lengths", head + "Content-Length: 2\r\nContent-Length: 3\r\n\r\nok", false},
+		{"an empty length", head + "Content-Length:\r\n\r\nok", false},
+		{"a length that is no number", head + "Content-Length: +2\r\n\r\nok", false},
+		{"chunks", head + "Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n", false},
+		{"chunks and a length", head + "Content-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", false},
+		{"announced trailers", head + "Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n", false},
+		{"Trailer without chunks", head + usual + "Trailer: X-Sum\r\n\r\nok", false},
+		{"HTTP/1.0", "HTTP/1.0 200 OK\r\n" + usual + "\r\nok", false},
+		{"gRPC", head + "Content-Type: application/grpc\r\nGrpc-Status: 14\r\nContent-Length: 0\r\n\r\n", false},
+		{"events", head + "Content-Type: Text/Event-Stream; charset=utf-8\r\nContent-Length: 2\r\n\r\nok", false},
+		{"204", "HTTP/1.1 204 No Content\r\nX-A: b\r\n\r\n", true},
+		{"304", "HTTP/1.1 304 Not Modified\r\nEtag: x\r\nContent-Length: 5\r\n\r\n", true},
+		{"a malformed field", head + usual + "X-A: b\x00\r\n\r\nok", false},
+		{"a line without colon", head + usual + "X-A\r\n\r\nok", false},
+		{"a status that is retried", "HTTP/1.1 503 Service Unavailable\r\nX-First: 1\r\nContent-Length: 2\r\n\r\nno", true},
+		{"101", "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			// The target sends a 503 first, which is retried.
+			first := "HTTP/1.1 503 Service Unavailable\r\nX-First: 1\r\nContent-Length: 2\r\n\r\nno"
+			to := MustTargets("http://" + answerInTurn(t, first, tt.answer))
+			taken := 0
+			answer := func(opts *ProxyOptions) *httptest.ResponseRecorder {
+				tr := NewTransport(nil)
+				defer tr.(*transport).CloseIdleConnections()
+				u := NewUpstream("u", to, &UpstreamOptions{
+					Transport: tr, Retry: RetryOptions{Attempts: 2, Backoff: -1}, Health: HealthOptions{Unhealthy: -1},
+				})
+				proxied := Proxy(u, opts).(*proxy)
+				outer := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					w.Header()["X-Outer"] = []string{"gateway"}
+					w.Header()["X-Off"] = nil
+					proxied.ServeHTTP(w, r)
+				})
+				w := httptest.NewRecorder()
+				h := Chain(Observe(nil), RateLimit(NewTokenBucket(1e9, 1e9, nil), KeyByIP, nil))(outer)
+				h.ServeHTTP(w, httptest.NewRequest("GET", "http://gw.example/x", nil))
+				return w
+			}
+			defer func(hook func(any, []string, []string) bool) { lineHooks.Fields = hook }(lineHooks.Fields)
+			lineHooks.Fields = func(f any, names, values []string) bool {
+				took := takeFields(f, names, values)
+				if took {
+					taken++
+				}
+				return took
+			}
+			got := answer(nil)
+			if taken != 1 && taken != 2 || taken == 2 != tt.taken {
+				t.Errorf("taken %d times, the answer: want %v", taken, tt.taken)
+			}
+			lineHooks.Fields = func(f any, names, values []string) bool {
+				if takeFields(f, names, values) {
+					t.Error("taken although ResponseFields need the Header")
+				}
+				return false
+			}
+			want := answer(&ProxyOptions{ResponseFields: FieldEdits{Drop: []string{"X-Never"}}})
+			if trace := got.Header()["X-Trace-Id"]; len(trace) != 1 || trace[0] == "forged" {
+				t.Errorf("X-Trace-Id: %q", trace)
+			}
+			for _, w := range []*httptest.ResponseRecorder{got, want} {
+				w.Header().Del("X-Trace-Id")
+				if i := strings.Index(w.Body.String(), `"trace_id"`); i >= 0 {
+					w.Body.Truncate(i)
+				}
+			}
+			if got.Code != want.Code || !reflect.DeepEqual(got.Header(), want.Header()) || got.Body.String() != want.Body.String() {
+				t.Errorf("got  %d %q %q\nwant %d %q %q", got.Code, got.Header(), got.Body, want.Code, want.Header(), want.Body)
+			}
+		})
+	}
+}
+
+// answerInTurn serves the answers one after the other, and then again, each on a connection of its own.
+func answerInTurn(t *testing.T, answers ...string) (addr string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan bool)
+	t.Cleanup(func() { l.Close(); <-done })
+	go func() {
+		defer close(done)
+		for n := 0; ; n++ {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+				io.WriteString(c, answers[n%len(answers)])
+			}
+			c.Close()
+		}
+	}()
+	return l.Addr().String()
 }

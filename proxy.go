@@ -192,6 +192,8 @@ type forwarding struct {
 	lines  *headerLines // the fields, if they are sent as lines; then made is the same as a header, if that was needed
 	made   http.Header
 	values [10]string
+
+	answerFields // of the response, if its Header was not made
 }
 
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -305,7 +307,7 @@ func (f *forwarding) expectation() *expectation {
 // The hooks that Proxy gives to a transport. Each is called with the forwarding as its first argument.
 var (
 	interimHooks = h1.Hooks{Got1xxResponse: passInterim, Max1xx: maxInterim}
-	lineHooks    = h1.Hooks{Got1xxResponse: passInterim, Max1xx: maxInterim, Lines: sentLines}
+	lineHooks    = h1.Hooks{Got1xxResponse: passInterim, Max1xx: maxInterim, Lines: sentLines, Fields: takeFields}
 	allHooks     = h1.Hooks{GotConn: forwardingConn, GotFirstResponseByte: forwardingAnswered, Got1xxResponse: passInterim, Max1xx: maxInterim}
 )
 
@@ -611,6 +613,9 @@ func (f *forwarding) answerEarly() {
 // modify applies RewriteLocation, ResponseFields and ModifyResponse to the response to out. If ModifyResponse
 // returns an error, modify answers the request with that error and returns false.
 func (f *forwarding) modify(out *http.Request, res *http.Response) bool {
+	if f.answerFields.areOf(res) {
+		return true // takeFields has seen that there is nothing to do
+	}
 	if f.opts.RewriteLocation {
 		f.relocate(out, res)
 	}
@@ -644,7 +649,7 @@ func (f *forwarding) answer(res *http.Response) {
 		return
 	}
 	length := res.ContentLength
-	if isEventStream(res.Header) {
+	if isEventStream(res.Header.Get("Content-Type")) {
 		length = -1
 	}
 	if f.in.Method == http.MethodHead {
@@ -660,14 +665,15 @@ func (f *forwarding) answer(res *http.Response) {
 // answerHeader sets the fields of the response, and announces its trailers.
 func (f *forwarding) answerHeader(res *http.Response) {
 	h := f.w.Header()
+	if f.answerFields.areOf(res) {
+		for i, name := range f.names {
+			if !httpfield.IsHopByHop(name) {
+				f.answerField(h, name, f.fieldValues[i:i+1:i+1])
+			}
+		}
+	}
 	for name, values := range res.Header {
-		if f.ownedHere.isTrace(name) {
-			continue // Observe has set it
-		}
-		if had, ok := h[name]; ok {
-			values = append(had[:len(had):len(had)], values...)
-		}
-		h[name] = values
+		f.answerField(h, name, values)
 	}
 	if _, ok := h["Content-Type"]; !ok {
 		h["Content-Type"] = nil // otherwise the server guesses one
@@ -683,6 +689,17 @@ func (f *forwarding) answerHeader(res *http.Response) {
 	if f.in.ProtoMajor == 1 && f.in.Method != http.MethodHead {
 		delete(h, "Content-Length") // a target may send both over HTTP/2; over HTTP/1.1, trailers need chunked coding
 	}
+}
+
+// answerField adds the values of a field of the response to h.
+func (f *forwarding) answerField(h http.Header, name string, values []string) {
+	if f.ownedHere.isTrace(name) {
+		return // Observe has set it
+	}
+	if had, ok := h[name]; ok {
+		values = append(had[:len(had):len(had)], values...)
+	}
+	h[name] = values
 }
 
 // answerBody copies the body to the client, as copyBody does. When that fails it records the outcome and

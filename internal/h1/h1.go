@@ -134,6 +134,13 @@ type Hooks struct {
 	// Of Request.Header, only Idempotency-Key and X-Idempotency-Key are read then.
 	Lines func(arg any) []byte
 
+	// Fields may take the fields of the final response: names in canonical form, each with the value of the same
+	// index. If it returns true, Response.Header is nil. Otherwise Response.Header is made. The slices belong to
+	// the response and must not be modified. Fields is called only for a response whose Header would be the very
+	// fields that the target sent: over HTTP/1.1, with at most 12 fields, without Trailer and Transfer-Encoding,
+	// with one Content-Length at most, and with no other Connection than "keep-alive".
+	Fields func(arg any, names, values []string) bool
+
 	// Got1xxResponse is called for each 1xx response except 101. If it returns an error, the round trip fails
 	// with that error.
 	Got1xxResponse func(arg any, code int, header textproto.MIMEHeader) error

@@ -18,11 +18,16 @@ const maxFields = 8192
 type response struct {
 	http.Response
 	stream     body
-	values     [12]string // of the fields, if there are not more
+	values     [maxListed]string // of the fields, if there are not more
+	names      [maxListed]string // of the fields, if the Header is not made; see Hooks.Fields
+	listed     int               // the number of names; 0 if the Header is made
 	coding     [1]string
 	deviations deviation
 	framing    uint8
 }
+
+// maxListed is the largest number of fields of a response whose Header is not made.
+const maxListed = 12
 
 // deviation is a set of deviations from the syntax that the parser has accepted. After any of them, the
 // connection is not reused.
@@ -125,7 +130,9 @@ func nextLine(s string) (line, rest string, bareLF bool) {
 //   - a space in a field name: the name keeps it, so it equals no other name (section 5.1)
 //   - Content-Length together with Transfer-Encoding: Content-Length is removed (section 6.3)
 //   - Transfer-Encoding in HTTP/1.0: it is ignored
-func (res *response) parseHead(head string, lines int, method string) error {
+//
+// If asList is true, it does not make the Header of a response that Hooks.Fields may take.
+func (res *response) parseHead(head string, lines int, method string, asList bool) error {
 	line, rest, bare := nextLine(head)
 	if bare {
 		res.deviations |= bareLF
@@ -150,6 +157,9 @@ func (res *response) parseHead(head string, lines int, method string) error {
 	res.Proto, res.ProtoMajor, res.ProtoMinor = line[:8], 1, int(line[7]-'0')
 	res.Status = status
 	res.StatusCode = int(status[0]-'0')*100 + int(status[1]-'0')*10 + int(status[2]-'0')
+	if asList && res.StatusCode >= 200 && res.ProtoMinor > 0 && 2 <= lines && lines-1 <= maxListed {
+		return res.parseList(rest, method)
+	}
 	values := res.values[:]
 	if lines-1 > len(values) {
 		values = make([]string, lines-1)
@@ -163,54 +173,117 @@ func (res *response) parseHead(head string, lines int, method string) error {
 	return res.setFraming(method)
 }
 
+// parseList parses the fields into names and values. If the parser itself has to change the Header, it makes
+// that as well.
+func (res *response) parseList(s, method string) error {
+	n, simple, length := 0, true, ""
+	for {
+		name, value, rest, seen, err := nextField(s)
+		res.deviations |= seen
+		if err != nil {
+			return err
+		}
+		if name == "" {
+			break
+		}
+		switch name {
+		case "Content-Length":
+			simple = simple && length == "" && value != ""
+			length = value
+		case "Connection":
+			simple = simple && strings.EqualFold(value, "keep-alive")
+		case "Trailer", "Transfer-Encoding":
+			simple = false
+		}
+		res.names[n], res.values[n] = name, value
+		n, s = n+1, rest
+	}
+	res.listed = n
+	if !simple {
+		res.makeHeader()
+		return res.setFraming(method)
+	}
+	size := int64(-1)
+	if length != "" {
+		var err error
+		if size, err = parseLength(length); err != nil {
+			return err
+		}
+	}
+	res.frame(method, false, size)
+	return nil
+}
+
+// makeHeader makes the Header from the list.
+func (res *response) makeHeader() {
+	res.Header = make(http.Header, res.listed)
+	for i, name := range res.names[:res.listed] {
+		addField(res.Header, name, res.values[i:i+1:i+1])
+	}
+	res.listed = 0
+}
+
+// addField adds a field to header. value has one element, and a capacity of 1: so append cannot write a second
+// value of this field over that of the next.
+func addField(header http.Header, name string, value []string) {
+	if old := header[name]; old != nil {
+		value = append(old, value[0])
+	}
+	header[name] = value
+}
+
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 // parseFields parses field lines up to the empty line and adds them to header. The slices of values in header
 // are cut from values, which needs one element for each line.
 func parseFields(s string, header http.Header, values []string) (seen deviation, err error) {
 	for {
-		line, rest, bare := nextLine(s)
+		name, value, rest, deviations, err := nextField(s)
+		seen |= deviations
+		if name == "" || err != nil {
+			return seen, err
+		}
+		values[0], s = value, rest
+		addField(header, name, values[:1:1])
+		values = values[1:]
+	}
+}
+
+// nextField parses the field at the beginning of s. The name is "" at the empty line.
+func nextField(s string) (name, value, rest string, seen deviation, err error) {
+	line, rest, bare := nextLine(s)
+	if bare {
+		seen |= bareLF
+	}
+	if line == "" {
+		return "", "", rest, seen, nil
+	}
+	if isBlank(line[0]) {
+		return "", "", "", seen, malformed("continuation line before the first field: %s", quote(line))
+	}
+	colon := strings.IndexByte(line, ':')
+	if colon < 0 {
+		return "", "", "", seen, malformed("field without a colon: %s", quote(line))
+	}
+	name, ok := canonicalName(line[:colon])
+	if !ok {
+		if name = line[:colon]; !isTokenWithSpaces(name) {
+			return "", "", "", seen, malformed("field name: %s", quote(line))
+		}
+		seen |= otherDeviation
+	}
+	value = trimBlanks(line[colon+1:])
+	if isBlank(rest[0]) {
+		value, rest, bare = unfold(value, rest)
+		seen |= otherDeviation
 		if bare {
 			seen |= bareLF
 		}
-		if line == "" {
-			return seen, nil
-		}
-		s = rest
-		if isBlank(line[0]) {
-			return seen, malformed("continuation line before the first field: %s", quote(line))
-		}
-		colon := strings.IndexByte(line, ':')
-		if colon < 0 {
-			return seen, malformed("field without a colon: %s", quote(line))
-		}
-		name, ok := canonicalName(line[:colon])
-		if !ok {
-			if name = line[:colon]; !isTokenWithSpaces(name) {
-				return seen, malformed("field name: %s", quote(line))
-			}
-			seen |= otherDeviation
-		}
-		value := trimBlanks(line[colon+1:])
-		if isBlank(s[0]) {
-			value, s, bare = unfold(value, s)
-			seen |= otherDeviation
-			if bare {
-				seen |= bareLF
-			}
-		}
-		if !isValue(value) {
-			return seen, malformed("value of the field %s", name)
-		}
-		if old := header[name]; old != nil {
-			header[name] = append(old, value)
-			continue
-		}
-		// With a capacity of 1, append cannot write a second value of this field over that of the next.
-		values[0] = value
-		header[name] = values[:1:1]
-		values = values[1:]
 	}
+	if !isValue(value) {
+		return "", "", "", seen, malformed("value of the field %s", name)
+	}
+	return name, value, rest, seen, nil
 }
 
 // unfold joins a value with its continuation lines, at the beginning of s, each after one space. It returns
@@ -242,6 +315,15 @@ func (res *response) setFraming(method string) error {
 	if err := res.moveTrailerNames(chunked); err != nil {
 		return err
 	}
+	res.frame(method, chunked, length)
+	if res.framing == chunkDelimited {
+		delete(res.Header, "Content-Length")
+	}
+	return nil
+}
+
+// frame sets framing, ContentLength and Close. length is -1 without Content-Length.
+func (res *response) frame(method string, chunked bool, length int64) {
 	status := res.StatusCode
 	none := status < 200 || status == http.StatusNoContent || status == http.StatusNotModified
 	switch {
@@ -253,7 +335,6 @@ func (res *response) setFraming(method string) error {
 			res.framing = bodyForbidden
 		}
 	case chunked:
-		delete(res.Header, "Content-Length")
 		res.ContentLength, res.framing = -1, chunkDelimited
 	case length == 0:
 		res.ContentLength, res.framing = 0, noBody
@@ -263,7 +344,6 @@ func (res *response) setFraming(method string) error {
 		res.ContentLength, res.framing = -1, closeDelimited
 		res.Close = true
 	}
-	return nil
 }
 
 // transferEncoding reports whether the body is chunked. It removes the field, as net/http does, and refuses
@@ -302,9 +382,14 @@ func (res *response) contentLength() (int64, error) {
 	if len(lengths) > 1 {
 		res.Header["Content-Length"] = lengths[:1:1]
 	}
-	n, err := strconv.ParseUint(lengths[0], 10, 63)
+	return parseLength(lengths[0])
+}
+
+// parseLength parses a value of Content-Length.
+func parseLength(s string) (int64, error) {
+	n, err := strconv.ParseUint(s, 10, 63)
 	if err != nil {
-		return 0, malformed("Content-Length %s", quote(lengths[0]))
+		return 0, malformed("Content-Length %s", quote(s))
 	}
 	return int64(n), nil
 }

@@ -52,12 +52,27 @@ type answer struct {
 
 // readOwn reads data as the response to a request.
 func readOwn(data []byte, method string, step int) (answer, error) {
+	return readWith(&noHooks, data, method, step)
+}
+
+// takingHooks takes the fields of a response. They come back as its Header in readWith.
+var takingHooks = Hooks{Fields: func(to any, names, values []string) bool {
+	h := make(http.Header)
+	for i, name := range names {
+		h[name] = append(h[name], values[i])
+	}
+	*to.(*http.Header) = h
+	return true
+}}
+
+func readWith(hooks *Hooks, data []byte, method string, step int) (answer, error) {
 	tr := New(&Options{IdleTimeout: -1})
 	h := &host{open: 1}
 	cn := &conn{t: tr, host: h, wire: newWire(&memoryConn{data: data, step: step})}
 	cn.rw = cn.wire
 	req, _ := http.NewRequest(method, "http://a/", nil)
-	c := newCall(tr, req, &noHooks, nil)
+	var taken http.Header
+	c := newCall(tr, req, hooks, &taken)
 	c.upgrade = true
 	defer c.release()
 	cn.wire.begin(context.Background())
@@ -65,6 +80,9 @@ func readOwn(data []byte, method string, step int) (answer, error) {
 	if err != nil {
 		cn.finish(false)
 		return answer{}, err
+	}
+	if res.Header == nil {
+		res.Header = taken
 	}
 	a := answer{res: &res.Response}
 	if res.StatusCode != 101 {
@@ -112,7 +130,14 @@ func mayRefuse(err error) bool {
 // compare checks that this package accepts no more than the standard library, with the same result.
 func compare(t *testing.T, data []byte, method string, step int) {
 	t.Helper()
-	own, err := readOwn(data, method, step)
+	for _, hooks := range []*Hooks{&noHooks, &takingHooks} {
+		compareWith(t, hooks, data, method, step)
+	}
+}
+
+func compareWith(t *testing.T, hooks *Hooks, data []byte, method string, step int) {
+	t.Helper()
+	own, err := readWith(hooks, data, method, step)
 	std, stdErr := readStd(data, method)
 	if err == nil {
 		err = own.bodyErr
@@ -298,8 +323,12 @@ func TestHostileResponses(t *testing.T) {
 			if len(tt.data) > 1<<16 {
 				steps = steps[2:]
 			}
-			for _, step := range steps {
-				a, err := readOwn([]byte(tt.data), "GET", step)
+			for i, step := range append(steps, steps...) {
+				hooks := &noHooks
+				if i >= len(steps) {
+					hooks = &takingHooks
+				}
+				a, err := readWith(hooks, []byte(tt.data), "GET", step)
 				got := string(a.body)
 				if a.bodyErr != nil {
 					got += "!"

@@ -312,7 +312,7 @@ func (c *call) receive(conn *conn, f *failure) (*response, error) {
 		if err != nil {
 			return nil, fmt.Errorf("h1: reading the response's header: %w", err)
 		}
-		if err := res.parseHead(head, lines, c.req.Method); err != nil {
+		if err := res.parseHead(head, lines, c.req.Method, c.hooks.Fields != nil); err != nil {
 			return nil, err
 		}
 		conn.noReuse = conn.noReuse || res.deviations != 0 || res.framing == bodyForbidden
@@ -326,6 +326,9 @@ func (c *call) receive(conn *conn, f *failure) (*response, error) {
 			return nil, err
 		}
 		*res = response{}
+	}
+	if n := res.listed; n > 0 && !c.hooks.Fields(c.arg, res.names[:n:n], res.values[:n:n]) {
+		res.makeHeader()
 	}
 	conn.wire.liftHeaderLimit()
 	res.Request = c.original
