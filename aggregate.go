@@ -289,9 +289,9 @@ func (f *fanout) setTracer() {
 		return
 	}
 	f.ex.mu.Lock()
-	own := f.ex.span
+	own := f.ex.traceID()
 	f.ex.mu.Unlock()
-	if !own.IsValid() || own.TraceID() == span.SpanContext().TraceID() {
+	if own == "" || own == span.SpanContext().TraceID().String() {
 		f.tracer = span.TracerProvider().Tracer(scope)
 	}
 }

@@ -13,8 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"go.opentelemetry.io/otel/trace"
-
 	"github.com/seed-96248d0c/gateway/internal/grpcmeta"
 	"github.com/seed-96248d0c/gateway/internal/httpfield"
 )
@@ -94,10 +92,9 @@ type origin struct {
 
 // tracing is the trace that the request belongs to.
 type tracing struct {
-	traceHeader string            // the field that carries the trace id
-	traceparent string            // of span; "" without one
-	span        trace.SpanContext // the parent of upstream requests
-	traceState  string            // tracestate of a trusted caller, unchanged
+	traceHeader string // the field that carries the trace id
+	traceparent string // of the span that is the parent of upstream requests; "" without one
+	traceState  string // tracestate of a trusted caller, unchanged
 }
 
 // observing is set by Observe. A part does not inherit it: it is a request of its own, which an Observe

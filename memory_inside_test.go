@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/seed-96248d0c/gateway/internal/onetime"
 	"github.com/seed-96248d0c/gateway/internal/telemetry"
@@ -104,5 +105,14 @@ func TestMemoryIsAsDocumented(t *testing.T) {
 		} else {
 			t.Logf("%s takes %d bytes, documented are %d", tt.name, got, tt.want)
 		}
+	}
+}
+
+// TestRecordFitsItsSizeClass holds the record of a request, with its request, in the allocator's class of 896 bytes. The next
+// one is of 1,024, and every request pays for it.
+func TestRecordFitsItsSizeClass(t *testing.T) {
+	const class, header = 896, 8 // the allocator's own word before an object of this size
+	if size := unsafe.Sizeof(arrival{}); size > class-header {
+		t.Errorf("%d bytes, want at most %d", size, class-header)
 	}
 }

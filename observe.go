@@ -209,14 +209,14 @@ func (o *observer) startSpan(ex *exchange, in, r *http.Request) (*http.Request, 
 	if span.IsRecording() {
 		describeRequest(span, r)
 	}
+	traceparent := telemetry.FormatTraceparent(sc)
 	ex.mu.Lock()
-	if outer := ex.span; outer.IsValid() && !span.SpanContext().IsValid() {
+	if outer := ex.traceparent; outer != "" && !span.SpanContext().IsValid() {
 		// There is no SDK, and the request was sent by another handler of this process. Its record has the
 		// trace to continue.
-		sc = sc.WithTraceID(outer.TraceID()).WithTraceFlags(outer.TraceFlags())
+		traceparent = telemetry.WithSpanOf(outer, traceparent)
 	}
-	ex.span, ex.traceState = sc, state
-	ex.traceparent, ex.traceHeader = telemetry.FormatTraceparent(sc), o.traceHeader
+	ex.traceparent, ex.traceState, ex.traceHeader = traceparent, state, o.traceHeader
 	ex.mu.Unlock()
 	return r, span
 }
@@ -252,10 +252,15 @@ const (
 // trace. Without Observe, t is empty. An empty traceparent means that there is no span to continue.
 func (t *tracing) parent(ctx context.Context) (traceparent, tracestate string) {
 	sc := trace.SpanContextFromContext(ctx)
-	if !sc.IsValid() || t.span.IsValid() && (sc.TraceID() != t.span.TraceID() || sc.SpanID() == t.span.SpanID()) {
+	if !sc.IsValid() {
 		return t.traceparent, t.traceState
 	}
-	return telemetry.FormatTraceparent(sc), sc.TraceState().String()
+	current := telemetry.FormatTraceparent(sc)
+	if own := t.traceparent; own != "" &&
+		(telemetry.TraceIDOf(own) != telemetry.TraceIDOf(current) || telemetry.SpanIDOf(own) == telemetry.SpanIDOf(current)) {
+		return t.traceparent, t.traceState
+	}
+	return current, sc.TraceState().String()
 }
 
 // continueTrace adds traceparent to a copy of r, if r has none and there is a span to continue. Otherwise it

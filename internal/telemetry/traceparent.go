@@ -74,6 +74,19 @@ func TraceIDOf(traceparent string) string {
 	return traceparent[3:35]
 }
 
+// SpanIDOf is like TraceIDOf, for the span id, 16 hex digits.
+func SpanIDOf(traceparent string) string {
+	if traceparent == "" {
+		return ""
+	}
+	return traceparent[36:52]
+}
+
+// WithSpanOf returns traceparent with the span id of other. FormatTraceparent has returned both.
+func WithSpanOf(traceparent, other string) string {
+	return traceparent[:36] + SpanIDOf(other) + traceparent[52:]
+}
+
 // NewSpanContext returns a sampled SpanContext with random ids, for use without an SDK.
 func NewSpanContext() trace.SpanContext {
 	var id trace.TraceID

@@ -95,3 +95,16 @@ func FuzzParseTraceparent(f *testing.F) {
 		}
 	})
 }
+
+func TestPartsOfTraceparent(t *testing.T) {
+	const a, b = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "00-11111111111111111111111111111111-2222222222222222-00"
+	if trace, span := TraceIDOf(a), SpanIDOf(a); trace != "0af7651916cd43dd8448eb211c80319c" || span != "b7ad6b7169203331" {
+		t.Errorf("trace %s, span %s", trace, span)
+	}
+	if trace, span := TraceIDOf(""), SpanIDOf(""); trace != "" || span != "" {
+		t.Errorf("of nothing: trace %q, span %q", trace, span)
+	}
+	if got := WithSpanOf(a, b); got != "00-0af7651916cd43dd8448eb211c80319c-2222222222222222-01" {
+		t.Error(got)
+	}
+}
