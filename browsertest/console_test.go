@@ -190,16 +190,25 @@ func TestConsole(t *testing.T) {
 
 	t.Run("a circuit opens", func(t *testing.T) {
 		b.t = t
-		s.broken.Store(true)
-		for range 3 {
+		// The page shows it within a second. A busy machine gets five openings to show one so soon.
+		for opening := 1; ; opening++ {
+			s.broken.Store(true)
+			for range 3 {
+				s.ask("POST", "/checkout", "")
+			}
+			took := b.waitFor("the open circuit", `document.querySelector("#circuits .state").textContent.startsWith("open")`, 2*time.Second)
+			t.Logf("seen after %v", took)
+			s.broken.Store(false)
+			b.waitFor("the time over", `document.querySelector("#circuits .state").textContent.includes("probe")`, 5*time.Second)
 			s.ask("POST", "/checkout", "")
+			b.waitFor("the closed circuit", `document.querySelector("#circuits .state").textContent === "closed"`, 2*time.Second)
+			if took <= time.Second {
+				break
+			}
+			if opening == 5 {
+				t.Fatalf("seen after %v, and later in four earlier openings", took)
+			}
 		}
-		took := b.waitFor("the open circuit", `document.querySelector("#circuits .state").textContent.startsWith("open")`, 2*time.Second)
-		t.Logf("seen after %v", took)
-		s.broken.Store(false)
-		b.waitFor("the time over", `document.querySelector("#circuits .state").textContent.includes("probe")`, 5*time.Second)
-		s.ask("POST", "/checkout", "")
-		b.waitFor("the closed circuit", `document.querySelector("#circuits .state").textContent === "closed"`, 2*time.Second)
 		if n := eval[int](b, `document.querySelectorAll("#circuits .band rect").length`); n < 4 {
 			t.Errorf("%d parts of the band", n)
 		}
