@@ -230,8 +230,9 @@ func (t *Table[S]) sweepInTime(now int64) {
 	}
 }
 
-// sweep looks at sweepKeys keys in at most that many shards, beginning where the last sweep ended, and forgets
-// those at rest. It is called with no lock held, and skips a shard that is locked rather than wait for it.
+// sweep looks at sweepKeys keys in at most that many shards and forgets those at rest. It begins with the shard
+// after the last one that a sweep looked at, and in each shard with the key after the last one. It is called
+// with no lock held, and skips a shard that is locked rather than wait for it.
 func (t *Table[S]) sweep(now int64, shards int) {
 	keys := sweepKeys
 	for i := 0; i < shards && keys > 0; i++ {
