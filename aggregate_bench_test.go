@@ -1,10 +1,14 @@
 package gateway_test
 
 import (
+	"bytes"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/seed-96248d0c/gateway"
@@ -64,5 +68,59 @@ func BenchmarkAggregate(b *testing.B) {
 				h.ServeHTTP(discardWriter{make(http.Header, 8)}, req)
 			}
 		})
+	}
+}
+
+// BenchmarkAggregateUpstream asks five targets over loopback. The targets' side does not allocate.
+func BenchmarkAggregateUpstream(b *testing.B) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	defer ln.Close()
+	body := `{"items":"` + strings.Repeat("x", 488) + `"}`
+	answer := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Tue, 24 Nov 2026 10:00:00 GMT\r\n"+
+		"Content-Type: application/json\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	serving.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				defer c.Close()
+				request := make([]byte, 4<<10)
+				for n := 0; ; {
+					m, err := c.Read(request[n:])
+					if err != nil {
+						return
+					}
+					if n += m; bytes.HasSuffix(request[:n], []byte("\r\n\r\n")) {
+						n = 0
+						if _, err := c.Write(answer); err != nil {
+							return
+						}
+					}
+				}
+			})
+		}
+	})
+	transport := gateway.NewTransport(nil)
+	defer transport.(interface{ CloseIdleConnections() }).CloseIdleConnections()
+	up := gateway.NewUpstream("parts", gateway.MustTargets("http://"+ln.Addr().String()),
+		&gateway.UpstreamOptions{Circuit: gateway.NewCircuit("parts", nil), Transport: transport})
+	var parts []gateway.Part
+	for _, name := range []string{"user", "orders", "history", "offers", "messages"} {
+		parts = append(parts, gateway.Part{Name: name, From: up, Path: "/" + name})
+	}
+	h := gateway.Aggregate(parts, nil)
+	req := httptest.NewRequest("GET", "/", nil)
+	req.Header.Set("Authorization", "Bearer x")
+	req.Header.Set("Accept-Language", "en")
+	b.ReportAllocs()
+	for b.Loop() {
+		h.ServeHTTP(discardWriter{make(http.Header, 8)}, req)
 	}
 }

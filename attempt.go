@@ -345,15 +345,7 @@ func (u *Upstream) send(out *http.Request, body *replay, clock *attemptClock, ca
 				return nil, err
 			}
 			if body.trailer != nil {
-				// The dead connection's goroutine may still read the trailers of the earlier view, so attach
-				// makes a new map.
-				var again func() (io.ReadCloser, error)
-				again = func() (io.ReadCloser, error) {
-					err := body.attach(out, clock)
-					out.GetBody = again
-					return out.Body, err
-				}
-				out.GetBody = again
+				body.attachAgain(out, clock)
 			}
 		}
 		return t.do(out, call)

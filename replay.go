@@ -143,6 +143,18 @@ func (b *replay) attach(out *http.Request, clock *attemptClock) error {
 	return err
 }
 
+// attachAgain makes out.GetBody attach a new view each time, with a new map for the trailers: the goroutine of
+// a dead connection may still read the trailers of the earlier view.
+func (b *replay) attachAgain(out *http.Request, clock *attemptClock) {
+	var again func() (io.ReadCloser, error)
+	again = func() (io.ReadCloser, error) {
+		err := b.attach(out, clock)
+		out.GetBody = again
+		return out.Body, err
+	}
+	out.GetBody = again
+}
+
 // view returns the body from its beginning and ends the previous view. The trailers are written to trailer
 // when the body ends.
 func (b *replay) view(trailer http.Header, clock *attemptClock) (io.ReadCloser, error) {
